@@ -1,0 +1,28 @@
+"""deit_zoo: Data-efficient image Transformers, exact and verified. Importing it imports no torch."""
+
+from deit_zoo.api import (
+    Evaluation,
+    ModelInfo,
+    Prediction,
+    classify,
+    create,
+    evaluate,
+    info,
+    list_models,
+    transform,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "ModelInfo",
+    "Prediction",
+    "__version__",
+    "classify",
+    "create",
+    "evaluate",
+    "info",
+    "list_models",
+    "transform",
+]

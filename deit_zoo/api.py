@@ -1,0 +1,373 @@
+"""The public functions. torch is imported inside them, so that names and facts cost nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.manifest import Checkpoint, checkpoint as record, find, read
+from deit_zoo.registry import MODELS, ModelSpec, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.preprocess import EvalTransform
+
+    ImageLike = str | os.PathLike[str] | bytes | Image.Image
+
+_SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What is known of a model. `checkpoint` and `recipe` are None where there is none."""
+
+    name: str
+    family: str
+    aliases: tuple[str, ...]
+    arch: dict[str, Any]
+    num_params: int
+    gmacs: float
+    img_size: int
+    source: str
+    checkpoint: Checkpoint | None
+    recipe: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class of an image and its softmax probability, with the class's number and folder."""
+
+    label: str
+    probability: float
+    index: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Accuracy in percent and mean cross-entropy over `num_images` images, each counted once."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+
+
+def list_models(
+    pattern: str = "*",
+    *,
+    exclude: str | Sequence[str] = (),
+    family: str | None = None,
+    pretrained: bool | None = None,
+    img_size: int | None = None,
+    min_top1: float | None = None,
+    max_params: float | None = None,
+    license: str | None = None,
+    sort: str = "name",
+) -> list[str]:
+    """Canonical names that pass every filter.
+
+    `pattern` and `exclude` are shell patterns; a plain word matches anywhere in the name.
+    `sort` is one of name, top1 (best first), params, gmacs, img_size.
+
+    >>> deit_zoo.list_models("cait", img_size=224)
+    ['cait_s24_224', 'cait_xxs24_224', 'cait_xxs36_224']
+    """
+    if sort not in _SORT_KEYS:
+        raise ZooError(f"sort is {sort!r}; give one of {', '.join(_SORT_KEYS)}")
+    records = read(find())
+    excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+
+    def passes(spec: ModelSpec) -> bool:
+        held = records.get(spec.name)
+        return (
+            _matches(spec.name, pattern)
+            and not any(_matches(spec.name, other) for other in excluded)
+            and (family is None or spec.family == family)
+            and (pretrained is None or (held is not None) == pretrained)
+            and (img_size is None or spec.img_size == img_size)
+            and (min_top1 is None or (_top1(held) or 0.0) >= min_top1)
+            and (max_params is None or spec.num_params <= max_params)
+            and (license is None or (held is not None and held.license == license.lower()))
+        )
+
+    def order(spec: ModelSpec) -> tuple[Any, ...]:
+        by_name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", spec.name)]
+        first: dict[str, float] = {
+            "name": 0.0,
+            "top1": -(_top1(records.get(spec.name)) or 0.0),
+            "params": spec.num_params,
+            "gmacs": spec.gmacs,
+            "img_size": spec.img_size,
+        }
+        return first[sort], by_name
+
+    return [spec.name for spec in sorted(filter(passes, MODELS.values()), key=order)]
+
+
+def info(name: str) -> ModelInfo:
+    """Everything known of a model, without building it.
+
+    >>> deit_zoo.info("deit_s").num_params
+    22050664
+    """
+    from deit_zoo.training.recipes import RECIPES
+
+    spec = resolve(name)
+    recipe = RECIPES.get(spec.name)
+    return ModelInfo(
+        name=spec.name,
+        family=spec.family,
+        aliases=spec.aliases,
+        arch=spec.arch,
+        num_params=spec.num_params,
+        gmacs=spec.gmacs,
+        img_size=spec.img_size,
+        source=spec.source,
+        checkpoint=read(find()).get(spec.name),
+        recipe=recipe.source if recipe else None,
+    )
+
+
+def create(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> ZooModel:
+    """Build a model: random and in train mode, or with weights and in eval mode.
+
+    Args:
+        name: any spelling that `deit-zoo info` accepts.
+        pretrained: take the manifest's checkpoint, its SHA-256 checked.
+        checkpoint: a safetensors file, or a folder with `model.safetensors`; wins over the
+            manifest.
+        num_classes: another number than the checkpoint's gives a fresh head (both heads of a
+            distilled model); 0 gives pooled features.
+        img_size: an int or (height, width); positions are resampled bicubically, as upstream does.
+        in_chans: channels of the images.
+        drop_path_rate: stochastic depth, in training.
+        device, dtype: where the parameters live and how they are stored; float32 on the CPU.
+
+    Raises:
+        UnknownModelError: no model has this name.
+        ImageSizeError: patches do not tile this image size.
+        CheckpointError, IntegrityError, DownloadError: the weights do not fit, are not what their
+            digest says, or cannot be had.
+
+    >>> deit_zoo.create("deit_pico_digits", pretrained=True)
+    """
+    import torch
+
+    spec = resolve(name)
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise ZooError(f"drop_path_rate is {drop_path_rate}; give a share from 0 to below 1")
+    place = torch.device("cpu" if device is None else device)
+    kind = torch.float32 if dtype is None else dtype
+    if checkpoint is None and not pretrained:
+        size = spec.img_size if img_size is None else img_size
+        classes = spec.num_classes if num_classes is None else num_classes
+        with place:
+            fresh: ZooModel = spec.build(
+                num_classes=classes, img_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate
+            )
+        return fresh.to(dtype=kind)
+
+    from deit_zoo import weights
+
+    if checkpoint is not None:
+        held = weights.local(checkpoint)
+        origin: Any = held
+        file, metadata = held.path, held.metadata
+    else:
+        origin = record(spec.name)
+        file, metadata = weights.locate(origin), {}
+    model = weights.load(
+        spec,
+        file,
+        metadata,
+        num_classes=num_classes,
+        img_size=img_size,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+    )
+    model.checkpoint = origin
+    return model.to(device=place, dtype=kind)
+
+
+def transform(
+    name_or_model: str | nn.Module,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+) -> EvalTransform:
+    """The evaluation transform: a PIL image to a normalised float32 tensor (3, H, W).
+
+    For a name it is the one the checkpoint's figures were measured with; for a model also at the
+    image size that the model was built for.
+
+    >>> deit_zoo.transform("deit_base_384")
+    EvalTransform(img_size=(384, 384), crop_pct=0.875)
+    """
+    from deit_zoo.models.layers import as_pair
+    from deit_zoo.preprocess import EvalTransform
+
+    if isinstance(name_or_model, str):
+        spec = resolve(name_or_model)
+        own_size: int | tuple[int, int] = spec.img_size
+    else:
+        spec, own_size = _spec_of(name_or_model), name_or_model.img_size
+    if crop_pct is None:
+        crop_pct = float(record(spec.name).crop_pct)
+    return EvalTransform(
+        img_size=as_pair(own_size if img_size is None else img_size), crop_pct=crop_pct
+    )
+
+
+def classify(
+    images: ImageLike | Iterable[ImageLike],
+    model: str | nn.Module = "deit_small",
+    *,
+    topk: int = 5,
+    device: str | torch.device | None = None,
+) -> list[list[Prediction]]:
+    """The `topk` most probable classes of each image, best first.
+
+    `images` is one image or many: paths, bytes of an encoded image, or PIL images; `model` a name
+    (its checkpoint is loaded) or a model from `create`. Raises DataError naming an image that
+    cannot be read.
+
+    >>> [[best]] = deit_zoo.classify("seven.png", "deit_pico_digits", topk=1)
+    >>> best.label
+    '7'
+    """
+    import torch
+
+    single = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "convert")
+    many: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+    network = _model_of(model, device)
+    if network.num_classes == 0:
+        raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
+    prepare, names = transform(network), class_names(network)
+    where = next(network.parameters())
+    was_training = network.training
+    network.eval()
+    results: list[list[Prediction]] = []
+    with torch.inference_mode():
+        for start in range(0, len(many), 32):
+            batch = torch.stack([prepare(_as_image(image)) for image in many[start : start + 32]])
+            logits: Tensor = network(batch.to(where.device, where.dtype))
+            best = logits.float().softmax(dim=-1).topk(min(topk, network.num_classes))
+            for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                results.append(
+                    [
+                        Prediction(names[number].name, share, number, names[number].folder)
+                        for share, number in zip(shares, numbers, strict=True)
+                    ]
+                )
+    network.train(was_training)
+    return results
+
+
+def evaluate(
+    name_or_model: str | nn.Module,
+    data: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Top-1, top-5 and loss over a folder of class folders (or its `val/`), every image once.
+
+    `progress` is called with the images done and the images in all. Raises DataError where the
+    class folders are not the model's classes.
+
+    >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
+    """
+    from deit_zoo.evaluation import accuracy
+
+    model = _model_of(name_or_model, device)
+    return accuracy(
+        model,
+        Path(data),
+        transform(model),
+        [label.folder for label in class_names(model)],
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def class_names(model: ZooModel) -> tuple[Any, ...]:
+    """The labels of a model's classes; numbers where only their count is known."""
+    from deit_zoo.labels import Label, labels
+
+    known = labels(_spec_of(model).labels)
+    if len(known) == model.num_classes:
+        return known
+    return tuple(Label(str(number), str(number)) for number in range(model.num_classes))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    pattern = pattern.lower().replace("-", "_")
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return fnmatchcase(name, pattern)
+
+
+def _top1(held: Checkpoint | None) -> float | None:
+    return held.metric.top1 if held and held.metric else None
+
+
+def _model_of(name_or_model: Any, device: Any) -> ZooModel:
+    """The model that was meant: by name with its checkpoint, or as it is; on the device."""
+    from deit_zoo.models.layers import ZooModel
+
+    if isinstance(name_or_model, str):
+        return create(name_or_model, pretrained=True, device=device)
+    _spec_of(name_or_model)
+    model: ZooModel = name_or_model
+    return model if device is None else model.to(device)
+
+
+def _spec_of(model: Any) -> ModelSpec:
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise CheckpointError(
+            f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
+            "are not known; make it with create(name)"
+        )
+    known: ModelSpec = spec
+    return known
+
+
+def _as_image(image: Any) -> Image.Image:
+    from deit_zoo.preprocess import open_photo
+
+    if hasattr(image, "convert"):
+        pil: Image.Image = image
+        return pil
+    if isinstance(image, bytes):
+        return open_photo(image, "the given bytes")
+    return open_photo(Path(image))

@@ -1,0 +1,31 @@
+"""Class names as data: ImageNet-1k's 1000 synsets in class order, and the ten digits.
+
+The ImageNet names are WordNet 3.0 lemmas (Princeton University); the order is the benchmark's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from deit_zoo.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class: its folder name in an image folder (for ImageNet the synset id) and its name."""
+
+    folder: str
+    name: str
+
+
+@cache
+def labels(kind: str) -> tuple[Label, ...]:
+    """The classes of `imagenet1k` or `digits`, in class order."""
+    if kind == "imagenet1k":
+        text = (Path(__file__).parent / "imagenet1k_labels.txt").read_text(encoding="utf-8")
+        return tuple(Label(*line.split(" ", 1)) for line in text.splitlines())
+    if kind == "digits":
+        return tuple(Label(str(digit), str(digit)) for digit in range(10))
+    raise DataError(f"no labels are named {kind!r}; there are imagenet1k and digits")

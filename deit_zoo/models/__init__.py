@@ -1,0 +1,1 @@
+"""One readable file per architecture family, and the layers they share."""

@@ -1,0 +1,199 @@
+"""DeiT: Vision Transformers trained on ImageNet alone, with or without a distillation token.
+
+  DeiT  https://arxiv.org/abs/2012.12877
+  ViT   https://arxiv.org/abs/2010.11929
+
+An image is cut into patches; a class token (and, for a distilled model, a distillation token with
+a head of its own) goes in front of them; pre-norm blocks of self-attention and MLP follow.
+Shapes: B batch, N tokens (prefix and patches), D embedding, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deit_zoo.models.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    ZooModel,
+    as_pair,
+    init_linear,
+    layer_norm,
+    new_head,
+    new_token,
+    pick_layers,
+    to_grid,
+)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on one fused kernel."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, N, D/H)."""
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(*self.heads(x))  # (B, H, N, D/H)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The softmax map (B, H, N, N) that the fused kernel does not give away."""
+        query, key, _ = self.heads(x)
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, each behind a norm and with a residual."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = layer_norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(ZooModel):
+    """DeiT (section 3) and, with `distilled=True`, distilled DeiT (section 4).
+
+    A distilled model returns `(class_logits, distillation_logits)` in train mode and their mean
+    in eval mode (upstream's code; the paper adds the two softmax outputs).
+    Raises ImageSizeError for a size that patches do not tile.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.img_size = as_pair(img_size)
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.num_classes = num_classes
+        self.distilled = distilled
+        self.num_prefix_tokens = 2 if distilled else 1
+
+        patch_embed = PatchEmbed(
+            img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
+        )
+        # Parameters stand in upstream's order: optimizer states follow it.
+        self.cls_token = new_token(1, 1, embed_dim)
+        self.pos_embed = new_token(1, self.num_prefix_tokens + patch_embed.num_patches, embed_dim)
+        self.dist_token = new_token(1, 1, embed_dim) if distilled else None
+        self.patch_embed = patch_embed
+        # The rate grows linearly from 0 at the first block (float32, as upstream computes it).
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = layer_norm(embed_dim)
+        self.head = new_head(embed_dim, num_classes)
+        self.head_dist = new_head(embed_dim, num_classes) if distilled else None
+        self.apply(init_linear)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to tokens with positions (B, N, D): class, distillation, patches."""
+        patches = self.patch_embed(x)
+        prefix = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]
+        return torch.cat((*tokens, patches), dim=1) + self.pos_embed
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to all tokens after the last norm (B, prefix + N, D)."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return self.norm(x)
+
+    def forward_head(
+        self, tokens: Tensor, pre_logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens to logits; with `pre_logits` to the class token, or the mean of both tokens."""
+        if self.head_dist is None:
+            return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
+        if pre_logits:
+            return (tokens[:, 0] + tokens[:, 1]) / 2
+        logits, logits_dist = self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
+        return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Patch tokens (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
+
+        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the class token (B, D).
+        """
+        wanted = pick_layers(n, len(self.blocks))
+        seen: dict[int, Tensor] = {}
+        x = self.embed(x)
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = self._run(block, x)
+            if number in wanted:
+                seen[number] = self.norm(x) if norm else x
+        patches = [seen[number][:, self.num_prefix_tokens :] for number in wanted]
+        if reshape:
+            patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
+        if return_class_token:
+            return tuple(zip(patches, (seen[number][:, 0] for number in wanted), strict=True))
+        return tuple(patches)
+
+    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused."""
+        wanted = pick_layers(tuple(layers), len(self.blocks))
+        maps: dict[int, Tensor] = {}
+        x = self.embed(x)
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            if number in wanted:
+                maps[number] = block.attn.attention(block.norm1(x))
+            x = self._run(block, x)
+        return [maps[number] for number in wanted]
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The head, or (head, distillation head)."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head, or both heads of a distilled model, by fresh ones; 0 is no head."""
+        super().reset_classifier(num_classes)
+        if self.head_dist is not None:
+            self.head_dist = new_head(self.embed_dim, num_classes, like=self)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
+        as it gets."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^(cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}

@@ -1,0 +1,233 @@
+"""What the families share: patch embedding, MLP, stochastic depth, initialisation, positions.
+
+Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deit_zoo.errors import ImageSizeError, ZooError
+
+if TYPE_CHECKING:
+    from deit_zoo.manifest import Checkpoint
+    from deit_zoo.registry import ModelSpec
+
+LAYER_NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+
+class ZooModel(nn.Module):
+    """A classifier that knows what it is (`spec`) and where its weights came from (`checkpoint`)."""
+
+    spec: ModelSpec | None = None
+    checkpoint: Checkpoint | None = None
+    grad_checkpointing = False
+    embed_dim: int
+    num_classes: int
+    img_size: tuple[int, int]
+    head: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to all tokens after the last norm."""
+        raise NotImplementedError
+
+    def forward_head(
+        self, tokens: Tensor, pre_logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens to logits, or to the pooled features (B, D) that the head would read."""
+        raise NotImplementedError
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The head, or both heads of a distilled model."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a fresh one; 0 classes leaves the pooled features."""
+        self.num_classes = num_classes
+        self.head = new_head(self.embed_dim, num_classes, like=self)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of storing it: memory for time."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names beyond biases and norms that upstream did not decay (`dist_token` it did)."""
+        return {"cls_token", "pos_embed"}
+
+    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, *tokens, use_reentrant=False)
+            return out
+        result: Tensor = block(*tokens)
+        return result
+
+
+class PatchEmbed(nn.Module):
+    """Square patches, each projected to one token: (B, C, H, W) -> (B, h·w, D)."""
+
+    def __init__(
+        self, *, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        check_divisible(img_size, patch_size)
+        self.img_size = img_size
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.img_size, self.proj.in_channels)
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch per sample, in training only."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def keep_mask(self, x: Tensor) -> Tensor:
+        """Draw 1 (keep) or 0 (drop) for every sample: (B, 1, ..., 1)."""
+        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        return x * (self.keep_mask(x) / (1.0 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}"
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    """LayerNorm with the papers' epsilon."""
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+
+def new_token(*shape: int) -> nn.Parameter:
+    """A learned token or position table, started as upstream starts it."""
+    return nn.Parameter(trunc_normal(torch.empty(shape)))
+
+
+def new_head(dim: int, num_classes: int, *, like: nn.Module | None = None) -> nn.Module:
+    """A fresh classifier on the device and of the dtype of `like`; for 0 classes the identity."""
+    if num_classes < 0:
+        raise ZooError(f"num_classes is {num_classes}; give the number of classes, or 0 for none")
+    if num_classes == 0:
+        return nn.Identity()
+    reference = None if like is None else next(like.parameters())
+    place: dict[str, Any] = (
+        {} if reference is None else {"device": reference.device, "dtype": reference.dtype}
+    )
+    head = nn.Linear(dim, num_classes, **place)
+    init_linear(head)
+    return head
+
+
+def trunc_normal(tensor: Tensor) -> Tensor:
+    """Fill with a normal of std 0.02; the cut at ±2 never bites, as in timm 0.3.2."""
+    # A tensor on the meta device is about to be replaced by a checkpoint's.
+    return tensor if tensor.is_meta else nn.init.trunc_normal_(tensor, std=INIT_STD)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Linear layers: normal weights, zero bias. Convolutions keep torch's default (as upstream)."""
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:
+        trunc_normal(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def as_pair(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from an int or a pair."""
+    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+        raise ImageSizeError(
+            f"img_size is {img_size!r}; give one number of pixels or (height, width), "
+            "for example img_size=(192, 256)"
+        )
+    return pair[0], pair[1]
+
+
+def check_divisible(img_size: tuple[int, int], patch_size: int) -> None:
+    """Refuse an image size that patches do not tile, naming the nearest one that they do."""
+    nearest = tuple(max(1, round(side / patch_size)) * patch_size for side in img_size)
+    if nearest != img_size:
+        raise ImageSizeError(
+            f"images of {img_size[0]}x{img_size[1]} pixels cannot be cut into patches of "
+            f"{patch_size}x{patch_size}; the nearest size that can is img_size={nearest}"
+        )
+
+
+def check_input(x: Tensor, img_size: tuple[int, int], in_chans: int) -> None:
+    """Refuse a batch that the model was not built for, saying how to build one that was."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ImageSizeError(
+            f"the model takes a batch of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), "
+            f"not {tuple(x.shape)}; add a batch dimension with x[None], or build it with in_chans="
+        )
+    if x.shape[2] != img_size[0] or x.shape[3] != img_size[1]:
+        raise ImageSizeError(
+            f"the model takes images of {img_size[0]}x{img_size[1]} pixels, not "
+            f"{x.shape[2]}x{x.shape[3]}; resize them with deit_zoo.transform(model), or build it "
+            f"with deit_zoo.create(name, img_size=({x.shape[2]}, {x.shape[3]}))"
+        )
+
+
+def resize_pos_embed(
+    pos_embed: Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int], num_prefix: int
+) -> Tensor:
+    """Resample a position table (1, prefix + h·w, D) to another grid, as upstream's fine-tuning.
+
+    Bicubic with a = -0.75, half-pixel centres and no antialiasing; prefix rows stay as they are.
+    """
+    if grid_size == new_grid_size:
+        return pos_embed
+    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    table = patches.reshape(1, *grid_size, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    table = F.interpolate(table, size=new_grid_size, mode="bicubic", align_corners=False)
+    return torch.cat((prefix, table.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+
+
+def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Layer numbers from `n` (the last n) or from a list in which -1 is the last."""
+    if isinstance(layers, int):
+        asked: Sequence[int] = range(depth - layers, depth)
+        valid = 1 <= layers <= depth
+    else:
+        asked = layers
+        valid = len(layers) > 0 and all(-depth <= layer < depth for layer in layers)
+    if not valid:
+        raise ZooError(
+            f"layers is {layers!r}, but the model has {depth} blocks; give a number from 1 to "
+            f"{depth} for the last ones, or a list of numbers from {-depth} to {depth - 1}"
+        )
+    return [layer % depth for layer in asked]
+
+
+def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Patch tokens (B, h·w, D) as a feature map (B, D, h, w)."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size).contiguous()

@@ -1,0 +1,2 @@
+"""Recipes by the name of the model that they train."""
+RECIPES: dict = {}
