@@ -1,4 +1,4 @@
-"""deit_zoo: Data-efficient image Transformers, exact and verified. Importing it imports no torch."""
+"""Data-efficient image Transformers, exact and verified. Importing deit_zoo imports no torch."""
 
 from deit_zoo.api import (
     Evaluation,

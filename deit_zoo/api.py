@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import CheckpointError, ZooError
-from deit_zoo.manifest import Checkpoint, checkpoint as record, find, read
+from deit_zoo.manifest import Checkpoint, find, read
+from deit_zoo.manifest import checkpoint as record
 from deit_zoo.registry import MODELS, ModelSpec, resolve
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def list_models(
             and (img_size is None or spec.img_size == img_size)
             and (min_top1 is None or (_top1(held) or 0.0) >= min_top1)
             and (max_params is None or spec.num_params <= max_params)
-            and (license is None or (held is not None and held.license == license.lower()))
+            and (license is None or (held is not None and held.license.lower() == license.lower()))
         )
 
     def order(spec: ModelSpec) -> tuple[Any, ...]:
@@ -182,7 +183,11 @@ def create(
     spec = resolve(name)
     if not 0.0 <= drop_path_rate < 1.0:
         raise ZooError(f"drop_path_rate is {drop_path_rate}; give a share from 0 to below 1")
-    place = torch.device("cpu" if device is None else device)
+    if in_chans < 1:
+        raise ZooError(
+            f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
+        )
+    place = _device("cpu" if device is None else device)
     kind = torch.float32 if dtype is None else dtype
     if checkpoint is None and not pretrained:
         size = spec.img_size if img_size is None else img_size
@@ -236,7 +241,8 @@ def transform(
         spec = resolve(name_or_model)
         own_size: int | tuple[int, int] = spec.img_size
     else:
-        spec, own_size = _spec_of(name_or_model), name_or_model.img_size
+        network = _model_of(name_or_model, None)
+        spec, own_size = _spec_of(network), network.img_size
     if crop_pct is None:
         crop_pct = float(record(spec.name).crop_pct)
     return EvalTransform(
@@ -263,19 +269,19 @@ def classify(
     """
     import torch
 
+    from deit_zoo.evaluation import evaluating
+
     single = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "convert")
     many: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-    network = _model_of(model, device)
-    if network.num_classes == 0:
-        raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
+    if topk < 1:
+        raise ZooError(f"topk is {topk}; give the number of classes to show, 1 or more")
+    network = _classifier_of(model, device)
     prepare, names = transform(network), class_names(network)
     where = next(network.parameters())
-    was_training = network.training
-    network.eval()
     results: list[list[Prediction]] = []
-    with torch.inference_mode():
+    with evaluating(network), torch.inference_mode():
         for start in range(0, len(many), 32):
-            batch = torch.stack([prepare(_as_image(image)) for image in many[start : start + 32]])
+            batch = torch.stack([_as_tensor(image, prepare) for image in many[start : start + 32]])
             logits: Tensor = network(batch.to(where.device, where.dtype))
             best = logits.float().softmax(dim=-1).topk(min(topk, network.num_classes))
             for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -285,7 +291,6 @@ def classify(
                         for share, number in zip(shares, numbers, strict=True)
                     ]
                 )
-    network.train(was_training)
     return results
 
 
@@ -307,7 +312,12 @@ def evaluate(
     """
     from deit_zoo.evaluation import accuracy
 
-    model = _model_of(name_or_model, device)
+    if batch_size < 1 or workers < 0:
+        raise ZooError(
+            f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
+            "0 or more worker processes"
+        )
+    model = _classifier_of(name_or_model, device)
     return accuracy(
         model,
         Path(data),
@@ -342,13 +352,35 @@ def _top1(held: Checkpoint | None) -> float | None:
 
 def _model_of(name_or_model: Any, device: Any) -> ZooModel:
     """The model that was meant: by name with its checkpoint, or as it is; on the device."""
-    from deit_zoo.models.layers import ZooModel
 
     if isinstance(name_or_model, str):
         return create(name_or_model, pretrained=True, device=device)
     _spec_of(name_or_model)
     model: ZooModel = name_or_model
-    return model if device is None else model.to(device)
+    return model if device is None else model.to(_device(device))
+
+
+def _classifier_of(name_or_model: Any, device: Any) -> ZooModel:
+    model = _model_of(name_or_model, device)
+    if model.num_classes == 0:
+        raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
+    return model
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device by its name. Raises ZooError where this machine cannot use it."""
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ZooError(
+            f"device {str(device)!r} cannot be used here ({reason}); give 'cpu', or 'cuda' where "
+            "PyTorch finds a GPU"
+        ) from error
+    return place
 
 
 def _spec_of(model: Any) -> ModelSpec:
@@ -362,12 +394,13 @@ def _spec_of(model: Any) -> ModelSpec:
     return known
 
 
-def _as_image(image: Any) -> Image.Image:
-    from deit_zoo.preprocess import open_photo
+def _as_tensor(image: ImageLike, prepare: EvalTransform) -> Tensor:
+    from deit_zoo.preprocess import naming, open_photo
 
-    if hasattr(image, "convert"):
-        pil: Image.Image = image
-        return pil
     if isinstance(image, bytes):
-        return open_photo(image, "the given bytes")
-    return open_photo(Path(image))
+        return prepare(open_photo(image))
+    if not isinstance(image, str | os.PathLike):
+        return prepare(image)
+    photo = open_photo(Path(image))
+    with naming(image):
+        return prepare(photo)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from deit_zoo.api import Evaluation
 from deit_zoo.errors import DataError
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.preprocess import open_rgb
+from deit_zoo.preprocess import naming, open_rgb
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -40,15 +41,22 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             for path in sorted((root / name).rglob("*"))
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
-        if not self.samples:
-            raise DataError(f"{root} has class folders but no image in them; give another --data")
+        held = {number for _, number in self.samples}
+        empty = [name for number, name in enumerate(self.classes) if number not in held]
+        if empty:
+            raise DataError(
+                f"{len(empty)} of the {len(self.classes)} class folders of {root} hold no image "
+                f"(such as {empty[0]!r}); give a folder with images of every class"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
-        return self.transform(open_rgb(path)), label
+        image = open_rgb(path)
+        with naming(path):
+            return self.transform(image), label
 
 
 def class_folders(root: Path) -> list[str]:
@@ -66,6 +74,17 @@ def validation_folder(data: Path) -> Path:
     return data / "val" if (data / "val").is_dir() else data
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode, and afterwards, whatever happened, in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def accuracy(
     model: ZooModel,
@@ -81,21 +100,19 @@ def accuracy(
     dataset = ImageFolder(validation_folder(data), transform, classes)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
     where = next(model.parameters())
-    was_training = model.training
-    model.eval()
     correct1 = correct5 = done = 0
     loss = 0.0
-    for images, labels in loader:
-        logits = model(images.to(where.device, where.dtype)).float()
-        labels = labels.to(where.device)
-        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        correct1 += int(ranked[:, 0].sum())
-        correct5 += int(ranked.sum())
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        done += len(labels)
-        if progress:
-            progress(done, len(dataset))
-    model.train(was_training)
+    with evaluating(model):
+        for images, labels in loader:
+            logits = model(images.to(where.device, where.dtype)).float()
+            labels = labels.to(where.device)
+            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            correct1 += int(ranked[:, 0].sum())
+            correct5 += int(ranked.sum())
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            done += len(labels)
+            if progress:
+                progress(done, len(dataset))
     assert done == len(dataset), f"{done} of {len(dataset)} images were counted"
     return Evaluation(100.0 * correct1 / done, 100.0 * correct5 / done, loss / done, done)
 
@@ -103,10 +120,13 @@ def accuracy(
 def _wrong_classes(root: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
     extra = sorted(set(found) - set(wanted))
     missing = sorted(set(wanted) - set(found))
-    told = [f"{len(group)} {word} (such as {group[0]!r})" for group, word in
-            ((extra, "that are no class of the model"), (missing, "missing")) if group]
+    told = [
+        f"{len(group)} {word} (such as {group[0]!r})"
+        for group, word in ((extra, "that are no class of the model"), (missing, "missing"))
+        if group
+    ]
     return (
         f"the class folders of {root} are not the model's {len(wanted)} classes: "
-        f"{' and '.join(told)}; give a folder with one folder per class, named as "
-        "`deit-zoo info NAME --json` tells"
+        f"{' and '.join(told)}; give a folder with one folder per class, from {wanted[0]!r} to "
+        f"{wanted[-1]!r}"
     )

@@ -163,6 +163,10 @@ def _record(name: str, value: Any) -> Checkpoint:
     for key in ("num_params", "num_classes"):
         _check_positive(value[key], int, f"{where}: {key}")
     _check_positive(value["crop_pct"], (int, float), f"{where}: crop_pct")
+    if value["crop_pct"] > 1:
+        raise CheckpointError(f"{where}: crop_pct is {value['crop_pct']}; it must be at most 1")
+    if reproduced:
+        _check_type(value["log"], str, f"{where}: log")
     _check_type(value["license"], str, f"{where}: license")
     _check_type(value["paper"], (str, type(None)), f"{where}: paper")
     _check_type(value["sources"], list, f"{where}: sources")

@@ -7,12 +7,14 @@ evaluation transform, section "Evaluate" of its README). Pillow alone; bit-equal
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deit_zoo.errors import DataError, ImageSizeError
@@ -47,6 +49,8 @@ class EvalTransform:
         return normalize(tensor.to(torch.float32).div(255))
 
     def _resize(self, image: Image.Image) -> Image.Image:
+        if 0 in image.size:
+            raise DataError(f"an image of {image.width}x{image.height} pixels shows nothing")
         height, width = (int(side / self.crop_pct) for side in self.img_size)
         # Whichever side is short for its purpose is matched exactly; the other follows.
         if image.width * height <= image.height * width:
@@ -99,29 +103,47 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def open_photo(source: Path | bytes, name: str = "") -> Image.Image:
     """An image as a person sees it: upright (EXIF) and in RGB. Raises DataError naming the file."""
-    name = name or str(source)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{name} cannot be read as an image: {_one_line(reason, name)}") from error
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    return _open(source, name, lambda image: to_rgb(ImageOps.exif_transpose(image)))
 
 
 def open_rgb(path: Path) -> Image.Image:
     """An image as upstream's loader reads it: converted to RGB, EXIF ignored."""
+    return _open(path, str(path), lambda image: image.convert("RGB"))
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Within it, a DataError about pixels also says whose they are."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _open(
+    source: Path | bytes, name: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        with warnings.catch_warnings(), naming(name):
+            # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return convert(image)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read as an image: {_one_line(reason, path)}") from error
+        raise DataError(
+            f"{name} cannot be read as an image ({_reason(error)}); give a whole JPEG, PNG, WebP, "
+            "GIF, BMP or TIFF file"
+        ) from error
 
 
-def _one_line(reason: str, name: object) -> str:
-    return " ".join(reason.replace(f" {str(name)!r}", "").split())
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its format is not known"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -20,7 +20,7 @@ from deit_zoo.errors import UnknownModelError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """What to build for a name. `gmacs` counts attention's products too, per image."""
+    """What to build for a name. `gmacs`, per image, counts attention's products too."""
 
     name: str
     family: str
@@ -33,6 +33,11 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     labels: str = "imagenet1k"
     num_classes: int = 1000
+
+    @property
+    def upstream(self) -> str | None:
+        """The name of upstream's own torch.hub entry point: the first alias."""
+        return self.aliases[0] if self.aliases else None
 
     def build(self, **overrides: Any) -> Any:
         """The network with random weights; `overrides` are its constructor's keywords."""
@@ -48,7 +53,7 @@ _VIT = "deit_zoo.models.deit:VisionTransformer"
 _CAIT = "deit_zoo.models.cait:CaiT"
 
 # DeiT, Table 1. Parameters counted exactly; multiply-accumulates as timm's benchmark tables give
-# them. Aliases are the names in use elsewhere: upstream's, timm's with its tag, the file's.
+# them. Aliases are the names in use elsewhere: upstream's first, timm's with its tag, the file's.
 _DEIT = (
     ModelSpec(
         name="deit_tiny",
@@ -60,8 +65,8 @@ _DEIT = (
         gmacs=1.26,
         source="arXiv:2012.12877, Table 1",
         aliases=(
-            "deit_ti",
             "deit_tiny_patch16_224",
+            "deit_ti",
             "deit_tiny_patch16_224.fb_in1k",
             "deit_tiny_patch16_224-a1311bcf",
         ),
@@ -76,8 +81,8 @@ _DEIT = (
         gmacs=4.61,
         source="arXiv:2012.12877, Table 1",
         aliases=(
-            "deit_s",
             "deit_small_patch16_224",
+            "deit_s",
             "deit_small_patch16_224.fb_in1k",
             "deit_small_patch16_224-cd65a155",
         ),
@@ -92,8 +97,8 @@ _DEIT = (
         gmacs=17.58,
         source="arXiv:2012.12877, Table 1",
         aliases=(
-            "deit_b",
             "deit_base_patch16_224",
+            "deit_b",
             "deit_base_patch16_224.fb_in1k",
             "deit_base_patch16_224-b5f2ef4d",
         ),
@@ -108,8 +113,8 @@ _DEIT = (
         gmacs=55.54,
         source="arXiv:2012.12877, Tables 1 and 5",
         aliases=(
-            "deit_b_384",
             "deit_base_patch16_384",
+            "deit_b_384",
             "deit_base_patch16_384.fb_in1k",
             "deit_base_patch16_384-8de9b5d1",
         ),
@@ -124,8 +129,8 @@ _DEIT = (
         gmacs=1.27,
         source="arXiv:2012.12877, Table 1 and section 4",
         aliases=(
-            "deit_ti_distilled",
             "deit_tiny_distilled_patch16_224",
+            "deit_ti_distilled",
             "deit_tiny_distilled_patch16_224.fb_in1k",
             "deit_tiny_distilled_patch16_224-b40b3cf7",
         ),
@@ -140,8 +145,8 @@ _DEIT = (
         gmacs=4.63,
         source="arXiv:2012.12877, Table 1 and section 4",
         aliases=(
-            "deit_s_distilled",
             "deit_small_distilled_patch16_224",
+            "deit_s_distilled",
             "deit_small_distilled_patch16_224.fb_in1k",
             "deit_small_distilled_patch16_224-649709d9",
         ),
@@ -156,8 +161,8 @@ _DEIT = (
         gmacs=17.68,
         source="arXiv:2012.12877, Table 1 and section 4",
         aliases=(
-            "deit_b_distilled",
             "deit_base_distilled_patch16_224",
+            "deit_b_distilled",
             "deit_base_distilled_patch16_224.fb_in1k",
             "deit_base_distilled_patch16_224-df68dfff",
         ),
@@ -172,8 +177,8 @@ _DEIT = (
         gmacs=55.65,
         source="arXiv:2012.12877, Tables 1 and 5 (the 1000-epoch model)",
         aliases=(
-            "deit_b_distilled_384",
             "deit_base_distilled_patch16_384",
+            "deit_b_distilled_384",
             "deit_base_distilled_patch16_384.fb_in1k",
             "deit_base_distilled_patch16_384-d0272ac0",
         ),
@@ -296,22 +301,70 @@ _CAIT_ROWS = (
 )
 
 # The embedded models: small enough to ship, trained by this package on handwritten digits.
-_EMBEDDED: tuple[ModelSpec, ...] = ()
+_EMBEDDED = (
+    ModelSpec(
+        name="convnet_pico_digits",
+        family="convnet",
+        builder="deit_zoo.models.convnet:ConvNet",
+        arch=dict(dims=(32, 64, 128), depth=1),
+        img_size=16,
+        num_params=1,
+        gmacs=0.0,
+        source="deit_zoo: a teacher small enough to ship",
+        labels="digits",
+        num_classes=10,
+    ),
+    ModelSpec(
+        name="deit_pico_digits",
+        family="deit",
+        builder=_VIT,
+        arch=dict(patch_size=4, embed_dim=64, depth=6, num_heads=4),
+        img_size=16,
+        num_params=1,
+        gmacs=0.0,
+        source="deit_zoo: DeiT small enough to ship",
+        labels="digits",
+        num_classes=10,
+    ),
+    ModelSpec(
+        name="deit_pico_distilled_digits",
+        family="deit",
+        builder=_VIT,
+        arch=dict(patch_size=4, embed_dim=64, depth=6, num_heads=4, distilled=True),
+        img_size=16,
+        num_params=1,
+        gmacs=0.0,
+        source="deit_zoo: distilled DeiT small enough to ship",
+        labels="digits",
+        num_classes=10,
+    ),
+)
 
 _ROWS = _DEIT + _CAIT_ROWS + _EMBEDDED
 MODELS: dict[str, ModelSpec] = {row.name: row for row in _ROWS}
 
 # Names that were never published, or mean something else: what to say, and what to offer first.
+# Compared without their `_patch16` and timm's tag.
 _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
-        r"deit_(tiny|ti|t)(_distilled|_dist)?(_patch16|_p16)?_?384",
+        r"deit_(tiny|ti|t)_?384",
         "DeiT-Ti was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_tiny", "deit_tiny_distilled", "deit_base_384"),
+        ("deit_tiny", "deit_base_384"),
     ),
     (
-        r"deit_(small|s)(_distilled|_dist)?(_patch16|_p16)?_?384",
+        r"deit_(tiny|ti|t)(_dist|_distilled)_?384|deit_(tiny|ti|t)_?384(_dist|_distilled)",
+        "distilled DeiT-Ti was published at 224 pixels only (img_size=384 resamples it)",
+        ("deit_tiny_distilled", "deit_base_distilled_384"),
+    ),
+    (
+        r"deit_(small|s)_?384",
         "DeiT-S was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_small", "deit_small_distilled", "deit_base_384"),
+        ("deit_small", "deit_base_384"),
+    ),
+    (
+        r"deit_(small|s)(_dist|_distilled)_?384|deit_(small|s)_?384(_dist|_distilled)",
+        "distilled DeiT-S was published at 224 pixels only (img_size=384 resamples it)",
+        ("deit_small_distilled", "deit_base_distilled_384"),
     ),
     (
         r"deit_.*1000_?ep(ochs)?",
@@ -319,15 +372,19 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("deit_base_distilled_384",),
     ),
     (
-        r"(deit_?3|deit_?iii)(_.*)?|deit_(tiny|small|medium|base|large|huge|giant)_patch1[46]_.*ls.*"
-        r"|deit_(large|medium|huge|l|m|h)(_.*)?",
+        r"deit_.*_(18x2|26x2|36|36x1|40|40x2|48|48x2|52)(_ls)?",
+        "the deeper and parallel networks of DeiT III's authors were never published",
+        (),
+    ),
+    (
+        r"(deit_?3|deit_?iii)(_.*)?|deit_.*_ls(_.*)?|deit_(large|medium|huge|giant|l|m|h)(_.*)?",
         "that size or family belongs to DeiT III, which this zoo does not hold yet",
         (),
     ),
-    (r"cait_xs_?24_224", "CaiT-XS24 was published at 384 pixels only", ("cait_xs24_384",)),
-    (r"cait_s_?36_224", "CaiT-S36 was published at 384 pixels only", ("cait_s36_384",)),
-    (r"cait_m_?36_(224|448)", "CaiT-M36 was published at 384 pixels only", ("cait_m36_384",)),
-    (r"cait_m_?48_(224|384)", "CaiT-M48 was published at 448 pixels only", ("cait_m48_448",)),
+    (r"(cait_)?xs_?24_224", "CaiT-XS24 was published at 384 pixels only", ("cait_xs24_384",)),
+    (r"(cait_)?s_?36_224", "CaiT-S36 was published at 384 pixels only", ("cait_s36_384",)),
+    (r"(cait_)?m_?36_(224|448)", "CaiT-M36 was published at 384 pixels only", ("cait_m36_384",)),
+    (r"(cait_)?m_?48_(224|384)", "CaiT-M48 was published at 448 pixels only", ("cait_m48_448",)),
     (
         r"cait_xs_?36(_\d+)?",
         "no weights of CaiT-XS36 were published",
@@ -405,6 +462,7 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
         ):
             yield f"deit_{word}{dist}{patch}{img_size}"
             yield f"deit_{word}{patch}{img_size}{dist}"
+        yield f"vit_deit_{size}{distilled[0]}_patch16_{spec.img_size}"  # timm before 0.5
     elif spec.family == "cait":
         letters, depth, img_size = re.findall(r"cait_([a-z]+)(\d+)_(\d+)", spec.name)[0]
         bare = f"cait_{letters}{depth}" in map(normalize, spec.aliases)
@@ -416,8 +474,9 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
 
 def _unknown(name: object) -> str:
     wanted = normalize(str(name))
+    plain = re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", wanted)
     reason, first = next(
-        ((f": {why}", offer) for pattern, why, offer in _REFUSED if re.fullmatch(pattern, wanted)),
+        ((f": {why}", offer) for pattern, why, offer in _REFUSED if re.fullmatch(pattern, plain)),
         ("", ()),
     )
     others = (other for other in nearest(wanted, 6) if other not in first)

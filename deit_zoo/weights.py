@@ -8,7 +8,6 @@ error that lists the keys.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError
+from deit_zoo.files import digest, write_whole
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint, Source
 from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed
 from deit_zoo.registry import ModelSpec
@@ -94,17 +94,13 @@ def load(
     tensors = read(file)
     held = _num_classes(spec, tensors, num_classes)
     own_size = _img_size(spec, tensors, metadata)
-    size = own_size if img_size is None else as_pair(img_size)
+    size = as_pair(img_size) if img_size is not None else own_size or as_pair(spec.img_size)
     with torch.device("meta"):
         model: ZooModel = spec.build(
             num_classes=held, img_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate
         )
-    if "pos_embed" in tensors and size != own_size:
-        patch = model.patch_size
-        grids = [(height // patch, width // patch) for height, width in (own_size, size)]
-        tensors["pos_embed"] = resize_pos_embed(
-            tensors["pos_embed"].float(), *grids, num_prefix=_num_prefix(spec)
-        )
+    if own_size is not None and size != own_size:
+        _resample(spec, tensors, own_size, size)
     _check_fit(model, tensors, file)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.float()
@@ -136,32 +132,13 @@ def save(model: ZooModel, file: Path, **metadata: Any) -> str:
     return digest(file)
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def digest(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    sha256 = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            sha256.update(chunk)
-    return sha256.hexdigest()
-
-
 def verify(file: Path, sha256: str) -> None:
     """Raises IntegrityError with both digests unless the file has this SHA-256."""
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; reinstall deit_zoo")
     if (found := digest(file)) != sha256:
         raise IntegrityError(
-            f"{file} has SHA-256 {found}, but {sha256} is expected; remove the file and get it again"
+            f"{file} has SHA-256 {found}, not {sha256}; remove the file and get it again"
         )
 
 
@@ -184,6 +161,8 @@ def _metadata(file: Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get(METADATA_KEY, "{}")
         facts: dict[str, Any] = json.loads(text)
+        if not isinstance(facts, dict):
+            raise ValueError(f"its metadata is {text}")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is not a whole safetensors file ({error}); fetch or export it again"
@@ -192,27 +171,42 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def _num_classes(spec: ModelSpec, tensors: dict[str, Tensor], asked: int | None) -> int:
-    if "head.weight" in tensors:
+    if "head.weight" in tensors and tensors["head.weight"].ndim == 2:
         return tensors["head.weight"].shape[0]
     return spec.num_classes if asked is None else 0
 
 
 def _img_size(
     spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]
-) -> tuple[int, int]:
-    """The image size a file was saved at: as it says itself, or else a square of its positions."""
+) -> tuple[int, int] | None:
+    """The image size a file was saved at: as it says, or else the square of its positions."""
     if "img_size" in metadata:
         return as_pair(metadata["img_size"])
-    if "pos_embed" not in tensors:
-        return as_pair(spec.img_size)
-    patches = tensors["pos_embed"].shape[1] - _num_prefix(spec)
+    if (table := _positions(spec, tensors)) is None:
+        return None
+    patches = table.shape[1] - _num_prefix(spec)
     side = math.isqrt(max(patches, 0))
-    if side * side != patches or side == 0:
-        raise CheckpointError(
-            f"pos_embed has {patches} patch positions, which is no square grid, and the file does "
-            "not state its img_size; save it with deit_zoo.weights.save"
-        )
-    return as_pair(side * int(spec.arch["patch_size"]))
+    return as_pair(side * spec.arch["patch_size"]) if 0 < side * side == patches else None
+
+
+def _resample(
+    spec: ModelSpec,
+    tensors: dict[str, Tensor],
+    own_size: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    """Fit the positions to another image size, unless they are not of the one they came with."""
+    if (table := _positions(spec, tensors)) is None:
+        return
+    patch, prefix = spec.arch["patch_size"], _num_prefix(spec)
+    grid, new_grid = ((height // patch, width // patch) for height, width in (own_size, size))
+    if table.shape[1] == prefix + grid[0] * grid[1]:
+        tensors["pos_embed"] = resize_pos_embed(table.float(), grid, new_grid, prefix)
+
+
+def _positions(spec: ModelSpec, tensors: dict[str, Tensor]) -> Tensor | None:
+    table = tensors.get("pos_embed")
+    return table if table is not None and table.ndim == 3 and "patch_size" in spec.arch else None
 
 
 def _num_prefix(spec: ModelSpec) -> int:
@@ -222,19 +216,27 @@ def _num_prefix(spec: ModelSpec) -> int:
 
 
 def _check_fit(model: ZooModel, tensors: dict[str, Tensor], file: Path) -> None:
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    state = model.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in state.items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
+    both = sorted(wanted.keys() & found.keys())
     wrong = [f"missing {key}" for key in sorted(wanted.keys() - found.keys())]
     wrong += [f"unexpected {key}" for key in sorted(found.keys() - wanted.keys())]
     wrong += [
-        f"{key} is {found[key]}, not {wanted[key]}"
-        for key in sorted(wanted.keys() & found.keys())
-        if wanted[key] != found[key]
+        f"{key} is {found[key]}, not {wanted[key]}" for key in both if wanted[key] != found[key]
+    ]
+    wrong += [
+        f"{key} holds {tensors[key].dtype}"
+        for key in both
+        if tensors[key].is_floating_point() != state[key].is_floating_point()
     ]
     if wrong:
         name = model.spec.name if model.spec else type(model).__name__
         shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise CheckpointError(f"{file} does not fit {name}: {shown}; give the model it was saved of")
+        raise CheckpointError(
+            f"{file} does not fit {name}: {shown}; give the model and the img_size "
+            "that it was saved of"
+        )
 
 
 def _place(source: Source) -> str:

@@ -11,7 +11,7 @@ Shapes: B batch, N patches, D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class ClassAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, H, N, D/H)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.split(self.q(x[:, :1])), self.split(self.k(x)), self.v(x)
@@ -116,13 +116,15 @@ class Block(nn.Module):
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
 
+    def attention(self, x: Tensor) -> Tensor:
+        """The softmax map (B, H, N, N) of what enters the block."""
+        return self.attn.attention(self.norm1(x))
+
 
 class ClassBlock(nn.Module):
     """Class-attention and MLP: only the class token (B, 1, D) changes; no stochastic depth."""
 
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, layer_scale_init: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, layer_scale_init: float) -> None:
         super().__init__()
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
@@ -134,6 +136,10 @@ class ClassBlock(nn.Module):
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         cls = cls + self.gamma_1 * self.attn(self.norm1(torch.cat((cls, patches), dim=1)))
         return cls + self.gamma_2 * self.mlp(self.norm2(cls))
+
+    def attention(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """The softmax map of the class token (B, H, 1, 1 + N)."""
+        return self.attn.attention(self.norm1(torch.cat((cls, patches), dim=1)))
 
 
 class CaiT(ZooModel):
@@ -249,12 +255,12 @@ class CaiT(ZooModel):
         x = self.embed(x)
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             if number in wanted:
-                maps[number] = block.attn.attention(block.norm1(x))
+                maps[number] = cast(Block, block).attention(x)
             x = self._run(block, x)
         cls = self.cls_token.expand(x.shape[0], -1, -1)
         for number, block in enumerate(self.blocks_token_only, start=depth):
             if number in wanted:
-                maps[number] = block.attn.attention(block.norm1(torch.cat((cls, x), dim=1)))
+                maps[number] = cast(ClassBlock, block).attention(cls, x)
             cls = self._run(block, cls, x)
         return [maps[number] for number in wanted]
 

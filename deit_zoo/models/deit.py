@@ -11,7 +11,7 @@ Shapes: B batch, N tokens (prefix and patches), D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The softmax map (B, H, N, N) of what enters the block."""
+        return self.attn.attention(self.norm1(x))
 
 
 class VisionTransformer(ZooModel):
@@ -178,7 +182,7 @@ class VisionTransformer(ZooModel):
         x = self.embed(x)
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             if number in wanted:
-                maps[number] = block.attn.attention(block.norm1(x))
+                maps[number] = cast(Block, block).attention(x)
             x = self._run(block, x)
         return [maps[number] for number in wanted]
 

@@ -24,7 +24,7 @@ INIT_STD = 0.02
 
 
 class ZooModel(nn.Module):
-    """A classifier that knows what it is (`spec`) and where its weights came from (`checkpoint`)."""
+    """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`)."""
 
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None

@@ -1,1 +1,1 @@
-"""x"""
+"""Training that reproduces the checkpoints. Planning needs nothing; running needs `[train]`."""

@@ -12,13 +12,19 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import deit_zoo
+from deit_zoo.models.layers import ZooModel
 
 HERE = Path(__file__).parent
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @cache
@@ -67,11 +73,25 @@ def fill(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
     return (mean + spread * normals(name, shape).astype(np.float64)).astype(np.float32)
 
 
-def filled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every entry of its state dict filled by the rule."""
+def filled(model: Network) -> Network:
+    """The model, on the CPU and with every entry of its state dict filled by the rule."""
     state = {
         name: torch.from_numpy(fill(name, value.shape)).to(value.dtype)
         for name, value in model.state_dict().items()
     }
-    model.load_state_dict(state, strict=True)
+    # Assigned, so that a model built on the meta device costs no random weights.
+    model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def network(case: dict[str, Any]) -> ZooModel:
+    """The model that a case was made with, in float32 and in train mode."""
+    model = case["model"]
+    return filled(deit_zoo.create(model["factory"], **model["given_kwargs"], device="meta"))
+
+
+def batch(case: dict[str, Any]) -> Tensor:
+    """The images that a case was made with, in float32."""
+    images = case["inputs"]["x"]
+    assert images["rule"] == "normals", f"{case['name']} has images by another rule"
+    return torch.from_numpy(normals(images["name"], images["shape"]))

@@ -1,0 +1,41 @@
+# Two commands: `make demo` shows the main job, `make test` proves it. Each installs into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: demo test test-all lint benchmark clean
+
+demo: .venv/installed
+	rm -rf $(DEMO)
+	$(BIN)/deit-zoo list
+	$(BIN)/deit-zoo data digits --output $(DEMO)/digits
+	$(BIN)/deit-zoo classify --model deit_pico_distilled_digits --topk 2 \
+		$(DEMO)/digits/val/3/1441.png $(DEMO)/digits/val/7/1444.png
+	$(BIN)/deit-zoo evaluate deit_pico_distilled_digits --data $(DEMO)/digits
+	$(BIN)/deit-zoo reproduce deit_pico_distilled_digits --gpus 0 \
+		--data $(DEMO)/digits --output $(DEMO)/run
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -q
+
+# The rest: the largest models and whole training runs.
+test-all: .venv/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf .venv $(DEMO)
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,444 @@
+"""The `deit-zoo` command: parse, call, print. Data goes to stdout, talk to stderr.
+
+Exit 0: done; 1: the answer is no (an image could not be read, a figure was not reached); 2: what
+was typed cannot be done, said in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deit_zoo import __version__
+from deit_zoo.api import ModelInfo, Prediction, info, list_models
+from deit_zoo.errors import DataError, ZooError
+from deit_zoo.registry import MODELS, resolve
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+MEASURED_BY_TIMM = "imagenet1k_val_timm"
+URL_LIMIT = 64 * 2**20
+CHUNK = 32
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Data-efficient image Transformers: exact, verified, reproducible.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Image folders.")
+app.add_typer(data_app, name="data")
+
+out = Console(highlight=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; a ZooError is one line and exit 2, with `--debug` a traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except ZooError as error:
+        if debug:
+            raise
+        talk.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+
+
+def _complete_name(incomplete: str) -> list[str]:
+    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(__version__)
+        raise typer.Exit
+
+
+Name = Annotated[
+    str, typer.Argument(help="Any spelling of a model.", autocompletion=_complete_name)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="A word, or a pattern with * and ?.")] = "*",
+    family: Annotated[str | None, typer.Option(help="deit, cait or convnet.")] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option(help="Only models with (or without) a checkpoint.")
+    ] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Percent, at least.")] = None,
+    max_params: Annotated[
+        float | None, typer.Option(help="Millions of parameters, at most.")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """The table of models."""
+    names = list_models(
+        pattern,
+        family=family,
+        pretrained=pretrained,
+        min_top1=min_top1,
+        max_params=None if max_params is None else max_params * 1e6,
+        img_size=img_size,
+        sort=sort,
+    )
+    models = [info(name) for name in names]
+    if as_json:
+        _print_json([model.to_dict() for model in models])
+    elif markdown:
+        sys.stdout.write(markdown_table(models))
+    else:
+        out.print(_table(models))
+        if any(_is_timms(model) for model in models):
+            talk.print(
+                "* measured by timm with the same transform; the authors published no figure"
+            )
+        if not models:
+            talk.print("no model passes these filters; `deit-zoo list` shows all")
+
+
+@app.command("info")
+def info_(name: Name, as_json: AsJson = False) -> None:
+    """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
+    model = info(name)
+    if as_json:
+        _print_json(model.to_dict())
+        return
+    _print_rows(out, list(_facts(model)))
+
+
+@app.command("classify")
+def classify_(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, URLs, or - for stdin.")],
+    model: Annotated[
+        str, typer.Option(help="Any spelling of a model.", autocompletion=_complete_name)
+    ] = "deit_small",
+    topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The most probable classes of images. One that cannot be read does not stop the others."""
+    from deit_zoo.api import classify, create
+
+    implied = resolve(model).name
+    if implied != model.lower():
+        talk.print(f"model: {implied}")
+    network = create(model, pretrained=True, device=device)
+    bad: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for chunk in _chunks(_photos(images, bad)):
+        results = classify([photo for _, photo in chunk], network, topk=topk)
+        for (name, _), predictions in zip(chunk, results, strict=True):
+            if as_json:
+                best = [{"label": p.label, "probability": p.probability} for p in predictions]
+                rows.append({"image": name, "predictions": best})
+            else:
+                _print_predictions(name, predictions)
+    if as_json:
+        _print_json(rows)
+    for sentence in bad:
+        talk.print(f"[bold red]error:[/] {escape(sentence)}")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command("evaluate")
+def evaluate_(
+    name: Name,
+    data: Annotated[Path, typer.Option(help="A folder per class, or val/ with those in it.")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Top-1, top-5 and loss over every image of a folder, beside the published figures."""
+    from deit_zoo.api import evaluate
+
+    with _Bar("images") as bar:
+        reached = evaluate(
+            name, data, batch_size=batch_size, workers=workers, device=device, progress=bar
+        )
+    held = info(name).checkpoint
+    published = held.metric if held else None
+    figures = {
+        figure: {
+            "measured": getattr(reached, figure),
+            "published": getattr(published, figure, None),
+        }
+        for figure in ("top1", "top5", "loss")
+    }
+    if as_json:
+        _print_json({"model": resolve(name).name, "num_images": reached.num_images} | figures)
+        return
+    table = Table("", "measured", "published", "difference", box=None, pad_edge=False)
+    for figure, pair in figures.items():
+        known = pair["published"]
+        told = ("–", "–") if known is None else (f"{known:.3f}", f"{pair['measured'] - known:+.3f}")
+        table.add_row(figure, f"{pair['measured']:.3f}", *told)
+    out.print(table)
+    out.print(f"{reached.num_images:,} images, each once")
+
+
+@app.command("reproduce")
+def reproduce_(
+    name: Name,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 is the CPU.")],
+    data: Annotated[Path | None, typer.Option(help="A folder with train/ and val/.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the run lives [runs/NAME].")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    resume: Annotated[str, typer.Option(help="auto continues a run in --output; never.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Train a checkpoint by its recipe, measure it and judge it against the published figure."""
+    from deit_zoo.training.launch import make_plan, reproduce
+
+    if dry_run:
+        plan = make_plan(name, gpus=gpus, changes=changes or (), workers=workers)
+        _print_rows(out, plan.lines())
+        return
+    output = output or Path("runs") / resolve(name).name
+    verdict = reproduce(
+        name,
+        gpus=gpus,
+        output=output,
+        data=data,
+        changes=changes or (),
+        workers=workers,
+        resume=resume,
+        say=lambda plan: _print_rows(talk, plan.lines()),
+    )
+    colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
+    out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
+    talk.print(f"weights, receipt, log and curve are in {output}")
+    if verdict.reproduced is False:
+        raise typer.Exit(1)
+
+
+@data_app.command("digits")
+def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None:
+    """The embedded handwritten digits as an image folder with train/ and val/."""
+    from deit_zoo.digits import NUM_IMAGES, NUM_VAL, write_folder
+
+    with _Bar("images") as bar:
+        write_folder(output, bar)
+    talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
+
+
+def markdown_table(models: Iterable[ModelInfo]) -> str:
+    """The table of `deit-zoo list --markdown`, which `docs/models.md` holds."""
+    lines = [
+        "| name | top-1 | top-5 | parameters | GMACs | pixels | crop | also called |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for model in models:
+        held = model.checkpoint
+        top5 = held.metric.top5 if held and held.metric else None
+        cells = (
+            f"`{model.name}`",
+            _top1(model),
+            "–" if top5 is None else f"{top5:.2f}",
+            f"{model.num_params:,}",
+            f"{model.gmacs:.2f}",
+            str(model.img_size),
+            f"{held.crop_pct:g}" if held else "–",
+            ", ".join(f"`{alias}`" for alias in model.aliases[:2]) or "–",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(models: Iterable[ModelInfo]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    for column in ("top-1", "params", "GMACs", "px", "crop"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for model in models:
+        held = model.checkpoint
+        params = model.num_params / 1e6
+        table.add_row(
+            model.name,
+            _top1(model),
+            f"{params:.1f} M" if params >= 1 else f"{params:.2f} M",
+            f"{model.gmacs:.2f}" if model.gmacs >= 0.1 else f"{model.gmacs:.4f}",
+            str(model.img_size),
+            f"{held.crop_pct:g}" if held else "–",
+        )
+    return table
+
+
+def _top1(model: ModelInfo) -> str:
+    metric = model.checkpoint.metric if model.checkpoint else None
+    if metric is None or metric.top1 is None:
+        return "–"
+    return f"{metric.top1:.2f}{'*' if _is_timms(model) else ''}"
+
+
+def _is_timms(model: ModelInfo) -> bool:
+    held = model.checkpoint
+    return held is not None and held.metric is held.metrics.get(MEASURED_BY_TIMM, held)
+
+
+def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield "name", model.name
+    if model.aliases:
+        yield "also called", ", ".join(model.aliases)
+    arch = ", ".join(f"{key} {value}" for key, value in model.arch.items())
+    yield "architecture", f"{model.family}: {arch}"
+    yield "from", model.source
+    yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
+    yield "recipe", model.recipe or "none yet"
+    held = model.checkpoint
+    if held is None:
+        yield "checkpoint", "none"
+        return
+    yield "transform", f"crop_pct {held.crop_pct:g}, {held.interpolation}, {model.img_size} px"
+    for key, metric in held.metrics.items():
+        known = [
+            f"{figure} {value:g}"
+            for figure in ("top1", "top5", "loss")
+            if (value := getattr(metric, figure)) is not None
+        ]
+        yield key, f"{', '.join(known)} ({metric.source})" if known else "no figure published"
+    for source in held.sources:
+        place = source.url or source.repo_id or f"{source.filename}, inside the package"
+        yield f"from {source.kind}", place
+        if source.revision:
+            yield "  commit", source.revision
+        proof = source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}… (prefix only)")
+        yield "  SHA-256", proof or "not pinned: no digest is published"
+    yield "licence", held.license
+    yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
+
+
+def _print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Labels and values in two columns; a long value is left whole, for copying."""
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        console.print(f"[bold]{label:<{width}}[/]  {escape(value)}")
+
+
+def _print_predictions(name: str, predictions: list[Prediction]) -> None:
+    out.print(f"[bold]{escape(name)}[/]")
+    for prediction in predictions:
+        out.print(f"  {100 * prediction.probability:6.2f} %  {escape(prediction.label)}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _photos(arguments: list[str], bad: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    """Every image that can be read, with its name; sentences about the others go to `bad`."""
+    from deit_zoo.preprocess import open_photo
+
+    for argument in arguments:
+        try:
+            named = list(_expand(argument))
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        for name, source in named:
+            try:
+                yield name, open_photo(source, name)
+            except DataError as error:
+                bad.append(str(error))
+
+
+def _expand(argument: str) -> Iterator[tuple[str, Path | bytes]]:
+    from deit_zoo.evaluation import IMAGE_SUFFIXES
+
+    if argument == "-":
+        yield "stdin", sys.stdin.buffer.read()
+    elif argument.startswith(("http://", "https://")):
+        yield argument, _fetch(argument)
+    elif (folder := Path(argument)).is_dir():
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"{folder} holds no image; give a folder of JPEG, PNG, ... files")
+        yield from ((str(file), file) for file in files)
+    else:
+        yield argument, Path(argument)
+
+
+def _fetch(url: str) -> bytes:
+    """The bytes behind a URL. Raises DataError with the reason where there are none."""
+    import requests
+
+    try:
+        with requests.get(url, timeout=30, stream=True) as response:
+            response.raise_for_status()
+            content = b""
+            for piece in response.iter_content(1 << 20):
+                content += piece
+                if len(content) > URL_LIMIT:
+                    raise DataError(
+                        f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
+                    )
+            return content
+    except requests.RequestException as error:
+        reason = str(error).split("(Caused by ")[-1].rstrip(")")
+        raise DataError(f"{url} could not be fetched: {reason}") from error
+
+
+def _chunks(photos: Iterator[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    chunk: list[tuple[str, Any]] = []
+    for photo in photos:
+        chunk.append(photo)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class _Bar:
+    """A progress bar on stderr, shown on a terminal only; called with (done, all)."""
+
+    def __init__(self, what: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
+        self.progress = Progress(
+            *columns, console=talk, transient=True, disable=not talk.is_terminal
+        )
+        self.task = self.progress.add_task(what, total=None)
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        self.progress.update(self.task, completed=done, total=total)

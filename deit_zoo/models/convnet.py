@@ -1,0 +1,130 @@
+"""A small convolutional teacher: residual 3x3 convolutions under group norm.
+
+DeiT learns best from a convnet (section 5.2: its inductive bias comes along). The published
+teacher is a RegNetY-16GF; this one is small enough to ship. Group norm (arXiv 1803.08494) keeps
+no running statistics, so a replica's batch is all that a step sees.
+Shapes: B batch, D channels, (h, w) the last feature map, N = h·w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deit_zoo.errors import ZooError
+from deit_zoo.models.layers import (
+    ZooModel,
+    as_pair,
+    check_divisible,
+    check_input,
+    init_linear,
+    new_head,
+    pick_layers,
+)
+
+GROUPS = 8
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a residual; the first may halve the resolution."""
+
+    def __init__(self, in_dim: int, dim: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, in_dim)
+        self.conv1 = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(GROUPS, dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        same = stride == 1 and in_dim == dim
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_dim, dim, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(F.relu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.relu(self.norm2(out)))
+
+
+class ConvNet(ZooModel):
+    """Pre-activation residual network (arXiv 1603.05027); `dims` are the channels of its stages.
+
+    Each stage after the first halves the resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Sequence[int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        dims: Sequence[int] = (32, 64, 128),
+        depth: int = 1,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if drop_path_rate:
+            raise ZooError(f"drop_path_rate is {drop_path_rate}; a convnet here has no drop-path")
+        self.img_size = as_pair(img_size)
+        self.embed_dim = dims[-1]
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.stride = 2 ** (len(dims) - 1)
+        check_divisible(self.img_size, self.stride)
+        self.stem = nn.Conv2d(in_chans, dims[0], 3, padding=1, bias=False)
+        blocks = []
+        for stage, dim in enumerate(dims):
+            for number in range(depth):
+                first = stage > 0 and number == 0
+                blocks.append(Block(dims[stage - 1] if first else dim, dim, 2 if first else 1))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.GroupNorm(GROUPS, self.embed_dim)
+        self.head = new_head(self.embed_dim, num_classes)
+        self.apply(init_linear)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the last feature map as tokens (B, N, D)."""
+        check_input(x, self.img_size, self.in_chans)
+        x = self.stem(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return F.relu(self.norm(x)).flatten(2).transpose(1, 2)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens to logits; with `pre_logits` to their mean (B, D)."""
+        pooled = tokens.mean(dim=1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Feature maps of the last n blocks or of the listed ones, as tokens or (B, D, h, w).
+
+        A convnet has no class token: `return_class_token` pairs each with the mean over its map.
+        `norm` applies to the last block alone, whose channels it fits.
+        """
+        check_input(x, self.img_size, self.in_chans)
+        wanted = pick_layers(n, len(self.blocks))
+        seen: dict[int, Tensor] = {}
+        x = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            x = self._run(block, x)
+            last = number == len(self.blocks) - 1
+            seen[number] = F.relu(self.norm(x)) if norm and last else x
+        maps = [seen[number] for number in wanted]
+        out = maps if reshape else [map.flatten(2).transpose(1, 2) for map in maps]
+        if return_class_token:
+            return tuple(zip(out, (map.mean(dim=(2, 3)) for map in maps), strict=True))
+        return tuple(out)
+
+    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """A convnet has none: raises ZooError."""
+        raise ZooError("a convnet has no attention maps; choose a deit or cait model")
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters by depth, in timm's form."""
+        return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}

@@ -1,0 +1,44 @@
+"""Recipes of the embedded models: DeiT's ingredients, sized for 1,437 digits and two cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deit_zoo.training.recipe import Recipe
+
+DEIT_PICO = Recipe(
+    name="deit_pico_digits",
+    source="deit_zoo, after arXiv:2012.12877, Table 9",
+    data="digits",
+    img_size=16,
+    epochs=100,
+    batch_size=128,
+    replicas=2,
+    lr=2e-3,
+    weight_decay=0.05,
+    warmup_epochs=5,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    drop_path_rate=0.05,
+    label_smoothing=0.1,
+    crop_scale=(0.6, 1.0),
+    hflip=0.0,
+    rand_augment="rand-m5-mstd0.5-inc1",
+    random_erasing=0.1,
+    repeated_aug=1,
+    mixup=0.2,
+    cutmix=0.5,
+    band=1.5,
+    band_source="todo",
+)
+
+CONVNET_PICO = replace(DEIT_PICO, name="convnet_pico_digits", drop_path_rate=0.0, epochs=40)
+
+DEIT_PICO_DISTILLED = replace(
+    DEIT_PICO,
+    name="deit_pico_distilled_digits",
+    distillation="hard",
+    teacher="convnet_pico_digits",
+)
+
+RECIPES = (CONVNET_PICO, DEIT_PICO, DEIT_PICO_DISTILLED)

@@ -1,0 +1,178 @@
+"""Models against timm's of the same name: the same keys, numbers, gradients and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import deit_zoo
+from deit_zoo import weights
+from deit_zoo.models.layers import ZooModel, resize_pos_embed
+from deit_zoo.registry import MODELS, ModelSpec
+
+NAMES = [name for name, spec in MODELS.items() if spec.labels == "imagenet1k"]
+SMALLEST = ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"]
+LIMIT = 1e-6
+
+
+def timm_name(spec: ModelSpec) -> str:
+    """The alias that carries timm's tag."""
+    return next(alias for alias in spec.aliases if alias.endswith("_in1k"))
+
+
+def timm_model(name: str, **options: Any) -> nn.Module:
+    """timm's model of a name of ours, with random weights."""
+    model: nn.Module = timm.create_model(timm_name(MODELS[name]), pretrained=False, **options)
+    return model
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_keys_and_shapes_are_those_of_timm(name: str) -> None:
+    with torch.device("meta"):
+        theirs = timm_model(name)
+    assert shapes(deit_zoo.create(name, device="meta")) == shapes(theirs)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two blocks of a model, ours and timm's, with the same weights."""
+
+    ours: nn.Module
+    theirs: nn.Module
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    cut = {"depth": 2, "img_size": 64}
+    with torch.device("meta"):
+        ours: ZooModel = MODELS[request.param].build(**cut)
+        theirs = timm_model(request.param, **cut)
+    if getattr(ours, "distilled", False):
+        theirs.set_distilled_training(True)
+    golden.filled(theirs)
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    return Pair(ours, theirs)
+
+
+def images() -> Tensor:
+    return torch.from_numpy(golden.normals("timm/64x2", (2, 3, 64, 64)))
+
+
+def outputs(model: nn.Module) -> tuple[Tensor, ...]:
+    logits = model(images())
+    return logits if isinstance(logits, tuple) else (logits,)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of one number in which every logit of every head has its own weight."""
+    model.zero_grad()
+    loss = sum(
+        (logits * torch.from_numpy(golden.normals(f"timm/{number}", logits.shape))).sum()
+        for number, logits in enumerate(outputs(model.train()))
+    )
+    loss.backward()
+    return {name: value.grad for name, value in model.named_parameters()}
+
+
+def test_timm_loads_our_weights(pair: Pair) -> None:
+    assert not any(pair.theirs.load_state_dict(pair.ours.state_dict(), strict=True))
+
+
+def test_logits_are_those_of_timm(pair: Pair) -> None:
+    with torch.inference_mode():
+        (found,), (expected,) = outputs(pair.ours.eval()), outputs(pair.theirs.eval())
+    assert relative_error(found, expected) <= LIMIT
+
+
+def test_logits_in_train_mode_are_those_of_timm(pair: Pair) -> None:
+    with torch.no_grad():
+        found, expected = outputs(pair.ours.train()), outputs(pair.theirs.train())
+    errors = [relative_error(*both) for both in zip(found, expected, strict=True)]
+    assert max(errors) <= LIMIT
+
+
+def test_gradients_are_those_of_timm(pair: Pair) -> None:
+    found, expected = gradients(pair.ours), gradients(pair.theirs)
+    largest = max(value.abs().max() for value in expected.values())
+    # Each parameter by its own magnitude, but those whose true gradient is zero by all others'.
+    wrong = [
+        name
+        for name, value in expected.items()
+        if not (found[name] - value).abs().max()
+        <= LIMIT * torch.maximum(value.abs().max(), 1e-3 * largest)
+    ]
+    assert found.keys() == expected.keys()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_timm_loads_a_file_saved_here(name: str, tmp_path: Path) -> None:
+    ours = golden.filled(deit_zoo.create(name, device="meta"))
+    weights.save(ours, tmp_path / "ours.safetensors")
+    theirs = timm_model(name, checkpoint_path=str(tmp_path / "ours.safetensors"))
+    state = theirs.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_file_saved_here_fits_timm_strictly(name: str, tmp_path: Path) -> None:
+    weights.save(golden.filled(deit_zoo.create(name, device="meta")), tmp_path / "ours.safetensors")
+    with torch.device("meta"):
+        theirs = timm_model(name)
+    state = load_file(tmp_path / "ours.safetensors")
+    assert not any(theirs.load_state_dict(state, strict=True, assign=True))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_file_saved_from_timm_loads_here(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        theirs = timm_model(name)
+    golden.filled(theirs)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    ours = deit_zoo.create(name, checkpoint=tmp_path / "theirs.safetensors")
+    state = ours.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny", "deit_tiny_distilled"])
+def test_intermediate_layers_are_those_of_timm(name: str) -> None:
+    cut = {"depth": 3, "img_size": (32, 48)}
+    x = torch.from_numpy(golden.normals("timm/32x48", (2, 3, 32, 48)))
+    with torch.device("meta"):
+        ours, theirs = MODELS[name].build(**cut).eval(), timm_model(name, **cut).eval()
+    golden.filled(ours)
+    golden.filled(theirs)
+    with torch.inference_mode():
+        found = ours.get_intermediate_layers(x, n=[0, 2], reshape=True)
+        expected = theirs.get_intermediate_layers(x, n=[0, 2], reshape=True, norm=True)
+    errors = [relative_error(*both) for both in zip(found, expected, strict=True)]
+    assert max(errors) <= LIMIT
+
+
+@pytest.mark.parametrize("new", [(24, 24), (12, 16), (10, 10)])
+@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+def test_positions_are_resampled_as_by_timm_without_antialiasing(
+    num_prefix: int, new: tuple[int, int]
+) -> None:
+    table = torch.from_numpy(golden.fill("pos_embed", (1, num_prefix + 14 * 14, 8)))
+    expected = timm.layers.resample_abs_pos_embed(
+        table, new_size=list(new), num_prefix_tokens=num_prefix, antialias=False
+    )
+    assert torch.equal(resize_pos_embed(table, (14, 14), new, num_prefix), expected)

@@ -1,0 +1,149 @@
+"""What PyTorch does to a model leaves its numbers alone: compile, export, copies, checkpointing."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import golden
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deit_zoo.models.layers import ZooModel
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Forget what other tests compiled: recompilations of one function are counted."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def gradients(model: nn.Module, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """Of a sum of squares over every logit, after the same random draws."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    outputs = model(images)
+    loss = sum(o.square().sum() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    loss.backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters()}
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_model_compiles_to_one_graph_with_the_same_logits(
+    network: ZooModel, images: Tensor
+) -> None:
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images), network(images))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_model_has_the_same_gradients(network: ZooModel, images: Tensor) -> None:
+    compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager")
+    found = gradients(compiled, images)
+    expected = gradients(network, images)
+    assert [name.removeprefix("_orig_mod.") for name in found] == list(expected)
+    torch.testing.assert_close(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_stochastic_depth_compiles_to_one_graph(
+    build: Callable[..., ZooModel], images: Tensor
+) -> None:
+    model = build(drop_path_rate=0.5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = gradients(compiled, images, seed=1)
+    expected = gradients(model, images, seed=1)
+    torch.testing.assert_close(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_model_compiled_by_inductor_has_the_same_logits(
+    network: ZooModel, images: Tensor
+) -> None:
+    compiled = torch.compile(network, fullgraph=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_exported_model_takes_any_batch(network: ZooModel, images: Tensor, size: int) -> None:
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (images,), dynamic_shapes=dynamic)
+    batch = torch.from_numpy(golden.normals("small/any", (size, 3, 32, 48)))
+    torch.testing.assert_close(program.module()(batch), network(batch))
+
+
+def test_a_deep_copy_gives_the_same_logits(network: ZooModel, images: Tensor) -> None:
+    assert torch.equal(deepcopy(network)(images), network(images))
+
+
+def test_a_deep_copy_shares_no_weights(network: ZooModel) -> None:
+    copy = deepcopy(network)
+    with torch.no_grad():
+        copy.pos_embed.zero_()
+    assert network.pos_embed.abs().max() > 0
+
+
+def test_a_deep_copy_knows_what_it_is(network: ZooModel) -> None:
+    assert deepcopy(network).spec == network.spec
+
+
+def test_a_pickled_model_gives_the_same_logits(network: ZooModel, images: Tensor) -> None:
+    assert torch.equal(pickle.loads(pickle.dumps(network))(images), network(images))
+
+
+def test_a_pickled_model_knows_what_it_is(network: ZooModel) -> None:
+    assert pickle.loads(pickle.dumps(network)).spec == network.spec
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_gradient_checkpointing_gives_the_same_gradients(
+    build: Callable[..., ZooModel], images: Tensor, drop_path_rate: float
+) -> None:
+    model = build(drop_path_rate=drop_path_rate)
+    expected = gradients(model, images, seed=1)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(gradients(model, images, seed=1), expected)
+
+
+def runs_of_each_block(model: ZooModel, images: Tensor) -> set[int]:
+    """How often each block ran in a forward and a backward pass."""
+    blocks = [*model.blocks, *getattr(model, "blocks_token_only", ())]
+    counts = dict.fromkeys(blocks, 0)
+
+    def count(block: nn.Module, *_: object) -> None:
+        counts[block] += 1
+
+    for block in blocks:
+        block.register_forward_pre_hook(count)
+    gradients(model, images)
+    return set(counts.values())
+
+
+def test_gradient_checkpointing_runs_every_block_again(
+    build: Callable[..., ZooModel], images: Tensor
+) -> None:
+    model = build()
+    model.set_grad_checkpointing()
+    assert runs_of_each_block(model, images) == {2}
+
+
+def test_gradient_checkpointing_can_be_switched_off(
+    build: Callable[..., ZooModel], images: Tensor
+) -> None:
+    model = build()
+    model.set_grad_checkpointing()
+    model.set_grad_checkpointing(enable=False)
+    assert runs_of_each_block(model, images) == {1}
+
+
+def test_gradient_checkpointing_leaves_eval_mode_alone(
+    network: ZooModel, images: Tensor
+) -> None:
+    network.set_grad_checkpointing()
+    assert runs_of_each_block(network, images) == {1}
