@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
+CHUNK = 32  # images classified at once
+
 _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
 
 
@@ -267,31 +269,37 @@ def classify(
     >>> best.label
     '7'
     """
-    import torch
-
-    from deit_zoo.evaluation import evaluating
-
     single = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "convert")
     many: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     if topk < 1:
         raise ZooError(f"topk is {topk}; give the number of classes to show, 1 or more")
     network = _classifier_of(model, device)
-    prepare, names = transform(network), class_names(network)
-    where = next(network.parameters())
+    prepare = transform(network)
     results: list[list[Prediction]] = []
-    with evaluating(network), torch.inference_mode():
-        for start in range(0, len(many), 32):
-            batch = torch.stack([_as_tensor(image, prepare) for image in many[start : start + 32]])
-            logits: Tensor = network(batch.to(where.device, where.dtype))
-            best = logits.float().softmax(dim=-1).topk(min(topk, network.num_classes))
-            for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                results.append(
-                    [
-                        Prediction(names[number].name, share, number, names[number].folder)
-                        for share, number in zip(shares, numbers, strict=True)
-                    ]
-                )
+    for start in range(0, len(many), CHUNK):
+        tensors = [_as_tensor(image, prepare) for image in many[start : start + CHUNK]]
+        results += predictions(network, tensors, topk)
     return results
+
+
+def predictions(network: ZooModel, tensors: list[Tensor], topk: int) -> list[list[Prediction]]:
+    """The `topk` most probable classes of prepared images (3, H, W), in one batch."""
+    import torch
+
+    from deit_zoo.evaluation import evaluating
+
+    names = class_names(network)
+    where = next(network.parameters())
+    with evaluating(network), torch.inference_mode():
+        logits: Tensor = network(torch.stack(tensors).to(where.device, where.dtype))
+        best = logits.float().softmax(dim=-1).topk(min(topk, network.num_classes))
+    return [
+        [
+            Prediction(names[number].name, share, number, names[number].folder)
+            for share, number in zip(shares, numbers, strict=True)
+        ]
+        for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def evaluate(

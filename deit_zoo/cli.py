@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,17 +19,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from deit_zoo import __version__
-from deit_zoo.api import ModelInfo, Prediction, info, list_models
+from deit_zoo.api import CHUNK, ModelInfo, Prediction, info, list_models
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.registry import MODELS, resolve
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from torch import Tensor
+
+    from deit_zoo.preprocess import EvalTransform
 
 
 MEASURED_BY_TIMM = "imagenet1k_val_timm"
 URL_LIMIT = 64 * 2**20
-CHUNK = 32
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,7 +98,7 @@ def list_(
     img_size: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/models.md.")] = False,
 ) -> None:
     """The table of models."""
     names = list_models(
@@ -112,7 +114,7 @@ def list_(
     if as_json:
         _print_json([model.to_dict() for model in models])
     elif markdown:
-        sys.stdout.write(markdown_table(models))
+        sys.stdout.write(models_page(models))
     else:
         out.print(_table(models))
         if any(_is_timms(model) for model in models):
@@ -144,7 +146,7 @@ def classify_(
     as_json: AsJson = False,
 ) -> None:
     """The most probable classes of images. One that cannot be read does not stop the others."""
-    from deit_zoo.api import classify, create
+    from deit_zoo.api import create, predictions, transform
 
     implied = resolve(model).name
     if implied != model.lower():
@@ -152,14 +154,13 @@ def classify_(
     network = create(model, pretrained=True, device=device)
     bad: list[str] = []
     rows: list[dict[str, Any]] = []
-    for chunk in _chunks(_photos(images, bad)):
-        results = classify([photo for _, photo in chunk], network, topk=topk)
-        for (name, _), predictions in zip(chunk, results, strict=True):
+    for chunk in _chunks(_prepared(images, transform(network), bad)):
+        results = predictions(network, [tensor for _, tensor in chunk], topk)
+        for (name, _), best in zip(chunk, results, strict=True):
             if as_json:
-                best = [{"label": p.label, "probability": p.probability} for p in predictions]
-                rows.append({"image": name, "predictions": best})
+                rows.append({"image": name, "predictions": [asdict(one) for one in best]})
             else:
-                _print_predictions(name, predictions)
+                _print_predictions(name, best)
     if as_json:
         _print_json(rows)
     for sentence in bad:
@@ -253,9 +254,15 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
     talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
 
 
-def markdown_table(models: Iterable[ModelInfo]) -> str:
-    """The table of `deit-zoo list --markdown`, which `docs/models.md` holds."""
+def models_page(models: Iterable[ModelInfo]) -> str:
+    """What `deit-zoo list --markdown` prints and `docs/models.md` holds."""
     lines = [
+        "# Models",
+        "",
+        "Made by `deit-zoo list --markdown`. Accuracy in percent, on ImageNet-1k's validation set",
+        "with the crop shown, or on the embedded digits. `*`: measured by timm with the same",
+        "transform; the authors published no figure. GMACs are multiply-accumulates per image.",
+        "",
         "| name | top-1 | top-5 | parameters | GMACs | pixels | crop | also called |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
@@ -267,7 +274,7 @@ def markdown_table(models: Iterable[ModelInfo]) -> str:
             _top1(model),
             "–" if top5 is None else f"{top5:.2f}",
             f"{model.num_params:,}",
-            f"{model.gmacs:.2f}",
+            _gmacs(model),
             str(model.img_size),
             f"{held.crop_pct:g}" if held else "–",
             ", ".join(f"`{alias}`" for alias in model.aliases[:2]) or "–",
@@ -288,11 +295,15 @@ def _table(models: Iterable[ModelInfo]) -> Table:
             model.name,
             _top1(model),
             f"{params:.1f} M" if params >= 1 else f"{params:.2f} M",
-            f"{model.gmacs:.2f}" if model.gmacs >= 0.1 else f"{model.gmacs:.4f}",
+            _gmacs(model),
             str(model.img_size),
             f"{held.crop_pct:g}" if held else "–",
         )
     return table
+
+
+def _gmacs(model: ModelInfo) -> str:
+    return f"{model.gmacs:.2f}" if model.gmacs >= 0.1 else f"{model.gmacs:.4f}"
 
 
 def _top1(model: ModelInfo) -> str:
@@ -356,9 +367,11 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _photos(arguments: list[str], bad: list[str]) -> Iterator[tuple[str, Image.Image]]:
+def _prepared(
+    arguments: list[str], prepare: EvalTransform, bad: list[str]
+) -> Iterator[tuple[str, Tensor]]:
     """Every image that can be read, with its name; sentences about the others go to `bad`."""
-    from deit_zoo.preprocess import open_photo
+    from deit_zoo.preprocess import naming, open_photo
 
     for argument in arguments:
         try:
@@ -368,9 +381,13 @@ def _photos(arguments: list[str], bad: list[str]) -> Iterator[tuple[str, Image.I
             continue
         for name, source in named:
             try:
-                yield name, open_photo(source, name)
+                photo = open_photo(source, name)
+                with naming(name):
+                    tensor = prepare(photo)
             except DataError as error:
                 bad.append(str(error))
+            else:
+                yield name, tensor
 
 
 def _expand(argument: str) -> Iterator[tuple[str, Path | bytes]]:
@@ -409,10 +426,10 @@ def _fetch(url: str) -> bytes:
         raise DataError(f"{url} could not be fetched: {reason}") from error
 
 
-def _chunks(photos: Iterator[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-    chunk: list[tuple[str, Any]] = []
-    for photo in photos:
-        chunk.append(photo)
+def _chunks(prepared: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    chunk: list[tuple[str, Tensor]] = []
+    for one in prepared:
+        chunk.append(one)
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []

@@ -7,6 +7,7 @@ are for validation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,16 +35,18 @@ def digits() -> Iterator[tuple[Image.Image, str]]:
 
 
 def write_folder(output: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write `train/` and `val/` with one folder per digit under `output`.
+    """Write `train/` and `val/` with one folder per digit under `output`, whole or not at all.
 
     Raises DataError where the folder holds something already.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     for number, (image, label) in enumerate(digits()):
         split = "val" if number >= NUM_IMAGES - NUM_VAL else "train"
-        folder = output / split / label
+        folder = temporary / split / label
         folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / f"{number:04d}.png")
         if progress:
             progress(number + 1, NUM_IMAGES)
+    temporary.replace(output)

@@ -134,6 +134,10 @@ def _open(
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name} claims over {MAX_PIXELS:,} pixels; give a smaller image"
+        ) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise DataError(
             f"{name} cannot be read as an image ({_reason(error)}); give a whole JPEG, PNG, WebP, "

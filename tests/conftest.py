@@ -1,10 +1,9 @@
-"""Every test: no network but loopback, two threads, the random state left as it was found."""
+"""Every test: no network but loopback, one thread, the random state left as it was found."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 
 # Before anything imports huggingface_hub: a test that reaches for the Hub must fail, not fetch.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,6 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_random_state() -> Iterator[None]:
+def same_random_state() -> None:
     """Seed torch before each test."""
     torch.manual_seed(0)
-    yield

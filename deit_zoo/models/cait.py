@@ -268,7 +268,7 @@ class CaiT(ZooModel):
         """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
         as it gets."""
         return {
-            "stem": r"^(cls_token|pos_embed|patch_embed)",
+            "stem": r"^(?:cls_token|pos_embed|patch_embed)",
             "blocks": r"^blocks\.(\d+)",
             "blocks_token_only": [(r"^blocks_token_only\.(\d+)", None), (r"^norm", (99999,))],
         }

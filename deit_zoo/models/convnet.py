@@ -67,6 +67,7 @@ class ConvNet(ZooModel):
         self.img_size = as_pair(img_size)
         self.embed_dim = dims[-1]
         self.num_classes = num_classes
+        self.num_prefix_tokens = 0
         self.in_chans = in_chans
         self.stride = 2 ** (len(dims) - 1)
         check_divisible(self.img_size, self.stride)
@@ -124,6 +125,10 @@ class ConvNet(ZooModel):
     def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """A convnet has none: raises ZooError."""
         raise ZooError("a convnet has no attention maps; choose a deit or cait model")
+
+    def no_weight_decay(self) -> set[str]:
+        """Nothing beyond biases and norms."""
+        return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters by depth, in timm's form."""

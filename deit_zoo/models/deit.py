@@ -200,4 +200,4 @@ class VisionTransformer(ZooModel):
         """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
         as it gets."""
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^(cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}
+        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}

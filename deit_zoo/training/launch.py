@@ -78,11 +78,16 @@ def reproduce(
     check_extra()
     check_device(gpus)
     check_output(output, recipe, resume)
-    data = training_data(recipe, data, output)
+    check_data(data, recipe)
     plan = make_plan(
-        name, gpus=gpus, changes=changes, workers=workers, num_images=count_images(data / "train")
+        name,
+        gpus=gpus,
+        changes=changes,
+        workers=workers,
+        num_images=count_images(data / "train") if data else None,
     )
     output.mkdir(parents=True, exist_ok=True)
+    data = data or written_digits(output)
     text = json.dumps(plan.to_dict(), indent=2, sort_keys=True) + "\n"
     write_whole(output / PLAN_FILE, text.encode())
     say(plan)
@@ -136,21 +141,23 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         )
 
 
-def training_data(recipe: Recipe, data: Path | None, output: Path) -> Path:
-    """The image folder to train on; the embedded digits are written out where none is named."""
-    if data is not None:
-        for split in ("train", "val"):
-            if not (data / split).is_dir():
-                raise DataError(
-                    f"{data} has no folder {split}/; it must hold train/ and val/, each with one "
-                    "folder of images per class"
-                )
-        return data
-    if recipe.data != "digits":
+def check_data(data: Path | None, recipe: Recipe) -> None:
+    """Raises DataError where there is no image folder to train on; the digits are embedded."""
+    if data is None and recipe.data != "digits":
         raise DataError(
             f"{recipe.name} trains on {recipe.data}, which is not shipped; type --data DIR with "
             "train/ and val/ in it"
         )
+    for split in ("train", "val"):
+        if data and not (data / split).is_dir():
+            raise DataError(
+                f"{data} has no folder {split}/; it must hold train/ and val/, each with one "
+                "folder of images per class"
+            )
+
+
+def written_digits(output: Path) -> Path:
+    """The embedded digits as an image folder inside the run's own."""
     from deit_zoo.digits import write_folder
 
     folder = output / "data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
@@ -15,6 +16,29 @@ _CHOICES = {
     "optimizer": ("adamw",),
     "distillation": ("none", "soft", "hard"),
 }
+_SHARES = (
+    "drop_path_rate",
+    "label_smoothing",
+    "hflip",
+    "random_erasing",
+    "mixup_prob",
+    "mixup_switch_prob",
+    "alpha",
+)
+_AMOUNTS = (
+    "lr",
+    "eps",
+    "weight_decay",
+    "warmup_epochs",
+    "warmup_lr",
+    "min_lr",
+    "mixup",
+    "cutmix",
+    "tau",
+    "band",
+)
+# What is said about a recipe, not what it does.
+_REMARKS = ("source", "band", "band_source")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +99,14 @@ class Recipe:
                 raise RecipeError(
                     f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(choices)}"
                 )
+        for field in _SHARES:
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise RecipeError(
+                    f"{field} is {getattr(self, field)}; it must be a share from 0 to 1"
+                )
+        for field in _AMOUNTS:
+            if not 0.0 <= getattr(self, field) < math.inf:
+                raise RecipeError(f"{field} is {getattr(self, field)}; it must be 0 or more")
         for field in ("epochs", "batch_size", "replicas", "repeated_aug", "img_size"):
             if getattr(self, field) < 1:
                 raise RecipeError(f"{field} is {getattr(self, field)}; it must be at least 1")
@@ -100,8 +132,9 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe's values: equal recipes, equal digests."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of every value that decides the training: equal trainings, equal digests."""
+        values = {key: value for key, value in self.to_dict().items() if key not in _REMARKS}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
@@ -129,6 +162,7 @@ def _read(field: str, text: str, hint: str) -> Any:
         if "float" in hint:
             return float(text)
     except ValueError as error:
-        wanted = "two numbers such as 0.5,1.0" if "tuple" in hint else "a number"
+        wanted = "a whole number" if "int" in hint else "a number"
+        wanted = "two numbers such as 0.5,1.0" if "tuple" in hint else wanted
         raise RecipeError(f"--set {field}={text}: {field} must be {wanted}") from error
     return text

@@ -15,13 +15,14 @@ from torch import Tensor
 from deit_zoo import __version__
 from deit_zoo.api import Evaluation, class_names, create, transform
 from deit_zoo.errors import RecipeError
-from deit_zoo.evaluation import accuracy
+from deit_zoo.evaluation import ImageFolder, accuracy
 from deit_zoo.files import digest
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.training import report
 from deit_zoo.training.checkpoint import load_state, save_state, states
 from deit_zoo.training.data import train_loader, training_folder
 from deit_zoo.training.draws import seed_all
+from deit_zoo.training.launch import count_images, default_workers
 from deit_zoo.training.loop import EpochResult, Parts, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
@@ -31,18 +32,23 @@ from deit_zoo.training.timm_parts import mixer, train_transform
 from deit_zoo.training.watch import LOG_FILE, Watch
 from deit_zoo.weights import MODEL_FILE, save
 
+IN_PROCESS = 2_000
+
 
 def train(plan: Plan, data: Path, output: Path) -> report.Verdict:
     """Train as planned, export, measure the exported file, judge it and leave a receipt."""
     recipe = plan.recipe
     device = torch.device(plan.device)
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - plan.workers))
+    # By the machine, not by --workers: the number of threads decides the order of sums, so bits.
+    cores = (os.cpu_count() or 2) // plan.processes
+    torch.set_num_threads(max(1, cores - default_workers(plan.processes)))
 
     seed_all(recipe.seed, "init")
     model = create(recipe.name, drop_path_rate=recipe.drop_path_rate, img_size=recipe.img_size)
     model.to(device)
     classes = [label.folder for label in class_names(model)]
     folder = training_folder(data, train_transform(recipe), classes)
+    ImageFolder(data / "val", transform(model), classes)  # refused now, not after an epoch
     optimizer = optimizer_for(model, recipe)
     left = states(output)
     first = load_state(left[-1], model, optimizer, recipe.digest) if left else 0
@@ -62,8 +68,9 @@ def train(plan: Plan, data: Path, output: Path) -> report.Verdict:
             loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
             result = train_one_epoch(parts, plan, epoch, loader, watch.step)
             reached = measure(model, data, plan.workers)
-            save_state(output, epoch + 1, model, optimizer, recipe.digest)
+            # The log first: a line beyond the last state is cut off, a missing one stays missing.
             watch.epoch(epoch_record(epoch, result, reached))
+            save_state(output, epoch + 1, model, optimizer, recipe.digest)
 
     return conclude(plan, model, data, output)
 
@@ -87,7 +94,11 @@ def criterion_for(
 def measure(model: ZooModel, data: Path, workers: int) -> Evaluation:
     """The model on the validation folder, with the record's own transform."""
     folders = [label.folder for label in class_names(model)]
-    return accuracy(model, data, transform(model), folders, batch_size=256, workers=0)
+    # Starting workers takes longer than reading a few hundred small images.
+    few = count_images(data / "val") < IN_PROCESS
+    return accuracy(
+        model, data, transform(model), folders, batch_size=256, workers=0 if few else workers
+    )
 
 
 def epoch_record(epoch: int, result: EpochResult, reached: Evaluation) -> dict[str, Any]:

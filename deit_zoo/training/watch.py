@@ -1,9 +1,10 @@
-"""What a person sees of a run, and what stays: a progress bar or plain lines, and log.jsonl."""
+"""What a person sees of a run, and what stays: a bar or plain lines, log.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +23,12 @@ from deit_zoo.files import write_whole
 from deit_zoo.training.plan import Plan
 
 LOG_FILE = "log.jsonl"
+BOARD_FIGURES = ("lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second")
+LINE_SECONDS = 10.0
 
 
 class Watch:
-    """Progress on stderr (a bar on a terminal, one line per epoch elsewhere) and the log file."""
+    """Progress on stderr (a bar on a terminal, one line per epoch elsewhere) and the logs."""
 
     def __init__(self, plan: Plan, output: Path, first_epoch: int) -> None:
         self.plan = plan
@@ -48,7 +51,12 @@ class Watch:
             completed=steps * first_epoch,
             figures="",
         )
+        self.last_line = 0.0
         self._cut_log(first_epoch)
+
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(output / "tensorboard", purge_step=first_epoch)
 
     def __enter__(self) -> Watch:
         self.progress.start()
@@ -61,6 +69,7 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
+        self.board.close()
 
     def step(self, _loss: float) -> None:
         """One optimizer step is done."""
@@ -68,18 +77,24 @@ class Watch:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One epoch is done: show it, and append it to the log on disk."""
-        figures = f"loss {record['train_loss']:.3f}"
-        if record["val_top1"] is not None:
-            figures += f"  top-1 {record['val_top1']:.2f} %"
+        figures = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
         self.progress.update(self.task, figures=figures)
-        if not self.console.is_terminal:
-            epochs = self.plan.recipe.epochs
-            speed = f"{record['images_per_second']:.0f} img/s"
-            self.console.print(f"epoch {record['epoch'] + 1}/{epochs}  {figures}  {speed}")
+        self._line(record["epoch"] + 1, f"{figures}  {record['images_per_second']:.0f} img/s")
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+        for figure in BOARD_FIGURES:
+            self.board.add_scalar(figure, record[figure], record["epoch"])
+
+    def _line(self, epoch: int, figures: str) -> None:
+        """Away from a terminal, say where the run is: the last epoch, and others in moderation."""
+        epochs = self.plan.recipe.epochs
+        rested = time.monotonic() - self.last_line > LINE_SECONDS
+        if not self.console.is_terminal and (rested or epoch == epochs):
+            self.console.print(f"epoch {epoch}/{epochs}  {figures}")
+            self.last_line = time.monotonic()
 
     def _cut_log(self, first_epoch: int) -> None:
         """Drop what an interrupted run logged beyond the state that it continues from."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import golden
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import deit_zoo
+import golden
 from deit_zoo.models.layers import DropPath, ZooModel, resize_pos_embed
 
 Case = dict[str, Any]
@@ -326,10 +326,11 @@ class Fresh:
     statistics: dict[str, Array]
 
 
-@pytest.fixture(params=each("init"))
+@pytest.fixture(scope="module", params=each("init"))
 def fresh(request: pytest.FixtureRequest) -> Fresh:
     case = request.param
     stored = golden.arrays(case)
+    torch.manual_seed(0)
     model = deit_zoo.create(case["model"]["factory"], **case["model"]["given_kwargs"])
     return Fresh(
         parameters={name: value.detach().double() for name, value in model.named_parameters()},

@@ -1,4 +1,4 @@
-"""The golden files are the ones the index describes, and the fill rule makes the bits it promises."""
+"""The golden files are those of the index, and the generator makes the bits of the fill rule."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-import golden
 import pytest
+
+import golden
 
 CASES: list[dict[str, Any]] = json.loads((golden.HERE / "index.json").read_text(encoding="utf-8"))[
     "cases"

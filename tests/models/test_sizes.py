@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden
 import pytest
 import torch
 
 import deit_zoo
+import golden
 from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, ImageSizeError
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
+from deit_zoo.registry import resolve
 
 PREFIX = {"deit_tiny": 1, "deit_tiny_distilled": 2, "cait_xxs24_224": 0}  # rows of pos_embed
 NAMES = list(PREFIX)
@@ -19,6 +20,8 @@ SIZES = [384, (192, 256), 160]
 GRIDS = {384: (24, 24), (192, 256): (12, 16), 160: (10, 10)}
 
 Size = int | tuple[int, int]
+
+transformers = pytest.mark.parametrize("build", NAMES, indirect=True)
 
 
 def blank(img_size: Size, in_chans: int = 3) -> torch.Tensor:
@@ -29,7 +32,7 @@ def blank(img_size: Size, in_chans: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("img_size", SIZES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_runs_at_the_image_size_it_was_made_for(name: str, img_size: Size) -> None:
-    model = deit_zoo.create(name, img_size=img_size, num_classes=7).eval()
+    model = resolve(name).build(img_size=img_size, depth=2, num_classes=7).eval()
     with torch.inference_mode():
         assert model(blank(img_size)).shape == (1, 7)
 
@@ -45,7 +48,7 @@ def test_a_model_has_one_position_per_patch(name: str, img_size: Size) -> None:
 @pytest.mark.parametrize("in_chans", [1, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_runs_on_images_of_other_channels(name: str, in_chans: int) -> None:
-    model = deit_zoo.create(name, img_size=32, in_chans=in_chans, num_classes=7).eval()
+    model = resolve(name).build(img_size=32, in_chans=in_chans, depth=2, num_classes=7).eval()
     with torch.inference_mode():
         assert model(blank(32, in_chans)).shape == (1, 7)
 
@@ -145,16 +148,19 @@ def test_an_image_size_that_is_none_is_refused(img_size: Size) -> None:
         deit_zoo.create("deit_tiny", img_size=img_size)
 
 
+@transformers
 def test_images_of_another_size_are_refused(network: ZooModel) -> None:
     with pytest.raises(ImageSizeError, match=r"images of 32x48 pixels, not 48x32"):
         network(torch.zeros(2, 3, 48, 32))
 
 
+@transformers
 def test_images_of_other_channels_are_refused(network: ZooModel) -> None:
     with pytest.raises(ImageSizeError, match=r"\(B, 3, 32, 48\), not \(2, 1, 32, 48\)"):
         network(torch.zeros(2, 1, 32, 48))
 
 
+@transformers
 def test_an_image_without_a_batch_is_refused(network: ZooModel) -> None:
     with pytest.raises(ImageSizeError, match=r"x\[None\]"):
         network(torch.zeros(3, 32, 48))

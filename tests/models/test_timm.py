@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import golden
 import pytest
 import timm
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deit_zoo
+import golden
 from deit_zoo import weights
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
 from deit_zoo.registry import MODELS, ModelSpec

@@ -1,0 +1,81 @@
+"""Loading DeiT-B from one safetensors file, here and by timm: time and peak memory, one process
+per measurement, interleaved.
+
+    python benchmarks/load.py [ROUNDS]
+
+The time is that of the call; imports are done before it. The peak is that of the whole process
+after every parameter was read once (a mapped file counts only where it was read). Linux only.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+OURS = """
+import deit_zoo, deit_zoo.weights
+from deit_zoo.models import deit
+def load(file):
+    return deit_zoo.create("deit_b", checkpoint=file)
+"""
+TIMM = """
+import timm
+def load(file):
+    return timm.create_model("deit_base_patch16_224", checkpoint_path=file).eval()
+"""
+MEASURE = r"""
+import json, re, sys, time
+import torch
+torch.set_num_threads(2)
+{load}
+started = time.perf_counter()
+model = load(sys.argv[1])
+seconds = time.perf_counter() - started
+total = sum(float(parameter.detach().sum()) for parameter in model.parameters())
+status = open("/proc/self/status").read()
+peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024
+print(json.dumps({{"seconds": seconds, "peak_mb": peak, "sum": total}}))
+"""
+
+
+def measure(load: str, file: Path) -> dict[str, float]:
+    """One process: load, touch every parameter, report."""
+    command = [sys.executable, "-c", MEASURE.format(load=load), str(file)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def main() -> None:
+    """Measure and print."""
+    import timm
+    from safetensors.torch import save_file
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    results: dict[str, list[dict[str, float]]] = {"deit_zoo": [], "timm": []}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "deit_base.safetensors"
+        save_file(timm.create_model("deit_base_patch16_224").state_dict(), file)
+        for number in range(rounds + 1):
+            for name, load in (("deit_zoo", OURS), ("timm", TIMM)):
+                result = measure(load, file)
+                if number:  # the first round warms the disk cache
+                    results[name].append(result)
+    assert results["deit_zoo"][0]["sum"] == results["timm"][0]["sum"], "the models differ"
+    print(f"{'':12}{'seconds':>9}{'peak MB':>9}   (medians of {rounds} interleaved rounds)")
+    medians = {
+        name: {key: statistics.median(row[key] for row in rows) for key in ("seconds", "peak_mb")}
+        for name, rows in results.items()
+    }
+    for name, row in medians.items():
+        print(f"{name:12}{row['seconds']:9.4f}{row['peak_mb']:9.0f}")
+    ratios = {
+        key: medians["deit_zoo"][key] / medians["timm"][key] for key in ("seconds", "peak_mb")
+    }
+    print(f"{'ratio':12}{ratios['seconds']:9.3f}{ratios['peak_mb']:9.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,615 @@
+"""The public functions: what they give, what they refuse, and what they leave unimported."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import deit_zoo
+from deit_zoo.errors import (
+    CheckpointError,
+    DataError,
+    ImageSizeError,
+    UnknownModelError,
+    ZooError,
+)
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.registry import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images of a few patches go faster without a second thread to wait for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeiT-Ti for small images whose weights tell red (class 0), green (1) and blue (2) apart.
+
+    Patches embed as their mean colour, one uniform attention takes it to the class token, and the
+    head reads it there.
+    """
+    plan = deit_zoo.create("deit_tiny", img_size=32, num_classes=3, device="meta")
+    state = {key: torch.zeros(value.shape) for key, value in plan.state_dict().items()}
+    for channel in range(3):
+        state["patch_embed.proj.weight"][channel, channel] = 1 / 256
+        state["head.weight"][channel, channel] = 1.0
+    state["blocks.0.norm1.weight"].fill_(1.0)
+    state["blocks.0.attn.qkv.weight"][2 * 192 :] = torch.eye(192)
+    state["blocks.0.attn.proj.weight"] = torch.eye(192)
+    state["norm.weight"].fill_(1.0)
+    file = tmp_path_factory.mktemp("colours") / "model.safetensors"
+    save_file(state, file)
+    return file
+
+
+@pytest.fixture
+def colours(weights: Path) -> ZooModel:
+    """The model that tells colours apart."""
+    return deit_zoo.create("deit_tiny", checkpoint=weights)
+
+
+@pytest.fixture
+def biased(weights: Path) -> Callable[[list[float]], ZooModel]:
+    """Makes a model that sees nothing: its logits are the given ones, whatever the image."""
+
+    def made(logits: list[float]) -> ZooModel:
+        model = deit_zoo.create("deit_tiny", checkpoint=weights, num_classes=len(logits))
+        model.load_state_dict(
+            model.state_dict()
+            | {"head.weight": torch.zeros(len(logits), 192), "head.bias": torch.tensor(logits)}
+        )
+        return model
+
+    return made
+
+
+def photo(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    stream = BytesIO()
+    photo(colour).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Seven images in three class folders: of red two and a green, two greens, blue and a red."""
+    content = {"0": (RED, RED, GREEN), "1": (GREEN, GREEN), "2": (BLUE, RED)}
+    for folder, images in content.items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for number, colour in enumerate(images):
+            photo(colour).save(tmp_path / "data" / folder / f"{number}.png")
+    return tmp_path / "data"
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that a new Python has imported after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "safetensors", "huggingface_hub", "rich"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import deit_zoo",
+        "import deit_zoo; deit_zoo.list_models('cait', pretrained=True, sort='top1')",
+        "import deit_zoo; deit_zoo.info('deit_s').to_dict()",
+    ],
+    ids=["import", "list_models", "info"],
+)
+def test_names_and_facts_cost_no_torch(code: str) -> None:
+    assert loaded(code) & HEAVY == set()
+
+
+def test_building_a_model_costs_no_timm() -> None:
+    code = "import deit_zoo; deit_zoo.create('deit_tiny', device='meta')"
+    assert loaded(code) & {"torch", "torchvision", "timm"} == {"torch"}
+
+
+def test_the_version_is_a_number() -> None:
+    assert [part.isdigit() for part in deit_zoo.__version__.split(".")] == [True, True, True]
+
+
+PUBLISHED = [
+    "cait_m36_384",
+    "cait_m48_448",
+    "cait_s24_224",
+    "cait_s24_384",
+    "cait_s36_384",
+    "cait_xs24_384",
+    "cait_xxs24_224",
+    "cait_xxs24_384",
+    "cait_xxs36_224",
+    "cait_xxs36_384",
+    "deit_base",
+    "deit_base_384",
+    "deit_base_distilled",
+    "deit_base_distilled_384",
+    "deit_small",
+    "deit_small_distilled",
+    "deit_tiny",
+    "deit_tiny_distilled",
+]
+
+
+def test_names_are_sorted() -> None:
+    assert deit_zoo.list_models(exclude="pico") == PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (
+            {"pattern": "cait", "img_size": 224},
+            ["cait_s24_224", "cait_xxs24_224", "cait_xxs36_224"],
+        ),
+        ({"pattern": "deit_base"}, PUBLISHED[10:14]),
+        ({"pattern": "DeiT-Base"}, PUBLISHED[10:14]),
+        ({"pattern": "*_384"}, [name for name in PUBLISHED if name.endswith("_384")]),
+        ({"pattern": "cait_?36_*"}, ["cait_m36_384", "cait_s36_384"]),
+        ({"pattern": "cait_x[s]*"}, ["cait_xs24_384"]),
+        ({"pattern": "resmlp"}, []),
+        ({"pattern": "deit_b", "exclude": "distilled"}, ["deit_base", "deit_base_384"]),
+        ({"pattern": "deit_b", "exclude": ["distilled", "*_384"]}, ["deit_base"]),
+        ({"family": "cait", "exclude": "xs"}, PUBLISHED[:5]),
+        ({"img_size": 448}, ["cait_m48_448"]),
+        ({"min_top1": 85.4, "family": "cait"}, ["cait_m36_384", "cait_m48_448", "cait_s36_384"]),
+        ({"max_params": 6e6, "exclude": "pico"}, ["deit_tiny", "deit_tiny_distilled"]),
+        ({"max_params": 5_717_416, "exclude": "pico"}, ["deit_tiny"]),
+        ({"license": "Apache-2.0", "pattern": "deit_t"}, ["deit_tiny", "deit_tiny_distilled"]),
+        ({"license": "mit"}, []),
+        ({"pretrained": True, "exclude": "pico"}, PUBLISHED),
+        ({"pretrained": False, "exclude": "pico"}, []),
+    ],
+)
+def test_filters_leave_what_passes_them_all(filters: dict[str, object], names: list[str]) -> None:
+    assert deit_zoo.list_models(**filters) == names
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"),
+    [
+        ("name", ["deit_base", "deit_base_distilled", "deit_small", "deit_small_distilled"]),
+        ("top1", ["deit_base_distilled", "deit_base", "deit_small_distilled", "deit_small"]),
+        ("params", ["deit_small", "deit_small_distilled", "deit_base", "deit_base_distilled"]),
+        ("gmacs", ["deit_small", "deit_small_distilled", "deit_base", "deit_base_distilled"]),
+        ("img_size", ["deit_base", "deit_base_distilled", "deit_small", "deit_small_distilled"]),
+    ],
+)
+def test_each_key_sorts(sort: str, names: list[str]) -> None:
+    assert deit_zoo.list_models("deit_[bs]*", exclude=["384", "pico"], sort=sort) == names
+
+
+def test_the_smallest_images_come_first() -> None:
+    names = deit_zoo.list_models("cait_xxs*", sort="img_size")
+    assert names == ["cait_xxs24_224", "cait_xxs36_224", "cait_xxs24_384", "cait_xxs36_384"]
+
+
+def test_numbers_in_names_sort_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = replace(MODELS["cait_s24_384"], name="cait_s24_96")
+    monkeypatch.setitem(MODELS, "cait_s24_96", earlier)
+    assert deit_zoo.list_models("cait_s24") == ["cait_s24_96", "cait_s24_224", "cait_s24_384"]
+
+
+def test_an_unknown_sort_key_is_one_sentence() -> None:
+    with pytest.raises(ZooError) as caught:
+        deit_zoo.list_models(sort="size")
+    assert str(caught.value) == "sort is 'size'; give one of name, top1, params, gmacs, img_size"
+
+
+def test_info_is_ready_for_json() -> None:
+    plain = json.loads(json.dumps(deit_zoo.info("DeiT-S").to_dict()))
+    assert {key: plain[key] for key in ("name", "family", "num_params", "gmacs", "img_size")} == {
+        "name": "deit_small",
+        "family": "deit",
+        "num_params": 22_050_664,
+        "gmacs": 4.61,
+        "img_size": 224,
+    }
+    assert plain["checkpoint"]["metrics"]["imagenet1k_val"]["top5"] == 94.968
+
+
+@pytest.mark.parametrize("name", deit_zoo.list_models())
+def test_every_model_has_an_info_for_json(name: str) -> None:
+    assert json.loads(json.dumps(deit_zoo.info(name).to_dict()))["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("deit_s", "EvalTransform(img_size=(224, 224), crop_pct=0.875)"),
+        ("deit_base_384", "EvalTransform(img_size=(384, 384), crop_pct=0.875)"),
+        ("cait_S24", "EvalTransform(img_size=(384, 384), crop_pct=1.0)"),
+        ("cait_m48_448", "EvalTransform(img_size=(448, 448), crop_pct=1.0)"),
+    ],
+)
+def test_a_transform_is_that_of_the_published_figures(name: str, text: str) -> None:
+    assert repr(deit_zoo.transform(name)) == text
+
+
+def test_a_models_transform_has_the_models_size() -> None:
+    model = deit_zoo.create("deit_tiny", img_size=(32, 64), device="meta")
+    assert repr(deit_zoo.transform(model)) == "EvalTransform(img_size=(32, 64), crop_pct=0.875)"
+
+
+def test_a_transform_takes_another_size_and_crop() -> None:
+    changed = deit_zoo.transform("deit_tiny", img_size=(192, 256), crop_pct=1)
+    assert changed(photo(RED)).shape == (3, 192, 256)
+
+
+def test_a_model_without_a_head_has_a_transform() -> None:
+    model = deit_zoo.create("deit_tiny", num_classes=0, device="meta")
+    assert deit_zoo.transform(model).img_size == (224, 224)
+
+
+def test_a_result_is_a_class_with_its_probability(colours: ZooModel) -> None:
+    [[best, *_]] = deit_zoo.classify(photo(GREEN), colours)
+    assert (best.label, best.index, best.folder) == ("1", 1, "1")
+    assert best.probability > 0.9
+
+
+def test_probabilities_are_the_softmax_best_first(
+    biased: Callable[[list[float]], ZooModel],
+) -> None:
+    model = biased([0.0, math.log(2), math.log(5)])
+    [result] = deit_zoo.classify(photo(RED), model)
+    assert [(p.label, p.probability) for p in result] == [
+        ("2", pytest.approx(5 / 8)),
+        ("1", pytest.approx(2 / 8)),
+        ("0", pytest.approx(1 / 8)),
+    ]
+
+
+def test_a_thousand_classes_have_their_names(biased: Callable[[list[float]], ZooModel]) -> None:
+    model = biased([0.0] * 281 + [1.0] + [0.0] * 718)
+    [[best]] = deit_zoo.classify(photo(RED), model, topk=1)
+    assert (best.label, best.folder) == ("tabby, tabby cat", "n02123045")
+
+
+@pytest.mark.parametrize(("topk", "shown"), [(1, 1), (2, 2), (3, 3), (5, 3), (1000, 3)])
+def test_topk_is_at_most_the_number_of_classes(topk: int, shown: int, colours: ZooModel) -> None:
+    assert [len(result) for result in deit_zoo.classify(photo(RED), colours, topk=topk)] == [shown]
+
+
+def test_an_image_may_be_a_path_bytes_or_a_pil_image(colours: ZooModel, tmp_path: Path) -> None:
+    photo(GREEN).save(tmp_path / "green.png")
+    photo(BLUE).save(tmp_path / "blue.jpg")
+    images = [tmp_path / "green.png", str(tmp_path / "blue.jpg"), png(RED), photo(GREEN)]
+    results = deit_zoo.classify(images, colours, topk=1)
+    assert [best.label for [best] in results] == ["1", "2", "0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "bytes", "PIL"])
+def test_one_image_needs_no_list(kind: str, colours: ZooModel, tmp_path: Path) -> None:
+    path = tmp_path / "blue.png"
+    path.write_bytes(png(BLUE))
+    image = {"path": path, "text": str(path), "bytes": png(BLUE), "PIL": photo(BLUE)}[kind]
+    [[best, *_]] = deit_zoo.classify(image, colours)
+    assert best.label == "2"
+
+
+def test_many_images_come_back_in_their_order(colours: ZooModel) -> None:
+    # More than a batch, from a generator.
+    results = deit_zoo.classify((photo((RED, GREEN, BLUE)[n % 3]) for n in range(70)), colours)
+    assert [result[0].index for result in results] == [n % 3 for n in range(70)]
+
+
+def test_no_images_give_no_results(colours: ZooModel) -> None:
+    assert deit_zoo.classify([], colours) == []
+
+
+def test_images_of_different_sizes_go_together(colours: ZooModel) -> None:
+    images = [photo(RED, (1, 1)), photo(GREEN, (500, 20)), photo(BLUE, (33, 700))]
+    results = deit_zoo.classify(images, colours, topk=1)
+    assert [best.index for [best] in results] == [0, 1, 2]
+
+
+def test_a_distilled_model_in_train_mode_classifies_too(tmp_path: Path) -> None:
+    plan = deit_zoo.create("deit_tiny_distilled", num_classes=3, img_size=32, device="meta")
+    state = {key: torch.zeros(value.shape) for key, value in plan.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    model = deit_zoo.create("deit_tiny_distilled", checkpoint=tmp_path).train()
+    [result] = deit_zoo.classify(photo(RED), model)
+    assert [prediction.probability for prediction in result] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_classify_leaves_the_mode_as_it_was(training: bool, colours: ZooModel) -> None:
+    colours.train(training)
+    deit_zoo.classify(photo(RED), colours)
+    assert colours.training == training
+
+
+def test_classify_leaves_the_mode_as_it_was_when_an_image_is_broken(colours: ZooModel) -> None:
+    colours.train()
+    with pytest.raises(DataError):
+        deit_zoo.classify(b"broken", colours)
+    assert colours.training
+
+
+def test_a_broken_image_among_good_ones_is_named(colours: ZooModel, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(png(RED))
+    (tmp_path / "bad.png").write_bytes(png(RED)[:50])
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'bad.png'} cannot be read as an image \("):
+        deit_zoo.classify([tmp_path / "good.png", tmp_path / "bad.png"], colours)
+
+
+def test_an_image_of_extreme_shape_is_named(colours: ZooModel, tmp_path: Path) -> None:
+    photo(RED, (1, 200_000)).save(tmp_path / "line.png")
+    with pytest.raises(DataError) as caught:
+        deit_zoo.classify(tmp_path / "line.png", colours)
+    # 32 pixels at crop 0.875 are cut from 36.
+    assert str(caught.value) == (
+        f"{tmp_path / 'line.png'}: an image of 1x200000 pixels would be resized to 36x7200000; "
+        "crop it to a less extreme shape first"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_every_image_counts_once(batch_size: int, colours: ZooModel, data: Path) -> None:
+    result = deit_zoo.evaluate(colours, data, batch_size=batch_size)
+    # A green among the reds and a red among the blues are wrong.
+    assert (result.num_images, result.top1, result.top5) == (7, pytest.approx(500 / 7), 100.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_loss_is_the_mean_over_images(
+    batch_size: int, biased: Callable[[list[float]], ZooModel], data: Path
+) -> None:
+    # Probabilities 1/4, 1/2, 1/4: three and two images at log 4, two at log 2.
+    model = biased([0.0, math.log(2), 0.0])
+    result = deit_zoo.evaluate(model, data, batch_size=batch_size)
+    assert result.loss == pytest.approx((5 * math.log(4) + 2 * math.log(2)) / 7, rel=1e-6)
+
+
+def test_top5_looks_at_five_classes(
+    biased: Callable[[list[float]], ZooModel], tmp_path: Path
+) -> None:
+    # Seven classes, one image each; the logits fall, so classes 0 to 4 are the best five.
+    for number in range(7):
+        (tmp_path / str(number)).mkdir()
+        photo(RED).save(tmp_path / str(number) / "a.png")
+    model = biased([7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    result = deit_zoo.evaluate(model, tmp_path)
+    assert (result.top1, result.top5) == (pytest.approx(100 / 7), pytest.approx(500 / 7))
+
+
+def test_worker_processes_change_nothing(colours: ZooModel, data: Path) -> None:
+    alone = deit_zoo.evaluate(colours, data, batch_size=3)
+    assert deit_zoo.evaluate(colours, data, batch_size=3, workers=2) == alone
+
+
+def test_progress_tells_images_done_and_in_all(colours: ZooModel, data: Path) -> None:
+    told: list[tuple[int, int]] = []
+    deit_zoo.evaluate(
+        colours, data, batch_size=3, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_evaluate_takes_the_validation_folder_of_a_data_set(
+    colours: ZooModel, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    data.rename(tmp_path / "set" / "val")
+    assert deit_zoo.evaluate(colours, str(tmp_path / "set")).num_images == 7
+
+
+def test_evaluate_looks_into_folders_of_a_class_and_past_other_files(
+    colours: ZooModel, data: Path
+) -> None:
+    (data / "1" / "more").mkdir()
+    photo(GREEN).save(data / "1" / "more" / "green.JPG", format="JPEG")
+    (data / "1" / "notes.txt").write_text("two greens")
+    assert deit_zoo.evaluate(colours, data).num_images == 8
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_leaves_the_mode_as_it_was(training: bool, colours: ZooModel, data: Path) -> None:
+    colours.train(training)
+    deit_zoo.evaluate(colours, data)
+    assert colours.training == training
+
+
+def test_evaluate_leaves_the_mode_as_it_was_when_an_image_is_broken(
+    colours: ZooModel, data: Path
+) -> None:
+    (data / "2" / "9.png").write_bytes(png(BLUE)[:50])
+    colours.train()
+    with pytest.raises(DataError, match=rf"^{data / '2' / '9.png'} cannot be read as an image \("):
+        deit_zoo.evaluate(colours, data)
+    assert colours.training
+
+
+def test_evaluate_names_an_image_of_extreme_shape(colours: ZooModel, data: Path) -> None:
+    photo(RED, (1, 200_000)).save(data / "0" / "line.png")
+    with pytest.raises(DataError, match=rf"^{data / '0' / 'line.png'}: an image of 1x200000 pixel"):
+        deit_zoo.evaluate(colours, data)
+
+
+def refuses(model: ZooModel, data: Path, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        deit_zoo.evaluate(model, data)
+    assert str(caught.value) == message
+
+
+def test_a_class_folder_too_many_is_named(colours: ZooModel, data: Path) -> None:
+    (data / "cat").mkdir()
+    refuses(
+        colours,
+        data,
+        f"the class folders of {data} are not the model's 3 classes: 1 that are no class of the "
+        "model (such as 'cat'); give a folder with one folder per class, from '0' to '2'",
+    )
+
+
+def test_other_class_folders_are_named(colours: ZooModel, data: Path) -> None:
+    (data / "2").rename(data / "two")
+    refuses(
+        colours,
+        data,
+        f"the class folders of {data} are not the model's 3 classes: 1 that are no class of the "
+        "model (such as 'two') and 1 missing (such as '2'); give a folder with one folder per "
+        "class, from '0' to '2'",
+    )
+
+
+def test_a_class_without_images_is_named(colours: ZooModel, data: Path) -> None:
+    for image in (data / "1").iterdir():
+        image.unlink()
+    refuses(
+        colours,
+        data,
+        f"1 of the 3 class folders of {data} hold no image (such as '1'); give a folder with "
+        "images of every class",
+    )
+
+
+def test_a_folder_without_class_folders_is_named(colours: ZooModel, tmp_path: Path) -> None:
+    refuses(
+        colours,
+        tmp_path,
+        f"{tmp_path} holds no folder; it must hold one folder of images per class",
+    )
+
+
+def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
+    refuses(
+        colours,
+        tmp_path / "none",
+        f"{tmp_path / 'none'} is not a folder; give one that holds a folder of images per class",
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (
+            lambda model: deit_zoo.create("deit_smal"),
+            UnknownModelError,
+            "no model is named 'deit_smal'; did you mean deit_small, ",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", drop_path_rate=1.0),
+            ZooError,
+            "drop_path_rate is 1.0; give a share from 0 to below 1",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", drop_path_rate=float("nan")),
+            ZooError,
+            "drop_path_rate is nan; give a share from 0 to below 1",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", in_chans=0),
+            ZooError,
+            "in_chans is 0; give the number of channels of an image, such as 3",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", num_classes=-1, device="meta"),
+            ZooError,
+            "num_classes is -1; give the number of classes, or 0 for none",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", img_size=225),
+            ImageSizeError,
+            "images of 225x225 pixels cannot be cut into patches of 16x16; the nearest size that "
+            "can is img_size=(224, 224)",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", img_size=(224,)),
+            ImageSizeError,
+            "img_size is (224,); give one number of pixels or (height, width), for example ",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", device="gpu"),
+            ZooError,
+            "device 'gpu' cannot be used here (",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model, device="cuda:99"),
+            ZooError,
+            "device 'cuda:99' cannot be used here (",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model, topk=0),
+            ZooError,
+            "topk is 0; give the number of classes to show, 1 or more",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model.reset_classifier(0) or model),
+            ZooError,
+            "the model has no head (num_classes=0), so it has no classes to tell apart",
+        ),
+        (
+            lambda model: deit_zoo.evaluate(model.reset_classifier(0) or model, "data"),
+            ZooError,
+            "the model has no head (num_classes=0), so it has no classes to tell apart",
+        ),
+        (
+            lambda model: deit_zoo.evaluate(model, "data", batch_size=0),
+            ZooError,
+            "batch_size is 0 and workers is 0; give a batch of 1 or more and 0 or more worker ",
+        ),
+        (
+            lambda model: deit_zoo.evaluate(model, "data", workers=-1),
+            ZooError,
+            "batch_size is 64 and workers is -1; give a batch of 1 or more and 0 or more worker ",
+        ),
+        (
+            lambda model: deit_zoo.classify([], nn.Linear(1, 1)),
+            CheckpointError,
+            "Linear was not made by deit_zoo.create, so its classes and transform are not known; ",
+        ),
+        (
+            lambda model: deit_zoo.transform(None),
+            CheckpointError,
+            "NoneType was not made by deit_zoo.create, so its classes and transform are not known",
+        ),
+        (
+            lambda model: deit_zoo.transform("deit_tiny", crop_pct=0),
+            ImageSizeError,
+            "crop_pct is 0; give a share above 0 and up to 1, such as 0.875",
+        ),
+    ],
+)
+def test_nonsense_is_refused_in_one_sentence(
+    call: Callable[[ZooModel], object], kind: type[ZooError], message: str
+) -> None:
+    model = deit_zoo.create("deit_tiny", img_size=16, num_classes=3, device="meta")
+    with pytest.raises(kind) as caught:
+        call(model)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

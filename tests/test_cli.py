@@ -1,0 +1,275 @@
+"""The command as a user types it: a process, its stdout, its stderr and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from deit_zoo.digits import digits
+
+MODEL = "deit_pico_distilled_digits"
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def deit_zoo(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> Done:
+    """Run `deit-zoo` and return how it ended."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deit_zoo", *map(str, arguments)],
+        input=stdin,
+        cwd=cwd,
+        capture_output=True,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def sentence(done: Done) -> str:
+    """The one sentence of a refusal."""
+    assert done.status == 2
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    return done.err.removeprefix("error: ").strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four validation digits, 4, 5, 6 and 7, as PNG files named by their label."""
+    path = tmp_path_factory.mktemp("images")
+    for image, label in digits():
+        if label in "4567" and not (path / f"{label}.png").exists():
+            image.save(path / f"{label}.png")
+    return path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    """A real HTTP server on loopback: `/7.png` is an image, everything else is not there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/7.png"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write((folder / "7.png").read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["list"], ["info", "deit_s"], ["reproduce", "deit_s", "--gpus=8", "--dry-run"]],
+    ids=" ".join,
+)
+def test_a_command_that_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom deit_zoo.cli import main\n"
+        f"sys.argv = ['deit-zoo', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
+        "heavy = {'torch', 'timm', 'PIL', 'huggingface_hub', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_list_shows_every_model_with_its_figures() -> None:
+    done = deit_zoo("list")
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 22
+    rows = [line.split() for line in done.out.splitlines()]
+    assert ["deit_small", "79.85", "22.1", "M", "4.61", "224", "0.875"] in rows
+    assert ["cait_xxs24_224", "78.40*", "12.0", "M", "2.53", "224", "1"] in rows
+    assert done.err == (
+        "* measured by timm with the same transform; the authors published no figure\n"
+    )
+
+
+def test_list_filters_and_sorts() -> None:
+    done = deit_zoo("list", "deit*", "--min-top1", "80", "--sort", "top1", "--max-params", "90")
+    names = [line.split()[0] for line in done.out.splitlines()[1:]]
+    assert [name for name in names if "digits" not in name] == [
+        "deit_base_distilled_384",
+        "deit_base_distilled",
+        "deit_base_384",
+        "deit_base",
+        "deit_small_distilled",
+    ]
+
+
+def test_list_as_json_is_data() -> None:
+    rows = json.loads(deit_zoo("list", "deit_small", "--json").out)
+    assert [row["name"] for row in rows] == ["deit_small", "deit_small_distilled"]
+    assert rows[0]["checkpoint"]["metrics"]["imagenet1k_val"]["top1"] == 79.854
+
+
+def test_info_tells_sources_digests_licence_and_transform() -> None:
+    out = deit_zoo("info", "deit-s").out
+    for part in (
+        "22,050,664 parameters, 4.61 GMACs at 224 px",
+        "crop_pct 0.875, bicubic, 224 px",
+        "timm/deit_small_patch16_224.fb_in1k",
+        "91327a9c99f98fe6b524cd4d397b7226b80e1365",
+        "1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
+        "cd65a155… (prefix only)",
+        "apache-2.0",
+    ):
+        assert part in out
+
+
+def test_info_says_what_is_not_pinned() -> None:
+    assert "not pinned: no digest is published" in deit_zoo("info", "cait_s24").out
+
+
+def test_a_wrong_name_gets_the_three_nearest() -> None:
+    assert sentence(deit_zoo("info", "deit_tinny")) == (
+        "no model is named 'deit_tinny'; did you mean deit_tiny, deit_tiny_distilled or "
+        "deit_base? `deit-zoo list` shows all 21"
+    )
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = deit_zoo("info", "deit_tinny", "--debug")
+    assert done.status == 1
+    assert "Traceback" in done.err
+    assert "UnknownModelError" in done.err
+
+
+def test_files_and_folders_are_classified(folder: Path) -> None:
+    done = deit_zoo("classify", folder / "7.png", folder, "--model", MODEL, "--topk", "1")
+    assert (done.status, done.err) == (0, "")
+    labels = [line.split()[-1] for line in done.out.splitlines() if line.startswith("  ")]
+    assert labels == ["7", "4", "5", "6", "7"]
+
+
+def test_an_image_comes_from_stdin_and_from_a_url(folder: Path, server: str) -> None:
+    done = deit_zoo(
+        "classify",
+        "-",
+        f"{server}/7.png",
+        "--model",
+        MODEL,
+        "--topk",
+        "1",
+        "--json",
+        stdin=(folder / "4.png").read_bytes(),
+    )
+    rows = json.loads(done.out)
+    assert [row["predictions"][0]["label"] for row in rows] == ["4", "7"]
+    assert rows[0]["image"] == "stdin"
+
+
+def test_bad_images_are_listed_and_do_not_stop_the_rest(
+    folder: Path, tmp_path: Path, server: str
+) -> None:
+    truncated = tmp_path / "half.png"
+    truncated.write_bytes((folder / "5.png").read_bytes()[:60])
+    (tmp_path / "text.jpg").write_text("not an image")
+    done = deit_zoo(
+        "classify",
+        truncated,
+        tmp_path / "text.jpg",
+        tmp_path / "absent.png",
+        f"{server}/absent.png",
+        folder / "6.png",
+        "--model",
+        MODEL,
+        "--topk",
+        "1",
+    )
+    assert done.status == 1
+    assert done.out.splitlines()[0] == str(folder / "6.png")
+    lines = done.err.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        str(truncated),
+        str(tmp_path / "text.jpg"),
+        str(tmp_path / "absent.png"),
+        f"{server}/absent.png",
+    ]
+    assert lines[3].endswith(
+        f"could not be fetched: 404 Client Error: Not Found for url: {server}/absent.png"
+    )
+
+
+def test_a_refused_connection_is_one_sentence() -> None:
+    done = deit_zoo("classify", "http://127.0.0.1:1/x.png", "--model", MODEL)
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    assert "could not be fetched" in done.err
+
+
+def test_an_alias_is_told_what_it_means(folder: Path) -> None:
+    done = deit_zoo("classify", folder / "4.png", "--model", "DEIT-PICO-DIGITS", "--topk", "1")
+    assert done.err == "model: deit_pico_digits\n"
+
+
+def test_a_model_that_cannot_be_fetched_yet_says_what_to_do() -> None:
+    told = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
+    assert "does not fetch files yet" in told
+    assert told.endswith("pass create('deit_tiny', checkpoint=FILE)")
+
+
+def test_evaluate_shows_the_recorded_figures_beside_the_measured(tmp_path: Path) -> None:
+    assert deit_zoo("data", "digits", "--output", tmp_path / "digits").status == 0
+    done = deit_zoo("evaluate", MODEL, "--data", tmp_path / "digits", "--json")
+    row = json.loads(done.out)
+    assert row["num_images"] == 360
+    assert row["top1"]["measured"] == pytest.approx(row["top1"]["published"], abs=0.3)
+
+
+def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
+    done = deit_zoo("reproduce", "deit_s", "--gpus", "8", "--dry-run")
+    assert done.status == 0
+    assert "300 epochs of 1251 steps, 427,008 different images, each shown 3 times" in done.out
+    assert "1024 = 8 replicas x 128" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["reproduce", "cait_s24", "--gpus=8"], "no recipe for cait_s24_384"),
+        (["reproduce", "deit_s", "--gpus=3", "--dry-run"], "the nearest number that can is"),
+        (["reproduce", "deit_s", "--gpus=0"], "type --data DIR"),
+        (["reproduce", "deit_s", "--gpus=8", "--set", "lr"], "--set 'lr' is no FIELD=VALUE"),
+        (["evaluate", MODEL, "--data", "absent"], "absent is not a folder"),
+        (["list", "--sort", "size"], "sort is 'size'; give one of name, top1"),
+    ],
+)
+def test_a_wrong_word_is_answered_in_one_sentence(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    assert told in sentence(deit_zoo(*arguments, cwd=tmp_path))
+
+
+def test_an_unknown_option_exits_2() -> None:
+    assert deit_zoo("list", "--frobnicate").status == 2
+
+
+def test_a_photograph_of_any_size_is_classified(tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 2000), "white").save(tmp_path / "photo.jpg")
+    done = deit_zoo("classify", tmp_path / "photo.jpg", "--model", MODEL)
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 6

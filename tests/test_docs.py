@@ -1,0 +1,141 @@
+"""What the documentation says is true: every block is run, every link leads somewhere.
+
+A comment above a block says what else is needed: `<!-- test: slow -->`, or the error that the
+block ends in for now.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from deit_zoo import digits, errors
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+class Block(NamedTuple):
+    """One fenced block: where it stands, its language, its text and the comment above it."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    note: str
+
+
+def blocks(language: str) -> list[Block]:
+    """Every block of one language."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fence = re.compile(r"(?:<!-- test: (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+        for match in fence.finditer(text):
+            if match[2] == language:
+                line = text[: match.start()].count("\n") + 1
+                found.append(Block(page.name, line, language, match[3], match[1] or ""))
+    return found
+
+
+def commands() -> Iterator[tuple[str, bool]]:
+    """Every command of the shell blocks, and whether it is a long one."""
+    for block in blocks("sh"):
+        for line in block.text.splitlines():
+            command = line.split("#")[0].strip()
+            if command:
+                long = "reproduce" in command and "--dry-run" not in command
+                yield command, long
+
+
+def parameters(long: bool) -> list[str]:
+    unique = dict.fromkeys(command for command, is_long in commands() if is_long == long)
+    return [command for command in unique if not command.startswith("make ")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a reader has it after `deit-zoo data digits --output digits`."""
+    folder = tmp_path_factory.mktemp("reader")
+    digits.write_folder(folder / "digits")
+    (folder / "docs").mkdir()
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program = f"{shlex.quote(sys.executable)} -m deit_zoo"
+    return subprocess.run(
+        command.replace("deit-zoo", program, 1).replace("--output digits", "--output again"),
+        shell=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", parameters(long=False))
+def test_a_command_of_the_documentation_works(command: str, workplace: Path) -> None:
+    done = run(command, workplace)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", parameters(long=True))
+def test_a_long_command_of_the_documentation_works(command: str, workplace: Path) -> None:
+    done = run(command, workplace)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda b: f"{b.page}:{b.line}")
+def test_a_python_block_of_the_documentation_works(
+    block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code = block.text.replace('"org/deit"', repr(str(ROOT)))
+    code = code.replace("trust_repo=True", 'source="local"')
+    compiled = compile(code, f"{block.page}:{block.line}", "exec")
+    if block.note:
+        with pytest.raises(getattr(errors, block.note)):
+            exec(compiled, {})
+    else:
+        exec(compiled, {})
+
+
+@pytest.mark.parametrize(
+    "target", sorted({c.split()[1] for c, _ in commands() if c.startswith("make ")})
+)
+def test_a_make_target_of_the_documentation_exists(target: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_the_table_of_models_is_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deit_zoo", "list", "--markdown"],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+    held = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert done.stdout.decode() == held, "stale: deit-zoo list --markdown > docs/models.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("https://")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120

@@ -1,0 +1,168 @@
+"""torch.hub from a checkout: names, docstrings, other copies, other modules."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deit_zoo
+from deit_zoo.registry import MODELS
+
+ROOT = Path(__file__).parent.parent
+UPSTREAM = (
+    "deit_tiny_patch16_224",
+    "deit_small_patch16_224",
+    "deit_base_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit_small_distilled_patch16_224",
+    "deit_base_distilled_patch16_224",
+    "deit_base_patch16_384",
+    "deit_base_distilled_patch16_384",
+    "cait_XXS24_224",
+    "cait_XXS24",
+    "cait_XXS36_224",
+    "cait_XXS36",
+    "cait_XS24",
+    "cait_S24_224",
+    "cait_S24",
+    "cait_S36",
+    "cait_M36",
+    "cait_M48",
+)
+
+
+def hub(code: str, cwd: Path, hub_folder: Path = ROOT, **environment: str) -> str:
+    """Run code in a process of its own, `HUB` being the hub folder; returns what it prints."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"HUB = {str(hub_folder)!r}\nimport torch\n{code}"],
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def copy_of_the_repository(folder: Path, version: str) -> Path:
+    """A hub folder: what a GitHub zip holds, at another version."""
+    shutil.copytree(
+        ROOT / "deit_zoo", folder / "deit_zoo", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("hubconf.py", "weights_manifest.json"):
+        shutil.copy(ROOT / name, folder / name)
+    init = folder / "deit_zoo" / "__init__.py"
+    init.write_text(init.read_text().replace(deit_zoo.__version__, version))
+    return folder
+
+
+def entry_points() -> dict[str, object]:
+    found = runpy.run_path(str(ROOT / "hubconf.py"))
+    return {
+        name: value for name, value in found.items() if callable(value) and not name.startswith("_")
+    }
+
+
+def test_there_is_an_entry_point_for_every_name_and_every_upstream_name() -> None:
+    assert set(entry_points()) == {*MODELS, *UPSTREAM, "create"}
+
+
+def test_every_entry_point_tells_what_it_is_and_how_to_call_it() -> None:
+    for name, entry in entry_points().items():
+        assert f'"{name}"' in str(entry.__doc__)
+        assert "trust_repo=True" in str(entry.__doc__)
+
+
+def test_a_docstring_holds_the_published_accuracy_and_its_transform() -> None:
+    text = str(entry_points()["deit_small"].__doc__)
+    assert "Top-1 79.854 % at 224 pixels with crop_pct 0.875, bicubic (README_deit.md)." in text
+
+
+def test_an_entry_point_is_pretrained_unless_told_otherwise() -> None:
+    signature = inspect.signature(entry_points()["deit_tiny"])  # type: ignore[arg-type]
+    assert str(signature) == "(pretrained: bool = True, **kwargs)"
+
+
+def test_hub_load_gives_the_pretrained_model_in_eval_mode(tmp_path: Path) -> None:
+    code = """
+model = torch.hub.load(HUB, "deit_pico_digits", source="local")
+print(model.training, model.checkpoint.origin)
+"""
+    assert hub(code, tmp_path) == "False reproduced"
+
+
+def test_hub_load_gives_a_random_model_in_train_mode_when_asked(tmp_path: Path) -> None:
+    code = """
+model = torch.hub.load(HUB, "deit_tiny_patch16_224", source="local", pretrained=False,
+                       num_classes=3)
+print(model.training, model.head.out_features, type(model).__module__)
+"""
+    assert hub(code, tmp_path) == "True 3 deit_zoo.models.deit"
+
+
+def test_hub_load_works_while_a_module_called_models_is_imported(tmp_path: Path) -> None:
+    for name in ("models", "utils", "data", "training"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    code = """
+import models, utils, data, training
+model = torch.hub.load(HUB, "create", "deit_pico_digits", source="local")
+print(models.mine, model.spec.name)
+"""
+    assert hub(code, tmp_path) == "True deit_pico_digits"
+
+
+def test_the_hub_copy_serves_the_call_where_another_is_installed_but_not_imported(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hub").mkdir()
+    folder = copy_of_the_repository(tmp_path / "hub", "9.9.9")
+    code = """
+model = torch.hub.load(HUB, "deit_pico_digits", source="local")
+import deit_zoo
+print(deit_zoo.__version__)
+"""
+    assert hub(code, tmp_path, folder, PYTHONPATH=str(ROOT)) == "9.9.9"
+
+
+def test_another_copy_that_is_already_imported_serves_the_call_and_is_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hub").mkdir()
+    folder = copy_of_the_repository(tmp_path / "hub", "9.9.9")
+    code = """
+import warnings
+import deit_zoo
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model = torch.hub.load(HUB, "deit_pico_digits", source="local")
+print(caught[-1].message, model.spec.name)
+"""
+    said = hub(code, tmp_path, folder, PYTHONPATH=str(ROOT))
+    assert said.startswith(f"deit_zoo {deit_zoo.__version__} from {ROOT}")
+    assert said.endswith("serves this call; torch.hub holds 9.9.9 deit_pico_digits")
+
+
+def test_importing_hubconf_imports_no_package_but_ours(tmp_path: Path) -> None:
+    code = """
+import runpy, sys
+before = set(sys.modules)
+sys.path.insert(0, HUB)
+runpy.run_path(HUB + "/hubconf.py")
+print({m.split(".")[0] for m in set(sys.modules) - before} & {"timm", "PIL", "huggingface_hub"})
+"""
+    assert hub(code, tmp_path) == "set()"
+
+
+@pytest.mark.parametrize("name", ["deit_tiny", "cait_S24"])
+def test_an_upstream_checkpoint_that_cannot_be_fetched_yet_says_so(name: str) -> None:
+    with pytest.raises(deit_zoo.errors.DownloadError, match="does not fetch"):
+        entry_points()[name]()  # type: ignore[operator]

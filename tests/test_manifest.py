@@ -1,0 +1,648 @@
+"""The manifest: the published figures, typed from the facts, and a schema that nothing slips by."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deit_zoo import api
+from deit_zoo.errors import CheckpointError
+from deit_zoo.manifest import Checkpoint, checkpoint, find, read
+from deit_zoo.registry import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """One row of facts/models.json; None is what nobody has published."""
+
+    num_params: int
+    published: tuple[float | None, float | None, float | None]  # top-1, top-5, loss
+    crop_pct: float
+    repo_id: str
+    revision: str | None
+    sha256: str | None
+    bytes: int | None
+    file: str
+    sha256_prefix: str | None
+
+
+FACTS = {
+    "deit_tiny": Facts(
+        num_params=5_717_416,
+        published=(72.202, 91.124, 1.219),
+        crop_pct=0.875,
+        repo_id="timm/deit_tiny_patch16_224.fb_in1k",
+        revision="80e968688553f219e4a86f940ed945a23709c16f",
+        sha256="21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
+        bytes=22_883_348,
+        file="deit_tiny_patch16_224-a1311bcf.pth",
+        sha256_prefix="a1311bcf",
+    ),
+    "deit_small": Facts(
+        num_params=22_050_664,
+        published=(79.854, 94.968, 0.881),
+        crop_pct=0.875,
+        repo_id="timm/deit_small_patch16_224.fb_in1k",
+        revision="91327a9c99f98fe6b524cd4d397b7226b80e1365",
+        sha256="1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
+        bytes=88_216_496,
+        file="deit_small_patch16_224-cd65a155.pth",
+        sha256_prefix="cd65a155",
+    ),
+    "deit_base": Facts(
+        num_params=86_567_656,
+        published=(81.846, 95.594, 0.82),
+        crop_pct=0.875,
+        repo_id="timm/deit_base_patch16_224.fb_in1k",
+        revision="b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
+        sha256="cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e",
+        bytes=346_284_714,
+        file="deit_base_patch16_224-b5f2ef4d.pth",
+        sha256_prefix="b5f2ef4d",
+    ),
+    "deit_tiny_distilled": Facts(
+        num_params=5_910_800,
+        published=(74.476, 91.92, 1.021),
+        crop_pct=0.875,
+        repo_id="timm/deit_tiny_distilled_patch16_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        sha256_prefix="b40b3cf7",
+    ),
+    "deit_small_distilled": Facts(
+        num_params=22_436_432,
+        published=(81.164, 95.376, 0.752),
+        crop_pct=0.875,
+        repo_id="timm/deit_small_distilled_patch16_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_small_distilled_patch16_224-649709d9.pth",
+        sha256_prefix="649709d9",
+    ),
+    "deit_base_distilled": Facts(
+        num_params=87_338_192,
+        published=(83.372, 96.482, 0.685),
+        crop_pct=0.875,
+        repo_id="timm/deit_base_distilled_patch16_224.fb_in1k",
+        revision=None,
+        sha256="ccc9d1bbeede1fc8609a7a7482773a35057e9f38035b9b804bced9126c5a70dc",
+        bytes=349_367_122,
+        file="deit_base_distilled_patch16_224-df68dfff.pth",
+        sha256_prefix="df68dfff",
+    ),
+    "deit_base_384": Facts(
+        num_params=86_859_496,
+        published=(82.89, 96.222, 0.764),
+        crop_pct=0.875,
+        repo_id="timm/deit_base_patch16_384.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_base_patch16_384-8de9b5d1.pth",
+        sha256_prefix="8de9b5d1",
+    ),
+    "deit_base_distilled_384": Facts(
+        num_params=87_630_032,
+        published=(85.224, 97.186, 0.636),
+        crop_pct=0.875,
+        repo_id="timm/deit_base_distilled_patch16_384.fb_in1k",
+        revision=None,
+        sha256="f739dfae2bf3fdd4ef415fdb015966c515b9adca7de703a08365fb349fea82ca",
+        bytes=350_534_482,
+        file="deit_base_distilled_patch16_384-d0272ac0.pth",
+        sha256_prefix="d0272ac0",
+    ),
+    "cait_xxs24_224": Facts(
+        num_params=11_956_264,
+        published=(None, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_xxs24_224.fb_dist_in1k",
+        revision=None,
+        sha256="396b92244e28808d4bd719d7e7a9d7ca13ac903686ed4d218504a40a4d70080c",
+        bytes=None,
+        file="XXS24_224.pth",
+        sha256_prefix=None,
+    ),
+    "cait_xxs24_384": Facts(
+        num_params=12_029_224,
+        published=(None, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_xxs24_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="XXS24_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_xxs36_224": Facts(
+        num_params=17_299_720,
+        published=(None, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_xxs36_224.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="XXS36_224.pth",
+        sha256_prefix=None,
+    ),
+    "cait_xxs36_384": Facts(
+        num_params=17_372_680,
+        published=(82.2, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_xxs36_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="XXS36_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_xs24_384": Facts(
+        num_params=26_670_088,
+        published=(84.1, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_xs24_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="XS24_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_s24_224": Facts(
+        num_params=46_916_200,
+        published=(83.5, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_s24_224.fb_dist_in1k",
+        revision=None,
+        sha256="ec4c0b0e1851c9b1850709caf5cbbcb0ecf121efb4317eedd99ceb0e0e0f4ddb",
+        bytes=187_709_078,
+        file="S24_224.pth",
+        sha256_prefix=None,
+    ),
+    "cait_s24_384": Facts(
+        num_params=47_062_120,
+        published=(85.1, 97.3, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_s24_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="S24_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_s36_384": Facts(
+        num_params=68_366_632,
+        published=(85.4, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_s36_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="S36_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_m36_384": Facts(
+        num_params=271_221_352,
+        published=(86.1, None, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_m36_384.fb_dist_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="M36_384.pth",
+        sha256_prefix=None,
+    ),
+    "cait_m48_448": Facts(
+        num_params=356_460_520,
+        published=(86.5, 97.7, None),
+        crop_pct=1.0,
+        repo_id="timm/cait_m48_448.fb_dist_in1k",
+        revision=None,
+        sha256="460cbe2667f0208bd39ea38f981e5d83b41bfec33ed8cefab3460ae65f4788ed",
+        bytes=1_425_928_240,
+        file="M48_448.pth",
+        sha256_prefix=None,
+    ),
+}
+
+# facts/models.json, timm_measured_acc1 and acc5 at crop 1.0, which is the authors' for CaiT only.
+MEASURED_BY_TIMM = {
+    "cait_xxs24_224": (78.4, 94.326),
+    "cait_xxs24_384": (80.954, 95.638),
+    "cait_xxs36_224": (79.75, 94.866),
+    "cait_xxs36_384": (82.204, 96.148),
+    "cait_xs24_384": (84.064, 96.888),
+    "cait_s24_224": (83.484, 96.586),
+    "cait_s24_384": (85.048, 97.35),
+    "cait_s36_384": (85.458, 97.48),
+    "cait_m36_384": (86.06, 97.732),
+    "cait_m48_448": (86.48, 97.748),
+}
+
+# A record of either origin, as the schema wants it; each broken one below changes one thing.
+UPSTREAM: dict[str, Any] = {
+    "sources": [
+        {
+            "kind": "hub",
+            "repo_id": "group/deit",
+            "filename": "model.safetensors",
+            "revision": "80e968688553f219e4a86f940ed945a23709c16f",
+            "sha256": None,
+            "bytes": 88216496,
+        },
+        {
+            "kind": "url",
+            "url": "https://example.org/deit-cd65a155.pth",
+            "sha256_prefix": "cd65a155",
+            "format": "upstream_pth",
+        },
+    ],
+    "num_params": 22050664,
+    "num_classes": 1000,
+    "labels": "imagenet1k",
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "metrics": {
+        "imagenet1k_val": {"top1": 79.854, "top5": 94.968, "loss": None, "source": "README"}
+    },
+    "origin": "upstream",
+    "license": "apache-2.0",
+    "paper": None,
+}
+REPRODUCED: dict[str, Any] = UPSTREAM | {
+    "sources": [{"kind": "builtin", "filename": "small.safetensors", "sha256": 64 * "a"}],
+    "origin": "reproduced",
+    "log": "small.jsonl",
+}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a manifest of `deit_small` with one place changed, given as keys and a value."""
+
+    def written(*change: Any, record: dict[str, Any] = UPSTREAM) -> Path:
+        record = copy.deepcopy(record)
+        if change:
+            *path, key, value = change
+            place: Any = record
+            for step in path:
+                place = place[step]
+            place[key] = value
+        file = tmp_path / "manifest.json"
+        content = {"schema_version": 1, "checkpoints": {"deit_small": record}}
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return file
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, Checkpoint]:
+    """The manifest of this checkout, whatever the environment says."""
+    return read(ROOT / "weights_manifest.json")
+
+
+def fails(path: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read(path)
+
+
+def test_every_model_has_a_record_and_every_record_a_model(records: dict[str, Checkpoint]) -> None:
+    assert set(records) == set(MODELS)
+
+
+def test_the_eighteen_published_checkpoints_are_upstreams(records: dict[str, Checkpoint]) -> None:
+    assert {name for name, held in records.items() if held.origin == "upstream"} == set(FACTS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_num_params_is_that_of_the_built_model(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name].build()
+    assert MODELS[name].num_params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_record_agrees_with_its_row(name: str, records: dict[str, Checkpoint]) -> None:
+    held, spec = records[name], MODELS[name]
+    assert (held.num_params, held.num_classes, held.labels) == (
+        spec.num_params,
+        spec.num_classes,
+        spec.labels,
+    )
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_parameter_count_is_the_published_one(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    assert records[name].num_params == FACTS[name].num_params
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_figures_are_the_authors(name: str, records: dict[str, Checkpoint]) -> None:
+    metric = records[name].metrics["imagenet1k_val"]
+    assert (metric.top1, metric.top5, metric.loss) == FACTS[name].published
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_figure_names_its_source_and_a_null_has_none(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    metric = records[name].metrics["imagenet1k_val"]
+    assert (metric.source is None) == (metric.top1 is None)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_timms_figures_stand_beside_them_where_the_transform_is_the_same(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    metric = records[name].metrics.get("imagenet1k_val_timm")
+    assert (metric and (metric.top1, metric.top5)) == MEASURED_BY_TIMM.get(name)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_crop_is_that_of_the_published_evaluation(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    assert records[name].crop_pct == FACTS[name].crop_pct
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_first_source_is_timms_file_and_pins_what_is_known(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    source, facts = records[name].sources[0], FACTS[name]
+    assert (source.kind, source.repo_id, source.filename) == (
+        "hub",
+        facts.repo_id,
+        "model.safetensors",
+    )
+    assert (source.revision, source.sha256, source.bytes) == (
+        facts.revision,
+        facts.sha256,
+        facts.bytes,
+    )
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_second_source_is_the_authors_file(name: str, records: dict[str, Checkpoint]) -> None:
+    source, facts = records[name].sources[1], FACTS[name]
+    assert (source.url, source.sha256_prefix, source.format) == (
+        f"https://dl.fbaipublicfiles.com/deit/{facts.file}",
+        facts.sha256_prefix,
+        "upstream_pth",
+    )
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_licence_is_the_authors(name: str, records: dict[str, Checkpoint]) -> None:
+    paper = "arXiv:2012.12877" if name.startswith("deit") else "arXiv:2103.17239"
+    assert (records[name].license, records[name].paper) == ("apache-2.0", paper)
+
+
+def test_a_reproduced_checkpoint_lies_in_the_package_with_its_log(
+    records: dict[str, Checkpoint],
+) -> None:
+    embedded = ROOT / "deit_zoo" / "embedded"
+    files = [
+        embedded / name
+        for held in records.values()
+        if held.origin == "reproduced"
+        for name in (held.sources[0].filename, held.log)
+        if name
+    ]
+    assert [file.name for file in files if not file.is_file()] == []
+
+
+def test_the_best_figure_known_stands_for_a_model_without_a_published_one(
+    records: dict[str, Checkpoint],
+) -> None:
+    metric = records["cait_xxs24_224"].metric
+    assert metric is not None
+    assert metric.top1 == 78.4
+
+
+@pytest.mark.parametrize("record", [UPSTREAM, REPRODUCED], ids=["upstream", "reproduced"])
+def test_a_whole_record_is_read(record: dict[str, Any], write: Write) -> None:
+    assert read(write(record=record))["deit_small"].origin == record["origin"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("accuracy", 80), "manifest record 'deit_small' has unknown fields ['accuracy']; it must"),
+        (("log", "x"), "manifest record 'deit_small' has unknown fields ['log']"),
+        (
+            ("sources", 0, "url", "https://x"),
+            "manifest record 'deit_small': source 0 has unknown fields ['url']",
+        ),
+        (
+            ("sources", 1, "sha256", None),
+            "manifest record 'deit_small': source 1 has unknown fields ['sha256']",
+        ),
+        (
+            ("metrics", "imagenet1k_val", "top10", 99),
+            "manifest record 'deit_small': metric 'imagenet1k_val' has unknown fields ['top10']",
+        ),
+        (("num_params", "22M"), "record 'deit_small': num_params is '22M'; it must be of type int"),
+        (("num_params", True), "record 'deit_small': num_params is True; it must be of type int"),
+        (("num_params", 0), "record 'deit_small': num_params is 0; it must be above 0"),
+        (("num_classes", 1000.0), "record 'deit_small': num_classes is 1000.0; it must be of type"),
+        (("crop_pct", None), "record 'deit_small': crop_pct is None; it must be of type int or"),
+        (("crop_pct", 0), "record 'deit_small': crop_pct is 0; it must be above 0"),
+        (("crop_pct", 87.5), "record 'deit_small': crop_pct is 87.5; it must be at most 1"),
+        (("license", None), "record 'deit_small': license is None; it must be of type str"),
+        (("paper", 2012.12877), "record 'deit_small': paper is 2012.12877; it must be of type str"),
+        (("origin", "found"), "record 'deit_small': origin is 'found'; it must be one of upstream"),
+        (("labels", "cifar"), "record 'deit_small': labels is 'cifar'; it must be one of"),
+        (("interpolation", "area"), "record 'deit_small': interpolation is 'area'; it must be one"),
+        (("sources", {}), "record 'deit_small': sources is {}; it must be of type list"),
+        (("sources", []), "record 'deit_small': sources is empty; give at least one"),
+        (("metrics", []), "record 'deit_small': metrics is []; it must be of type dict"),
+        (("sources", 0, "x"), "record 'deit_small': source 0 is 'x'; it must be of type dict"),
+        (
+            ("sources", 0, "kind", "torrent"),
+            "record 'deit_small': source 0: kind is 'torrent'; it must be one of builtin, hub, url",
+        ),
+        (
+            ("sources", 0, "sha256", 63 * "a"),
+            f"record 'deit_small': source 0: sha256 is '{63 * 'a'}'; it must be 64 hexadecimal",
+        ),
+        (
+            ("sources", 0, "sha256", 64 * "A"),
+            f"record 'deit_small': source 0: sha256 is '{64 * 'A'}'; it must be 64 hexadecimal",
+        ),
+        (
+            ("sources", 0, "revision", "main"),
+            "record 'deit_small': source 0: revision is 'main'; it must be 40 hexadecimal digits",
+        ),
+        (
+            ("sources", 1, "sha256_prefix", "cd65a15"),
+            "record 'deit_small': source 1: sha256_prefix is 'cd65a15'; it must be 8 or more",
+        ),
+        (
+            ("sources", 0, "bytes", "88 MB"),
+            "record 'deit_small': source 0: bytes is '88 MB'; it must be of type int or null",
+        ),
+        (
+            ("sources", 1, "url", None),
+            "record 'deit_small': source 1: url is None; it must be of type str",
+        ),
+        (
+            ("metrics", "imagenet1k_val", "top1", "79.9"),
+            "record 'deit_small': metric 'imagenet1k_val': top1 is '79.9'; it must be of type int",
+        ),
+        (
+            ("metrics", "imagenet1k_val", 79.9),
+            "record 'deit_small': metric 'imagenet1k_val' is 79.9; it must be of type dict",
+        ),
+    ],
+)
+def test_a_wrong_field_is_an_error_that_names_record_and_field(
+    change: tuple[Any, ...], message: str, write: Write
+) -> None:
+    fails(write(*change), message)
+
+
+@pytest.mark.parametrize("field", UPSTREAM)
+def test_a_missing_field_is_an_error_that_names_record_and_field(field: str, write: Write) -> None:
+    record = {key: value for key, value in UPSTREAM.items() if key != field}
+    fails(write(record=record), f"manifest record 'deit_small' has missing fields ['{field}']")
+
+
+@pytest.mark.parametrize("field", ["repo_id", "filename", "revision", "sha256", "bytes"])
+def test_a_source_without_a_field_is_an_error_even_where_null_would_do(
+    field: str, write: Write
+) -> None:
+    source = {key: value for key, value in UPSTREAM["sources"][0].items() if key != field}
+    fails(
+        write("sources", 0, source),
+        f"manifest record 'deit_small': source 0 has missing fields ['{field}']",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("log", None), "record 'deit_small': log is None; it must be of type str"),
+        (
+            ("sources", 0, "sha256", None),
+            "record 'deit_small': source 0: sha256 is null, but a builtin file's digest is known",
+        ),
+    ],
+)
+def test_a_reproduced_record_states_its_digest_and_its_log(
+    change: tuple[Any, ...], message: str, write: Write
+) -> None:
+    fails(write(*change, record=REPRODUCED), message)
+
+
+def test_a_reproduced_record_without_a_log_is_an_error(write: Write) -> None:
+    record = {key: value for key, value in REPRODUCED.items() if key != "log"}
+    fails(write(record=record), "manifest record 'deit_small' has missing fields ['log']")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON"),
+        ("schema_version: 1", "is not JSON"),
+        ("[]", "is []; it must be of type dict"),
+        ('{"checkpoints": {}}', "has missing fields ['schema_version']"),
+        ('{"schema_version": 1}', "has missing fields ['checkpoints']"),
+        ('{"schema_version": 1, "checkpoints": {}, "x": 1}', "has unknown fields ['x']"),
+        ('{"schema_version": 1, "checkpoints": []}', "checkpoints is []; it must be of type dict"),
+        (
+            '{"schema_version": 2, "checkpoints": {}}',
+            "has schema_version 2, this deit_zoo reads 1; install the deit_zoo it was written for",
+        ),
+        (
+            '{"schema_version": 1, "checkpoints": {"deit_s": {}}}',
+            "manifest record 'deit_s': no model of the registry has this canonical name",
+        ),
+        (
+            '{"schema_version": 1, "checkpoints": {"deit_small": null}}',
+            "manifest record 'deit_small' is None; it must be of type dict",
+        ),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_an_error(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_text(content, encoding="utf-8")
+    fails(file, message)
+
+
+def test_a_binary_file_is_no_manifest(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_bytes(b"\x80\x02}q\x00")
+    fails(file, f"the weights manifest {file} is not JSON")
+
+
+def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read(tmp_path / "none.json")
+    assert str(caught.value) == (
+        f"the weights manifest {tmp_path / 'none.json'} cannot be read (No such file or "
+        "directory); reinstall deit_zoo, or set DEIT_ZOO_MANIFEST to a manifest file"
+    )
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    fails(tmp_path, f"the weights manifest {tmp_path} cannot be read")
+
+
+def test_a_manifest_that_changes_is_read_again(write: Write) -> None:
+    before = read(write())["deit_small"].license
+    after = read(write("license", "mit"))["deit_small"].license
+    assert (before, after) == ("apache-2.0", "mit")
+
+
+def test_the_environment_chooses_another_manifest(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(write("license", "cc-by-nc-4.0")))
+    assert checkpoint("deit_small").license == "cc-by-nc-4.0"
+
+
+def test_the_chosen_manifest_is_the_only_one(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write()
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(file))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint("deit_base")
+    assert str(caught.value) == (
+        f"{file} has no checkpoint for 'deit_base'; create('deit_base') without pretrained=True "
+        "gives random weights"
+    )
+
+
+def test_the_public_functions_honour_the_chosen_manifest(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(write()))
+    assert api.list_models(pretrained=True) == ["deit_small"]
+
+
+def test_an_empty_variable_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", "")
+    assert find().name == "weights_manifest.json"
+
+
+def test_a_record_becomes_plain_data(records: dict[str, Checkpoint]) -> None:
+    plain = json.loads(json.dumps(records["deit_small"].to_dict()))
+    assert plain["metrics"]["imagenet1k_val"]["top1"] == 79.854

@@ -1,0 +1,112 @@
+"""What is shipped: the manifest, digits and checkpoints are found wherever the package lies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHOW = """
+import deit_zoo
+from deit_zoo import manifest, weights
+model = deit_zoo.create("deit_pico_digits", pretrained=True)
+print(manifest.find(), model.checkpoint.name)
+"""
+
+
+def python(code: str, cwd: Path, path: Path) -> str:
+    """Run code with only `path` added, away from the checkout."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code]
+        if sys.version_info >= (3, 11)
+        else [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def build(source: Path, output: Path, target: str) -> Path:
+    """Build a wheel or an sdist with hatchling."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(output)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    [made] = output.glob("*.whl" if target == "wheel" else "*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("wheel"), "wheel")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("sdist"), "sdist")
+
+
+def test_the_wheel_holds_manifest_types_labels_digits_checkpoints_and_logs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    models = ("convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits")
+    assert names >= {
+        "deit_zoo/weights_manifest.json",
+        "deit_zoo/py.typed",
+        "deit_zoo/imagenet1k_labels.txt",
+        "deit_zoo/embedded/digits.png",
+        *(f"deit_zoo/embedded/{model}.safetensors" for model in models),
+        *(f"deit_zoo/embedded/{model}.log.jsonl" for model in models),
+        *(f"deit_zoo/embedded/{model}.receipt.json" for model in models),
+    }
+
+
+def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top.partition("-")[0] for top in tops} == {"deit_zoo"}
+
+
+def test_the_three_checkpoints_weigh_less_than_4_mb_together() -> None:
+    files = list((ROOT / "deit_zoo" / "embedded").glob("*.safetensors"))
+    assert len(files) == 3
+    assert sum(file.stat().st_size for file in files) < 4_000_000
+
+
+def test_a_wheel_finds_its_manifest_and_checkpoints(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    found = python(SHOW, tmp_path, tmp_path / "site")
+    assert found == f"{tmp_path}/site/deit_zoo/weights_manifest.json deit_pico_digits"
+
+
+def test_an_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [folder] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    again = build(folder, tmp_path / "dist", "wheel")
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_plain_checkout_finds_its_manifest_and_checkpoints(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "deit_zoo", tmp_path / "checkout" / "deit_zoo")
+    shutil.copy(ROOT / "weights_manifest.json", tmp_path / "checkout")
+    found = python(SHOW, tmp_path, tmp_path / "checkout")
+    assert found == f"{tmp_path}/checkout/weights_manifest.json deit_pico_digits"
+
+
+def test_the_command_is_installed() -> None:
+    program = shutil.which("deit-zoo", path=str(Path(sys.executable).parent))
+    assert program is not None
+    done = subprocess.run([program, "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == "0.1.0\n"

@@ -1,0 +1,127 @@
+"""Parameter groups, AdamW and gradient clipping against the original code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+import deit_zoo
+import golden
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.registry import MODELS
+from deit_zoo.training.loop import clip_grad_norm_
+from deit_zoo.training.optim import optimizer_for, parameter_groups
+from deit_zoo.training.recipes.deit import DEIT_BASE
+
+KNOWN = {alias for spec in MODELS.values() for alias in spec.aliases}
+GROUPS = [
+    pytest.param(entry, id=entry["factory"])
+    for entry in json.loads((golden.HERE / "parameter_groups.json").read_text(encoding="utf-8"))
+    if entry["factory"] in KNOWN
+]
+CLIPPED = [
+    pytest.param(entry, id=str(entry["index"]))
+    for entry in golden.case("gradient_clipping")["cases"]
+]
+
+
+class Line(ZooModel):
+    """A weight of 3 x 5 that decays and a bias of 3 that does not, as in the AdamW cases."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(double(f"{name}/weight", (3, 5)))
+        self.bias = nn.Parameter(double(f"{name}/bias", (3,)))
+
+
+def double(name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(golden.normals(name, shape)).double()
+
+
+def names_by_group(model: ZooModel, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups with names in place of parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {
+            "names": [names[id(parameter)] for parameter in group["params"]],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in groups
+    ]
+
+
+@pytest.mark.parametrize("entry", GROUPS)
+def test_parameters_are_grouped_as_in_the_original(entry: dict[str, Any]) -> None:
+    model = deit_zoo.create(entry["factory"], device="meta")
+    assert names_by_group(model, parameter_groups(model, 0.05)) == entry["groups"]
+
+
+@pytest.mark.parametrize("entry", GROUPS)
+def test_the_optimizer_of_the_recipe_has_the_settings_of_the_original(
+    entry: dict[str, Any],
+) -> None:
+    model = deit_zoo.create(entry["factory"], device="meta")
+    optimizer = optimizer_for(model, DEIT_BASE)
+    assert type(optimizer) is AdamW
+    assert [(list(group["betas"]), group["eps"]) for group in optimizer.param_groups] == [
+        (entry["betas"], entry["eps"])
+    ] * 2
+
+
+def test_a_frozen_parameter_is_in_no_group() -> None:
+    model = Line("adamw/default")
+    model.weight.requires_grad_(False)
+    assert names_by_group(model, parameter_groups(model, 0.05)) == [
+        {"names": ["bias"], "weight_decay": 0.0},
+        {"names": [], "weight_decay": 0.05},
+    ]
+
+
+@pytest.mark.parametrize("case", golden.cases("adamw"), ids=lambda case: case["name"])
+def test_adamw_takes_the_steps_of_the_original(case: dict[str, Any]) -> None:
+    settings = case["optimizer"]
+    recipe = replace(
+        DEIT_BASE,
+        weight_decay=settings["weight_decay"],
+        betas=tuple(settings["betas"]),
+        eps=settings["eps"],
+    )
+    stored = golden.arrays(case)
+    model = Line(case["name"])
+    optimizer = optimizer_for(model, recipe)
+    weights, biases = [], []
+    for step, rate in enumerate(stored["lr"].tolist()):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        scale = 10.0 ** (step % 4 - 3)
+        model.weight.grad = scale * double(f"{case['name']}/weight_grad{step}", (3, 5))
+        model.bias.grad = scale * double(f"{case['name']}/bias_grad{step}", (3,))
+        optimizer.step()
+        weights.append(model.weight.detach().clone())
+        biases.append(model.bias.detach().clone())
+    for found, name in ((weights, "weight"), (biases, "bias")):
+        np.testing.assert_allclose(torch.stack(found), stored[name], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("entry", CLIPPED)
+def test_gradients_are_clipped_as_in_the_original(entry: dict[str, Any]) -> None:
+    stored = golden.arrays(golden.case("gradient_clipping"))
+    number = entry["index"]
+    parameters = []
+    for kind in ("weight", "bias"):
+        gradient = torch.from_numpy(stored[f"{kind}_grad_{number}"])
+        parameter = nn.Parameter(torch.zeros_like(gradient))
+        parameter.grad = gradient
+        parameters.append(parameter)
+    total = clip_grad_norm_(parameters, entry["max_norm"])
+    np.testing.assert_allclose(total, stored[f"total_norm_{number}"], rtol=1e-12, atol=1e-15)
+    for kind, parameter in zip(("weight", "bias"), parameters, strict=True):
+        expected = stored[f"clipped_{kind}_grad_{number}"]
+        np.testing.assert_allclose(parameter.grad, expected, rtol=1e-12, atol=1e-15)

@@ -1,0 +1,161 @@
+"""The verdict in words, the fingerprint of the data, the curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deit_zoo.api import Evaluation
+from deit_zoo.training.recipes.digits import DEIT_PICO
+from deit_zoo.training.report import Verdict, draw_curve, fingerprint, judge
+
+RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
+
+
+@pytest.fixture
+def judged(
+    manifest_of: Callable[[float | None], Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float, float | None], Verdict]:
+    """The verdict on a top-1 where another is published."""
+
+    def verdict(reached: float, published: float | None) -> Verdict:
+        monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(published)))
+        return judge(RECIPE, Evaluation(top1=reached, top5=100.0, loss=0.1, num_images=1234))
+
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("reached", "reproduced"),
+    [(99.0, True), (97.0, True), (96.51, True), (96.5, True), (96.49, False), (0.0, False)],
+)
+def test_a_band_below_the_published_figure_is_still_reproduced(
+    judged: Callable[[float, float | None], Verdict], reached: float, reproduced: bool
+) -> None:
+    assert judged(reached, 97.0).reproduced is reproduced
+
+
+def test_without_a_published_figure_there_is_no_verdict(
+    judged: Callable[[float, float | None], Verdict],
+) -> None:
+    assert judged(97.0, None).reproduced is None
+
+
+def test_without_a_record_there_is_no_verdict(
+    manifest_of: Callable[[float | None], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(97.0)))
+    unknown = replace(RECIPE, name="deit_base")
+    found = judge(unknown, Evaluation(top1=97.0, top5=100.0, loss=0.1, num_images=10))
+    assert (found.published, found.reproduced) == (None, None)
+
+
+def test_a_verdict_states_band_and_source(
+    judged: Callable[[float, float | None], Verdict],
+) -> None:
+    found = judged(97.0, 97.0)
+    assert (found.band, found.band_source) == (0.5, "a test")
+
+
+@pytest.mark.parametrize(
+    ("reached", "published", "sentence"),
+    [
+        (
+            97.25,
+            97.0,
+            "reproduced: top-1 97.25 % on 1,234 images (published 97.00 %, +0.25, band 0.5)",
+        ),
+        (
+            96.5,
+            97.0,
+            "reproduced: top-1 96.50 % on 1,234 images (published 97.00 %, -0.50, band 0.5)",
+        ),
+        (
+            90.0,
+            97.0,
+            "not reproduced: top-1 90.00 % on 1,234 images (published 97.00 %, -7.00, band 0.5)",
+        ),
+        (
+            97.25,
+            None,
+            "no verdict: top-1 97.25 % on 1,234 images, and no published figure to compare with",
+        ),
+    ],
+)
+def test_a_verdict_is_one_sentence(
+    judged: Callable[[float, float | None], Verdict],
+    reached: float,
+    published: float | None,
+    sentence: str,
+) -> None:
+    assert judged(reached, published).sentence() == sentence
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files to train on, one to validate with."""
+    for name, text in (("train/a/1.png", "one"), ("train/b/2.png", "two"), ("val/a/3.png", "333")):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+    return tmp_path / "data"
+
+
+def test_a_fingerprint_counts_files_and_bytes_and_hashes_the_listing(folder: Path) -> None:
+    # printf 'a/1.png 3\nb/2.png 3\n' | sha256sum, and printf 'a/3.png 3\n' | sha256sum
+    assert fingerprint(folder) == {
+        "train": {
+            "files": 2,
+            "bytes": 6,
+            "listing_sha256": "8fe1a2819a279ca541a93281f862c360751e4a38c466b69d5b82ba52f479e56d",
+        },
+        "val": {
+            "files": 1,
+            "bytes": 3,
+            "listing_sha256": "fe580df4ec276038073fe13358281893c981b676cd6c3642f529f3c66945218f",
+        },
+    }
+
+
+def test_a_fingerprint_does_not_depend_on_where_the_folder_lies(folder: Path) -> None:
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    assert fingerprint(copy) == fingerprint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda file: file.write_text("ones", encoding="utf-8"), id="grown"),
+        pytest.param(lambda file: file.rename(file.with_name("0.png")), id="renamed"),
+        pytest.param(lambda file: shutil.copy(file, file.with_name("4.png")), id="added"),
+        pytest.param(lambda file: file.unlink(), id="removed"),
+    ],
+)
+def test_a_fingerprint_sees_a_change_of_a_file(
+    folder: Path, change: Callable[[Path], object]
+) -> None:
+    before = fingerprint(folder)
+    change(folder / "train" / "a" / "1.png")
+    assert fingerprint(folder)["train"]["listing_sha256"] != before["train"]["listing_sha256"]
+
+
+def test_a_fingerprint_keeps_the_splits_apart(folder: Path) -> None:
+    before = fingerprint(folder)
+    (folder / "train" / "a" / "1.png").unlink()
+    assert fingerprint(folder)["val"] == before["val"]
+
+
+def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
+    rows = [{"epoch": epoch, "train_loss": 2.0 - epoch, "val_top1": 50.0} for epoch in range(2)]
+    log = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
+    draw_curve(tmp_path, "deit_pico_digits")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert (image.format, image.size) == ("PNG", (840, 480))
