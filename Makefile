@@ -7,11 +7,15 @@ DEMO := demo
 
 demo: .venv/installed
 	rm -rf $(DEMO)
+	@printf '\n== The models\n'
 	$(BIN)/deit-zoo list
+	@printf '\n== Two handwritten digits, by the shipped checkpoint\n'
 	$(BIN)/deit-zoo data digits --output $(DEMO)/digits
 	$(BIN)/deit-zoo classify --model deit_pico_distilled_digits --topk 2 \
-		$(DEMO)/digits/val/3/1441.png $(DEMO)/digits/val/7/1444.png
+		$(DEMO)/digits/val/3/1438.png $(DEMO)/digits/val/7/1442.png
+	@printf '\n== The shipped checkpoint on all validation images\n'
 	$(BIN)/deit-zoo evaluate deit_pico_distilled_digits --data $(DEMO)/digits
+	@printf '\n== The same checkpoint, trained again from nothing\n'
 	$(BIN)/deit-zoo reproduce deit_pico_distilled_digits --gpus 0 \
 		--data $(DEMO)/digits --output $(DEMO)/run
 
