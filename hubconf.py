@@ -92,7 +92,7 @@ def _entries():
     named = {}
     for spec in MODELS.values():
         for name in (spec.name, spec.upstream):
-            if name is not None:
+            if name is not None and name.isidentifier():
                 named[name] = _entry(name, spec)
     return named
 

@@ -1,9 +1,7 @@
 """Data-efficient image Transformers, exact and verified. Importing deit_zoo imports no torch."""
 
 from deit_zoo.api import (
-    Evaluation,
     ModelInfo,
-    Prediction,
     classify,
     create,
     evaluate,
@@ -11,6 +9,7 @@ from deit_zoo.api import (
     list_models,
     transform,
 )
+from deit_zoo.results import Evaluation, Prediction
 
 __version__ = "0.1.0"
 

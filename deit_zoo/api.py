@@ -14,6 +14,7 @@ from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.manifest import Checkpoint, find, read
 from deit_zoo.manifest import checkpoint as record
 from deit_zoo.registry import MODELS, ModelSpec, resolve
+from deit_zoo.results import Evaluation, Prediction
 
 if TYPE_CHECKING:
     import torch
@@ -47,27 +48,8 @@ class ModelInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One class of an image and its softmax probability, with the class's number and folder."""
-
-    label: str
-    probability: float
-    index: int
-    folder: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Accuracy in percent and mean cross-entropy over `num_images` images, each counted once."""
-
-    top1: float
-    top5: float
-    loss: float
-    num_images: int
+        held = self.checkpoint.to_dict() if self.checkpoint else None
+        return asdict(self) | {"checkpoint": held}
 
 
 def list_models(

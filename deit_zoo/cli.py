@@ -19,9 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from deit_zoo import __version__
-from deit_zoo.api import CHUNK, ModelInfo, Prediction, info, list_models
+from deit_zoo.api import CHUNK, ModelInfo, info, list_models
+from deit_zoo.cli_weights import weights_app
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.registry import MODELS, resolve
+from deit_zoo.results import Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
 
 MEASURED_BY_TIMM = "imagenet1k_val_timm"
+PROOFS = {
+    "pinned": "{}",
+    "hub digest": "not pinned: the digest that the Hub states is checked and recorded",
+    "prefix": "{} (prefix only)",
+    "none": "not pinned: no digest is published",
+}
 URL_LIMIT = 64 * 2**20
 
 app = typer.Typer(
@@ -40,6 +48,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Image folders.")
 app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
 
 out = Console(highlight=False, soft_wrap=True)
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -119,7 +128,7 @@ def list_(
         out.print(_table(models))
         if any(_is_timms(model) for model in models):
             talk.print(
-                "* measured by timm with the same transform; the authors published no figure"
+                "* measured by timm with this transform, for which the authors published no figure"
             )
         if not models:
             talk.print("no model passes these filters; `deit-zoo list` shows all")
@@ -260,8 +269,8 @@ def models_page(models: Iterable[ModelInfo]) -> str:
         "# Models",
         "",
         "Made by `deit-zoo list --markdown`. Accuracy in percent, on ImageNet-1k's validation set",
-        "with the crop shown, or on the embedded digits. `*`: measured by timm with the same",
-        "transform; the authors published no figure. GMACs are multiply-accumulates per image.",
+        "with the crop shown, or on the embedded digits. `*`: measured so by timm,",
+        "for which the authors published no figure. GMACs are multiply-accumulates per image.",
         "",
         "| name | top-1 | top-5 | parameters | GMACs | pixels | crop | also called |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
@@ -323,7 +332,7 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     if model.aliases:
         yield "also called", ", ".join(model.aliases)
     arch = ", ".join(f"{key} {value}" for key, value in model.arch.items())
-    yield "architecture", f"{model.family}: {arch}"
+    yield "architecture", f"{model.family}: {arch}" if arch else model.family
     yield "from", model.source
     yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
     yield "recipe", model.recipe or "none yet"
@@ -344,8 +353,8 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield f"from {source.kind}", place
         if source.revision:
             yield "  commit", source.revision
-        proof = source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}… (prefix only)")
-        yield "  SHA-256", proof or "not pinned: no digest is published"
+        digest = source.sha256 or f"{source.sha256_prefix}…"
+        yield "  SHA-256", PROOFS[source.proof].format(digest)
     yield "licence", held.license
     yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
 

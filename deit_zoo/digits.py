@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from deit_zoo.errors import DataError
-from deit_zoo.weights import EMBEDDED, verify
+from deit_zoo.files import EMBEDDED, verify
 
 SHEET = EMBEDDED / "digits.png"
 SHEET_SHA256 = "fa472e6d0fe9fff456b182b3deba5fd691036f6ff7e880b9895527fceda9edb5"

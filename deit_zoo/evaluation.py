@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from deit_zoo.api import Evaluation
 from deit_zoo.errors import DataError
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.preprocess import naming, open_rgb
+from deit_zoo.results import Evaluation
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

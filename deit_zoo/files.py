@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from deit_zoo.errors import IntegrityError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+# What lies in a folder that is a checkpoint.
+MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
 
 
 def write_whole(file: Path, data: bytes) -> None:
@@ -20,10 +27,21 @@ def write_whole(file: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def verify(file: Path, sha256: str) -> None:
+    """Raises IntegrityError with both digests unless the file has this SHA-256."""
+    if not file.is_file():
+        raise IntegrityError(f"{file} is missing; install deit_zoo again")
+    if (found := digest(file)) != sha256:
+        raise IntegrityError(
+            f"{file} has SHA-256 {found}, but {sha256} is expected; remove it and get it again"
+        )
+
+
+def digest(file: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; `advance` is called with each count read."""
     sha256 = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             sha256.update(chunk)
+            advance(len(chunk))
     return sha256.hexdigest()

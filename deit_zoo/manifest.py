@@ -37,6 +37,15 @@ class Source:
     sha256_prefix: str | None = None
     format: str | None = None
 
+    @property
+    def proof(self) -> str:
+        """How a file is known to be the right one: pinned, hub digest, prefix or none."""
+        if self.sha256 is not None:
+            return "pinned"
+        if self.kind == "hub":
+            return "hub digest"
+        return "prefix" if self.sha256_prefix is not None else "none"
+
 
 # The fields of each kind of source; all of them must be there, and no other.
 _SOURCE_FIELDS = {
@@ -87,9 +96,15 @@ class Checkpoint:
         """The digest of the preferred source's file, where it is known."""
         return self.sources[0].sha256
 
+    @property
+    def proof(self) -> str:
+        """The strength of proof of the preferred source."""
+        return self.sources[0].proof
+
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data."""
-        return asdict(self)
+        """The record as plain data, each source with its strength of proof."""
+        sources = [asdict(source) | {"proof": source.proof} for source in self.sources]
+        return asdict(self) | {"sources": sources, "proof": self.proof}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

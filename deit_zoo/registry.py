@@ -15,7 +15,7 @@ from importlib import import_module
 from itertools import product
 from typing import Any
 
-from deit_zoo.errors import UnknownModelError
+from deit_zoo.errors import MissingExtraError, UnknownModelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,14 @@ class ModelSpec:
     def build(self, **overrides: Any) -> Any:
         """The network with random weights; `overrides` are its constructor's keywords."""
         module, attribute = self.builder.split(":")
-        network = getattr(import_module(module), attribute)
+        try:
+            network = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name != "timm":
+                raise
+            raise MissingExtraError(
+                f"{self.name} is built by timm; type: pip install 'deit_zoo[train]'"
+            ) from error
         defaults = {"img_size": self.img_size, "num_classes": self.num_classes}
         model = network(**(self.arch | defaults | overrides))
         model.spec = self
@@ -300,6 +307,26 @@ _CAIT_ROWS = (
     ),
 )
 
+# DeiT's teacher (section 5.2), the one architecture that stays timm's. timm's bare name means other
+# weights today; here it means this file.
+_TEACHER = ModelSpec(
+    name="regnety_160_deit",
+    family="regnet",
+    builder="deit_zoo.training.timm_parts:regnety_160",
+    arch={},
+    img_size=224,
+    num_params=83_590_140,
+    gmacs=15.96,
+    source="arXiv:2012.12877, section 5.2 (RegNetY-16GF)",
+    aliases=(
+        "regnety_160.deit_in1k",
+        "regnety_160",
+        "regnety_160-a5fe301d",
+        "regnety_160_deit_224",
+        "deit_teacher",
+    ),
+)
+
 # The embedded models: small enough to ship, trained by this package on handwritten digits. Their
 # GMACs are torch.utils.flop_counter's.
 _EMBEDDED = (
@@ -341,7 +368,7 @@ _EMBEDDED = (
     ),
 )
 
-_ROWS = _DEIT + _CAIT_ROWS + _EMBEDDED
+_ROWS = (*_DEIT, *_CAIT_ROWS, _TEACHER, *_EMBEDDED)
 MODELS: dict[str, ModelSpec] = {row.name: row for row in _ROWS}
 
 # Names that were never published, or mean something else: what to say, and what to offer first.
@@ -410,7 +437,7 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "ResMLP and PatchConvNet are not in this zoo",
         (),
     ),
-    (r"regnet.*|deit_teacher", "the RegNetY-16GF teacher is not in this zoo yet", ()),
+    (r"regnet.*", "the one RegNet here is DeiT's teacher", ("regnety_160_deit",)),
 )
 
 

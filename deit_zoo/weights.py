@@ -19,64 +19,64 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError
-from deit_zoo.files import digest, write_whole
-from deit_zoo.manifest import Checkpoint, LocalCheckpoint, Source
+from deit_zoo.errors import CheckpointError
+from deit_zoo.files import (
+    EMBEDDED,
+    MODEL_FILE,
+    RECEIPT_FILE,
+    SUMS_FILE,
+    digest,
+    verify,
+    write_whole,
+)
+from deit_zoo.hub import cache, original
+from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed
 from deit_zoo.registry import ModelSpec
 
-EMBEDDED = Path(__file__).parent / "embedded"
-MODEL_FILE = "model.safetensors"
-RECEIPT_FILE = "receipt.json"
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 
 
 def locate(checkpoint: Checkpoint) -> Path:
-    """The file of a record, its digest checked, from the first source that has it.
+    """The verified file of a record: inside the package, on this machine, or fetched.
 
-    Raises DownloadError with the reason of each source, IntegrityError where bytes are wrong.
+    Raises IntegrityError where bytes are wrong, OfflineError or DownloadError where there are none.
     """
-    reasons = []
     for source in checkpoint.sources:
         if source.kind == "builtin":
-            path = EMBEDDED / str(source.filename)
-            verify(path, str(source.sha256))
-            return path
-        reasons.append(f"{_place(source)}: this version of deit_zoo does not fetch files yet")
-    raise DownloadError(
-        f"the weights of {checkpoint.name} could not be had from any source ({'; '.join(reasons)});"
-        f" download the file by other means and pass create({checkpoint.name!r}, checkpoint=FILE)"
-    )
+            file = EMBEDDED / str(source.filename)
+            verify(file, str(source.sha256))
+            return file
+
+    from deit_zoo.hub import fetch
+
+    return fetch.locate(checkpoint)
 
 
 def local(path: str | os.PathLike[str]) -> LocalCheckpoint:
-    """A safetensors file, or a folder that holds `model.safetensors`.
+    """A file, a folder that holds `model.safetensors`, or `hf://ORG/REPO[@REVISION][/FILE]`.
 
-    Where a receipt lies beside the file, the file must have the digest it states.
-    Raises CheckpointError for what is not there, IntegrityError where bytes are wrong.
+    Where a receipt or SHA256SUMS lies beside the file, the file must have the digest it states.
+    Raises CheckpointError for what is not there, IntegrityError where bytes are wrong, and
+    DownloadError or OfflineError where an address cannot be fetched.
     """
     if str(path).startswith("hf://"):
-        raise DownloadError(
-            f"checkpoint {str(path)!r} is on the Hub, and this version of deit_zoo does not fetch "
-            "files yet; download it by other means and pass checkpoint=FILE"
-        )
+        from deit_zoo.hub import fetch
+
+        file, sha256 = fetch.from_hub_id(str(path))
+        return LocalCheckpoint(path=file, sha256=sha256, metadata=_metadata(file))
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / MODEL_FILE
     if not file.is_file():
         raise CheckpointError(
-            f"checkpoint {str(path)!r} does not exist; give a .safetensors file, or a folder that "
-            f"holds {MODEL_FILE}"
+            f"checkpoint {str(path)!r} does not exist; give a .safetensors or .pth file, a folder "
+            f"that holds {MODEL_FILE}, or hf://ORG/REPO"
         )
-    if file.suffix in {".pth", ".pt", ".bin"}:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} is a pickle, which this version of deit_zoo does not read; "
-            "give a .safetensors file"
-        )
-    sha256 = _receipt_digest(file)
+    sha256 = _stated_digest(file)
     if sha256 is not None:
-        verify(file, sha256)
+        cache.check(file, sha256)
     return LocalCheckpoint(path=file, sha256=sha256, metadata=_metadata(file))
 
 
@@ -110,14 +110,17 @@ def load(
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped into memory and not yet read."""
+    """All tensors of a file under the zoo's keys; safetensors are mapped and not yet read."""
+    if file.suffix in original.PICKLES:
+        return original.read_pickle(file)
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+            state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is not a whole safetensors file ({error}); fetch or export it again"
         ) from error
+    return original.renamed(state)
 
 
 def save(model: ZooModel, file: Path, **metadata: Any) -> str:
@@ -132,31 +135,27 @@ def save(model: ZooModel, file: Path, **metadata: Any) -> str:
     return digest(file)
 
 
-def verify(file: Path, sha256: str) -> None:
-    """Raises IntegrityError with both digests unless the file has this SHA-256."""
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing; reinstall deit_zoo")
-    if (found := digest(file)) != sha256:
-        raise IntegrityError(
-            f"{file} has SHA-256 {found}, not {sha256}; remove the file and get it again"
-        )
-
-
-def _receipt_digest(file: Path) -> str | None:
-    receipt = file.with_name(RECEIPT_FILE)
-    if not receipt.is_file():
-        return None
+def _stated_digest(file: Path) -> str | None:
+    """The SHA-256 that a receipt or SHA256SUMS beside the file states for it."""
+    sums, receipt = file.with_name(SUMS_FILE), file.with_name(RECEIPT_FILE)
     try:
-        stated = json.loads(receipt.read_text(encoding="utf-8"))["sha256"][file.name]
+        if sums.is_file():
+            lines = sums.read_text(encoding="utf-8").splitlines()
+            stated = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
+            return stated[file.name]
+        if receipt.is_file():
+            return str(json.loads(receipt.read_text(encoding="utf-8"))["sha256"][file.name])
     except (ValueError, KeyError, TypeError) as error:
+        stating = sums if sums.is_file() else receipt
         raise CheckpointError(
-            f"{receipt} states no SHA-256 for {file.name}; remove the receipt to load the file "
-            "without proof"
+            f"{stating} states no SHA-256 for {file.name}; remove it to load the file without proof"
         ) from error
-    return str(stated)
+    return None
 
 
 def _metadata(file: Path) -> dict[str, Any]:
+    if file.suffix in original.PICKLES:
+        return {}
     try:
         with safe_open(file, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get(METADATA_KEY, "{}")
@@ -237,7 +236,3 @@ def _check_fit(model: ZooModel, tensors: dict[str, Tensor], file: Path) -> None:
             f"{file} does not fit {name}: {shown}; give the model and the img_size "
             "that it was saved of"
         )
-
-
-def _place(source: Source) -> str:
-    return str(source.url) if source.kind == "url" else f"the Hub's {source.repo_id}"

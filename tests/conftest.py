@@ -1,15 +1,22 @@
-"""Every test: no network but loopback, one thread, the random state left as it was found."""
+"""Every test: no network but loopback, caches of its own, one thread, a seeded random state."""
 
 from __future__ import annotations
 
 import os
 import socket
-
-# Before anything imports huggingface_hub: a test that reaches for the Hub must fail, not fetch.
-os.environ["HF_HUB_OFFLINE"] = "1"
+import tempfile
 
 import pytest
 import torch
+
+# Before anything imports huggingface_hub: a test that reaches for the Hub must fail, not fetch.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor may it read or write what the user has cached, or send the user's token.
+CACHES = tempfile.TemporaryDirectory(prefix="deit_zoo_tests_")
+os.environ["HF_HOME"] = f"{CACHES.name}/huggingface"
+os.environ["DEIT_ZOO_CACHE"] = f"{CACHES.name}/deit_zoo"
+for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "DEIT_ZOO_VERIFY", "DEIT_ZOO_MANIFEST"):
+    os.environ.pop(name, None)
 
 torch.set_num_threads(1)
 

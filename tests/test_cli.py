@@ -99,12 +99,12 @@ def test_a_command_that_needs_no_model_imports_no_torch(arguments: list[str]) ->
 def test_list_shows_every_model_with_its_figures() -> None:
     done = deit_zoo("list")
     assert done.status == 0
-    assert len(done.out.splitlines()) == 22
+    assert len(done.out.splitlines()) == 23
     rows = [line.split() for line in done.out.splitlines()]
     assert ["deit_small", "79.85", "22.1", "M", "4.61", "224", "0.875"] in rows
     assert ["cait_xxs24_224", "78.40*", "12.0", "M", "2.53", "224", "1"] in rows
     assert done.err == (
-        "* measured by timm with the same transform; the authors published no figure\n"
+        "* measured by timm with this transform, for which the authors published no figure\n"
     )
 
 
@@ -147,7 +147,7 @@ def test_info_says_what_is_not_pinned() -> None:
 def test_a_wrong_name_gets_the_three_nearest() -> None:
     assert sentence(deit_zoo("info", "deit_tinny")) == (
         "no model is named 'deit_tinny'; did you mean deit_tiny, deit_tiny_distilled or "
-        "deit_base? `deit-zoo list` shows all 21"
+        "deit_base? `deit-zoo list` shows all 22"
     )
 
 
@@ -226,10 +226,12 @@ def test_an_alias_is_told_what_it_means(folder: Path) -> None:
     assert done.err == "model: deit_pico_digits\n"
 
 
-def test_a_model_that_cannot_be_fetched_yet_says_what_to_do() -> None:
+def test_a_model_that_is_not_cached_says_what_to_do_offline() -> None:
     told = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
-    assert "does not fetch files yet" in told
-    assert told.endswith("pass create('deit_tiny', checkpoint=FILE)")
+    assert told.startswith("the weights of deit_tiny are not on this machine")
+    assert told.endswith(
+        "`deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and pass checkpoint=DIR"
+    )
 
 
 def test_evaluate_shows_the_recorded_figures_beside_the_measured(tmp_path: Path) -> None:

@@ -163,6 +163,6 @@ print({m.split(".")[0] for m in set(sys.modules) - before} & {"timm", "PIL", "hu
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "cait_S24"])
-def test_an_upstream_checkpoint_that_cannot_be_fetched_yet_says_so(name: str) -> None:
-    with pytest.raises(deit_zoo.errors.DownloadError, match="does not fetch"):
+def test_an_upstream_checkpoint_that_is_not_cached_says_so_offline(name: str) -> None:
+    with pytest.raises(deit_zoo.errors.OfflineError, match="are not on this machine and HF_HUB_OF"):
         entry_points()[name]()  # type: ignore[operator]

@@ -20,7 +20,13 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo import weights
-from deit_zoo.errors import CheckpointError, DownloadError, ImageSizeError, IntegrityError, ZooError
+from deit_zoo.errors import (
+    CheckpointError,
+    ImageSizeError,
+    IntegrityError,
+    OfflineError,
+    ZooError,
+)
 from deit_zoo.manifest import find, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,51 +257,48 @@ def test_a_text_is_no_safetensors_file(tmp_path: Path) -> None:
         deit_zoo.create("deit_tiny", checkpoint=tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-def test_a_pickle_is_refused_in_one_sentence(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"deit{suffix}"
-    torch.save({"model": {}}, path)
-    with pytest.raises(CheckpointError) as caught:
-        deit_zoo.create("deit_tiny", checkpoint=path)
-    assert str(caught.value) == (
-        f"checkpoint '{path}' is a pickle, which this version of deit_zoo does not read; give a "
-        ".safetensors file"
-    )
-
-
 def test_a_path_without_a_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         deit_zoo.create("deit_tiny", checkpoint=tmp_path / "none.safetensors")
     assert str(caught.value) == (
-        f"checkpoint '{tmp_path / 'none.safetensors'}' does not exist; give a .safetensors file, "
-        "or a folder that holds model.safetensors"
+        f"checkpoint '{tmp_path / 'none.safetensors'}' does not exist; give a .safetensors or "
+        ".pth file, a folder that holds model.safetensors, or hf://ORG/REPO"
     )
 
 
 def test_a_folder_without_a_model_file_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"does not exist; give a \.safetensors file, or a fold"
+        CheckpointError, match=r"does not exist; give a \.safetensors or \.pth file, a "
     ):
         deit_zoo.create("deit_tiny", checkpoint=tmp_path)
 
 
-def test_a_checkpoint_on_the_hub_says_what_to_do_instead() -> None:
-    with pytest.raises(DownloadError) as caught:
+def test_a_checkpoint_on_the_hub_must_be_cached_offline() -> None:
+    with pytest.raises(OfflineError) as caught:
         deit_zoo.create("deit_tiny", checkpoint="hf://timm/deit_tiny_patch16_224.fb_in1k")
+    folder = f"{os.environ['HF_HOME']}/hub/models--timm--deit_tiny_patch16_224.fb_in1k"
     assert str(caught.value) == (
-        "checkpoint 'hf://timm/deit_tiny_patch16_224.fb_in1k' is on the Hub, and this version of "
-        "deit_zoo does not fetch files yet; download it by other means and pass checkpoint=FILE"
+        "hf://timm/deit_tiny_patch16_224.fb_in1k is not on this machine and HF_HUB_OFFLINE is "
+        f"set; looked at {folder}; fetch it where there is a network"
     )
 
 
-def test_a_pretrained_model_that_must_be_fetched_names_every_source() -> None:
-    with pytest.raises(DownloadError) as caught:
+@pytest.mark.parametrize("text", ["hf://", "hf://timm", "hf://a/b@", "hf:///a"])
+def test_an_address_that_is_none_shows_how_one_looks(text: str) -> None:
+    with pytest.raises(CheckpointError, match="is no Hub address; write hf://ORG/REPO, hf://ORG/R"):
+        deit_zoo.create("deit_tiny", checkpoint=text)
+
+
+def test_a_pretrained_model_that_is_not_cached_names_every_path_and_the_cure_offline() -> None:
+    with pytest.raises(OfflineError) as caught:
         deit_zoo.create("deit_ti", pretrained=True)
-    told = str(caught.value)
-    assert told.startswith("the weights of deit_tiny could not be had from any source (")
-    assert "timm/deit_tiny_patch16_224.fb_in1k: this version of deit_zoo does not fetch" in told
-    assert "https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.pth: this" in told
-    assert told.endswith("pass create('deit_tiny', checkpoint=FILE)")
+    hub, zoo = f"{os.environ['HF_HOME']}/hub", os.environ["DEIT_ZOO_CACHE"]
+    assert str(caught.value) == (
+        "the weights of deit_tiny are not on this machine and HF_HUB_OFFLINE is set; looked at "
+        f"{hub}/models--timm--deit_tiny_patch16_224.fb_in1k, {zoo}/converted; where there is a "
+        "network type `deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and pass "
+        "checkpoint=DIR"
+    )
 
 
 def test_every_embedded_checkpoint_loads_and_says_where_it_came_from() -> None:
@@ -325,7 +328,7 @@ def test_a_receipt_with_another_digest_is_an_error_with_both(file: Path, tmp_pat
     with pytest.raises(IntegrityError) as caught:
         deit_zoo.create("deit_tiny", checkpoint=tmp_path)
     assert str(caught.value) == (
-        f"{path} has SHA-256 {digest(path)}, not {64 * '0'}; remove the file and get it again"
+        f"{path} has SHA-256 {digest(path)}, but {64 * '0'} is expected; remove it and get it again"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
 from deit_zoo.files import write_whole
 from deit_zoo.registry import resolve
-from deit_zoo.training.plan import IMAGENET_TRAIN, Plan
+from deit_zoo.training.plan import IMAGENET_TRAIN, Plan, default_workers
 from deit_zoo.training.recipe import Recipe, changed
 from deit_zoo.training.recipes import RECIPES
 
@@ -171,8 +170,3 @@ def count_images(train: Path) -> int:
     from deit_zoo.evaluation import IMAGE_SUFFIXES
 
     return sum(path.suffix.lower() in IMAGE_SUFFIXES for path in train.rglob("*"))
-
-
-def default_workers(processes: int) -> int:
-    """Loader workers per process: the cores that the training threads leave, at most 12."""
-    return max(1, min(12, (os.cpu_count() or 2) // processes - 1))

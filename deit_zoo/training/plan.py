@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,3 +108,8 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
         return recipe.warmup_lr + time * (recipe.lr - recipe.warmup_lr) / recipe.warmup_epochs
     cosine = (1.0 + math.cos(math.pi * time / recipe.epochs)) / 2.0
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine
+
+
+def default_workers(processes: int) -> int:
+    """Loader workers per process: the cores that the training threads leave, at most 12."""
+    return max(1, min(12, (os.cpu_count() or 2) // processes - 1))

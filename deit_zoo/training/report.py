@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.api import Evaluation
 from deit_zoo.files import write_whole
 from deit_zoo.manifest import Metric, find, read
+from deit_zoo.results import Evaluation
 from deit_zoo.training.plan import Plan
 from deit_zoo.training.recipe import Recipe
 
@@ -26,6 +26,7 @@ class Verdict:
     band: float
     band_source: str
     reproduced: bool | None
+    identical: bool = False
 
     def sentence(self) -> str:
         """The verdict in one line."""
@@ -34,11 +35,16 @@ class Verdict:
             return f"no verdict: {reached}, and no published figure to compare with"
         difference = self.reached.top1 - self.published.top1
         against = f"published {self.published.top1:.2f} %, {difference:+.2f}, band {self.band:g}"
-        return f"{'reproduced' if self.reproduced else 'not reproduced'}: {reached} ({against})"
+        bytes_ = "; the weights are the published file, byte for byte" if self.identical else ""
+        word = "reproduced" if self.reproduced else "not reproduced"
+        return f"{word}: {reached} ({against}){bytes_}"
 
 
-def judge(recipe: Recipe, reached: Evaluation) -> Verdict:
-    """Compare with the manifest: at most `band` points below the published top-1 is reproduced."""
+def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Verdict:
+    """Compare with the manifest: at most `band` points below the published top-1 is reproduced.
+
+    `sha256` is the digest of the weights that were measured.
+    """
     record = read(find()).get(recipe.name)
     published = record.metric if record else None
     reproduced = None
@@ -50,6 +56,7 @@ def judge(recipe: Recipe, reached: Evaluation) -> Verdict:
         band=recipe.band,
         band_source=recipe.band_source,
         reproduced=reproduced,
+        identical=record is not None and sha256 is not None and sha256 == record.sha256,
     )
 
 
@@ -67,6 +74,7 @@ def write_receipt(
         "model": plan.recipe.name,
         "verdict": verdict.sentence(),
         "reproduced": verdict.reproduced,
+        "identical": verdict.identical,
         "reached": asdict(verdict.reached),
         "published": asdict(verdict.published) if verdict.published else None,
         "band": verdict.band,

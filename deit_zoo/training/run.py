@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 
 from deit_zoo import __version__
-from deit_zoo.api import Evaluation, class_names, create, transform
+from deit_zoo.api import class_names, create, transform
 from deit_zoo.errors import RecipeError
 from deit_zoo.evaluation import ImageFolder, accuracy
-from deit_zoo.files import digest
+from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.models.layers import ZooModel
+from deit_zoo.results import Evaluation
 from deit_zoo.training import report
 from deit_zoo.training.checkpoint import load_state, save_state, states
 from deit_zoo.training.data import train_loader, training_folder
 from deit_zoo.training.draws import seed_all
-from deit_zoo.training.launch import count_images, default_workers
 from deit_zoo.training.loop import EpochResult, Parts, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.plan import Plan
+from deit_zoo.training.plan import Plan, default_workers
 from deit_zoo.training.recipe import Recipe
 from deit_zoo.training.timm_parts import mixer, train_transform
 from deit_zoo.training.watch import LOG_FILE, Watch
-from deit_zoo.weights import MODEL_FILE, save
+from deit_zoo.weights import save
 
 IN_PROCESS = 2_000
 
@@ -48,7 +48,9 @@ def train(plan: Plan, data: Path, output: Path) -> report.Verdict:
     model.to(device)
     classes = [label.folder for label in class_names(model)]
     folder = training_folder(data, train_transform(recipe), classes)
-    ImageFolder(data / "val", transform(model), classes)  # refused now, not after an epoch
+    # Wrong classes are refused now, not after an epoch; few images need no processes to read them.
+    few = len(ImageFolder(data / "val", transform(model), classes)) < IN_PROCESS
+    readers = 0 if few else plan.workers
     optimizer = optimizer_for(model, recipe)
     left = states(output)
     first = load_state(left[-1], model, optimizer, recipe.digest) if left else 0
@@ -67,12 +69,12 @@ def train(plan: Plan, data: Path, output: Path) -> report.Verdict:
         for epoch in range(first, recipe.epochs):
             loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
             result = train_one_epoch(parts, plan, epoch, loader, watch.step)
-            reached = measure(model, data, plan.workers)
+            reached = measure(model, data, readers)
             # The log first: a line beyond the last state is cut off, a missing one stays missing.
             watch.epoch(epoch_record(epoch, result, reached))
             save_state(output, epoch + 1, model, optimizer, recipe.digest)
 
-    return conclude(plan, model, data, output)
+    return conclude(plan, model, data, output, readers)
 
 
 def criterion_for(
@@ -94,11 +96,7 @@ def criterion_for(
 def measure(model: ZooModel, data: Path, workers: int) -> Evaluation:
     """The model on the validation folder, with the record's own transform."""
     folders = [label.folder for label in class_names(model)]
-    # Starting workers takes longer than reading a few hundred small images.
-    few = count_images(data / "val") < IN_PROCESS
-    return accuracy(
-        model, data, transform(model), folders, batch_size=256, workers=0 if few else workers
-    )
+    return accuracy(model, data, transform(model), folders, batch_size=256, workers=workers)
 
 
 def epoch_record(epoch: int, result: EpochResult, reached: Evaluation) -> dict[str, Any]:
@@ -116,20 +114,20 @@ def epoch_record(epoch: int, result: EpochResult, reached: Evaluation) -> dict[s
     }
 
 
-def conclude(plan: Plan, model: ZooModel, data: Path, output: Path) -> report.Verdict:
+def conclude(plan: Plan, model: ZooModel, data: Path, output: Path, readers: int) -> report.Verdict:
     """Export the weights, load them as a user would, and judge what that file reaches."""
     recipe = plan.recipe
-    save(model, output / MODEL_FILE, recipe_sha256=recipe.digest)
+    sha256 = save(model, output / MODEL_FILE, recipe_sha256=recipe.digest)
     exported = create(recipe.name, checkpoint=output / MODEL_FILE)
-    reached = measure(exported, data, plan.workers)
-    verdict = report.judge(recipe, reached)
+    reached = measure(exported, data, readers)
+    verdict = report.judge(recipe, reached, sha256)
     report.write_receipt(
         output,
         plan,
         verdict,
         environment=environment(),
         data=report.fingerprint(data),
-        sha256={name: digest(output / name) for name in (MODEL_FILE, LOG_FILE)},
+        sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
     )
     report.draw_curve(output, recipe.name)
     return verdict

@@ -1,18 +1,36 @@
-"""The one door to timm: augmentation and mixing, long and intricate there, used as they are."""
+"""The one door to timm: augmentation, mixing and the teacher, used as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+import timm
 import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
-from torch import Tensor
+from torch import Tensor, nn
 
+from deit_zoo.models.layers import as_pair
 from deit_zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.training.recipe import Recipe
+
+
+def regnety_160(
+    *,
+    img_size: int | Sequence[int] = 224,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """RegNetY-16GF (arXiv 2003.13678), DeiT's teacher, as timm builds it."""
+    network: Any = timm.create_model(
+        "regnety_160", in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path_rate
+    )
+    network.img_size = as_pair(img_size)
+    network.embed_dim = network.num_features
+    return cast(nn.Module, network)
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:

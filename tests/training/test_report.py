@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deit_zoo.api import Evaluation
+from deit_zoo.manifest import checkpoint
 from deit_zoo.training.recipes.digits import DEIT_PICO
 from deit_zoo.training.report import Verdict, draw_curve, fingerprint, judge
 
@@ -159,3 +160,11 @@ def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
     draw_curve(tmp_path, "deit_pico_digits")
     with Image.open(tmp_path / "curve.png") as image:
         assert (image.format, image.size) == ("PNG", (840, 480))
+
+
+def test_the_same_bytes_as_the_published_file_are_named_in_the_verdict() -> None:
+    reached = Evaluation(top1=98.333, top5=100.0, loss=0.2, num_images=360)
+    own = checkpoint("deit_pico_digits").sha256
+    same = judge(DEIT_PICO, reached, own).sentence()
+    assert same.endswith("; the weights are the published file, byte for byte")
+    assert "byte for byte" not in judge(DEIT_PICO, reached, "0" * 64).sentence()

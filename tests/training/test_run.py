@@ -259,7 +259,7 @@ def test_the_exported_file_is_checked_against_the_receipt(tmp_path: Path, finish
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     (copy / "model.safetensors").write_bytes(b"something else")
-    with pytest.raises(ZooError, match=r"has SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}; "):
+    with pytest.raises(ZooError, match=r"has SHA-256 [0-9a-f]{64}, but [0-9a-f]{64} is expected; "):
         deit_zoo.create("deit_pico_digits", checkpoint=copy)
 
 

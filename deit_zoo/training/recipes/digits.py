@@ -31,8 +31,8 @@ DEIT_PICO = Recipe(
     repeated_aug=1,  # an epoch has few images as it is
     mixup=0.2,
     cutmix=0.5,
-    band=1.5,
-    band_source="@BAND@",
+    band=2.5,
+    band_source="seeds 0 to 2 reached 98.33, 96.39 and 96.39; one image is 0.28",
 )
 
 CONVNET_PICO = replace(
@@ -41,6 +41,8 @@ CONVNET_PICO = replace(
     source="deit_zoo, the DeiT recipe without drop-path",
     epochs=40,
     drop_path_rate=0.0,
+    band=1.5,
+    band_source="seeds 0 to 3 reached 98.33, 98.33, 98.61 and 98.89; one image is 0.28",
 )
 
 # DeiT, section 4: the teacher sees the images that the student sees, mixed and augmented.
@@ -50,6 +52,8 @@ DEIT_PICO_DISTILLED = replace(
     source="deit_zoo, after arXiv:2012.12877, Table 9 and section 4",
     distillation="hard",
     teacher="convnet_pico_digits",
+    band=1.5,
+    band_source="seeds 0 to 3 reached 98.61, 97.78, 97.78 and 98.06; one image is 0.28",
 )
 
 RECIPES = (CONVNET_PICO, DEIT_PICO, DEIT_PICO_DISTILLED)

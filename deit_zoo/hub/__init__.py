@@ -1,0 +1,1 @@
+"""The weights hub: every published checkpoint fetched once, verified always, usable in the dark."""

@@ -1,0 +1,82 @@
+"""A checkpoint file as others wrote it, made ours by hand: same tensors, same bytes every time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from deit_zoo import weights
+from deit_zoo.errors import CheckpointError, UnknownModelError
+from deit_zoo.files import MODEL_FILE, digest
+from deit_zoo.hub import original
+from deit_zoo.registry import MODELS, ModelSpec, resolve
+
+
+def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]:
+    """Write a checkpoint as safetensors. Returns its manifest record, null where not known.
+
+    Raises CheckpointError, and writes nothing, where the tensors are not exactly the model's.
+    """
+    check_paths(file, output)
+    tensors = weights.read(file)
+    spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
+    model = weights.load(spec, file, {})
+    try:
+        sha256 = original.write(tensors, output)
+    except OSError as error:
+        raise CheckpointError(
+            f"{output} cannot be written ({error.strerror}); give another --output"
+        ) from error
+    sources: list[dict[str, Any]] = [
+        {
+            "kind": "hub",
+            "repo_id": None,
+            "filename": MODEL_FILE,
+            "revision": None,
+            "sha256": sha256,
+            "bytes": output.stat().st_size,
+        }
+    ]
+    if file.suffix in original.PICKLES:
+        given = {"url": None, "sha256_prefix": digest(file), "format": "upstream_pth"}
+        sources.append({"kind": "url"} | given)
+    record = {
+        "sources": sources,
+        "num_params": sum(parameter.numel() for parameter in model.parameters()),
+        "num_classes": model.num_classes,
+        "labels": spec.labels if model.num_classes == spec.num_classes else None,
+        "crop_pct": None,
+        "interpolation": None,
+        "metrics": {},
+        "origin": None,
+        "license": None,
+        "paper": None,
+    }
+    return {spec.name: record}
+
+
+def check_paths(file: Path, output: Path) -> None:
+    """Raises CheckpointError where there is nothing to read, or no place to write."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file; give a .pth or .safetensors file")
+    if output.exists() and output.samefile(file):
+        raise CheckpointError(f"{output} is the file to convert; give another --output")
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise CheckpointError(
+            f"--output is {str(output)!r}; give a .safetensors file in a folder that exists"
+        )
+
+
+def model_of(file: Path, name: str | None, num_params: int) -> ModelSpec:
+    """The model that a name means, or else the name of the file; the nearest are suggested."""
+    if name is not None:
+        return resolve(name)
+    try:
+        return resolve(file.stem)
+    except UnknownModelError as error:
+        near = sorted(MODELS.values(), key=lambda spec: abs(spec.num_params - num_params))[:3]
+        raise CheckpointError(
+            f"the name of {file} is no model's; type --name NAME, with {num_params:,} parameters "
+            f"perhaps {near[0].name}, {near[1].name} or {near[2].name}"
+        ) from error

@@ -1,0 +1,117 @@
+"""For maintainers: ask the Hub for commit, size and digest of its files, and write them down.
+
+A revision that is pinned stays; a digest that is pinned must be what the Hub says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+
+from deit_zoo import __version__, manifest
+from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
+from deit_zoo.files import write_whole
+from deit_zoo.hub import fetch
+from deit_zoo.manifest import Source
+
+FACTS = ("revision", "sha256", "bytes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One fact of the manifest that is now another."""
+
+    name: str
+    fact: str
+    before: str | int | None
+    after: str | int
+
+
+def pin(
+    path: Path,
+    names: Sequence[str] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Change]:
+    """Pin every Hub file of these records, or of all. Returns what changed in the manifest.
+
+    Raises IntegrityError where the Hub contradicts what is pinned, DownloadError with each reason
+    where it cannot tell; then nothing is written.
+    """
+    records = manifest.read(path)
+    if unknown := [name for name in names if name not in records]:
+        raise CheckpointError(f"{path} has no record of {', '.join(unknown)}; name others")
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineError("pin asks the Hub, but HF_HUB_OFFLINE is set; unset it")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    asked = list(_hub_sources(data["checkpoints"], names or list(records)))
+    changes: list[Change] = []
+    reasons: list[str] = []
+    for done, (name, fields) in enumerate(asked, start=1):
+        try:
+            stated = ask(Source(**fields))
+        except fetch.UnavailableError as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            changes += _update(name, fields, stated)
+        progress(done, len(asked))
+    if reasons:
+        raise DownloadError(
+            f"nothing was pinned, since the Hub did not tell of all ({'; '.join(reasons)}); mend "
+            "this or name the records to pin"
+        )
+    if changes:
+        _write(path, data)
+    return changes
+
+
+def ask(source: Source) -> dict[str, Any]:
+    """What the Hub states of a file, at its pinned commit or else at `main`."""
+    api = HfApi(library_name=fetch.LIBRARY, library_version=__version__)
+    with fetch.telling_why(source, source.revision or "main"):
+        found = api.model_info(
+            str(source.repo_id), revision=source.revision or "main", files_metadata=True
+        )
+    for file in found.siblings or ():
+        if file.rfilename == source.filename:
+            sha256 = file.lfs.sha256 if file.lfs else None
+            return {"revision": found.sha, "sha256": sha256, "bytes": file.size}
+    raise fetch.UnavailableError(f"{fetch.place(source)} has no file {source.filename}")
+
+
+def _hub_sources(
+    checkpoints: dict[str, Any], names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in names:
+        for fields in checkpoints[name]["sources"]:
+            if fields["kind"] == "hub":
+                yield name, fields
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror}); give another with --manifest"
+        ) from error
+
+
+def _update(name: str, fields: dict[str, Any], stated: dict[str, Any]) -> Iterator[Change]:
+    """Write what the Hub states into a source that did not know it."""
+    for fact in FACTS:
+        before, after = fields[fact], stated[fact]
+        if after is None or before == after:
+            continue
+        if before is not None:
+            raise IntegrityError(
+                f"{name} is pinned to {fact} {before}, but the Hub's {fields['repo_id']} states "
+                f"{after}; nothing was written: find out which is right, and edit the record"
+            )
+        fields[fact] = after
+        yield Change(name=name, fact=fact, before=before, after=after)

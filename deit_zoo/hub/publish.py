@@ -1,0 +1,237 @@
+"""For maintainers: a checkpoint as a repository of the Hub, which timm loads as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError
+
+from deit_zoo import __version__, manifest, weights
+from deit_zoo.errors import (
+    CheckpointError,
+    IntegrityError,
+    MissingExtraError,
+    OfflineError,
+    ZooError,
+)
+from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, SUMS_FILE, digest, write_whole
+from deit_zoo.hub import fetch
+from deit_zoo.hub.audit import holding_of
+from deit_zoo.hub.card import Story, model_card
+from deit_zoo.hub.folder import copy
+from deit_zoo.labels import labels
+from deit_zoo.manifest import Checkpoint
+from deit_zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from deit_zoo.registry import ModelSpec, resolve
+
+LOG_FILE = "log.jsonl"
+# Sizes that timm has no name for are built from the nearest name and these of our arguments.
+_RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
+# timm's names of the first convolution and of the head, by family.
+_LAYERS = {
+    "deit": ("patch_embed.proj", "head"),
+    "cait": ("patch_embed.proj", "head"),
+    "regnet": ("stem.conv", "head.fc"),
+}
+_REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
+
+
+def build(name: str, repo_id: str, folder: Path) -> list[Path]:
+    """Leave the files of a repository in a new folder, all or none. Returns them."""
+    spec = resolve(name)
+    record = manifest.checkpoint(spec.name)
+    check_arguments(repo_id, folder)
+    file = weights.locate(record)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, spec, record, repo_id, file)
+        temporary.rename(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}); give another --output"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(folder.iterdir())
+
+
+def upload(folder: Path, repo_id: str, name: str) -> str:
+    """Make the repository where there is none and upload the folder. Returns the commit's URL.
+
+    Raises ZooError where no token is set or its owner may not write there.
+    """
+    check_rights(repo_id)
+    api = HfApi(library_name=fetch.LIBRARY, library_version=__version__)
+    with _told_plainly(repo_id):
+        api.create_repo(repo_id, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=f"{name}, published by deit_zoo {__version__}",
+        )
+    return str(commit.commit_url)
+
+
+def check_rights(repo_id: str) -> None:
+    """Raises ZooError where nothing could be uploaded in any case."""
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineError("HF_HUB_OFFLINE is set; unset it to upload, or type --dry-run")
+    if get_token() is None:
+        raise ZooError(
+            f"there is no Hub token to publish {repo_id} with; type `hf auth login`, or set "
+            "HF_TOKEN to one that may write there (--dry-run needs none)"
+        )
+
+
+def check_arguments(repo_id: str, folder: Path) -> None:
+    """Raises ZooError for what is no repository's name, or a folder that is there."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ZooError(f"--repo is {repo_id!r}; give ORG/NAME")
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; remove it, or give a new --output")
+
+
+def timm_name(spec: ModelSpec) -> str | None:
+    """The architecture by which timm builds this model; None where it has none."""
+    for alias in spec.aliases:
+        if "." in alias:
+            return alias.split(".")[0]
+    if spec.family == "deit":
+        return f"deit_tiny{'_distilled' if spec.arch.get('distilled') else ''}_patch16_224"
+    return None
+
+
+def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
+    """config.json, in timm's keys."""
+    known = labels(record.labels)
+    architecture = timm_name(spec)
+    facts: dict[str, Any] = {
+        "architecture": architecture or spec.name,
+        "num_classes": record.num_classes,
+        "num_features": _num_features(spec),
+        "label_names": [label.folder for label in known],
+        "label_descriptions": {label.folder: label.name for label in known},
+    }
+    if architecture and not spec.aliases:
+        facts["model_args"] = {"img_size": spec.img_size}
+        facts["model_args"] |= {key: spec.arch[key] for key in _RESIZED}
+    first_conv, head = _LAYERS.get(spec.family, (None, "head"))
+    facts["pretrained_cfg"] = {
+        "input_size": [3, spec.img_size, spec.img_size],
+        "fixed_input_size": spec.family in ("deit", "cait"),
+        "interpolation": record.interpolation,
+        "crop_pct": record.crop_pct,
+        "crop_mode": "center",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "num_classes": record.num_classes,
+        "first_conv": first_conv,
+        "classifier": [head, "head_dist"] if spec.arch.get("distilled") else head,
+        "license": record.license,
+    }
+    return facts
+
+
+def _num_features(spec: ModelSpec) -> int:
+    if spec.family == "regnet":
+        return _REGNET_FEATURES
+    width: int = spec.arch["dims"][-1] if "dims" in spec.arch else spec.arch["embed_dim"]
+    return width
+
+
+def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file: Path) -> None:
+    expected = holding_of(record, file).sha256
+    sha256 = copy(file, folder / MODEL_FILE)
+    if expected not in (None, sha256):
+        raise IntegrityError(
+            f"the copy of {file} has SHA-256 {sha256}, but {expected} is expected; type "
+            f"`deit-zoo weights verify {spec.name}`"
+        )
+    _write_json(folder / "config.json", config(spec, record))
+    receipt = _add_run(file, record, folder)
+    story = Story(
+        spec=spec,
+        record=record,
+        repo_id=repo_id,
+        sha256=sha256,
+        timm_name=timm_name(spec),
+        recipe=receipt["plan"]["recipe"] if receipt else _recipe(spec.name),
+        receipt=receipt,
+        curve=_draw_curve(folder, spec.name),
+    )
+    write_whole(folder / "README.md", model_card(story).encode())
+    sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    write_whole(folder / SUMS_FILE, sums.encode())
+
+
+def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | None:
+    """Copy receipt and log of a checkpoint that was trained here; returns the receipt."""
+    if record.origin != "reproduced":
+        return None
+    log = file.with_name(str(record.log))
+    receipt = file.with_name(f"{record.name}.{RECEIPT_FILE}")
+    for source, name in ((log, LOG_FILE), (receipt, RECEIPT_FILE)):
+        if not source.is_file():
+            raise CheckpointError(
+                f"{record.name} was trained here, but {source} is missing; publish it from a "
+                "machine that has it"
+            )
+        shutil.copyfile(source, folder / name)
+    found: dict[str, Any] = json.loads(receipt.read_text(encoding="utf-8"))
+    return found
+
+
+def _draw_curve(folder: Path, title: str) -> bool:
+    """Draw the curve where there is a log; says whether there is."""
+    if not (folder / LOG_FILE).is_file():
+        return False
+    from deit_zoo.training.report import draw_curve
+
+    try:
+        draw_curve(folder, title)
+    except ImportError as error:
+        raise MissingExtraError(
+            "the card's curve needs matplotlib; type: pip install 'deit_zoo[train]'"
+        ) from error
+    return True
+
+
+def _recipe(name: str) -> dict[str, Any] | None:
+    from deit_zoo.training.recipes import RECIPES
+
+    return asdict(RECIPES[name]) if name in RECIPES else None
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    write_whole(file, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def _told_plainly(repo_id: str) -> Iterator[None]:
+    """Within it, what the Hub answers becomes one sentence."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise ZooError(
+                f"the Hub refused to write {repo_id} ({status}); set HF_TOKEN to a token with "
+                f"write access to {repo_id.split('/')[0]}, or give another --repo"
+            ) from error
+        raise ZooError(
+            f"the Hub answered {status} while {repo_id} was uploaded; type it again"
+        ) from error
+    except (OSError, fetch.HTTP_ERROR) as error:
+        raise ZooError(
+            f"{repo_id} could not be uploaded ({error}); check the network and type it again"
+        ) from error

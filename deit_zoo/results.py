@@ -1,0 +1,25 @@
+"""What a model answers: a prediction for an image, figures for many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class of an image and its softmax probability, with the class's number and folder."""
+
+    label: str
+    probability: float
+    index: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Accuracy in percent and mean cross-entropy over `num_images` images, each counted once."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int

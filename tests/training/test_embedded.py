@@ -1,0 +1,74 @@
+"""The shipped checkpoints: made by the recipes in the tree, and what their receipts say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deit_zoo
+from deit_zoo.digits import write_folder
+from deit_zoo.files import EMBEDDED, digest
+from deit_zoo.manifest import checkpoint
+from deit_zoo.training.recipes import RECIPES
+
+NAMES = ("convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits")
+
+
+def receipt(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((EMBEDDED / f"{name}.receipt.json").read_text())
+    return content
+
+
+def log(name: str) -> list[dict[str, Any]]:
+    lines = (EMBEDDED / str(checkpoint(name).log)).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("embedded") / "digits"
+    write_folder(path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_file_is_the_one_that_its_receipt_states(name: str) -> None:
+    stated = receipt(name)["sha256"]
+    assert stated["model.safetensors"] == digest(EMBEDDED / f"{name}.safetensors")
+    assert stated["log.jsonl"] == digest(EMBEDDED / f"{name}.log.jsonl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_checkpoint_was_trained_by_the_recipe_in_the_tree_unmodified(name: str) -> None:
+    assert receipt(name)["plan"]["recipe_sha256"] == RECIPES[name].digest
+    assert receipt(name)["modified"] is False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recorded_figure_is_the_last_epoch_of_the_log(name: str) -> None:
+    held = checkpoint(name).metric
+    assert held is not None
+    assert len(log(name)) == RECIPES[name].epochs
+    assert log(name)[-1]["val_top1"] == pytest.approx(held.top1, abs=1e-3)
+    assert receipt(name)["reached"]["top1"] == pytest.approx(held.top1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "top1"),
+    [
+        ("convnet_pico_digits", 98.333),
+        ("deit_pico_digits", 98.333),
+        ("deit_pico_distilled_digits", 98.611),
+    ],
+)
+def test_a_shipped_checkpoint_reaches_its_recorded_top1(
+    name: str, top1: float, folder: Path
+) -> None:
+    reached = deit_zoo.evaluate(name, folder)
+    assert reached.num_images == 360
+    # One image is 0.28: another processor may round one of them to the other side.
+    assert reached.top1 == pytest.approx(top1, abs=0.3)
+    assert reached.loss == pytest.approx(checkpoint(name).metric.loss, abs=1e-3)  # type: ignore[union-attr]
