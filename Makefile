@@ -33,6 +33,7 @@ lint: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/cached.py
 	$(BIN)/python benchmarks/startup.py
 
 clean:

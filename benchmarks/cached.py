@@ -1,0 +1,83 @@
+"""DeiT-S, pretrained, from a Hub on loopback: the first call, the cached call, and timm's load.
+
+    python benchmarks/cached.py [ROUNDS]
+
+Every measurement is a process of its own; imports are done before the clock starts. timm gets the
+cached file's path, so it makes no request either. The first call also fetches and hashes.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from deit_zoo.manifest import find
+from hub.server import HubServer
+
+REPO, FILE = "timm/deit_small_patch16_224.fb_in1k", "model.safetensors"
+MEASURE = """
+import json, sys, time
+import torch
+import deit_zoo, deit_zoo.weights, deit_zoo.hub.fetch, deit_zoo.models.deit, timm
+started = time.perf_counter()
+{call}
+print(json.dumps({{"seconds": time.perf_counter() - started}}))
+"""
+OURS = 'deit_zoo.create("deit_s", pretrained=True)'
+TIMM = 'timm.create_model("deit_small_patch16_224", checkpoint_path={file!r}).eval()'
+
+
+def measure(call: str, environment: dict[str, str]) -> float:
+    """Seconds of one call in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE.format(call=call)],
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+
+
+def main() -> None:
+    """Measure and print."""
+    import timm
+    from safetensors.torch import save
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    data = save(timm.create_model("deit_small_patch16_224").state_dict())
+    with tempfile.TemporaryDirectory() as name, HubServer() as hub:
+        folder = Path(name)
+        commit = hub.commit(REPO, {FILE: data})
+        manifest = json.loads(find().read_text(encoding="utf-8"))
+        pinned = manifest["checkpoints"]["deit_small"]["sources"][0]
+        pinned |= {"revision": commit, "sha256": hashlib.sha256(data).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        environment = hub.environment(folder) | {
+            "DEIT_ZOO_MANIFEST": str(folder / "manifest.json"),
+            "OMP_NUM_THREADS": "2",
+        }
+        first = measure(OURS, environment)
+        requests = len(hub.requests)
+        [file] = folder.rglob(f"snapshots/{commit}/{FILE}")
+        times: dict[str, list[float]] = {"deit_zoo, cached": [], "timm, same file": []}
+        for _ in range(rounds):
+            times["deit_zoo, cached"].append(measure(OURS, environment))
+            times["timm, same file"].append(measure(TIMM.format(file=str(file)), environment))
+        assert len(hub.requests) == requests, "the cached call made a request"
+    print(f"first call, {requests} requests: {first:.3f} s; cached: 0 requests")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, median in medians.items():
+        print(f"{name:18}{median:8.4f} s   (median of {rounds} interleaved rounds)")
+    ours, theirs = medians.values()
+    print(f"{'ratio':18}{ours / theirs:8.3f}")
+
+
+if __name__ == "__main__":
+    main()
