@@ -22,6 +22,7 @@ from deit_zoo import __version__
 from deit_zoo.api import CHUNK, ModelInfo, info, list_models
 from deit_zoo.cli_weights import weights_app
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.files import EMBEDDED
 from deit_zoo.registry import MODELS, resolve
 from deit_zoo.results import Prediction
 
@@ -236,16 +237,20 @@ def reproduce_(
         _print_rows(out, plan.lines())
         return
     output = output or Path("runs") / resolve(name).name
-    verdict = reproduce(
-        name,
-        gpus=gpus,
-        output=output,
-        data=data,
-        changes=changes or (),
-        workers=workers,
-        resume=resume,
-        say=lambda plan: _print_rows(talk, plan.lines()),
-    )
+    try:
+        verdict = reproduce(
+            name,
+            gpus=gpus,
+            output=output,
+            data=data,
+            changes=changes or (),
+            workers=workers,
+            resume=resume,
+            say=lambda plan: _print_rows(talk, plan.lines()),
+        )
+    except KeyboardInterrupt:
+        talk.print(f"stopped; the same command continues the run in {output}")
+        raise typer.Exit(130) from None
     colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
     out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
     talk.print(f"weights, receipt, log and curve are in {output}")
@@ -355,6 +360,9 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
             yield "  commit", source.revision
         digest = source.sha256 or f"{source.sha256_prefix}…"
         yield "  SHA-256", PROOFS[source.proof].format(digest)
+    if held.log is not None:
+        yield "log", str(EMBEDDED / held.log)
+        yield "receipt", str(EMBEDDED / f"{held.name}.receipt.json")
     yield "licence", held.license
     yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
 

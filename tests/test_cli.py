@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -275,3 +278,22 @@ def test_a_photograph_of_any_size_is_classified(tmp_path: Path) -> None:
     done = deit_zoo("classify", tmp_path / "photo.jpg", "--model", MODEL)
     assert done.status == 0
     assert len(done.out.splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_run_and_says_how_it_continues(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deit_zoo", "reproduce", "deit_pico_digits", "--gpus", "0"]
+    run = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    while run.poll() is None and not (log.is_file() and log.read_text()):
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith(f"stopped; the same command continues the run in {tmp_path / 'run'}\n")
