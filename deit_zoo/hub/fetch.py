@@ -319,6 +319,17 @@ def _metadata(source: Source, revision: str) -> dict[str, Any]:
 
 
 def _download(source: Source, revision: str, *, again: bool = False) -> Path:
+    """The file through huggingface_hub; a line that breaks or a store that is ill gets one more."""
+    try:
+        return _download_once(source, revision, again)
+    except UnavailableError as error:
+        if not _may_pass(error.__cause__):
+            raise
+        time.sleep(BACKOFF_SECONDS)
+        return _download_once(source, revision, again)
+
+
+def _download_once(source: Source, revision: str, again: bool) -> Path:
     with telling_why(source, revision):
         return Path(
             hf_hub_download(
@@ -329,6 +340,12 @@ def _download(source: Source, revision: str, *, again: bool = False) -> Path:
                 force_download=again,
             )
         )
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in RETRIED
+    return isinstance(error, HTTP_ERROR) and type(error).__name__ != "TooManyRedirects"
 
 
 def _checked_download(source: Source, revision: str, expected: str | None, where: str) -> Path:

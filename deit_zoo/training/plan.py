@@ -86,12 +86,13 @@ class Plan:
         if recipe.repeated_aug > 1:
             epoch += f", each shown {recipe.repeated_aug} times"
         processes = "process" if self.processes == 1 else "processes"
+        workers = "worker" if self.workers == 1 else "workers"
         return [
             ("recipe", f"{recipe.name}{' (modified)' if self.modified else ''}, {recipe.source}"),
             ("data", f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"),
             ("length", f"{recipe.epochs} epochs of {epoch}"),
             ("batch", f"{recipe.batch_size} = {recipe.replicas} replicas x {self.replica_batch}"),
-            ("machine", f"{self.processes} {processes} on {self.device}, {self.workers} workers"),
+            ("machine", f"{self.processes} {processes} on {self.device}, {self.workers} {workers}"),
             ("rate", f"peak {recipe.lr:.3g}, {recipe.warmup_epochs} warm-up epochs, cosine"),
             ("distillation", distilled),
         ]

@@ -105,14 +105,23 @@ def test_the_next_source_serves_when_one_refuses(
 
 
 @pytest.mark.parametrize("at", [0, 1000, 700_000, 1_275_551])
-def test_the_hub_is_given_up_when_it_resets_and_works_next_time(
+def test_the_hub_is_asked_once_more_when_it_resets(
     at: int, pinned: Machine, weights: bytes
 ) -> None:
     pinned.hub.fail("GET", "/cdn/", reset_at=at)
+    assert pinned.fetch()["sha256"] == sha256(weights)
+    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
+    assert pinned.leftovers() == []
+
+
+def test_the_hub_is_given_up_when_it_resets_twice_and_works_next_time(
+    pinned: Machine, weights: bytes
+) -> None:
+    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=2)
     answer = pinned.fetch()
     assert answer["error"] == "DownloadError"
     assert "the Hub's org/pico: [Errno 104] Connection reset by peer" in answer["message"]
-    assert methods(pinned.hub) == ["HEAD", "GET"]
+    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
     assert pinned.leftovers() == []
     works(pinned, weights)
 
@@ -121,7 +130,7 @@ def test_the_next_source_serves_when_the_hub_resets(
     pinned: Machine, url: str, pth: bytes, weights: bytes
 ) -> None:
     pinned.publish(hub_source(sha256=sha256(weights)), url_source(url, sha256(pth)[:8]))
-    pinned.hub.fail("GET", "/cdn/", reset_at=1000)
+    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=2)
     assert pinned.fetch()["sha256"] == sha256(weights)
     assert pinned.hub.count("GET", PTH) == 1
 
@@ -224,13 +233,19 @@ def test_an_unpinned_record_waits_for_the_hub_as_a_pinned_one(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_an_error_of_the_hubs_store_is_not_tried_again(
+def test_an_error_of_the_hubs_store_is_tried_once_more(
     status: int, pinned: Machine, weights: bytes
 ) -> None:
     pinned.hub.fail("GET", "/cdn/", status=status)
+    assert pinned.fetch()["sha256"] == sha256(weights)
+    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
+
+
+def test_a_store_that_stays_ill_is_given_up(pinned: Machine, weights: bytes) -> None:
+    pinned.hub.fail("GET", "/cdn/", status=503, times=2)
     answer = pinned.fetch()
-    assert f"the Hub's org/pico: Server error '{status} " in answer["message"]
-    assert methods(pinned.hub) == ["HEAD", "GET"]
+    assert "the Hub's org/pico: Server error '503 " in answer["message"]
+    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
     works(pinned, weights)
 
 
