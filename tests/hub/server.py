@@ -103,7 +103,9 @@ class HubServer:
         self.lock = threading.Lock()
         handler = type("BoundHandler", (_Handler,), {"hub": self})
         self._servers = [_Server(("127.0.0.1", number), handler) for number in (port, 0)]
-        self.endpoint, self.cdn = (f"http://127.0.0.1:{s.server_port}" for s in self._servers)
+        hub, cdn = (server.server_port for server in self._servers)
+        # Another name, as a CDN has: by it a client knows that it leaves the Hub.
+        self.endpoint, self.cdn = f"http://127.0.0.1:{hub}", f"http://localhost:{cdn}"
 
     def __enter__(self) -> HubServer:
         for server in self._servers:
