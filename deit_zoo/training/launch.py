@@ -132,10 +132,16 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    left = json.loads(plan.read_text(encoding="utf-8"))
-    if left["recipe_sha256"] != recipe.digest:
+    try:
+        left = json.loads(plan.read_text(encoding="utf-8"))
+        name, sha256 = left["recipe"]["name"], left["recipe_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{plan} is no plan of a deit_zoo run; give an empty folder as --output"
+        ) from error
+    if sha256 != recipe.digest:
         raise RecipeError(
-            f"{output} holds a run of another recipe ({left['recipe']['name']}); give a new "
+            f"{output} holds a run of another recipe ({name}); give a new "
             f"--output, or remove it: rm -r {shlex.quote(str(output))}"
         )
 

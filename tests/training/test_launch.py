@@ -245,3 +245,10 @@ def test_the_plan_is_on_disk_when_it_is_said(
     with pytest.raises(Stop):
         reproduce("deit_pico_digits", gpus=0, output=output, data=digits_folder, say=stop)
     assert said[0]["num_images"] == 320
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
+def test_a_folder_with_somebody_elses_plan_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(DataError, match="is no plan of a deit_zoo run; give an empty folder"):
+        launch.check_output(tmp_path, RECIPES["deit_pico_digits"], "auto")
