@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from deit_zoo.errors import RecipeError
 
 _CHOICES = {
-    "data": ("imagenet1k", "digits"),
+    "data": ("imagenet1k", "digits", "folder"),
     "optimizer": ("adamw",),
+    "schedule": ("cosine", "step"),
+    "loss": ("cross_entropy", "binary_cross_entropy"),
     "distillation": ("none", "soft", "hard"),
+    "kl_reduction": ("numel", "batchmean"),
+    "teacher_input": ("student", "own"),
 }
 _SHARES = (
     "drop_path_rate",
@@ -24,6 +28,8 @@ _SHARES = (
     "mixup_prob",
     "mixup_switch_prob",
     "alpha",
+    "decay_rate",
+    "ema_decay",
 )
 _AMOUNTS = (
     "lr",
@@ -37,8 +43,11 @@ _AMOUNTS = (
     "tau",
     "band",
 )
+_COUNTS = ("epochs", "batch_size", "replicas", "repeated_aug", "img_size", "decay_epochs")
 # What is said about a recipe, not what it does.
-_REMARKS = ("source", "band", "band_source")
+_REMARKS = ("source", "band", "band_source", "assumed")
+# What `--set` leaves alone: a recipe under another name would be judged by another figure.
+_FIXED = ("name", "model", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +57,16 @@ class Recipe:
     `batch_size` images are spread over `replicas` virtual replicas, each with its own images,
     mixup draw and drop-path masks, whatever the number of processes that share them.
     `lr` is the peak rate after scaling. `band` is the distance in points below the published
-    top-1 that still counts as reproduced.
+    top-1 that still counts as reproduced. `assumed` names the fields whose values nobody published
+    and says why each was chosen.
     """
 
     name: str
     source: str
+    model: str | None = None  # the architecture, where it is not called as the recipe is
     data: str
     img_size: int
+    init_from: str | None = None  # the recipe of the first stage, or a checkpoint
 
     epochs: int
     batch_size: int
@@ -70,7 +82,13 @@ class Recipe:
     warmup_epochs: int
     warmup_lr: float
     min_lr: float
+    schedule: str = "cosine"
+    decay_epochs: int = 30  # of the step schedule: the rate is multiplied by decay_rate so often
+    decay_rate: float = 0.1
 
+    train_mode: bool = True  # False: no drop-path, as upstream fine-tuned until 2022-07-29
+    ema_decay: float | None = None
+    loss: str = "cross_entropy"
     drop_path_rate: float
     label_smoothing: float
 
@@ -88,28 +106,31 @@ class Recipe:
     distillation: str = "none"
     alpha: float = 0.5
     tau: float = 1.0
+    kl_reduction: str = "numel"  # of soft distillation; the paper's code, not batchmean
     teacher: str | None = None
+    teacher_input: str = "student"  # the very tensor that the student sees; own: the teacher's way
 
     band: float
     band_source: str
+    assumed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
                 raise RecipeError(
-                    f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(choices)}"
+                    f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(choices)}"
                 )
-        for field in _SHARES:
-            if not 0.0 <= getattr(self, field) <= 1.0:
+        for key in _SHARES:
+            if not 0.0 <= (getattr(self, key) or 0.0) <= 1.0:
                 raise RecipeError(
-                    f"{field} is {getattr(self, field)}; it must be a share from 0 to 1"
+                    f"{key} is {getattr(self, key)}; it must be a share from 0 to 1"
                 )
-        for field in _AMOUNTS:
-            if not 0.0 <= getattr(self, field) < math.inf:
-                raise RecipeError(f"{field} is {getattr(self, field)}; it must be 0 or more")
-        for field in ("epochs", "batch_size", "replicas", "repeated_aug", "img_size"):
-            if getattr(self, field) < 1:
-                raise RecipeError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        for key in _AMOUNTS:
+            if not 0.0 <= getattr(self, key) < math.inf:
+                raise RecipeError(f"{key} is {getattr(self, key)}; it must be 0 or more")
+        for key in _COUNTS:
+            if getattr(self, key) < 1:
+                raise RecipeError(f"{key} is {getattr(self, key)}; it must be at least 1")
         if self.batch_size % self.replicas:
             raise RecipeError(
                 f"batch_size {self.batch_size} is not a multiple of replicas {self.replicas}; "
@@ -120,6 +141,8 @@ class Recipe:
                 f"mixup pairs images, so the batch of a replica must be even, not "
                 f"{self.batch_size // self.replicas}; change batch_size or replicas"
             )
+        if unknown := sorted(set(self.assumed) - {f.name for f in fields(self)}):
+            raise RecipeError(f"assumed names {unknown[0]!r}, which is no field of a recipe")
         if (self.distillation == "none") != (self.teacher is None):
             raise RecipeError(
                 f"distillation is {self.distillation!r} and teacher is {self.teacher!r}; "
@@ -131,38 +154,70 @@ class Recipe:
         return asdict(self)
 
     @property
+    def architecture(self) -> str:
+        """The name of the model in the registry."""
+        return self.model or self.name
+
+    @property
     def digest(self) -> str:
         """SHA-256 of every value that decides the training: equal trainings, equal digests."""
-        values = {key: value for key, value in self.to_dict().items() if key not in _REMARKS}
+        hints = get_type_hints(Recipe)
+        values = {
+            key: float(value) if hints[key] is float else value  # 1 and 1.0 are one rate
+            for key, value in self.to_dict().items()
+            if key not in _REMARKS
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """The fields that decide the training and differ: name, value, the other's value."""
+    return [
+        (f.name, getattr(recipe, f.name), getattr(other, f.name))
+        for f in fields(Recipe)
+        if f.name not in _REMARKS and getattr(recipe, f.name) != getattr(other, f.name)
+    ]
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_dict` wrote, also after a journey through JSON."""
+    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with `field=value` changes, each read by the field's type."""
-    hints = get_type_hints(Recipe)
-    values: dict[str, Any] = {}
-    for change in changes:
-        field, sign, text = change.partition("=")
-        if not sign or field not in hints or field == "name":
-            known = ", ".join(f.name for f in fields(Recipe) if f.name != "name")
-            raise RecipeError(f"--set {change!r} is no FIELD=VALUE of a recipe; fields: {known}")
-        values[field] = _read(field, text, str(hints[field]))
+    hints = {k: str(v) for k, v in get_type_hints(Recipe).items() if k not in _FIXED}
+    values = dict(read_change(change, hints, "a recipe") for change in changes)
     return replace(recipe, **values)
 
 
-def _read(field: str, text: str, hint: str) -> Any:
+def read_change(change: str, hints: Mapping[str, str], of: str) -> tuple[str, Any]:
+    """A `field=value` of `--set` as name and value. Raises RecipeError for what is neither."""
+    name, sign, text = change.partition("=")
+    if not sign or name not in hints:
+        raise RecipeError(
+            f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}"
+        )
+    return name, _read(name, text, hints[name])
+
+
+def _read(name: str, text: str, hint: str) -> Any:
     if "None" in hint and text.lower() in ("none", "null"):
         return None
+    wanted = "a number"
     try:
         if "tuple" in hint:
+            wanted = "two numbers such as 0.5,1.0"
             first, second = text.strip("()").split(",")
             return float(first), float(second)
+        if "bool" in hint:
+            wanted = "true or false"
+            return {"true": True, "false": False}[text.lower()]
         if "int" in hint:
+            wanted = "a whole number"
             return int(text)
         if "float" in hint:
             return float(text)
-    except ValueError as error:
-        wanted = "a whole number" if "int" in hint else "a number"
-        wanted = "two numbers such as 0.5,1.0" if "tuple" in hint else wanted
-        raise RecipeError(f"--set {field}={text}: {field} must be {wanted}") from error
+    except (ValueError, KeyError) as error:
+        raise RecipeError(f"--set {name}={text}: {name} must be {wanted}") from error
     return text

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from deit_zoo.training.plan import EPOCH_UNIT, Plan
+from deit_zoo.training.plan import Plan, epoch_images
 
 
 class Key(NamedTuple):
@@ -39,7 +39,7 @@ def replica_indices(
     order = order.repeat_interleave(repeats)
     padding = -len(order) % replicas
     order = torch.cat((order, order[:padding]))
-    kept = num_images // EPOCH_UNIT * EPOCH_UNIT // replicas
+    kept = epoch_images(num_images) // replicas
     return order[replica::replicas][:kept].tolist()
 
 
@@ -50,9 +50,10 @@ class ReplicaBatches(Sampler[list[Key]]):
         self.plan = plan
         self.replicas = replicas
         self.epoch = 0
+        self.first_step = 0
 
     def __len__(self) -> int:
-        return self.plan.steps_per_epoch * len(self.replicas)
+        return (self.plan.steps_per_epoch - self.first_step) * len(self.replicas)
 
     def __iter__(self) -> Iterator[list[Key]]:
         recipe, size = self.plan.recipe, self.plan.replica_batch
@@ -66,7 +67,7 @@ class ReplicaBatches(Sampler[list[Key]]):
             )
             for replica in self.replicas
         }
-        for step in range(self.plan.steps_per_epoch):
+        for step in range(self.first_step, self.plan.steps_per_epoch):
             for replica in self.replicas:
                 positions = range(step * size, (step + 1) * size)
                 yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
