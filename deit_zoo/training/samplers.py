@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from deit_zoo.training.plan import Plan, epoch_images
+from deit_zoo.training.plan import EPOCH_UNIT, Plan
 
 
 class Key(NamedTuple):
@@ -27,20 +27,23 @@ def replica_indices(
     replica: int,
     replicas: int,
     repeats: int,
+    count: int | None = None,
     shuffle: bool = True,
 ) -> list[int]:
     """The images of one replica in one epoch, in order (upstream's RASampler).
 
     Each image of the epoch's permutation is repeated, repeats go to different replicas, and an
-    epoch ends after as many images as an epoch without repeats would have.
+    epoch ends after as many images as an epoch without repeats would have: `count` of them, or
+    as upstream rounds it.
     """
     generator = torch.Generator().manual_seed(epoch)
     order = torch.randperm(num_images, generator=generator) if shuffle else torch.arange(num_images)
     order = order.repeat_interleave(repeats)
     padding = -len(order) % replicas
     order = torch.cat((order, order[:padding]))
-    kept = epoch_images(num_images) // replicas
-    return order[replica::replicas][:kept].tolist()
+    if count is None:
+        count = num_images // EPOCH_UNIT * EPOCH_UNIT // replicas
+    return order[replica::replicas][:count].tolist()
 
 
 class ReplicaBatches(Sampler[list[Key]]):
@@ -64,6 +67,7 @@ class ReplicaBatches(Sampler[list[Key]]):
                 replica=replica,
                 replicas=recipe.replicas,
                 repeats=recipe.repeated_aug,
+                count=self.plan.images_per_replica,
             )
             for replica in self.replicas
         }
