@@ -35,6 +35,7 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/cached.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train_step.py
 
 clean:
 	rm -rf .venv $(DEMO)

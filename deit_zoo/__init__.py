@@ -2,6 +2,7 @@
 
 from deit_zoo.api import (
     ModelInfo,
+    attention_map,
     classify,
     create,
     evaluate,
@@ -18,6 +19,7 @@ __all__ = [
     "ModelInfo",
     "Prediction",
     "__version__",
+    "attention_map",
     "classify",
     "create",
     "evaluate",

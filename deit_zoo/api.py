@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.manifest import Checkpoint, find, read
 from deit_zoo.manifest import checkpoint as record
-from deit_zoo.registry import MODELS, ModelSpec, resolve
+from deit_zoo.registry import MODELS, ModelSpec, normalize, resolve, spellings
 from deit_zoo.results import Evaluation, Prediction
 
 if TYPE_CHECKING:
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+    from deit_zoo.attention import AttentionMap, Method
+    from deit_zoo.label_sets import Labelled
     from deit_zoo.models.layers import ZooModel
     from deit_zoo.preprocess import EvalTransform
+    from deit_zoo.training.group import Group
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
@@ -33,7 +36,10 @@ _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
-    """What is known of a model. `checkpoint` and `recipe` are None where there is none."""
+    """What is known of a model. `checkpoint` and `recipe` are None where there is none.
+
+    `recipe_assumed` names the recipe's values that nobody published, each with a reason.
+    """
 
     name: str
     family: str
@@ -45,6 +51,7 @@ class ModelInfo:
     source: str
     checkpoint: Checkpoint | None
     recipe: str | None
+    recipe_assumed: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
@@ -125,6 +132,7 @@ def info(name: str) -> ModelInfo:
         source=spec.source,
         checkpoint=read(find()).get(spec.name),
         recipe=recipe.source if recipe else None,
+        recipe_assumed=dict(recipe.assumed) if recipe else {},
     )
 
 
@@ -201,6 +209,7 @@ def create(
         drop_path_rate=drop_path_rate,
     )
     model.checkpoint = origin
+    model.labels = _own_labels(metadata, file, model.num_classes if num_classes is None else None)
     return model.to(device=place, dtype=kind)
 
 
@@ -284,49 +293,173 @@ def predictions(network: ZooModel, tensors: list[Tensor], topk: int) -> list[lis
     ]
 
 
+def attention_map(
+    image: ImageLike,
+    model: str | nn.Module = "deit_small",
+    *,
+    layer: int = -1,
+    method: Method = "heads",
+    img_size: int | tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+) -> AttentionMap:
+    """What the class token looks at (and the distillation token): its attention to each patch.
+
+    Args:
+        image: a path, the bytes of an encoded image, or a PIL image.
+        model: a name (its checkpoint is loaded) or a model from `create`.
+        layer: counted from 0, or from the last with -1; in CaiT one of class-attention.
+        method: "heads" gives a map for each head, "mean" their mean, "rollout" the attention that
+            flows through all layers up to this one (arXiv 2005.00928), "all" these in this order.
+        img_size: an int or (height, width), for a model that is given by its name.
+        device: where the model runs.
+
+    Raises:
+        ZooError: the model has no attention, or no class token in this layer.
+        DataError: the image cannot be read.
+
+    >>> found = deit_zoo.attention_map("seven.png", "deit_pico_digits")
+    >>> found.maps.shape  # tokens, heads, rows, columns
+    torch.Size([1, 4, 4, 4])
+    >>> found.save("attention.png")
+    """
+    from deit_zoo import attention
+
+    if isinstance(model, str):
+        attention.check_attentive(resolve(model))
+        network = create(model, pretrained=True, img_size=img_size, device=device)
+    else:
+        network = _model_of(model, device)
+        attention.check_attentive(_spec_of(network))
+        attention.check_size(network, img_size)
+    pixels = _as_tensor(image, transform(network))
+    return attention.look(network, pixels, layer=layer, method=method)
+
+
 def evaluate(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
     *,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
     device: str | torch.device | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
+    labels: str | None = None,
+    label_file: str | os.PathLike[str] | None = None,
+    group: Group | None = None,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
     """Top-1, top-5 and loss over a folder of class folders (or its `val/`), every image once.
 
-    `progress` is called with the images done and the images in all. Raises DataError where the
-    class folders are not the model's classes.
+    Args:
+        name_or_model: a name (its checkpoint is loaded), the folder of a run, or a model from
+            `create`.
+        data: the folder, or `hfds:NAME`.
+        batch_size: images that a process looks at together.
+        workers: processes that read images, beside each that looks at them; None chooses.
+        device: where the model runs, in this process.
+        gpus: the number of GPUs to share the images between, one process each; 0 is the CPU.
+        processes: the same on the CPU. The figures are those of one process.
+        labels: None for the model's own classes; for one of ImageNet-1k also `real`, `v2`, `a`,
+            `r` or `sketch`, as label_sets.py describes them.
+        label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
+        group: processes that evaluate together, from `deit_zoo.training.group.joined`.
+        progress: called with the images done and the images in all.
+        say: called with a sentence that is worth knowing of the classes.
+
+    Raises:
+        DataError: the folders, an image or the label file are not what they must be.
 
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
-    from deit_zoo.evaluation import accuracy
+    from deit_zoo import sharing
+    from deit_zoo.evaluation import IN_PROCESS, Prepared, accuracy
+    from deit_zoo.label_sets import labelled
+    from deit_zoo.training.plan import default_workers
 
-    if batch_size < 1 or workers < 0:
+    if batch_size < 1 or (workers or 0) < 0:
         raise ZooError(
             f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
             "0 or more worker processes"
         )
-    model = _classifier_of(name_or_model, device)
-    return accuracy(
-        model,
-        Path(data),
-        transform(model),
-        [label.folder for label in class_names(model)],
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-    )
+    devices = sharing.devices_for(device, gpus, processes)
+    if group is not None:
+        devices = [group.device] * group.size
+        if isinstance(name_or_model, str):  # one process fetches; the others find the file
+            name = name_or_model
+            group.from_first(lambda: bool(named(name)))
+    alone = len(devices) == 1 or group is not None
+    model = _classifier_of(name_or_model, devices[0] if alone else None)
+
+    def found() -> Labelled:
+        folders = [label.folder for label in class_names(model)]
+        file = None if label_file is None else Path(label_file)
+        return labelled(os.fspath(data), folders, labels, file)
+
+    held = found() if group is None else group.from_first(found)
+    if held.images.note:
+        say(held.images.note)
+    if workers is None:
+        workers = 0 if len(held.images) < IN_PROCESS else default_workers(len(devices))
+    images = Prepared(held.images, transform(model), columns=held.columns, answers=held.answers)
+    work = sharing.Work(model=model, images=images, batch_size=batch_size, workers=workers)
+    if group is not None:
+        return sharing.evaluate_in_group(work, group, progress)
+    if not alone:
+        return sharing.evaluate_in_processes(work, devices, progress)
+    return accuracy(model, images, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def class_names(model: ZooModel) -> tuple[Any, ...]:
     """The labels of a model's classes; numbers where only their count is known."""
     from deit_zoo.labels import Label, labels
 
+    if model.labels is not None and len(model.labels) == model.num_classes:
+        return tuple(Label(folder, folder) for folder in model.labels)
     known = labels(_spec_of(model).labels)
     if len(known) == model.num_classes:
         return known
     return tuple(Label(str(number), str(number)) for number in range(model.num_classes))
+
+
+def _own_labels(
+    metadata: dict[str, Any], file: Path, num_classes: int | None
+) -> tuple[str, ...] | None:
+    """The class folders that a checkpoint was trained on, where it says so."""
+    held = metadata.get("labels")
+    if held is None:
+        return None
+    sound = isinstance(held, list) and all(isinstance(name, str) for name in held)
+    if not sound or num_classes not in (None, len(held)):
+        raise CheckpointError(
+            f"{file} states labels that are no {num_classes or 'list of'} names; export it again"
+        )
+    return tuple(held)
+
+
+def named(text: str, device: str | torch.device | None = None) -> ZooModel:
+    """A model by its name, with its checkpoint, or by the place of weights that say what they are.
+
+    A place is a run's folder, a safetensors file or hf://ORG/REPO; a name goes before a folder.
+    """
+    if not is_place(text):
+        return create(text, pretrained=True, device=device)
+    from deit_zoo import weights
+
+    held = weights.local(text)
+    if "name" not in held.metadata:
+        raise CheckpointError(
+            f"{held.path} does not say which model it is; give create(NAME, checkpoint={text!r})"
+        )
+    return create(str(held.metadata["name"]), checkpoint=text, device=device)
+
+
+def is_place(text: str) -> bool:
+    """Whether a model is meant by a file, a folder or an address, not by its name."""
+    if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
+        return True
+    return normalize(text) not in spellings() and Path(text).exists()
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -344,7 +477,7 @@ def _model_of(name_or_model: Any, device: Any) -> ZooModel:
     """The model that was meant: by name with its checkpoint, or as it is; on the device."""
 
     if isinstance(name_or_model, str):
-        return create(name_or_model, pretrained=True, device=device)
+        return named(name_or_model, device)
     _spec_of(name_or_model)
     model: ZooModel = name_or_model
     return model if device is None else model.to(_device(device))

@@ -6,7 +6,6 @@ was typed cannot be done, said in one sentence.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -14,16 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from deit_zoo import __version__
 from deit_zoo.api import CHUNK, ModelInfo, info, list_models
+from deit_zoo.cli_attention import attention_
+from deit_zoo.cli_data import data_app
+from deit_zoo.cli_evaluate import evaluate_
+from deit_zoo.cli_finetune import finetune_
+from deit_zoo.cli_runs import diff_, plot_
+from deit_zoo.cli_training import reproduce_
 from deit_zoo.cli_weights import weights_app
+from deit_zoo.console import AsJson, Name, complete_name, out, print_json, print_rows, talk
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import EMBEDDED
-from deit_zoo.registry import MODELS, resolve
+from deit_zoo.registry import resolve
 from deit_zoo.results import Prediction
 
 if TYPE_CHECKING:
@@ -47,12 +52,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Data-efficient image Transformers: exact, verified, reproducible.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Image folders.")
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
-
-out = Console(highlight=False, soft_wrap=True)
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -68,20 +69,10 @@ def main() -> None:
         sys.exit(2)
 
 
-def _complete_name(incomplete: str) -> list[str]:
-    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
-
-
 def _show_version(asked: bool) -> None:
     if asked:
         out.print(__version__)
         raise typer.Exit
-
-
-Name = Annotated[
-    str, typer.Argument(help="Any spelling of a model.", autocompletion=_complete_name)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
@@ -122,7 +113,7 @@ def list_(
     )
     models = [info(name) for name in names]
     if as_json:
-        _print_json([model.to_dict() for model in models])
+        print_json([model.to_dict() for model in models])
     elif markdown:
         sys.stdout.write(models_page(models))
     else:
@@ -130,6 +121,11 @@ def list_(
         if any(_is_timms(model) for model in models):
             talk.print(
                 "* measured by timm with this transform, for which the authors published no figure"
+            )
+        if assumed := [model for model in models if model.recipe_assumed]:
+            talk.print(
+                f"recipes partly assumed, for what nobody published: {len(assumed)} of "
+                f"{len(models)}; `deit-zoo info NAME` says which values, and why"
             )
         if not models:
             talk.print("no model passes these filters; `deit-zoo list` shows all")
@@ -140,28 +136,30 @@ def info_(name: Name, as_json: AsJson = False) -> None:
     """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
     model = info(name)
     if as_json:
-        _print_json(model.to_dict())
+        print_json(model.to_dict())
         return
-    _print_rows(out, list(_facts(model)))
+    print_rows(out, list(_facts(model)))
 
 
 @app.command("classify")
 def classify_(
     images: Annotated[list[str], typer.Argument(help="Files, folders, URLs, or - for stdin.")],
     model: Annotated[
-        str, typer.Option(help="Any spelling of a model.", autocompletion=_complete_name)
+        str,
+        typer.Option(
+            help="Any spelling of a model, or the folder of a run.", autocompletion=complete_name
+        ),
     ] = "deit_small",
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The most probable classes of images. One that cannot be read does not stop the others."""
-    from deit_zoo.api import create, predictions, transform
+    from deit_zoo.api import is_place, named, predictions, transform
 
-    implied = resolve(model).name
-    if implied != model.lower():
+    if not is_place(model) and (implied := resolve(model).name) != model.lower():
         talk.print(f"model: {implied}")
-    network = create(model, pretrained=True, device=device)
+    network = named(model, device)
     bad: list[str] = []
     rows: list[dict[str, Any]] = []
     for chunk in _chunks(_prepared(images, transform(network), bad)):
@@ -172,100 +170,19 @@ def classify_(
             else:
                 _print_predictions(name, best)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     for sentence in bad:
         talk.print(f"[bold red]error:[/] {escape(sentence)}")
     if bad:
         raise typer.Exit(1)
 
 
-@app.command("evaluate")
-def evaluate_(
-    name: Name,
-    data: Annotated[Path, typer.Option(help="A folder per class, or val/ with those in it.")],
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Top-1, top-5 and loss over every image of a folder, beside the published figures."""
-    from deit_zoo.api import evaluate
-
-    with _Bar("images") as bar:
-        reached = evaluate(
-            name, data, batch_size=batch_size, workers=workers, device=device, progress=bar
-        )
-    held = info(name).checkpoint
-    published = held.metric if held else None
-    figures = {
-        figure: {
-            "measured": getattr(reached, figure),
-            "published": getattr(published, figure, None),
-        }
-        for figure in ("top1", "top5", "loss")
-    }
-    if as_json:
-        _print_json({"model": resolve(name).name, "num_images": reached.num_images} | figures)
-        return
-    table = Table("", "measured", "published", "difference", box=None, pad_edge=False)
-    for figure, pair in figures.items():
-        known = pair["published"]
-        told = ("–", "–") if known is None else (f"{known:.3f}", f"{pair['measured'] - known:+.3f}")
-        table.add_row(figure, f"{pair['measured']:.3f}", *told)
-    out.print(table)
-    out.print(f"{reached.num_images:,} images, each once")
-
-
-@app.command("reproduce")
-def reproduce_(
-    name: Name,
-    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 is the CPU.")],
-    data: Annotated[Path | None, typer.Option(help="A folder with train/ and val/.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the run lives [runs/NAME].")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
-    resume: Annotated[str, typer.Option(help="auto continues a run in --output; never.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-) -> None:
-    """Train a checkpoint by its recipe, measure it and judge it against the published figure."""
-    from deit_zoo.training.launch import make_plan, reproduce
-
-    if dry_run:
-        plan = make_plan(name, gpus=gpus, changes=changes or (), workers=workers)
-        _print_rows(out, plan.lines())
-        return
-    output = output or Path("runs") / resolve(name).name
-    try:
-        verdict = reproduce(
-            name,
-            gpus=gpus,
-            output=output,
-            data=data,
-            changes=changes or (),
-            workers=workers,
-            resume=resume,
-            say=lambda plan: _print_rows(talk, plan.lines()),
-        )
-    except KeyboardInterrupt:
-        talk.print(f"stopped; the same command continues the run in {output}")
-        raise typer.Exit(130) from None
-    colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
-    out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
-    talk.print(f"weights, receipt, log and curve are in {output}")
-    if verdict.reproduced is False:
-        raise typer.Exit(1)
-
-
-@data_app.command("digits")
-def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None:
-    """The embedded handwritten digits as an image folder with train/ and val/."""
-    from deit_zoo.digits import NUM_IMAGES, NUM_VAL, write_folder
-
-    with _Bar("images") as bar:
-        write_folder(output, bar)
-    talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
+app.command("evaluate")(evaluate_)
+app.command("reproduce")(reproduce_)
+app.command("finetune")(finetune_)
+app.command("attention")(attention_)
+app.command("plot")(plot_)
+app.command("diff")(diff_)
 
 
 def models_page(models: Iterable[ModelInfo]) -> str:
@@ -341,6 +258,9 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "from", model.source
     yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
     yield "recipe", model.recipe or "none yet"
+    for number, reason in enumerate(dict.fromkeys(model.recipe_assumed.values())):
+        fields = [key for key, why in model.recipe_assumed.items() if why == reason]
+        yield "" if number else "partly assumed", f"{', '.join(fields)}: {reason}"
     held = model.checkpoint
     if held is None:
         yield "checkpoint", "none"
@@ -367,21 +287,10 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
 
 
-def _print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
-    """Labels and values in two columns; a long value is left whole, for copying."""
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        console.print(f"[bold]{label:<{width}}[/]  {escape(value)}")
-
-
 def _print_predictions(name: str, predictions: list[Prediction]) -> None:
     out.print(f"[bold]{escape(name)}[/]")
     for prediction in predictions:
         out.print(f"  {100 * prediction.probability:6.2f} %  {escape(prediction.label)}")
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _prepared(
@@ -408,7 +317,7 @@ def _prepared(
 
 
 def _expand(argument: str) -> Iterator[tuple[str, Path | bytes]]:
-    from deit_zoo.evaluation import IMAGE_SUFFIXES
+    from deit_zoo.datasets import IMAGE_SUFFIXES
 
     if argument == "-":
         yield "stdin", sys.stdin.buffer.read()
@@ -452,27 +361,3 @@ def _chunks(prepared: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, 
             chunk = []
     if chunk:
         yield chunk
-
-
-class _Bar:
-    """A progress bar on stderr, shown on a terminal only; called with (done, all)."""
-
-    def __init__(self, what: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
-        self.progress = Progress(
-            *columns, console=talk, transient=True, disable=not talk.is_terminal
-        )
-        self.task = self.progress.add_task(what, total=None)
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self.progress.update(self.task, completed=done, total=total)

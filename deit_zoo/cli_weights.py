@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from deit_zoo.console import AsJson, Name, complete_name, out, print_json, talk
 from deit_zoo.manifest import Checkpoint, checkpoint, find, read
-from deit_zoo.registry import MODELS, normalize, resolve, spellings
+from deit_zoo.registry import normalize, resolve, spellings
 
 if TYPE_CHECKING:
     from deit_zoo.hub.audit import Finding, Holding
@@ -26,24 +24,12 @@ MB = 1e6
 weights_app = typer.Typer(
     no_args_is_help=True, help="Checkpoints: fetch, verify, convert, pin, publish."
 )
-out = Console(highlight=False, soft_wrap=True)
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _complete_name(incomplete: str) -> list[str]:
-    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
-
-
-Name = Annotated[
-    str, typer.Argument(help="Any spelling of a model.", autocompletion=_complete_name)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @weights_app.command("fetch")
 def fetch_(
     names: Annotated[
-        list[str], typer.Argument(help="Models, in any spelling.", autocompletion=_complete_name)
+        list[str], typer.Argument(help="Models, in any spelling.", autocompletion=complete_name)
     ],
     to: Annotated[Path | None, typer.Option(help="A folder that works without a network.")] = None,
     as_json: AsJson = False,
@@ -71,7 +57,7 @@ def fetch_(
             {"name": record.name, "where": str(where), "bytes": size, "proof": holding.proof}
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     cells = [(r["name"], _megabytes(r["bytes"]), r["proof"], r["where"]) for r in rows]
     _print_columns([("name", "MB", "proof", "where"), *cells])
@@ -82,7 +68,8 @@ def verify_(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models, or folders that fetch --to made [all].", autocompletion=_complete_name
+            help="Models, or folders that fetch --to made; all unless given.",
+            autocompletion=complete_name,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -100,7 +87,7 @@ def verify_(
             if not held:
                 rows.append((resolve(word).name, None))
     if as_json:
-        _print_json([_as_dict(name, finding) for name, finding in rows])
+        print_json([_as_dict(name, finding) for name, finding in rows])
     else:
         _print_findings(rows)
     problems = [finding.problem for _, finding in rows if finding and finding.problem]
@@ -113,27 +100,30 @@ def verify_(
 @weights_app.command("convert")
 def convert_(
     file: Annotated[Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.")],
-    output: Annotated[Path | None, typer.Option(help="A .safetensors file [beside FILE].")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .safetensors file; beside FILE unless given.")
+    ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="The model [by FILE's name].", autocompletion=_complete_name),
+        typer.Option(help="The model; by FILE's name unless given.", autocompletion=complete_name),
     ] = None,
 ) -> None:
     """Rewrite a checkpoint as safetensors and print its manifest record."""
     from deit_zoo.hub.convert import convert
 
     output = output or file.with_suffix(".safetensors")
-    _print_json(convert(file, output, name))
+    print_json(convert(file, output, name))
     talk.print(f"{output} is written; its tensors are exactly the model's")
 
 
 @weights_app.command("pin")
 def pin_(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Models [all].", autocompletion=_complete_name)
+        list[str] | None,
+        typer.Argument(help="Models; all unless given.", autocompletion=complete_name),
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="The manifest to rewrite [the one in force].")
+        Path | None, typer.Option(help="The manifest to rewrite; the one in force unless given.")
     ] = None,
 ) -> None:
     """Ask the Hub for commit, size and digest of its files and write them into the manifest."""
@@ -242,10 +232,6 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / MB:.1f}"
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

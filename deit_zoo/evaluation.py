@@ -1,72 +1,87 @@
-"""Image folders, and top-1, top-5 and loss over one: each image exactly once."""
+"""Top-1, top-5 and loss over a data set: each image exactly once."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from deit_zoo.errors import DataError
+from deit_zoo.datasets import FolderSet, ImageSet, is_hfds, open_set
+from deit_zoo.errors import ZooError
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.preprocess import naming, open_rgb
+from deit_zoo.preprocess import naming
 from deit_zoo.results import Evaluation
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+IN_PROCESS = 2_000  # fewer images need no processes to read them
+# Float32 rounds otherwise in batches of another size: what is beyond these tells of that alone.
+LOSS_DIGITS = 6
 
 
-class ImageFolder(Dataset[tuple[Any, int]]):
-    """Images in one folder per class, classes in alphabetical order, as torchvision reads them."""
+class Prepared(Dataset[tuple[Any, int]]):
+    """The images of a set, each transformed, with its label.
+
+    `columns` are the classes of the model that compete, all unless given. With `answers` an
+    image's label is its own number, and its answer lists the classes that are right: several, or
+    none where the image does not count.
+    """
 
     def __init__(
-        self, root: Path, transform: Callable[[Image.Image], Any], classes: Sequence[str] = ()
+        self,
+        images: ImageSet,
+        transform: Callable[[Image.Image], Any],
+        *,
+        columns: Sequence[int] | None = None,
+        answers: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.root = root
+        self.images = images
         self.transform = transform
-        found = class_folders(root)
-        self.classes = list(classes) or found
-        if sorted(self.classes) != found:
-            raise DataError(_wrong_classes(root, found, self.classes))
-        self.samples = [
-            (path, number)
-            for number, name in enumerate(self.classes)
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        held = {number for _, number in self.samples}
-        empty = [name for number, name in enumerate(self.classes) if number not in held]
-        if empty:
-            raise DataError(
-                f"{len(empty)} of the {len(self.classes)} class folders of {root} hold no image "
-                f"(such as {empty[0]!r}); give a folder with images of every class"
-            )
+        self.columns = columns
+        self.answers = answers
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self.samples[index]
-        image = open_rgb(path)
-        with naming(path):
+        image = self.images.open(index)
+        label = self.images.label_of(index) if self.answers is None else index
+        with naming(self.images.name_of(index)):
             return self.transform(image), label
 
+    def right(self, labels: Tensor, num_classes: int) -> Tensor:
+        """Which classes are right for each image: (B, num_classes) of bool."""
+        right = torch.zeros(len(labels), num_classes, dtype=torch.bool)
+        if self.answers is None:
+            return right.scatter_(1, labels[:, None], True)
+        for row, label in zip(right, labels.tolist(), strict=True):
+            row[list(self.answers[label])] = True
+        return right
 
-def class_folders(root: Path) -> list[str]:
-    """The names of the folders in `root`, sorted. Raises DataError where there is none."""
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; give one that holds a folder of images per class")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if not names:
-        raise DataError(f"{root} holds no folder; it must hold one folder of images per class")
-    return names
+
+def validation_set(data: str | Path, classes: Sequence[str] = ()) -> ImageSet:
+    """The validation images of a data set, or of a folder that is nothing else."""
+    if is_hfds(data):
+        return open_set(data, "val", classes)
+    return FolderSet(validation_folder(Path(data)), classes)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Within it, an error from a loader's worker is its own sentence again, not a traceback."""
+    try:
+        yield
+    except ZooError as error:
+        kind = type(error)
+        _, raised, sentence = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        if not raised:
+            raise
+        raise kind(sentence.strip()) from None
 
 
 def validation_folder(data: Path) -> Path:
@@ -88,45 +103,123 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.inference_mode()
 def accuracy(
     model: ZooModel,
-    data: Path,
-    transform: Callable[[Image.Image], Tensor],
-    classes: Sequence[str],
+    images: Prepared,
     *,
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    add: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Evaluation:
-    """Top-1, top-5 (percent) and mean cross-entropy of a model over an image folder."""
-    dataset = ImageFolder(validation_folder(data), transform, classes)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    """Top-1, top-5 (percent) and mean cross-entropy of a model over a data set.
+
+    Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
+    and `add` sums over all of them. The batches are the same for any number of processes.
+    """
+    sums = tally(
+        model, images, batch_size=batch_size, workers=workers, progress=progress, shard=shard
+    )
+    where = next(model.parameters()).device
+    added = add(torch.tensor(sums, dtype=torch.float64, device=where))
+    return evaluation_of(added.tolist(), images)
+
+
+@torch.inference_mode()
+def tally(
+    model: ZooModel,
+    images: Prepared,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> list[float]:
+    """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses."""
+    rank, size = shard
+    starts = range(0, len(images), batch_size)[rank::size]
+    mine = [[*range(start, min(start + batch_size, len(images)))] for start in starts]
+    total, done = sum(map(len, mine)), 0
     where = next(model.parameters())
-    correct1 = correct5 = done = 0
-    loss = 0.0
-    with evaluating(model):
-        for images, labels in loader:
-            logits = model(images.to(where.device, where.dtype)).float()
-            labels = labels.to(where.device)
-            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            correct1 += int(ranked[:, 0].sum())
-            correct5 += int(ranked.sum())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    sums = torch.zeros(4, dtype=torch.float64, device=where.device)
+    with evaluating(model), one_sentence(), fitting(batch_size, where.device):
+        for batch, labels in _loaded(images, mine, workers):
+            logits = model(batch.to(where.device, where.dtype)).float()
+            if images.columns is not None:
+                logits = logits[:, list(images.columns)]
+            right = images.right(labels, logits.shape[1]).to(where.device)
+            judged = right.any(dim=1)
+            best = right.gather(1, logits.topk(min(5, logits.shape[1])).indices)
+            sums[0] += best[:, 0].sum()
+            sums[1] += best.any(dim=1).sum()
+            sums[2] += judged.sum()
+            sums[3] += cross_entropy(logits[judged].double(), right[judged]).sum()
             done += len(labels)
             if progress:
-                progress(done, len(dataset))
-    assert done == len(dataset), f"{done} of {len(dataset)} images were counted"
-    return Evaluation(100.0 * correct1 / done, 100.0 * correct5 / done, loss / done, done)
+                progress(done, total)
+    top1, top5, counting, loss = sums.tolist()
+    return [top1, top5, counting, float(done), loss]
 
 
-def _wrong_classes(root: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
-    extra = sorted(set(found) - set(wanted))
-    missing = sorted(set(wanted) - set(found))
-    told = [
-        f"{len(group)} {word} (such as {group[0]!r})"
-        for group, word in ((extra, "that are no class of the model"), (missing, "missing"))
-        if group
-    ]
-    return (
-        f"the class folders of {root} are not the model's {len(wanted)} classes: "
-        f"{' and '.join(told)}; give a folder with one folder per class, from {wanted[0]!r} to "
-        f"{wanted[-1]!r}"
+def evaluation_of(sums: Sequence[float], images: Prepared) -> Evaluation:
+    """The figures from what all shards counted together."""
+    top1, top5, judged, seen, loss = sums
+    assert seen == len(images), f"{seen:.0f} of {len(images)} images were counted"
+    return Evaluation(
+        top1=100.0 * top1 / judged,
+        top5=100.0 * top5 / judged,
+        loss=round(loss / judged, LOSS_DIGITS),
+        num_images=int(seen),
+        num_unjudged=int(seen - judged),
     )
+
+
+def cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
+    """Of each image, minus the logarithm of the probability of its right classes together."""
+    told: Tensor = logits.masked_fill(~right, -torch.inf).logsumexp(dim=1)
+    return logits.logsumexp(dim=1) - told
+
+
+@contextmanager
+def fitting(batch_size: int, device: torch.device) -> Iterator[None]:
+    """Within it, a GPU's want of memory is one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ZooError(
+            f"a batch of {batch_size} does not fit into the memory of {device}; give a smaller "
+            "batch size"
+        ) from error
+
+
+def _loaded(
+    images: Prepared, batches: list[list[int]], workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
+    )
+    with _interrupts_held():
+        loading = iter(loader)
+    yield from loading
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """A wish to stop is the main process's to hear; a scheduler sends it to all."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the workers are started; else it would end them with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

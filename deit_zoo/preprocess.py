@@ -107,9 +107,10 @@ def open_photo(source: Path | bytes, name: str = "") -> Image.Image:
     return _open(source, name, lambda image: to_rgb(ImageOps.exif_transpose(image)))
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(source: Path | bytes, name: str = "") -> Image.Image:
     """An image as upstream's loader reads it: converted to RGB, EXIF ignored."""
-    return _open(path, str(path), lambda image: image.convert("RGB"))
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    return _open(source, name, lambda image: image.convert("RGB"))
 
 
 @contextmanager

@@ -17,9 +17,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Accuracy in percent and mean cross-entropy over `num_images` images, each counted once."""
+    """Accuracy in percent and mean cross-entropy over `num_images` images, each seen once.
+
+    A label set may have no label for some of them: `num_unjudged` images count in no figure.
+    """
 
     top1: float
     top5: float
     loss: float
     num_images: int
+    num_unjudged: int = 0

@@ -170,8 +170,9 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def _num_classes(spec: ModelSpec, tensors: dict[str, Tensor], asked: int | None) -> int:
-    if "head.weight" in tensors and tensors["head.weight"].ndim == 2:
-        return tensors["head.weight"].shape[0]
+    for key in ("head.weight", "head.fc.weight"):  # the second is the RegNet's
+        if key in tensors and tensors[key].ndim == 2:
+            return tensors[key].shape[0]
     return spec.num_classes if asked is None else 0
 
 

@@ -242,6 +242,21 @@ def test_info_is_ready_for_json() -> None:
     assert plain["checkpoint"]["metrics"]["imagenet1k_val"]["top5"] == 94.968
 
 
+def test_info_says_what_of_a_recipe_nobody_published() -> None:
+    # Upstream's issue #108 names no schedule.
+    found = deit_zoo.info("cait_M48").to_dict()
+    assert found["recipe"].startswith("upstream's issue #108; ")
+    assert found["recipe_assumed"]["schedule"] == (
+        "issue #108 gives decay epochs and rate and names no schedule; timm's step"
+    )
+
+
+def test_info_assumes_nothing_of_a_published_recipe_or_of_none() -> None:
+    assert deit_zoo.info("deit_b").recipe_assumed == {}
+    assert deit_zoo.info("deit_teacher").recipe is None
+    assert deit_zoo.info("deit_teacher").recipe_assumed == {}
+
+
 @pytest.mark.parametrize("name", deit_zoo.list_models())
 def test_every_model_has_an_info_for_json(name: str) -> None:
     assert json.loads(json.dumps(deit_zoo.info(name).to_dict()))["name"] == name

@@ -1,7 +1,7 @@
 """What the documentation says is true: every block is run, every link leads somewhere.
 
-A comment above a block says what else is needed: `<!-- test: slow -->`, or the error that the
-block ends in for now.
+A comment above a block of Python says what is special: `<!-- test: slow -->` leaves it to
+`make test-all`, and the name of an error says that the block ends in it for now.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 from deit_zoo import digits, errors
 
 ROOT = Path(__file__).parent.parent
+SLOW = "slow"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -52,8 +53,12 @@ def commands() -> Iterator[tuple[str, bool]]:
         for line in block.text.splitlines():
             command = line.split("#")[0].strip()
             if command:
-                long = "reproduce" in command and "--dry-run" not in command
-                yield command, long
+                long = re.search(r"reproduce|\brun\b", command) and "--dry-run" not in command
+                yield command, bool(long)
+
+
+def place(block: Block) -> str:
+    return f"{block.page}:{block.line}"
 
 
 def parameters(long: bool) -> list[str]:
@@ -92,23 +97,42 @@ def test_a_command_of_the_documentation_works(command: str, workplace: Path) -> 
 @pytest.mark.parametrize("command", parameters(long=True))
 def test_a_long_command_of_the_documentation_works(command: str, workplace: Path) -> None:
     done = run(command, workplace)
-    assert done.returncode == 0, done.stderr
+    # Another machine's receipt differs from the shipped one, and `diff` then exits 1.
+    assert done.returncode == 0 or (" diff " in command and done.returncode == 1), done.stderr
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda b: f"{b.page}:{b.line}")
-def test_a_python_block_of_the_documentation_works(
-    block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(workplace)
+def execute(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     code = block.text.replace('"org/deit"', repr(str(ROOT)))
     code = code.replace("trust_repo=True", 'source="local"')
     compiled = compile(code, f"{block.page}:{block.line}", "exec")
-    if block.note:
+    if block.note not in ("", SLOW):
         with pytest.raises(getattr(errors, block.note)):
             exec(compiled, {})
     else:
         exec(compiled, {})
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b.note != SLOW], ids=place)
+def test_a_python_block_of_the_documentation_works(
+    block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(block, workplace, monkeypatch)
+
+
+@pytest.mark.slow
+# What Lightning and Trainer make torch and themselves warn of; ours stay errors.
+@pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    r"ignore:The '\w+_dataloader' does not have many workers",
+    "ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning",
+)
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b.note == SLOW], ids=place)
+def test_a_long_python_block_of_the_documentation_works(
+    block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(block, workplace, monkeypatch)
 
 
 @pytest.mark.parametrize(

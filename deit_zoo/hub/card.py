@@ -58,7 +58,7 @@ KINDS = {
     "convnet": "A convolutional network",
 }
 # What is said about a recipe, not what it does.
-_REMARKS = ("name", "source", "band", "band_source")
+_REMARKS = ("name", "model", "source", "band", "band_source", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +181,9 @@ def _recipe(story: Story) -> str:
         if key not in _REMARKS
     ]
     text = f"From {story.recipe['source']}.\n\n| field | value |\n|---|---|\n" + "\n".join(rows)
+    if assumed := story.recipe.get("assumed"):
+        reasons = "\n".join(f"- `{key}`: {why}" for key, why in assumed.items())
+        text += f"\n\nAssumed, because nobody published them:\n\n{reasons}"
     if story.receipt:
         environment, verdict = story.receipt["environment"], story.receipt["verdict"]
         text += (

@@ -23,7 +23,7 @@ from deit_zoo.errors import (
     OfflineError,
     ZooError,
 )
-from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, SUMS_FILE, digest, write_whole
+from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, SUMS_FILE, digest, write_whole
 from deit_zoo.hub import fetch
 from deit_zoo.hub.audit import holding_of
 from deit_zoo.hub.card import Story, model_card
@@ -33,7 +33,6 @@ from deit_zoo.manifest import Checkpoint
 from deit_zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.registry import ModelSpec, resolve
 
-LOG_FILE = "log.jsonl"
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
 # timm's names of the first convolution and of the head, by family.

@@ -24,10 +24,14 @@ INIT_STD = 0.02
 
 
 class ZooModel(nn.Module):
-    """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`)."""
+    """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`).
+
+    `labels` are the folders of its classes, where its checkpoint names them.
+    """
 
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
+    labels: tuple[str, ...] | None = None
     grad_checkpointing = False
     embed_dim: int
     num_classes: int
@@ -64,6 +68,10 @@ class ZooModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names beyond biases and norms that upstream did not decay (`dist_token` it did)."""
         return {"cls_token", "pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters by depth, in timm's form."""
+        raise NotImplementedError
 
     def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():

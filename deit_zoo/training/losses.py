@@ -1,4 +1,4 @@
-"""What is minimised: soft-target cross-entropy, alone or with a teacher (DeiT, section 4).
+"""What is minimised: cross-entropy or its binary form, alone or with a teacher (DeiT, section 4).
 
 A criterion takes the model's outputs, the images that it saw and their soft targets, and gives the
 mean over the batch. The outputs of a distilled model are (class logits, distillation logits).
@@ -7,6 +7,7 @@ mean over the batch. The outputs of a distilled model are (class logits, distill
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,43 +20,74 @@ Outputs = Tensor | tuple[Tensor, Tensor]
 Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
 
 
+def criterion_for(recipe: Recipe, teacher: Callable[[Tensor], Tensor] | None = None) -> Criterion:
+    """The loss that a recipe asks for. Raises RecipeError where it would teach nothing."""
+    if recipe.loss == "binary_cross_entropy" and recipe.label_smoothing:
+        raise RecipeError(
+            f"label_smoothing is {recipe.label_smoothing} with the loss binary_cross_entropy, for "
+            "which every class above 0 is right, so all would be; type --set label_smoothing=0"
+        )
+    if recipe.distillation == "none":
+        return partial(supervised, base=_BASES[recipe.loss])
+    assert teacher is not None, f"{recipe.distillation} distillation was given no teacher"
+    return Distilled(recipe, teacher)
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy against a distribution over the classes, mean over the batch."""
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
 
 
-def supervised(outputs: Outputs, _images: Tensor, targets: Tensor) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each class by itself, mean over batch and classes.
+
+    Every class of a mixed image counts in full (upstream's code): lambda mixes the pixels alone.
+    """
+    present = targets.gt(0.0).to(targets.dtype)
+    return F.binary_cross_entropy_with_logits(logits, present)
+
+
+_BASES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy}
+
+
+def supervised(
+    outputs: Outputs,
+    _images: Tensor,
+    targets: Tensor,
+    base: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
+) -> Tensor:
     """The class head against the labels; a distillation head learns nothing."""
-    return soft_cross_entropy(outputs if isinstance(outputs, Tensor) else outputs[0], targets)
+    return base(outputs if isinstance(outputs, Tensor) else outputs[0], targets)
 
 
 class Distilled:
-    """Labels for the class head, a teacher for the distillation head (equations 2 and 3)."""
+    """Labels for the class head, a teacher for the distillation head (equations 2 and 3).
+
+    A model with one head learns from both through it: the usual distillation (Table 3).
+    """
 
     def __init__(self, recipe: Recipe, teacher: Callable[[Tensor], Tensor]) -> None:
+        self.base = _BASES[recipe.loss]
         self.alpha = recipe.alpha
         self.tau = recipe.tau
         self.hard = recipe.distillation == "hard"
+        self.per_image = recipe.kl_reduction == "batchmean"
         self.teacher = teacher
 
     def __call__(self, outputs: Outputs, images: Tensor, targets: Tensor) -> Tensor:
-        if isinstance(outputs, Tensor):
-            raise RecipeError(
-                "the student has no distillation token; choose a distilled model, whose name "
-                "ends in _distilled"
-            )
-        logits, logits_dist = outputs
+        logits, logits_dist = (outputs, outputs) if isinstance(outputs, Tensor) else outputs
         with torch.no_grad():
             taught = self.teacher(images)
-        base = soft_cross_entropy(logits, targets)
+        base = self.base(logits, targets)
         if self.hard:
             distilled = F.cross_entropy(logits_dist, taught.argmax(dim=1))
         else:
-            # Divided by batch x classes, as upstream's code does; the paper does not say.
+            # Upstream's code divides by batch x classes; the paper does not say.
+            terms = len(logits_dist) if self.per_image else logits_dist.numel()
             distilled = F.kl_div(
                 F.log_softmax(logits_dist / self.tau, dim=1),
                 F.log_softmax(taught / self.tau, dim=1),
                 reduction="sum",
                 log_target=True,
-            ) * (self.tau**2 / logits_dist.numel())
+            ) * (self.tau**2 / terms)
         return base * (1.0 - self.alpha) + distilled * self.alpha

@@ -1,32 +1,68 @@
-"""The optimizer, and which parameters it does not decay."""
+"""The optimizer, and which parameters it does not decay, slows down or leaves alone."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
+from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.training.recipe import Recipe
+from deit_zoo.training.timm_parts import depths_of
+
+# What learns when the backbone is frozen, and when only attention learns (upstream's main.py).
+HEADS = r"^head(_dist)?\."
+ATTENTION = r"\.attn\.|^pos_embed$|^head(_dist)?\."
 
 
-def parameter_groups(model: ZooModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, in upstream's order: without decay (biases, norms, positions), with decay."""
-    exempt = model.no_weight_decay()
-    plain: list[Parameter] = []
-    decayed: list[Parameter] = []
+def freeze(model: ZooModel, what: str) -> None:
+    """Leave to learn: everything, the heads, or attention with positions and the class head."""
+    patterns = {"none": "", "backbone": HEADS, "all-but-attention": ATTENTION}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(patterns[what], name) is not None)
+    if what == "all-but-attention" and not any(".attn." in name for name in model.state_dict()):
+        raise RecipeError(
+            f"freeze is {what!r}, but {type(model).__name__} has no attention; type --freeze "
+            "backbone to train its head alone"
+        )
+
+
+def parameter_groups(
+    model: ZooModel, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups in upstream's order: without decay (biases, norms, positions), with decay.
+
+    With `layer_decay` each group is parted by depth; `lr_scale` is the share of the rate, 1 for the
+    head and `layer_decay` times less for each layer below it.
+    """
+    depths = depths_of(model) if layer_decay is not None else {}
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()  # timm's RegNet names none
+    groups: dict[tuple[bool, int], list[Parameter]] = {(False, 0): [], (True, 0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             free = parameter.ndim == 1 or name.endswith(".bias") or name in exempt
-            (plain if free else decayed).append(parameter)
+            groups.setdefault((not free, depths.get(name, 0)), []).append(parameter)
+    top = max(depths.values(), default=0)
     return [
-        {"params": plain, "weight_decay": 0.0},
-        {"params": decayed, "weight_decay": weight_decay},
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "lr_scale": 1.0 if layer_decay is None else layer_decay ** (top - depth),
+        }
+        for (decayed, depth), parameters in sorted(groups.items(), key=lambda item: item[0])
+        if parameters or layer_decay is None
     ]
 
 
-def optimizer_for(model: ZooModel, recipe: Recipe) -> AdamW:
-    """AdamW as the recipe says."""
-    groups = parameter_groups(model, recipe.weight_decay)
-    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+def optimizer_for(model: ZooModel, recipe: Recipe) -> Optimizer:
+    """The optimizer as the recipe says; on a GPU in one fused kernel."""
+    groups = parameter_groups(model, recipe.weight_decay, recipe.layer_decay)
+    # None is torch's own choice, which made the embedded checkpoints on the CPU.
+    fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
+    if recipe.optimizer == "sgd":
+        # Upstream's "sgd" is Nesterov's (timm 0.3.2).
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused)
+    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)

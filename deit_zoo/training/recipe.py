@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -13,7 +14,8 @@ from deit_zoo.errors import RecipeError
 
 _CHOICES = {
     "data": ("imagenet1k", "digits", "folder"),
-    "optimizer": ("adamw",),
+    "optimizer": ("adamw", "sgd"),
+    "freeze": ("none", "backbone", "all-but-attention"),
     "schedule": ("cosine", "step"),
     "loss": ("cross_entropy", "binary_cross_entropy"),
     "distillation": ("none", "soft", "hard"),
@@ -30,6 +32,8 @@ _SHARES = (
     "alpha",
     "decay_rate",
     "ema_decay",
+    "momentum",
+    "layer_decay",
 )
 _AMOUNTS = (
     "lr",
@@ -44,6 +48,11 @@ _AMOUNTS = (
     "band",
 )
 _COUNTS = ("epochs", "batch_size", "replicas", "repeated_aug", "img_size", "decay_epochs")
+_BELOW_ONE = ("drop_path_rate", "ema_decay")
+# RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
+_RAND_AUGMENT = re.compile(
+    r"rand(-((m|n|mmax)[0-9]+|inc[01]|(p|mstd)[0-9]+(\.[0-9]+)?|tweights|t3aw?))*"
+)
 # What is said about a recipe, not what it does.
 _REMARKS = ("source", "band", "band_source", "assumed")
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
@@ -77,6 +86,9 @@ class Recipe:
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.9  # of sgd
+    layer_decay: float | None = None  # each block learns so much slower than the one above it
+    freeze: str = "none"  # what keeps its weights; attention alone: arXiv:2203.09795, section 4
     weight_decay: float
     clip_grad: float | None = None
     warmup_epochs: int
@@ -122,36 +134,76 @@ class Recipe:
                 )
         for key in _SHARES:
             if not 0.0 <= (getattr(self, key) or 0.0) <= 1.0:
-                raise RecipeError(
-                    f"{key} is {getattr(self, key)}; it must be a share from 0 to 1"
-                )
+                raise RecipeError(f"{key} is {getattr(self, key)}; it must be a share from 0 to 1")
+        for key in _BELOW_ONE:
+            if getattr(self, key) == 1.0:
+                raise RecipeError(f"{key} is 1.0; it must be below 1, or nothing would be learned")
         for key in _AMOUNTS:
             if not 0.0 <= getattr(self, key) < math.inf:
                 raise RecipeError(f"{key} is {getattr(self, key)}; it must be 0 or more")
         for key in _COUNTS:
             if getattr(self, key) < 1:
                 raise RecipeError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        self._check_batch()
+        self._check_optimizer()
+        self._check_images()
+        self._check_distillation()
+        if unknown := sorted(set(self.assumed) - {f.name for f in fields(self)}):
+            raise RecipeError(f"assumed names {unknown[0]!r}, which is no field of a recipe")
+
+    def _check_batch(self) -> None:
         if self.batch_size % self.replicas:
             raise RecipeError(
                 f"batch_size {self.batch_size} is not a multiple of replicas {self.replicas}; "
                 f"the next that is, is {-(-self.batch_size // self.replicas) * self.replicas}"
             )
-        if (self.mixup or self.cutmix) and self.batch_size // self.replicas % 2:
+        if self.mixes and self.batch_size // self.replicas % 2:
             raise RecipeError(
                 f"mixup pairs images, so the batch of a replica must be even, not "
                 f"{self.batch_size // self.replicas}; change batch_size or replicas"
             )
-        if unknown := sorted(set(self.assumed) - {f.name for f in fields(self)}):
-            raise RecipeError(f"assumed names {unknown[0]!r}, which is no field of a recipe")
+
+    def _check_optimizer(self) -> None:
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise RecipeError(
+                f"betas is {self.betas[0]:g},{self.betas[1]:g}; both must be from 0 to below 1"
+            )
+        if self.clip_grad is not None and not 0.0 < self.clip_grad < math.inf:
+            raise RecipeError(
+                f"clip_grad is {self.clip_grad}; it must be above 0, or none for no clipping"
+            )
+
+    def _check_images(self) -> None:
+        for key, most, told in (("crop_scale", 1.0, " and at most 1"), ("crop_ratio", 99.0, "")):
+            low, high = getattr(self, key)
+            if not 0.0 < low <= high <= most:
+                raise RecipeError(
+                    f"{key} is {low:g},{high:g}; it must be two numbers above 0{told}, the smaller "
+                    "first"
+                )
+        if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
+            raise RecipeError(
+                f"rand_augment is {self.rand_augment!r}; it must be none, or rand and sections of "
+                "m, n, mmax, inc, p, mstd and t such as rand-m9-mstd0.5-inc1"
+            )
+
+    def _check_distillation(self) -> None:
         if (self.distillation == "none") != (self.teacher is None):
             raise RecipeError(
                 f"distillation is {self.distillation!r} and teacher is {self.teacher!r}; "
                 "give both, or distillation=none and teacher=none"
             )
+        if self.distillation == "soft" and self.tau == 0.0:
+            raise RecipeError("tau is 0.0; soft distillation divides by it, so give 1 or 3")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""
         return asdict(self)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, in pairs."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def architecture(self) -> str:
@@ -179,25 +231,33 @@ def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def shown(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def from_dict(values: Mapping[str, Any]) -> Recipe:
     """The recipe that `to_dict` wrote, also after a journey through JSON."""
-    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Recipe(**held)
 
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with `field=value` changes, each read by the field's type."""
     hints = {k: str(v) for k, v in get_type_hints(Recipe).items() if k not in _FIXED}
     values = dict(read_change(change, hints, "a recipe") for change in changes)
-    return replace(recipe, **values)
+    # What the user chose is no longer our assumption.
+    assumed = {key: why for key, why in recipe.assumed.items() if key not in values}
+    return replace(recipe, **values, assumed=assumed)
 
 
 def read_change(change: str, hints: Mapping[str, str], of: str) -> tuple[str, Any]:
     """A `field=value` of `--set` as name and value. Raises RecipeError for what is neither."""
     name, sign, text = change.partition("=")
     if not sign or name not in hints:
-        raise RecipeError(
-            f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}"
-        )
+        raise RecipeError(f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}")
     return name, _read(name, text, hints[name])
 
 

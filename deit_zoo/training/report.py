@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.files import write_whole
+from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.manifest import Metric, find, read
 from deit_zoo.results import Evaluation
+from deit_zoo.training.curves import (
+    curve_of,
+    plan_differences,
+    published_figure,
+    read_log,
+    recipe_differences,
+    standing,
+)
 from deit_zoo.training.plan import Plan
 from deit_zoo.training.recipe import Recipe
-
-RECEIPT_FILE, CURVE_FILE = "receipt.json", "curve.png"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a run reached beside what was published; `reproduced` is None where nothing was."""
+    """What a run reached beside what was published; `reproduced` is None where nothing was.
+
+    `modified` names the fields in which the recipe was not the shipped one.
+    """
 
     reached: Evaluation
     published: Metric | None
@@ -27,26 +35,29 @@ class Verdict:
     band_source: str
     reproduced: bool | None
     identical: bool = False
+    modified: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The verdict in one line."""
         reached = f"top-1 {self.reached.top1:.2f} % on {self.reached.num_images:,} images"
+        modified = f"; modified: {', '.join(self.modified)}" if self.modified else ""
         if self.published is None or self.published.top1 is None:
-            return f"no verdict: {reached}, and no published figure to compare with"
+            return f"no verdict: {reached}, and no published figure to compare with{modified}"
         difference = self.reached.top1 - self.published.top1
         against = f"published {self.published.top1:.2f} %, {difference:+.2f}, band {self.band:g}"
         bytes_ = "; the weights are the published file, byte for byte" if self.identical else ""
         word = "reproduced" if self.reproduced else "not reproduced"
-        return f"{word}: {reached} ({against}){bytes_}"
+        return f"{word}: {reached} ({against}){bytes_}{modified}"
 
 
 def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Verdict:
-    """Compare with the manifest: at most `band` points below the published top-1 is reproduced.
+    """Compare with what was published: at most `band` points below its top-1 is reproduced.
 
-    `sha256` is the digest of the weights that were measured.
+    `sha256` is the digest of the weights that were measured. A modified recipe is judged all the
+    same, and the verdict says what was modified.
     """
-    record = read(find()).get(recipe.name)
-    published = record.metric if record else None
+    published = published_figure(recipe)
+    record = None if recipe.data == "folder" else read(find()).get(recipe.name)
     reproduced = None
     if published is not None and published.top1 is not None:
         reproduced = reached.top1 >= published.top1 - recipe.band - 1e-9
@@ -57,6 +68,7 @@ def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Ver
         band_source=recipe.band_source,
         reproduced=reproduced,
         identical=record is not None and sha256 is not None and sha256 == record.sha256,
+        modified=tuple(name for name, _, _ in recipe_differences(recipe)),
     )
 
 
@@ -68,8 +80,17 @@ def write_receipt(
     environment: dict[str, Any],
     data: dict[str, Any],
     sha256: dict[str, str],
+    teacher: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
 ) -> None:
-    """Leave `receipt.json`: what was run, on what, with which data, and what came of it."""
+    """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
+
+    `teacher` says which weights taught; `run` what happened on the way: restarts, skipped steps,
+    images that could not be read.
+    """
+    differs = plan_differences(plan)
+    curve = curve_of(plan.recipe)
+    stood = standing(curve, read_log(output / LOG_FILE), plan.recipe.band) if curve else None
     receipt = {
         "model": plan.recipe.name,
         "verdict": verdict.sentence(),
@@ -80,6 +101,11 @@ def write_receipt(
         "band": verdict.band,
         "band_source": verdict.band_source,
         "modified": plan.modified,
+        "assumed": plan.recipe.assumed,
+        "differs": differs,
+        "standing": stood.to_dict(differs) if stood else None,
+        "teacher": teacher,
+        "run": run,
         "seed": plan.recipe.seed,
         "plan": plan.to_dict(),
         "environment": environment,
@@ -92,38 +118,13 @@ def write_receipt(
 
 def fingerprint(data: Path) -> dict[str, Any]:
     """Files, bytes and a digest of the listing (paths and sizes) of train/ and val/."""
-    found: dict[str, Any] = {}
-    for split in ("train", "val"):
-        root = data / split
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        sizes = [path.stat().st_size for path in files]
-        listing = "".join(
-            f"{path.relative_to(root).as_posix()} {size}\n"
-            for path, size in zip(files, sizes, strict=True)
-        )
-        found[split] = {
-            "files": len(files),
-            "bytes": sum(sizes),
-            "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        }
-    return found
+    from deit_zoo.datasets import scan
+
+    return scan(data).fingerprint()
 
 
 def draw_curve(output: Path, title: str) -> None:
-    """Draw loss and top-1 by epoch from `log.jsonl` into `curve.png`."""
-    from matplotlib.figure import Figure
+    """Draw `curve.png` from a run's log, over the published curve."""
+    from deit_zoo.training.picture import draw_run
 
-    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [json.loads(line) for line in lines]
-    epochs = [row["epoch"] + 1 for row in log]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.add_subplot()
-    left.plot(epochs, [row["train_loss"] for row in log], color="tab:blue", label="training loss")
-    left.set_xlabel("epoch")
-    left.set_ylabel("training loss", color="tab:blue")
-    right = left.twinx()
-    right.plot(epochs, [row["val_top1"] for row in log], color="tab:orange", label="top-1")
-    right.set_ylabel("validation top-1 (%)", color="tab:orange")
-    right.set_ylim(top=100)
-    left.set_title(f"{title}: {log[-1]['val_top1']:.2f} % after {epochs[-1]} epochs")
-    figure.savefig(output / CURVE_FILE, dpi=120)
+    draw_run(output, title)

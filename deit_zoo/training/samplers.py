@@ -47,16 +47,21 @@ def replica_indices(
 
 
 class ReplicaBatches(Sampler[list[Key]]):
-    """Batches for the loader of one process: step by step, its replicas one after another."""
+    """Batches for the loader of one process: step by step, its replicas one after another.
+
+    An epoch begins `first_batch` batches after the start of `first_step`.
+    """
 
     def __init__(self, plan: Plan, replicas: range) -> None:
         self.plan = plan
         self.replicas = replicas
         self.epoch = 0
         self.first_step = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
-        return (self.plan.steps_per_epoch - self.first_step) * len(self.replicas)
+        steps = self.plan.steps_per_epoch - self.first_step
+        return steps * len(self.replicas) - self.first_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
         recipe, size = self.plan.recipe, self.plan.replica_batch
@@ -71,7 +76,10 @@ class ReplicaBatches(Sampler[list[Key]]):
             )
             for replica in self.replicas
         }
-        for step in range(self.first_step, self.plan.steps_per_epoch):
-            for replica in self.replicas:
-                positions = range(step * size, (step + 1) * size)
-                yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
+        share = len(self.replicas)
+        first = self.first_step * share + self.first_batch
+        for number in range(first, self.plan.steps_per_epoch * share):
+            step, place = divmod(number, share)
+            replica = self.replicas[place]
+            positions = range(step * size, (step + 1) * size)
+            yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]

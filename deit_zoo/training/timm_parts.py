@@ -1,8 +1,11 @@
-"""The one door to timm: augmentation, mixing and the teacher, used as they are."""
+"""The one door to timm: augmentation, mixing and teachers, used as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -10,9 +13,14 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
+from timm.models import group_parameters
 from torch import Tensor, nn
 
-from deit_zoo.models.layers import as_pair
+from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
+from deit_zoo.files import MODEL_FILE
+from deit_zoo.hub.fetch import UnavailableError, held, telling_why
+from deit_zoo.manifest import Source
+from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.training.recipe import Recipe
 
@@ -31,6 +39,99 @@ def regnety_160(
     network.img_size = as_pair(img_size)
     network.embed_dim = network.num_features
     return cast(nn.Module, network)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimmModel:
+    """A network of timm's, in eval mode, and the images that it was trained on.
+
+    `img_size` is the only size that it takes; None where any will do.
+    """
+
+    network: nn.Module
+    name: str  # with timm's tag of its weights
+    source: str  # where timm's weights are from
+    file: Path | None
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int] | None
+
+
+def is_known(name: str) -> bool:
+    """Whether timm has an architecture of this name, whatever the tag behind it."""
+    return bool(timm.is_model(name))
+
+
+def nearest(name: str, count: int) -> list[str]:
+    """The architectures whose names look most like `name`."""
+    return get_close_matches(name.lower(), timm.list_models(), n=count)
+
+
+def pretrained(name: str) -> TimmModel:
+    """A network with timm's own weights, by its name or as `hf-hub:ORG/REPO[@REVISION]`.
+
+    Raises RecipeError where timm has none, OfflineError or DownloadError where they cannot be had.
+    """
+    from huggingface_hub import constants
+
+    on_the_hub = name.startswith("hf-hub:")
+    if not on_the_hub and not timm.is_model_pretrained(name):
+        raise RecipeError(_no_weights(name))
+    wanted = "config.json" if on_the_hub else MODEL_FILE
+    try:
+        with telling_why(Source(kind="hub", filename=wanted), name.partition("@")[2]):
+            network = timm.create_model(name, pretrained=True)
+    except UnavailableError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineError(
+                f"timm's weights of {name} are not on this machine and HF_HUB_OFFLINE is set; "
+                "fetch them where there is a network, or give yours as NAME@FILE"
+            ) from error
+        raise DownloadError(
+            f"timm's weights of {name} could not be had ({error}); mend it and try again, or give "
+            "yours as NAME@FILE"
+        ) from error
+    except (KeyError, TypeError) as error:  # what timm makes of a config.json that is not its own
+        raise RecipeError(
+            f"timm cannot build {name} from its config.json ({error}); give a repository that "
+            "timm or this zoo wrote, or NAME@FILE"
+        ) from error
+    return _described(network, _cached(network))
+
+
+def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmModel:
+    """A network with the tensors of `file`, whose head says how many classes there are.
+
+    Raises CheckpointError where they do not fit, RecipeError for a tag that timm has not got.
+    """
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise RecipeError(_no_weights(name)) from error
+    heads = known.classifier if known else None
+    head = tensors.get(f"{heads if isinstance(heads, str) else (heads or ('head',))[0]}.weight")
+    network = timm.create_model(name, num_classes=None if head is None else len(head))
+    state = network.state_dict()
+    wrong = sorted(
+        key
+        for key in state.keys() | tensors.keys()
+        if key not in state or key not in tensors or state[key].shape != tensors[key].shape
+    )
+    if wrong:
+        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise CheckpointError(
+            f"{file} does not fit timm's {name}: {shown} are missing, unexpected or of another "
+            "shape; give the architecture that it was saved of"
+        )
+    network.load_state_dict(dict(tensors), strict=True)
+    return _described(network, file)
+
+
+def depths_of(model: ZooModel) -> dict[str, int]:
+    """How deep each parameter lies, as layer-wise learning rates count it: 0 is the stem."""
+    depths: dict[str, int] = group_parameters(model, model.group_matcher(), reverse=True)
+    return depths
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
@@ -78,6 +179,34 @@ def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[
         return images, targets.scatter_(1, labels[:, None], 1.0 - recipe.label_smoothing + spread)
 
     return smoothed
+
+
+def _described(network: Any, file: Path | None) -> TimmModel:
+    facts = network.pretrained_cfg
+    return TimmModel(
+        network=network.eval(),
+        name=".".join(filter(None, (facts["architecture"], facts.get("tag")))),
+        source=facts.get("hf_hub_id") or facts.get("url") or "timm",
+        file=file,
+        num_classes=network.num_classes,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        img_size=tuple(facts["input_size"][1:]) if facts.get("fixed_input_size") else None,
+    )
+
+
+def _cached(network: Any) -> Path | None:
+    """The file of the Hub's cache that timm has just read, where it was one."""
+    hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
+    place = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
+    return held(place)[0] if hub_id else None
+
+
+def _no_weights(name: str) -> str:
+    architecture = name.split(".")[0]
+    known = timm.list_models(f"{architecture}.*", pretrained=True)
+    offer = f"its weights are {', '.join(known)}; give one, or yours" if known else "give yours"
+    return f"timm has no weights of the name {name!r}; {offer} as {architecture}@FILE"
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

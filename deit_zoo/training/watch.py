@@ -5,58 +5,73 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deit_zoo.files import write_whole
+from deit_zoo.errors import DataError
+from deit_zoo.files import LOG_FILE, write_whole
+from deit_zoo.training.curves import curve_of, plan_differences, standing
+from deit_zoo.training.loop import Step, Sums
 from deit_zoo.training.plan import Plan
 
-LOG_FILE = "log.jsonl"
-BOARD_FIGURES = ("lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second")
-LINE_SECONDS = 10.0
+LINE_SECONDS, STEP_LINE_SECONDS = 10.0, 60.0
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Within it, a full disk is one sentence, and nothing that was kept is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{place} cannot be written ({error.strerror}); make room there and type the same "
+            "command: it continues from the last state"
+        ) from error
 
 
 class Watch:
-    """Progress on stderr (a bar on a terminal, one line per epoch elsewhere) and the logs."""
+    """Progress on stderr (a bar on a terminal, lines elsewhere) and the logs.
 
-    def __init__(self, plan: Plan, output: Path, first_epoch: int) -> None:
+    One process of a run has it; in the others nothing is seen and nothing is written.
+    """
+
+    def __init__(self, plan: Plan, output: Path, first_epoch: int, console: Console) -> None:
         self.plan = plan
         self.log = output / LOG_FILE
-        self.console = Console(stderr=True)
+        self.console = console
+        self.active = not console.quiet
+        self.curve = curve_of(plan.recipe)
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.fields[step]}  {task.fields[figures]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            console=console,
+            disable=not (console.is_terminal and self.active),
+            speed_estimate_period=600.0,
         )
-        steps = plan.steps_per_epoch
+        self.total = plan.steps_per_epoch
         self.task = self.progress.add_task(
-            "steps",
-            total=steps * plan.recipe.epochs,
-            completed=steps * first_epoch,
-            figures="",
+            "", total=self.total * plan.recipe.epochs, epoch="", step="", figures=""
         )
-        self.last_line = 0.0
-        self._cut_log(first_epoch)
+        self.epoch_number = first_epoch
+        self.sums = Sums()
+        self.last_line = time.monotonic()
+        self.board: Any = None
+        if self.active:
+            self._cut_log(first_epoch)
+            from torch.utils.tensorboard import SummaryWriter
 
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.board = SummaryWriter(output / "tensorboard", purge_step=first_epoch)
+            with self._spare_board():
+                self.board = SummaryWriter(output / "tensorboard", purge_step=first_epoch)
 
     def __enter__(self) -> Watch:
         self.progress.start()
@@ -69,34 +84,85 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        self.board.close()
+        with self._spare_board():
+            if self.board is not None:
+                self.board.close()
 
-    def step(self, _loss: float) -> None:
+    def begin(self, epoch: int, sums: Sums) -> None:
+        """An epoch begins, or goes on from where `sums` is."""
+        self.epoch_number, self.sums = epoch, sums
+        if self.active:
+            self._cut_log(epoch)
+        self.progress.update(self.task, completed=epoch * self.total + sums.step)
+
+    def step(self, step: Step) -> None:
         """One optimizer step is done."""
-        self.progress.advance(self.task)
+        if not self.active:
+            return
+        sums = self.sums
+        rate = sums.step * self.plan.recipe.batch_size / max(sums.seconds, 1e-9)
+        wait = sums.data_seconds / max(sums.seconds, 1e-9)
+        figures = f"loss {step.loss:.3f}  lr {step.lr:.2e}  {rate:,.0f} img/s  data wait {wait:.0%}"
+        epochs = f"{self.epoch_number + 1}/{self.plan.recipe.epochs}"
+        steps = f"{step.number + 1}/{self.total}"
+        self.progress.update(self.task, advance=1, epoch=epochs, step=steps, figures=figures)
+        if self._rested(STEP_LINE_SECONDS):
+            left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
+            left_seconds = left * sums.seconds / max(sums.step, 1)
+            self._line(f"epoch {epochs}  step {steps}  {figures}  {_duration(left_seconds)} left")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One epoch is done: show it, and append it to the log on disk."""
-        figures = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
-        self.progress.update(self.task, figures=figures)
-        self._line(record["epoch"] + 1, f"{figures}  {record['images_per_second']:.0f} img/s")
-        with self.log.open("a", encoding="utf-8") as stream:
+        if not self.active:
+            return
+        log = [*self._rows(), record]
+        recipe = self.plan.recipe
+        place = standing(self.curve, log, recipe.band) if self.curve else None
+        number, last = record["epoch"] + 1, record["epoch"] + 1 == recipe.epochs
+        if last or self._rested(LINE_SECONDS):
+            told = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
+            told += f"  {record['images_per_second']:,.0f} img/s"
+            if place is not None:
+                told += f"  {place.sentence(plan_differences(self.plan))}"
+            self._line(f"epoch {number}/{recipe.epochs}  {told}")
+        with writing(self.log), self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+        with self._spare_board():
+            if self.board is not None:
+                for figure, value in record.items():
+                    self.board.add_scalar(figure, value, record["epoch"])
 
-        for figure in BOARD_FIGURES:
-            self.board.add_scalar(figure, record[figure], record["epoch"])
+    @contextmanager
+    def _spare_board(self) -> Iterator[None]:
+        """Within it, a full disk ends TensorBoard's file and not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            self._line(f"no more is written for TensorBoard ({error.strerror}); the run goes on")
 
-    def _line(self, epoch: int, figures: str) -> None:
-        """Away from a terminal, say where the run is: the last epoch, and others in moderation."""
-        epochs = self.plan.recipe.epochs
-        rested = time.monotonic() - self.last_line > LINE_SECONDS
-        if not self.console.is_terminal and (rested or epoch == epochs):
-            self.console.print(f"epoch {epoch}/{epochs}  {figures}")
-            self.last_line = time.monotonic()
+    def _rested(self, seconds: float) -> bool:
+        """Whether it is time for another line; a terminal has its bar, and lines above it."""
+        return time.monotonic() - self.last_line > seconds
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        self.last_line = time.monotonic()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
 
     def _cut_log(self, first_epoch: int) -> None:
-        """Drop what an interrupted run logged beyond the state that it continues from."""
+        """Drop what was logged beyond the state that the run continues from."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []
-        write_whole(self.log, "".join(f"{line}\n" for line in lines[:first_epoch]).encode())
+        if len(lines) > first_epoch or not self.log.is_file():
+            with writing(self.log):
+                kept = "".join(f"{line}\n" for line in lines[:first_epoch])
+                write_whole(self.log, kept.encode())
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,9 +1,12 @@
-"""States: back bit for bit, two kept, refused where they are another's or not whole."""
+"""States: back bit for bit, two kept, refused where they are another's, passed over where torn."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,30 +17,35 @@ from torch.optim import Optimizer
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError
-from deit_zoo.models.layers import ZooModel
-from deit_zoo.training.checkpoint import load_state, save_state, states
+from deit_zoo.training.checkpoint import Place, Trained, load_state, newest, save_state, states
+from deit_zoo.training.ema import Ema
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.recipes.digits import DEIT_PICO
 
 DIGEST, OTHER = "a" * 64, "b" * 64
+FACTS = {"rewinds": 1, "sums": {"step": 3, "loss": 0.1}}
+PLACE = Place(epoch=7, step=3, facts=FACTS)
 
 
-def learner(seed: int) -> tuple[ZooModel, Optimizer]:
-    """A fresh model and its optimizer."""
+def learner(seed: int, *, averaged: bool = False) -> Trained:
+    """A fresh model, its optimizer and maybe an average."""
     torch.manual_seed(seed)
     model = deit_zoo.create("deit_pico_digits")
-    return model, optimizer_for(model, DEIT_PICO)
+    ema = Ema(model, 0.9) if averaged else None
+    return Trained(model=model, optimizer=optimizer_for(model, DEIT_PICO), ema=ema)
 
 
-def take_steps(model: ZooModel, optimizer: Optimizer, count: int) -> None:
+def take_steps(trained: Trained, count: int) -> None:
     """Train on a batch that depends on the step alone."""
     for step in range(count):
         torch.manual_seed(step)
-        logits = model(torch.randn(4, 3, 16, 16))
+        logits = trained.model(torch.randn(4, 3, 16, 16))
         assert isinstance(logits, Tensor)
-        optimizer.zero_grad()
+        trained.optimizer.zero_grad()
         torch.autograd.backward(F.cross_entropy(logits, torch.tensor([1, 2, 3, 4])))
-        optimizer.step()
+        trained.optimizer.step()
+        if isinstance(trained.ema, Ema):
+            trained.ema.update()
 
 
 def moments(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -56,92 +64,209 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     assert different == []
 
 
-@pytest.fixture
-def trained() -> tuple[ZooModel, Optimizer]:
-    model, optimizer = learner(0)
-    take_steps(model, optimizer, 3)
-    return model, optimizer
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """A model after three steps; no test changes it."""
+    learned = learner(0, averaged=True)
+    take_steps(learned, 3)
+    return learned
 
 
 @pytest.fixture
-def state(tmp_path: Path, trained: tuple[ZooModel, Optimizer]) -> Path:
-    """The state of the trained model after epoch 7."""
-    save_state(tmp_path, 7, *trained, DIGEST)
-    return states(tmp_path)[0]
+def state(tmp_path: Path, trained: Trained) -> Path:
+    """The state of the trained model after epoch 7 and three steps."""
+    return save_state(tmp_path, PLACE, trained, DIGEST)
 
 
-def test_a_state_says_how_many_epochs_are_done(state: Path) -> None:
-    assert load_state(state, *learner(1), DIGEST) == 7
+Keep = Callable[..., Path]
 
 
-def test_the_weights_come_back_bit_for_bit(
-    state: Path, trained: tuple[ZooModel, Optimizer]
-) -> None:
-    model, optimizer = learner(1)
-    load_state(state, model, optimizer, DIGEST)
-    assert_same_bits(model.state_dict(), trained[0].state_dict())
+@pytest.fixture
+def keep(tmp_path: Path) -> Keep:
+    """Write the state of a fresh model at an epoch and a step."""
+    fresh = learner(0)
+
+    def kept(epoch: int, step: int = 0, loss: float = 0.0) -> Path:
+        place = Place(epoch=epoch, step=step, facts={"loss": loss})
+        return save_state(tmp_path, place, fresh, DIGEST)
+
+    return kept
 
 
-def test_the_optimizer_comes_back_bit_for_bit(
-    state: Path, trained: tuple[ZooModel, Optimizer]
-) -> None:
-    model, optimizer = learner(1)
-    load_state(state, model, optimizer, DIGEST)
-    assert_same_bits(moments(optimizer), moments(trained[1]))
+def places(output: Path) -> list[str]:
+    """The names in the state folder, without digest and suffix."""
+    return sorted(path.name.rpartition("-")[0] for path in (output / "state").iterdir())
 
 
-def test_training_goes_on_as_if_nothing_had_happened(
-    state: Path, trained: tuple[ZooModel, Optimizer]
-) -> None:
-    model, optimizer = learner(1)
-    load_state(state, model, optimizer, DIGEST)
-    take_steps(model, optimizer, 2)
-    take_steps(*trained, 2)
-    assert_same_bits(model.state_dict(), trained[0].state_dict())
+def test_a_state_says_where_the_run_is_and_what_it_counted(state: Path) -> None:
+    assert load_state(state, learner(1, averaged=True), DIGEST) == PLACE
+
+
+def test_the_name_of_a_state_says_where_it_is_and_ends_in_its_digest(state: Path) -> None:
+    sha256 = hashlib.sha256(state.read_bytes()).hexdigest()
+    assert state.name == f"epoch-00007-step-000003-{sha256[:16]}.safetensors"
+
+
+def test_the_weights_come_back_bit_for_bit(state: Path, trained: Trained) -> None:
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    assert_same_bits(found.model.state_dict(), trained.model.state_dict())
+
+
+def test_the_optimizer_comes_back_bit_for_bit(state: Path, trained: Trained) -> None:
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    assert_same_bits(moments(found.optimizer), moments(trained.optimizer))
+
+
+def test_the_average_comes_back_bit_for_bit(state: Path, trained: Trained) -> None:
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    assert found.ema
+    assert trained.ema
+    assert_same_bits(found.ema.state_dict(), trained.ema.state_dict())
+
+
+def test_training_goes_on_as_if_nothing_had_happened(state: Path) -> None:
+    undisturbed = learner(0, averaged=True)
+    take_steps(undisturbed, 3)
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    for each in (undisturbed, found):
+        take_steps(each, 2)
+    assert_same_bits(found.model.state_dict(), undisturbed.model.state_dict())
+    assert found.ema
+    assert undisturbed.ema
+    assert_same_bits(found.ema.state_dict(), undisturbed.ema.state_dict())
 
 
 def test_going_on_leaves_the_file_as_it_was(state: Path) -> None:
     before = state.read_bytes()
-    model, optimizer = learner(1)
-    load_state(state, model, optimizer, DIGEST)
-    take_steps(model, optimizer, 1)
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    take_steps(found, 1)
     assert state.read_bytes() == before
 
 
-def test_the_two_last_states_are_kept(tmp_path: Path) -> None:
-    for epoch in (1, 2, 9, 10):
-        save_state(tmp_path, epoch, *learner(0), DIGEST)
-    names = sorted(path.name for path in (tmp_path / "state").iterdir())
-    assert names == ["epoch-00009.safetensors", "epoch-00010.safetensors"]
+def test_the_optimizer_keeps_the_settings_that_it_was_made_with(state: Path) -> None:
+    found = learner(1, averaged=True)
+    rate = replace(DEIT_PICO, lr=0.123)
+    optimizer = optimizer_for(found.model, rate)
+    load_state(state, replace(found, optimizer=optimizer), DIGEST)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.123}
 
 
-def test_states_are_listed_oldest_first(tmp_path: Path) -> None:
-    for epoch in (100, 99):
-        save_state(tmp_path, epoch, *learner(0), DIGEST)
-    names = [path.name for path in states(tmp_path)]
-    assert names == ["epoch-00099.safetensors", "epoch-00100.safetensors"]
+def test_the_two_last_states_are_kept(tmp_path: Path, keep: Keep) -> None:
+    for epoch, step in ((1, 0), (2, 0), (9, 100), (9, 101)):
+        keep(epoch, step)
+    assert places(tmp_path) == ["epoch-00009-step-000100", "epoch-00009-step-000101"]
+
+
+def test_states_are_listed_oldest_first(tmp_path: Path, keep: Keep) -> None:
+    keep(99, 20)
+    keep(100, 3)
+    names = [path.name[:23] for path in states(tmp_path)]
+    assert names == ["epoch-00099-step-000020", "epoch-00100-step-000003"]
+
+
+def test_a_state_takes_the_place_of_those_beyond_it_and_keeps_the_one_before(
+    tmp_path: Path, keep: Keep
+) -> None:
+    # A run that went back from epoch 4 to epoch 2 is now at step 5 of the next.
+    keep(2)
+    keep(4)
+    keep(2, 5)
+    assert places(tmp_path) == ["epoch-00002-step-000000", "epoch-00002-step-000005"]
+
+
+def test_a_state_takes_the_place_of_another_at_the_same_step(tmp_path: Path, keep: Keep) -> None:
+    keep(1)
+    keep(2, loss=1.0)
+    last = keep(2, loss=2.0)
+    assert places(tmp_path) == ["epoch-00001-step-000000", "epoch-00002-step-000000"]
+    assert states(tmp_path)[-1] == last
+
+
+def test_what_a_killed_process_left_of_a_state_is_removed(tmp_path: Path, keep: Keep) -> None:
+    keep(1)
+    (tmp_path / "state" / ".epoch-00002-step-000000-0123456789abcdef.safetensors.77").touch()
+    keep(3)
+    assert places(tmp_path) == ["epoch-00001-step-000000", "epoch-00003-step-000000"]
 
 
 def test_a_run_that_has_not_begun_has_no_state(tmp_path: Path) -> None:
     assert states(tmp_path) == []
+    assert newest(tmp_path, pytest.fail) is None
+
+
+def test_the_state_that_is_furthest_is_the_newest(tmp_path: Path, keep: Keep) -> None:
+    keep(1)
+    last = keep(1, 7)
+    assert newest(tmp_path, pytest.fail) == last
+
+
+def truncated(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+
+
+def emptied(_: bytes) -> bytes:
+    return b""
+
+
+def headless(data: bytes) -> bytes:
+    return b"\0" * 8 + data[8:]
+
+
+HARM = [truncated, flipped, emptied, headless]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_state_that_is_not_whole_is_told_removed_and_the_one_before_is_used(
+    tmp_path: Path, keep: Keep, harm: Callable[[bytes], bytes]
+) -> None:
+    before, last = keep(1), keep(2)
+    last.write_bytes(harm(last.read_bytes()))
+    told: list[str] = []
+    assert newest(tmp_path, told.append) == before
+    assert told == [f"{last} is torn or altered (its SHA-256 is not the one in its name); not used"]
+    assert states(tmp_path) == [before]
+
+
+def test_two_whole_states_are_there_again_after_a_torn_one(tmp_path: Path, keep: Keep) -> None:
+    # The torn one must not be counted as one of the two.
+    keep(1)
+    torn = keep(2)
+    torn.write_bytes(b"")
+    newest(tmp_path, lambda sentence: None)
+    keep(3)
+    assert places(tmp_path) == ["epoch-00001-step-000000", "epoch-00003-step-000000"]
+
+
+def test_a_run_whose_states_are_all_broken_is_not_begun_again_in_silence(
+    tmp_path: Path, keep: Keep
+) -> None:
+    for file in (keep(1), keep(2)):
+        file.write_bytes(b"")
+    told: list[str] = []
+    for _ in range(2):  # a second try is refused as the first was
+        with pytest.raises(CheckpointError) as caught:
+            newest(tmp_path, told.append)
+        assert str(caught.value) == (
+            f"no state in {tmp_path / 'state'} is whole; remove {tmp_path} to begin again"
+        )
+    assert len(told) == 4
 
 
 def test_a_state_of_another_recipe_is_refused(state: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_state(state, *learner(1), OTHER)
+        load_state(state, learner(1), OTHER)
     assert str(caught.value) == (
         f"{state} was left by another recipe; give a new --output, or the same recipe and --set"
     )
-
-
-@pytest.mark.parametrize("left", [0, 7, 500, -1], ids=["nothing", "length", "header", "last byte"])
-def test_a_truncated_state_gives_one_sentence(state: Path, left: int) -> None:
-    state.write_bytes(state.read_bytes()[:left])
-    with pytest.raises(
-        CheckpointError, match=r"^\S+ is not a whole safetensors file \(.+\); "
-    ) as e:
-        load_state(state, *learner(1), DIGEST)
-    assert "\n" not in str(e.value)
 
 
 def test_a_state_is_a_safetensors_file_and_no_pickle(state: Path) -> None:
@@ -150,13 +275,12 @@ def test_a_state_is_a_safetensors_file_and_no_pickle(state: Path) -> None:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     facts = json.loads(header.pop("__metadata__")["deit_zoo"])
-    assert facts == {"epoch": 7, "recipe_sha256": DIGEST}
+    assert facts == {"epoch": 7, "step": 3, "facts": FACTS, "recipe_sha256": DIGEST}
     assert max(tensor["data_offsets"][1] for tensor in header.values()) == len(data) - 8 - length
+    assert {key.partition(".")[0] for key in header} == {"model", "optimizer", "ema"}
 
 
-def test_the_same_state_gives_the_same_bytes(
-    state: Path, trained: tuple[ZooModel, Optimizer]
-) -> None:
+def test_the_same_state_gives_the_same_file(state: Path, trained: Trained) -> None:
     before = state.read_bytes()
-    save_state(state.parent.parent, 7, *trained, DIGEST)
+    assert save_state(state.parent.parent, PLACE, trained, DIGEST) == state
     assert state.read_bytes() == before

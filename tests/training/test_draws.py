@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from deit_zoo.training.data import KeyedImages, train_loader, training_folder
+from deit_zoo.datasets import FolderSet
+from deit_zoo.training.data import Batch, KeyedImages, Supply
 from deit_zoo.training.draws import seed_all
 from deit_zoo.training.plan import Plan
 from deit_zoo.training.recipes.digits import DEIT_PICO
@@ -39,27 +39,26 @@ def draws_of(*key: int | str) -> tuple[float, float, float]:
 
 @pytest.fixture(scope="module")
 def images(digits_folder: Path) -> KeyedImages:
-    classes = [str(digit) for digit in range(10)]
-    folder = training_folder(digits_folder, train_transform(RECIPE), classes)
-    return KeyedImages(folder, RECIPE.seed)
+    return KeyedImages(FolderSet(digits_folder / "train"), train_transform(RECIPE), RECIPE.seed)
 
 
 @pytest.fixture(scope="module")
-def epoch_with(images: KeyedImages) -> Callable[[int], list[tuple[Tensor, Tensor]]]:
+def epoch_with(images: KeyedImages) -> Callable[[int], list[Batch]]:
     """All batches of epoch 5 as a loader with so many workers gives them."""
 
-    def batches(workers: int) -> list[tuple[Tensor, Tensor]]:
+    def batches(workers: int) -> list[Batch]:
         plan = Plan(
             recipe=RECIPE,
             modified=True,
             device="cpu",
             processes=1,
             workers=workers,
-            num_images=len(images.folder),
+            num_images=len(images.images),
         )
-        loader = train_loader(images.folder, plan, range(2))
-        loader.batch_sampler.epoch = 5  # type: ignore[union-attr]
-        return [(pixels, labels) for pixels, labels in loader]
+        supply = Supply(images.images, images.transform, plan, range(2))
+        found = list(supply.epoch(5))
+        supply.close()
+        return found
 
     return batches
 
@@ -100,20 +99,21 @@ def test_an_image_is_augmented_otherwise_in_another_epoch(images: KeyedImages) -
 
 
 def test_an_image_is_augmented_otherwise_under_another_seed(images: KeyedImages) -> None:
-    other = KeyedImages(images.folder, seed=1)
+    other = KeyedImages(images.images, images.transform, seed=1)
     assert not torch.equal(images[Key(0, 2, 1, 0)][0], other[Key(0, 2, 1, 0)][0])
 
 
 def test_an_image_comes_with_its_own_label(images: KeyedImages) -> None:
     found = [images[Key(image, 0, 0, 0)][1] for image in (0, 100, 319)]
-    assert found == [int(images.folder.samples[image][0].parent.name) for image in (0, 100, 319)]
+    names = [images.images.name_of(image) for image in (0, 100, 319)]
+    assert found == [int(Path(name).parent.name) for name in names]
 
 
 # torch warns where there are fewer than 3 cores, and that is no matter here.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes:UserWarning")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_no_bit(
-    epoch_with: Callable[[int], list[tuple[Tensor, Tensor]]], workers: int
+    epoch_with: Callable[[int], list[Batch]], workers: int
 ) -> None:
     alone, together = epoch_with(0), epoch_with(workers)
     assert len(alone) == len(together) == 8

@@ -14,13 +14,14 @@ from deit_zoo.digits import NUM_IMAGES, NUM_VAL
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError, UnknownModelError, ZooError
 from deit_zoo.training import launch
 from deit_zoo.training.launch import (
-    DIGITS_TRAIN,
-    count_images,
-    default_workers,
+    Job,
+    check_output,
     make_plan,
+    read_job,
     recipe_for,
     reproduce,
 )
+from deit_zoo.training.plan import DIGITS_TRAIN, default_workers
 from deit_zoo.training.recipes import RECIPES
 
 
@@ -64,6 +65,10 @@ def test_a_model_without_a_recipe_is_refused_with_those_that_have_one(
     )
 
 
+def test_a_stage_that_is_no_checkpoint_has_a_recipe_by_its_own_name() -> None:
+    assert recipe_for("cait_m48_224").architecture == "cait_m48_448"
+
+
 def test_a_plan_expects_imagenet_where_no_folder_is_named() -> None:
     plan = make_plan("deit_s", gpus=8, workers=10)
     assert (plan.num_images, plan.device, plan.processes) == (1_281_167, "cuda", 8)
@@ -86,10 +91,57 @@ def test_a_plan_says_whether_its_recipe_was_changed(
     assert make_plan("deit_s", gpus=1, changes=changes).modified is modified
 
 
-def test_a_negative_number_of_gpus_is_refused() -> None:
+def test_a_setting_of_the_machine_does_not_change_the_recipe() -> None:
+    plan = make_plan("deit_s", gpus=1, changes=["precision=fp32", "state_minutes=5"])
+    assert (plan.modified, plan.precision, plan.state_minutes) == (False, "fp32", 5.0)
+    assert plan.recipe == RECIPES["deit_small"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"gpus": 8}, ("cuda", 8, 1)),
+        ({"gpus": 4, "nodes": 2}, ("cuda", 8, 2)),
+        ({"gpus": 0}, ("cpu", 1, 1)),
+        ({"gpus": 0, "processes": 2}, ("cpu", 2, 1)),
+        ({"gpus": 0, "processes": 2, "nodes": 2}, ("cpu", 4, 2)),
+    ],
+)
+def test_a_plan_counts_the_processes_of_all_nodes(
+    options: dict[str, int], expected: tuple[str, int, int]
+) -> None:
+    plan = make_plan("deit_s", **options)
+    assert (plan.device, plan.processes, plan.nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"gpus": -1},
+            "--gpus is -1 and --nodes is 1; give the number of GPUs of a node, or 0 for the CPU, "
+            "and 1 node or more",
+        ),
+        (
+            {"gpus": 0, "nodes": 0},
+            "--gpus is 0 and --nodes is 0; give the number of GPUs of a node, or 0 for the CPU, "
+            "and 1 node or more",
+        ),
+        (
+            {"gpus": 8, "processes": 2},
+            "--processes 2 is for the CPU; with --gpus 8 each GPU has one process",
+        ),
+        ({"gpus": 0, "processes": 0}, "--processes is 0; give 1 or more"),
+        (
+            {"gpus": 0, "changes": ["precision=fp16"]},
+            "precision is 'fp16' on the CPU; type --set precision=bf16 or fp32",
+        ),
+    ],
+)
+def test_a_machine_that_makes_no_sense_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        make_plan("deit_s", gpus=-1)
-    assert str(caught.value) == "--gpus is -1; give the number of GPUs, or 0 for the CPU"
+        make_plan("deit_s", **options)
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(
@@ -100,18 +152,6 @@ def test_workers_leave_a_core_to_each_process(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert default_workers(processes) == workers
-
-
-def test_images_are_counted_in_every_class_folder(digits_folder: Path) -> None:
-    assert count_images(digits_folder / "train") == 320
-
-
-def test_files_that_are_no_images_are_not_counted(tmp_path: Path) -> None:
-    for name in ("a/1.PNG", "a/2.jpeg", "a/.DS_Store", "a/notes.txt", "labels.csv"):
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    assert count_images(tmp_path) == 2
 
 
 @pytest.mark.parametrize(
@@ -130,17 +170,22 @@ def test_a_missing_extra_is_named_with_the_command(
     )
 
 
-def test_several_gpus_are_refused_for_now(output: Path) -> None:
-    assert refused(RecipeError, output=output, gpus=8) == (
-        "--gpus 8: this version of deit_zoo trains in one process; type --gpus 1, or --gpus 0 for "
-        "the CPU (--dry-run shows the plan of any number)"
+def test_more_gpus_than_there_are_are_refused(
+    monkeypatch: pytest.MonkeyPatch, output: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    changes = ["replicas=8", "batch_size=1024"]
+    assert refused(RecipeError, output=output, gpus=2, changes=changes) == (
+        "--gpus 2, but torch sees 1 here; type --gpus 1"
     )
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert refused(RecipeError, output=output, gpus=1) == (
-        "--gpus 1, but torch sees no GPU here; type --gpus 0 for the CPU"
+        "--gpus 1, but torch sees no GPU here; type --gpus 0 for the CPU (--dry-run shows the plan "
+        "of any number)"
     )
 
 
@@ -164,11 +209,38 @@ def test_data_without_one_of_its_folders_is_refused(
     )
 
 
-def test_a_folder_of_too_few_images_is_refused(tmp_path: Path, output: Path) -> None:
+def test_a_folder_without_classes_is_refused(tmp_path: Path, output: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    sentence = refused(DataError, output=output, data=tmp_path)
-    assert sentence.startswith("0 training images give no whole step of ")
+    assert refused(DataError, output=output, data=tmp_path) == (
+        f"{tmp_path / 'train'} holds no folder; it must hold one folder of images per class"
+    )
+
+
+@pytest.fixture
+def few(tmp_path: Path, digits_folder: Path) -> Path:
+    """Two images of each class, and one to validate with."""
+    for split, count in (("train", 2), ("val", 1)):
+        for label in map(str, range(10)):
+            place = tmp_path / "few" / split / label
+            place.mkdir(parents=True)
+            for image in sorted((digits_folder / split / label).iterdir())[:count]:
+                (place / image.name).write_bytes(image.read_bytes())
+    return tmp_path / "few"
+
+
+def test_a_folder_of_too_few_images_is_refused(few: Path, output: Path) -> None:
+    sentence = refused(DataError, output=output, data=few)
+    assert sentence.startswith("20 training images give no whole step of 64; ")
+
+
+def test_a_folder_of_other_classes_says_how_it_is_trained_on(few: Path, output: Path) -> None:
+    for split in ("train", "val"):
+        (few / split / "7").rename(few / split / "seven")
+    assert refused(DataError, output=output, data=few) == (
+        f"{few} has 10 classes; deit_pico_digits is trained on the 10 of digits ('seven' is not "
+        "in both); to train on your own classes, type --set data=folder"
+    )
 
 
 def test_a_way_to_resume_that_does_not_exist_is_refused(output: Path) -> None:
@@ -195,8 +267,47 @@ def left(output: Path) -> Path:
     """An output folder in which a run of another recipe was begun."""
     plan = make_plan("deit_pico_digits", gpus=0, changes=["seed=7"], workers=0)
     output.mkdir()
-    (output / "plan.json").write_text(json.dumps(plan.to_dict()), encoding="utf-8")
+    Job(plan=plan, data="digits", fingerprint={"train": {"files": 1}}).write(output)
     return output
+
+
+def test_a_job_that_was_left_is_read_again(output: Path) -> None:
+    output.mkdir()
+    plan = make_plan("cait_m48_448", gpus=4, nodes=2, changes=["compile=false", "clip_grad=none"])
+    job = Job(plan=plan, data="hfds:org/name", fingerprint={"val": {"files": 2, "name": "x"}})
+    job.write(output)
+    assert read_job(output) == job
+    held = json.loads((output / "plan.json").read_text(encoding="utf-8"))
+    assert (held["data"], held["fingerprint"]) == (job.data, job.fingerprint)
+
+
+@pytest.mark.parametrize("held", ["data", ".data.4711"])
+def test_a_run_with_the_digits_alone_in_its_folder_may_begin(output: Path, held: str) -> None:
+    # It was killed between the digits and the plan, or while they were written.
+    (output / held).mkdir(parents=True)
+    check_output(output, RECIPES["deit_pico_digits"], "auto")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_while_the_digits_were_written_begins_again(
+    output: Path, command: Any
+) -> None:
+    typed = ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0"]
+    typed += ["--output", str(output), "--set", "epochs=1", "--set", "batch_size=256"]
+    killed = command(*typed, before='from PIL import Image; at_call(Image.Image, "save", 500)')
+    assert killed.status == -9
+    assert len(list(output.glob(".data.*"))) == 1
+    assert command(*typed).status == 1  # so short a run reaches no published figure
+    assert list(output.glob(".data.*")) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "run"
+    assert refused(DataError, output=output) == (
+        f"{output} cannot be written (Not a directory); give a folder that you may write to, on a "
+        "disk with room, as --output"
+    )
 
 
 def test_a_run_of_another_recipe_is_refused(left: Path) -> None:
@@ -216,12 +327,14 @@ def test_a_run_is_not_gone_on_with_against_the_will(left: Path) -> None:
     ("error", "options"),
     [
         (RecipeError, {"changes": ["epoch=3"]}),
-        (RecipeError, {"gpus": 8}),
+        (RecipeError, {"gpus": 3}),
+        (RecipeError, {"changes": ["precision=fp16"]}),
+        (RecipeError, {"nodes": 2, "processes": 1}),
         (DataError, {"changes": ["batch_size=4096"]}),
         (DataError, {"data": Path("/nowhere")}),
         (DataError, {"name": "deit_s"}),
     ],
-    ids=["no field", "GPUs", "no whole step", "no folder", "ImageNet"],
+    ids=["no field", "GPUs", "half", "nodes", "no whole step", "no folder", "ImageNet"],
 )
 def test_a_refused_run_leaves_no_folder(
     output: Path, error: type[ZooError], options: dict[str, Any]
@@ -230,25 +343,26 @@ def test_a_refused_run_leaves_no_folder(
     assert not output.exists()
 
 
-def test_the_plan_is_on_disk_when_it_is_said(
-    monkeypatch: pytest.MonkeyPatch, digits_folder: Path, output: Path
-) -> None:
+def test_the_plan_is_on_disk_when_it_is_said(digits_folder: Path, output: Path) -> None:
     class Stop(Exception):
         """Raised in place of the training."""
 
-    said: list[Any] = []
+    said: list[tuple[Job, Job]] = []
 
-    def stop(plan: Any) -> None:
-        said.append(json.loads((output / "plan.json").read_text(encoding="utf-8")))
+    def stop(job: Job) -> None:
+        said.append((job, read_job(output)))
         raise Stop
 
     with pytest.raises(Stop):
         reproduce("deit_pico_digits", gpus=0, output=output, data=digits_folder, say=stop)
-    assert said[0]["num_images"] == 320
+    ((told, written),) = said
+    assert told == written
+    assert told.plan.num_images == 320
+    assert (told.data, told.fingerprint["train"]["files"]) == (str(digits_folder), 320)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
 def test_a_folder_with_somebody_elses_plan_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(DataError, match="is no plan of a deit_zoo run; give an empty folder"):
-        launch.check_output(tmp_path, RECIPES["deit_pico_digits"], "auto")
+        check_output(tmp_path, RECIPES["deit_pico_digits"], "auto")

@@ -1,4 +1,4 @@
-"""The loop alone: replicas sum up to one step, and a loss that is not finite stops at its step."""
+"""The loop alone: replicas sum up to one step, draws have a place, bad losses change nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 import deit_zoo
-from deit_zoo.errors import ZooError
-from deit_zoo.training.loop import EpochResult, Parts, train_one_epoch
+from deit_zoo.training.ema import Ema
+from deit_zoo.training.group import Group
+from deit_zoo.training.loop import LossNotFinite, Parts, Step, Sums, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.plan import Plan
@@ -21,11 +23,13 @@ from deit_zoo.training.recipes.digits import DEIT_PICO
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, warmup_epochs=0, lr=1e-3)
+CALM = replace(RECIPE, drop_path_rate=0.0)
+
+Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def parts_of(
-    recipe: Recipe, criterion: Callable[[Outputs, Tensor, Tensor], Tensor] = supervised
-) -> Parts:
+def parts_of(recipe: Recipe, criterion: Criterion = supervised, **others: Any) -> Parts:
     """A model of fixed weights that takes soft targets as they are."""
     torch.manual_seed(0)
     model = deit_zoo.create("deit_pico_digits", drop_path_rate=recipe.drop_path_rate)
@@ -35,7 +39,9 @@ def parts_of(
         criterion=criterion,
         mix=lambda images, targets: (images, targets),
         replicas=range(recipe.replicas),
-        device=torch.device("cpu"),
+        group=Group(device=torch.device("cpu")),
+        network=model,
+        **others,
     )
 
 
@@ -43,59 +49,91 @@ def plan_of(recipe: Recipe) -> Plan:
     return Plan(recipe=recipe, modified=True, device="cpu", processes=1, workers=0, num_images=1024)
 
 
-def batches_of(count: int, size: int = 4) -> list[tuple[Tensor, Tensor]]:
+def batches_of(count: int, size: int = 4) -> list[Batch]:
     """Small batches with soft targets."""
     generator = torch.Generator().manual_seed(0)
     return [
         (
             torch.randn(size, 3, 16, 16, generator=generator),
             torch.rand(size, 10, generator=generator).softmax(dim=1),
+            torch.zeros(size, dtype=torch.int64),
         )
         for _ in range(count)
     ]
 
 
 def train(
-    parts: Parts, recipe: Recipe, batches: list[tuple[Tensor, Tensor]], epoch: int = 0
-) -> tuple[EpochResult, list[float]]:
-    losses: list[float] = []
-    return train_one_epoch(parts, plan_of(recipe), epoch, batches, losses.append), losses
+    parts: Parts, recipe: Recipe, batches: list[Batch], epoch: int = 0, sums: Sums | None = None
+) -> tuple[Sums, list[Step]]:
+    steps: list[Step] = []
+    return train_one_epoch(parts, plan_of(recipe), epoch, batches, steps.append, sums), steps
 
 
 def weights_of(parts: Parts) -> Tensor:
     return torch.cat([value.detach().flatten() for value in parts.model.parameters()])
 
 
+def trained(recipe: Recipe, **others: Any) -> Tensor:
+    """The weights after an epoch of four steps."""
+    parts = parts_of(recipe, **others)
+    train(parts, recipe, batches_of(8))
+    return weights_of(parts)
+
+
+def broken_at(*steps: int, value: float = float("nan")) -> Criterion:
+    """The usual loss, but for the second replica of some steps."""
+    calls = iter(range(1000))
+
+    def criterion(outputs: Outputs, images: Tensor, targets: Tensor) -> Tensor:
+        loss = supervised(outputs, images, targets)
+        step, replica = divmod(next(calls), 2)
+        return loss * value if replica and step in steps else loss
+
+    return criterion
+
+
 def test_two_replicas_are_one_step_over_both_batches() -> None:
     # In float64 and without drop-path, whose masks belong to the replica.
-    recipe = replace(RECIPE, drop_path_rate=0.0)
-    halves = [(images.double(), targets.double()) for images, targets in batches_of(8)]
+    halves = [(images.double(), targets.double(), bad) for images, targets, bad in batches_of(8)]
     wholes = [
         tuple(torch.cat(pair) for pair in zip(halves[n], halves[n + 1], strict=True))
         for n in range(0, 8, 2)
     ]
-    split, joined = parts_of(recipe), parts_of(replace(recipe, replicas=1))
+    split, joined = parts_of(CALM), parts_of(replace(CALM, replicas=1))
     for parts in (split, joined):
         parts.model.double()
-    train(split, recipe, halves)
-    train(joined, replace(recipe, replicas=1), wholes)
+    train(split, CALM, halves)
+    train(joined, replace(CALM, replicas=1), wholes)
     torch.testing.assert_close(weights_of(split), weights_of(joined), rtol=1e-9, atol=1e-12)
 
 
-def test_every_step_is_reported_with_its_loss() -> None:
-    _, losses = train(parts_of(RECIPE), RECIPE, batches_of(8))
-    assert [type(loss) for loss in losses] == [float] * 4
+def test_every_step_is_reported_with_its_number_and_rate() -> None:
+    _, steps = train(parts_of(RECIPE), RECIPE, batches_of(8))
+    assert [(step.number, step.lr, step.bad, step.stop) for step in steps] == [
+        (number, 1e-3, [], False) for number in range(4)
+    ]
 
 
-def test_an_epoch_reports_its_mean_loss_its_rate_and_its_images() -> None:
-    result, losses = train(parts_of(RECIPE), RECIPE, batches_of(8))
-    assert result.loss == pytest.approx(sum(losses) / 4)
-    assert (result.lr, result.images) == (1e-3, 1024)
+def test_the_loss_of_a_step_is_the_mean_over_its_replicas() -> None:
+    constant = iter([1.0, 3.0] * 4)
+
+    def criterion(outputs: Outputs, images: Tensor, targets: Tensor) -> Tensor:
+        return supervised(outputs, images, targets) * 0.0 + next(constant)
+
+    sums, steps = train(parts_of(RECIPE, criterion), RECIPE, batches_of(8))
+    assert [step.loss for step in steps] == [2.0] * 4
+    assert (sums.loss, sums.losses) == (8.0, 4)
+
+
+def test_the_rate_is_that_of_the_epoch() -> None:
+    recipe = replace(RECIPE, warmup_epochs=4, warmup_lr=0.0)
+    _, steps = train(parts_of(recipe), recipe, batches_of(8), epoch=3)
+    assert {step.lr for step in steps} == {5e-4}  # the warm-up of the epoch before: 2 of 4
 
 
 def test_an_epoch_reports_where_its_time_went() -> None:
-    result, _ = train(parts_of(RECIPE), RECIPE, batches_of(8))
-    assert 0.0 <= result.data_seconds < result.seconds
+    sums, _ = train(parts_of(RECIPE), RECIPE, batches_of(8))
+    assert 0.0 <= sums.data_seconds < sums.seconds
 
 
 def test_a_model_that_was_evaluated_is_trained_in_train_mode() -> None:
@@ -106,10 +144,31 @@ def test_a_model_that_was_evaluated_is_trained_in_train_mode() -> None:
 
 
 def test_the_loss_falls_on_images_seen_again() -> None:
-    recipe = replace(RECIPE, drop_path_rate=0.0)
-    parts, batches = parts_of(recipe), batches_of(2) * 4
-    results = [train(parts, recipe, batches, epoch)[0].loss for epoch in range(3)]
+    parts, batches = parts_of(CALM), batches_of(2) * 4
+    results = [train(parts, CALM, batches, epoch)[0].loss for epoch in range(3)]
     assert results == sorted(results, reverse=True)
+
+
+@pytest.mark.parametrize("done", [1, 3, 4])
+def test_an_epoch_that_was_left_goes_on_at_its_step(done: int) -> None:
+    recipe = replace(RECIPE, drop_path_rate=0.5)
+    whole, halves = parts_of(recipe), parts_of(recipe)
+    expected, _ = train(whole, recipe, batches_of(8))
+
+    class Left(Exception):
+        """Raised where the first half ends."""
+
+    def leave(step: Step) -> None:
+        if step.number == done - 1:
+            raise Left
+
+    sums = Sums()
+    with pytest.raises(Left):
+        train_one_epoch(halves, plan_of(recipe), 0, batches_of(8), leave, sums)
+    found, steps = train(halves, recipe, batches_of(8)[2 * done :], sums=sums)
+    assert [step.number for step in steps] == list(range(done, 4))
+    assert (found.step, found.loss, found.losses) == (expected.step, expected.loss, 4)
+    assert torch.equal(weights_of(halves), weights_of(whole))
 
 
 def test_drop_path_masks_depend_on_the_place_alone() -> None:
@@ -133,30 +192,135 @@ def test_drop_path_masks_differ_elsewhere(change: dict[str, Any]) -> None:
     assert not torch.equal(weights_of(first), weights_of(second))
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_names_epoch_and_step(value: str) -> None:
-    with pytest.raises(ZooError) as caught:
-        train(parts_of(RECIPE, broken_at(2, float(value))), RECIPE, batches_of(8), epoch=5)
-    assert str(caught.value) == (
-        f"the loss is {value} at epoch 5, step 2; lower the rate with --set lr=0.0005, or bound "
-        "the gradients with --set clip_grad=1"
-    )
+def test_drop_path_masks_do_not_depend_on_what_mixing_drew() -> None:
+    recipe = replace(RECIPE, drop_path_rate=0.5)
+
+    def drawing_mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        torch.rand(3)
+        return images, targets
+
+    drawing, still = replace(parts_of(recipe), mix=drawing_mix), parts_of(recipe)
+    for parts in (drawing, still):
+        train(parts, recipe, batches_of(8))
+    assert torch.equal(weights_of(drawing), weights_of(still))
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
-    parts = parts_of(RECIPE, broken_at(0, float("nan")))
+def test_out_of_train_mode_no_path_is_dropped() -> None:
+    dropping = replace(RECIPE, drop_path_rate=0.5)
+    assert not torch.equal(trained(dropping), trained(CALM))
+    assert torch.equal(trained(replace(dropping, train_mode=False)), trained(CALM))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken", [(1,), (0, 1), (1, 3)])
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(
+    broken: tuple[int, ...], value: float
+) -> None:
+    parts = parts_of(CALM, broken_at(*broken, value=value))
+    seen: list[Tensor] = []
+
+    def note(step: Step) -> None:
+        seen.append(weights_of(parts))
+
     before = weights_of(parts)
-    with pytest.raises(ZooError, match=r"^the loss is nan at epoch 0, step 0; "):
-        train(parts, RECIPE, batches_of(8))
-    assert torch.equal(weights_of(parts), before)
+    sums = train_one_epoch(parts, plan_of(CALM), 0, batches_of(8), note)
+    changed = [not torch.equal(*pair) for pair in zip([before, *seen], seen, strict=False)]
+    assert changed == [number not in broken for number in range(4)]
+    assert (sums.skipped, sums.losses, sums.step) == (len(broken), 4 - len(broken), 4)
 
 
-def broken_at(step: int, value: float) -> Callable[[Outputs, Tensor, Tensor], Tensor]:
-    """The usual loss, but for the second replica of one step."""
-    calls = iter(range(1000))
+def test_the_mean_loss_of_an_epoch_leaves_skipped_steps_out() -> None:
+    whole, _ = train(parts_of(CALM), CALM, batches_of(8))
+    sums, steps = train(parts_of(CALM, broken_at(3)), CALM, batches_of(8))
+    assert sums.loss == pytest.approx(sum(step.loss for step in steps[:3]))
+    assert sums.loss < whole.loss
 
-    def criterion(outputs: Outputs, images: Tensor, targets: Tensor) -> Tensor:
-        loss = supervised(outputs, images, targets)
-        return loss * value if next(calls) == 2 * step + 1 else loss
 
-    return criterion
+def test_the_third_loss_in_a_row_that_is_not_finite_is_raised_with_its_step() -> None:
+    parts = parts_of(CALM, broken_at(1, 2, 3))
+    sums = Sums()
+    with pytest.raises(LossNotFinite) as caught:
+        train(parts, CALM, batches_of(8), sums=sums)
+    assert (caught.value.step.number, str(caught.value)) == (3, "the loss is nan at step 3")
+    assert (sums.step, sums.skipped) == (3, 3)
+
+
+def test_losses_that_are_not_finite_are_counted_in_a_row_over_the_end_of_an_epoch() -> None:
+    parts = parts_of(CALM, broken_at(0))
+    with pytest.raises(LossNotFinite):
+        train(parts, CALM, batches_of(8), sums=Sums(in_a_row=2))
+
+
+def test_a_finite_loss_ends_the_row() -> None:
+    sums, _ = train(parts_of(CALM, broken_at(0, 1, 3)), CALM, batches_of(8))
+    assert (sums.skipped, sums.in_a_row) == (3, 1)
+
+
+def test_images_that_were_bad_are_counted_and_named_in_their_step() -> None:
+    # 1 + the number of the image; 0 where nothing was bad.
+    batches = batches_of(8)
+    batches[2][2][1] = 1
+    batches[3][2][:2] = torch.tensor([43, 8])
+    sums, steps = train(parts_of(RECIPE), RECIPE, batches)
+    assert [step.bad for step in steps] == [[], [0, 42, 7], [], []]
+    assert sums.bad_images == 3
+
+
+def test_a_wish_to_stop_is_told_with_the_step_during_which_it_came() -> None:
+    wishes = iter([False, False, True, True])
+    steps: list[Step] = []
+    train_one_epoch(
+        parts_of(RECIPE),
+        plan_of(RECIPE),
+        0,
+        batches_of(8),
+        steps.append,
+        wants_stop=lambda: next(wishes),
+    )
+    assert [step.stop for step in steps] == [False, False, True, True]
+
+
+def test_gradients_are_clipped_where_the_recipe_says_so() -> None:
+    recipe = replace(CALM, clip_grad=0.01)
+    parts = parts_of(recipe)
+    norms: list[float] = []
+    parts.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(
+            float(torch.cat([p.grad.flatten() for p in parts.model.parameters()]).norm())
+        )
+    )
+    train(parts, recipe, batches_of(8))
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+def test_autocast_in_bfloat16_trains_close_to_full_precision_and_not_the_same() -> None:
+    full, half = parts_of(CALM), parts_of(CALM, dtype=torch.bfloat16)
+    expected, _ = train(full, CALM, batches_of(8))
+    found, _ = train(half, CALM, batches_of(8))
+    assert weights_of(half).dtype == torch.float32
+    assert not torch.equal(weights_of(half), weights_of(full))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.01])
+def test_a_scaled_loss_trains_as_one_that_is_not(clip_grad: float | None) -> None:
+    # A power of two is exact in float32, and so is its inverse.
+    recipe = replace(CALM, clip_grad=clip_grad)
+    assert torch.equal(trained(recipe, scaler=GradScaler("cpu")), trained(recipe))
+
+
+def test_the_average_takes_in_every_step_that_was_made() -> None:
+    parts = parts_of(CALM, broken_at(1))
+    parts = replace(parts, ema=Ema(parts.model, 0.5))
+    expected = weights_of(parts)
+    seen: list[Tensor] = []
+
+    def note(step: Step) -> None:
+        seen.append(weights_of(parts))
+
+    train_one_epoch(parts, plan_of(CALM), 0, batches_of(8), note)
+    for number in (0, 2, 3):
+        expected = 0.5 * expected + 0.5 * seen[number]
+    assert parts.ema
+    found = torch.cat([value.flatten() for value in parts.ema.module.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,51 +13,64 @@ from torch import Tensor
 
 import golden
 from deit_zoo.errors import RecipeError
-from deit_zoo.training.losses import Criterion, Distilled, Outputs, supervised
+from deit_zoo.models.cait import CaiT
+from deit_zoo.training.losses import Criterion, Outputs, criterion_for
+from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.recipe import Recipe
 from deit_zoo.training.recipes.deit import DEIT_BASE
 
 STORED = golden.arrays(golden.case("losses/small"))
-NAMES = [
-    str(name)
-    for name in STORED["loss_names"]
-    if name.startswith(("soft_target_ce/", "label_smoothing_0.1/", "cross_entropy/"))
-]
-DISTILLED = [name for name in NAMES if "/none" not in name]
-TEACHER = replace(DEIT_BASE, distillation="hard", teacher="regnety_160")
+VALUES = dict(zip(STORED["loss_names"].tolist(), STORED["loss_values"].tolist(), strict=True))
+# All but co-distillation of submodels, and binary targets that upstream's option never leaves soft.
+NAMES = [name for name in VALUES if not name.startswith(("cosub/", "bce_targets_as_given"))]
+DISTILLED = [name for name in NAMES if "/soft" in name or "/hard" in name]
+UNTAUGHT = [name for name in NAMES if "/none_alpha" in name]
+CROSS_ENTROPY = replace(DEIT_BASE, label_smoothing=0.0)
+BINARY = replace(CROSS_ENTROPY, loss="binary_cross_entropy")
+IMAGES = torch.zeros(6, 3, 4, 4)
 
 
 def stored(name: str) -> Tensor:
     return torch.from_numpy(STORED[name])
 
 
+def taught(_images: Tensor) -> Tensor:
+    """The teacher of the golden cases."""
+    return stored("teacher_logits")
+
+
 def targets_of(name: str) -> Tensor:
     """The soft targets that upstream's base losses mean: mixed, smoothed or one-hot."""
     if name.startswith("soft_target_ce/"):
         return stored("soft_targets")
+    if name.startswith("bce_targets_gt_0/"):
+        smoothed = name.endswith("/smoothed_targets")
+        return stored("soft_targets" if smoothed else "soft_targets_no_smoothing")
     smoothing = 0.1 if name.startswith("label_smoothing") else 0.0
     one_hot = torch.eye(10, dtype=torch.float64)[stored("labels")]
     return one_hot * (1.0 - smoothing) + smoothing / 10
 
 
-def criterion_of(name: str, teacher: Callable[[Tensor], Tensor]) -> Criterion:
+def criterion_of(name: str, **changes: Any) -> Criterion:
     """Our criterion for a golden case, from its name."""
-    if "/none" in name:
-        return supervised
-    found = re.fullmatch(r".*/(soft|hard)_alpha([\d.]+)_tau([\d.]+)", name)
-    assert found, name
+    recipe = replace(BINARY if name.startswith("bce") else CROSS_ENTROPY, **changes)
+    found = re.fullmatch(r".*/(soft|hard)_alpha([\d.]+)(?:_tau([\d.]+))?", name)
+    if found is None:
+        return criterion_for(recipe)
     kind, alpha, tau = found.groups()
-    recipe = replace(TEACHER, distillation=kind, alpha=float(alpha), tau=float(tau))
-    return Distilled(recipe, teacher)
+    taught_by = replace(
+        recipe, distillation=kind, teacher="taught", alpha=float(alpha), tau=float(tau or 1.0)
+    )
+    return criterion_for(taught_by, taught)
 
 
-def measured(name: str) -> tuple[Tensor, Tensor, Tensor]:
+def measured(name: str, **changes: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient of the class logits and gradient of the distillation logits."""
     logits = stored("cls_logits").requires_grad_()
     logits_dist = stored("dist_logits").requires_grad_()
     plain = name.endswith("none_plain_tensor_output")
     outputs: Outputs = logits if plain else (logits, logits_dist)
-    criterion = criterion_of(name, lambda _: stored("teacher_logits"))
-    loss = criterion(outputs, torch.zeros(6, 3, 4, 4), targets_of(name))
+    loss = criterion_of(name, **changes)(outputs, IMAGES, targets_of(name))
     gradients = torch.autograd.grad(
         loss, (logits, logits_dist), allow_unused=True, materialize_grads=True
     )
@@ -70,10 +82,18 @@ def assert_equal(found: Tensor, expected: Any) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_every_loss_of_the_original_but_three_is_ours() -> None:
+    assert sorted(set(VALUES) - set(NAMES)) == [
+        "bce_targets_as_given",
+        "cosub/soft_targets",
+        "cosub/targets_gt_0",
+    ]
+    assert len(NAMES) == 21
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_is_that_of_the_original(name: str) -> None:
-    values = dict(zip(STORED["loss_names"].tolist(), STORED["loss_values"], strict=True))
-    assert_equal(measured(name)[0], values[name])
+    assert_equal(measured(name)[0], VALUES[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,20 +106,59 @@ def test_the_distillation_logits_have_the_gradient_of_the_original(name: str) ->
     assert_equal(measured(name)[2], STORED[f"grad_dist/{name}"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "/none_alpha" in name])
+@pytest.mark.parametrize("name", UNTAUGHT)
 def test_without_a_teacher_the_distillation_head_learns_nothing(name: str) -> None:
     assert not measured(name)[2].any()
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_a_student_with_one_head_is_refused(kind: str) -> None:
-    criterion = Distilled(replace(TEACHER, distillation=kind), lambda _: stored("teacher_logits"))
+@pytest.mark.parametrize("tau", ["1.0", "3.0"])
+def test_batchmean_sums_over_the_classes_that_numel_averages(tau: str) -> None:
+    # From the original's values: 2 x loss - base is the distillation term, of 10 classes.
+    name = f"cross_entropy/soft_alpha0.5_tau{tau}"
+    base = VALUES["cross_entropy/none_alpha0.5_tau1.0"]
+    distilled = 2 * VALUES[name] - base
+    found = measured(name, kl_reduction="batchmean")
+    assert float(found[0]) == pytest.approx(0.5 * base + 0.5 * 10 * distilled, rel=1e-12)
+    assert_equal(found[2], 10 * STORED[f"grad_dist/{name}"])
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_single_head_learns_from_the_labels_and_from_the_teacher(name: str) -> None:
+    # The same logits twice is the same loss, and the gradient is the sum of both.
+    criterion, targets = criterion_of(name), targets_of(name)
+    one, two, single = (stored("cls_logits").requires_grad_() for _ in range(3))
+    twice = criterion((one, two), IMAGES, targets)
+    once = criterion(single, IMAGES, targets)
+    assert once.item() == twice.item()
+    of_one, of_two = torch.autograd.grad(twice, (one, two))
+    assert of_one.any()
+    assert of_two.any()
+    assert_equal(torch.autograd.grad(once, single)[0], (of_one + of_two).numpy())
+
+
+def test_smoothed_labels_with_binary_cross_entropy_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        criterion(stored("cls_logits"), torch.zeros(6, 3, 4, 4), stored("soft_targets"))
+        criterion_for(replace(BINARY, label_smoothing=0.1))
     assert str(caught.value) == (
-        "the student has no distillation token; choose a distilled model, whose name ends in "
-        "_distilled"
+        "label_smoothing is 0.1 with the loss binary_cross_entropy, for which every class above 0 "
+        "is right, so all would be; type --set label_smoothing=0"
     )
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("recipe", [CROSS_ENTROPY, BINARY], ids=["cross_entropy", "binary"])
+def test_logits_of_bfloat16_give_a_loss_in_float32(recipe: Recipe, kind: str) -> None:
+    # What a step under autocast hands over; the float64 loss is right to bfloat16's 8 bits.
+    recipe = replace(recipe, distillation=kind, teacher="taught")
+    targets = stored("soft_targets_no_smoothing")
+    outputs = (stored("cls_logits"), stored("dist_logits"))
+    exact = criterion_for(recipe, taught)(outputs, IMAGES, targets)
+    short = (stored("cls_logits").bfloat16(), stored("dist_logits").bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        criterion = criterion_for(recipe, lambda images: taught(images).bfloat16())
+        found = criterion(short, IMAGES, targets.float())
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(exact), rel=0.02)
 
 
 def test_the_teacher_sees_the_very_images_of_the_student() -> None:
@@ -109,19 +168,36 @@ def test_the_teacher_sees_the_very_images_of_the_student() -> None:
         seen.append(images)
         return stored("teacher_logits")
 
-    images = torch.zeros(6, 3, 4, 4)
     outputs = (stored("cls_logits"), stored("dist_logits"))
-    Distilled(TEACHER, teacher)(outputs, images, stored("soft_targets"))
+    criterion = criterion_for(replace(CROSS_ENTROPY, distillation="hard", teacher="one"), teacher)
+    criterion(outputs, IMAGES, stored("soft_targets"))
     assert len(seen) == 1
-    assert seen[0] is images
+    assert seen[0] is IMAGES
 
 
 def test_the_teacher_computes_no_gradient() -> None:
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    criterion = Distilled(
-        replace(TEACHER, distillation="soft"), lambda _: weight * stored("teacher_logits")
-    )
+    recipe = replace(CROSS_ENTROPY, distillation="soft", teacher="one")
+    criterion = criterion_for(recipe, lambda _: weight * stored("teacher_logits"))
     outputs = (stored("cls_logits").requires_grad_(), stored("dist_logits"))
-    loss = criterion(outputs, torch.zeros(6, 3, 4, 4), stored("soft_targets"))
+    loss = criterion(outputs, IMAGES, stored("soft_targets"))
     torch.autograd.backward(loss)
     assert weight.grad is None
+
+
+def test_cait_learns_from_a_teacher_through_its_class_head() -> None:
+    # Two steps: the loss falls, and every parameter that is read has a gradient.
+    sizes = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    model = CaiT(**sizes, depth_token_only=1)
+    images = torch.randn(6, 3, 16, 16)
+    recipe = replace(CROSS_ENTROPY, distillation="hard", teacher="taught", lr=1e-2)
+    criterion, optimizer = criterion_for(recipe, taught), optimizer_for(model, recipe)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = criterion(model(images), images, stored("soft_targets"))
+        torch.autograd.backward(loss)
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 import deit_zoo
 import golden
+from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
 from deit_zoo.training.loop import clip_grad_norm_
-from deit_zoo.training.optim import optimizer_for, parameter_groups
+from deit_zoo.training.optim import freeze, optimizer_for, parameter_groups
 from deit_zoo.training.recipes.deit import DEIT_BASE
 
 KNOWN = {alias for spec in MODELS.values() for alias in spec.aliases}
@@ -84,8 +86,9 @@ def test_a_frozen_parameter_is_in_no_group() -> None:
     ]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("case", golden.cases("adamw"), ids=lambda case: case["name"])
-def test_adamw_takes_the_steps_of_the_original(case: dict[str, Any]) -> None:
+def test_adamw_takes_the_steps_of_the_original(case: dict[str, Any], device: str) -> None:
     settings = case["optimizer"]
     recipe = replace(
         DEIT_BASE,
@@ -94,20 +97,31 @@ def test_adamw_takes_the_steps_of_the_original(case: dict[str, Any]) -> None:
         eps=settings["eps"],
     )
     stored = golden.arrays(case)
-    model = Line(case["name"])
+    model = Line(case["name"]).to(device)
     optimizer = optimizer_for(model, recipe)
     weights, biases = [], []
     for step, rate in enumerate(stored["lr"].tolist()):
         for group in optimizer.param_groups:
             group["lr"] = rate
         scale = 10.0 ** (step % 4 - 3)
-        model.weight.grad = scale * double(f"{case['name']}/weight_grad{step}", (3, 5))
-        model.bias.grad = scale * double(f"{case['name']}/bias_grad{step}", (3,))
+        gradients = double(f"{case['name']}/weight_grad{step}", (3, 5))
+        model.weight.grad = scale * gradients.to(device)
+        model.bias.grad = scale * double(f"{case['name']}/bias_grad{step}", (3,)).to(device)
         optimizer.step()
-        weights.append(model.weight.detach().clone())
-        biases.append(model.bias.detach().clone())
+        weights.append(model.weight.detach().cpu().clone())
+        biases.append(model.bias.detach().cpu().clone())
     for found, name in ((weights, "weight"), (biases, "bias")):
         np.testing.assert_allclose(torch.stack(found), stored[name], rtol=1e-11, atol=1e-13)
+
+
+def test_on_the_cpu_torch_chooses_the_kernel() -> None:
+    # Its choice made the embedded checkpoints, bit for bit.
+    assert optimizer_for(Line("adamw/default"), DEIT_BASE).defaults["fused"] is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_kernel_is_fused() -> None:
+    assert optimizer_for(Line("adamw/default").cuda(), DEIT_BASE).defaults["fused"] is True
 
 
 @pytest.mark.parametrize("entry", CLIPPED)
@@ -125,3 +139,40 @@ def test_gradients_are_clipped_as_in_the_original(entry: dict[str, Any]) -> None
     for kind, parameter in zip(("weight", "bias"), parameters, strict=True):
         expected = stored[f"clipped_{kind}_grad_{number}"]
         np.testing.assert_allclose(parameter.grad, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["deit_pico_distilled_digits", "cait_xxs24_224"])
+def test_layer_decay_groups_are_those_of_timm(name: str) -> None:
+    model = deit_zoo.create(name, device="meta")
+    theirs = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.65)
+
+    def table(groups: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+        return {
+            id(parameter): (group["weight_decay"], round(group["lr_scale"], 12))
+            for group in groups
+            for parameter in group["params"]
+        }
+
+    assert table(theirs.param_groups) == table(parameter_groups(model, 0.05, 0.65))
+
+
+def test_attention_alone_learns_what_it_does_in_the_original() -> None:
+    entries = json.loads((golden.HERE / "attn_only_trainable.json").read_text(encoding="utf-8"))
+    [entry] = [entry for entry in entries if entry["factory"] == "deit_tiny_patch16_224"]
+    model = deit_zoo.create(entry["factory"], device="meta")
+    freeze(model, "all-but-attention")
+    found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert found == entry["trainable"]
+
+
+def test_a_frozen_backbone_leaves_both_heads_to_learn() -> None:
+    model = deit_zoo.create("deit_pico_distilled_digits", device="meta")
+    freeze(model, "backbone")
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+def test_a_network_without_attention_cannot_learn_it_alone() -> None:
+    model = deit_zoo.create("convnet_pico_digits", device="meta")
+    with pytest.raises(RecipeError, match="ConvNet has no attention; type --freeze backbone"):
+        freeze(model, "all-but-attention")

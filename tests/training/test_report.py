@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from deit_zoo.api import Evaluation
 from deit_zoo.manifest import checkpoint
+from deit_zoo.training.plan import Plan
+from deit_zoo.training.recipes import RECIPES
 from deit_zoo.training.recipes.digits import DEIT_PICO
-from deit_zoo.training.report import Verdict, draw_curve, fingerprint, judge
+from deit_zoo.training.report import Verdict, draw_curve, fingerprint, judge, write_receipt
 
 RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
 
@@ -27,6 +30,7 @@ def judged(
 
     def verdict(reached: float, published: float | None) -> Verdict:
         monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(published)))
+        monkeypatch.setitem(RECIPES, RECIPE.name, RECIPE)
         return judge(RECIPE, Evaluation(top1=reached, top5=100.0, loss=0.1, num_images=1234))
 
     return verdict
@@ -154,12 +158,10 @@ def test_a_fingerprint_keeps_the_splits_apart(folder: Path) -> None:
 
 
 def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
-    rows = [{"epoch": epoch, "train_loss": 2.0 - epoch, "val_top1": 50.0} for epoch in range(2)]
-    log = "".join(f"{json.dumps(row)}\n" for row in rows)
-    (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
+    write_log(tmp_path, 50.0, 50.0)
     draw_curve(tmp_path, "deit_pico_digits")
     with Image.open(tmp_path / "curve.png") as image:
-        assert (image.format, image.size) == ("PNG", (840, 480))
+        assert (image.format, image.size) == ("PNG", (840, 768))
 
 
 def test_the_same_bytes_as_the_published_file_are_named_in_the_verdict() -> None:
@@ -168,3 +170,117 @@ def test_the_same_bytes_as_the_published_file_are_named_in_the_verdict() -> None
     same = judge(DEIT_PICO, reached, own).sentence()
     assert same.endswith("; the weights are the published file, byte for byte")
     assert "byte for byte" not in judge(DEIT_PICO, reached, "0" * 64).sentence()
+
+
+REACHED = Evaluation(top1=82.0, top5=96.0, loss=0.7, num_images=50_000)
+
+
+@pytest.mark.parametrize(
+    ("top1", "reproduced"), [(82.6, True), (82.45, True), (82.44, False), (81.2, False)]
+)
+def test_a_stage_is_judged_by_the_papers_figure(top1: float, reproduced: bool) -> None:
+    # DeiT, Table 5: 82.6 for DeiT-S distilled, 1000 epochs. 300 epochs reach 81.2.
+    stage = replace(RECIPES["deit_small_distilled_1000ep"], band=0.15)
+    found = judge(stage, replace(REACHED, top1=top1))
+    assert found.published is not None
+    assert (found.published.top1, found.published.source) == (82.6, "arXiv:2012.12877, Table 5")
+    assert found.reproduced is reproduced
+
+
+def test_training_on_ones_own_images_is_not_judged() -> None:
+    own = replace(RECIPES["deit_small"], data="folder")
+    found = judge(own, REACHED, checkpoint("deit_small").sha256)
+    assert (found.published, found.reproduced, found.identical) == (None, None, False)
+    assert found.sentence().startswith("no verdict: top-1 82.00 % on 50,000 images, and no publis")
+
+
+def test_a_modified_recipe_is_judged_and_said_to_be_modified() -> None:
+    modified = replace(RECIPES["deit_small"], epochs=400, seed=2)
+    assert judge(modified, REACHED).sentence() == (
+        "reproduced: top-1 82.00 % on 50,000 images (published 79.85 %, +2.15, band 0.15); "
+        "modified: epochs, seed"
+    )
+
+
+def test_a_wider_band_is_a_modification() -> None:
+    wide = replace(RECIPES["deit_small"], band=20.0)
+    assert judge(wide, replace(REACHED, top1=60.0)).sentence() == (
+        "reproduced: top-1 60.00 % on 50,000 images (published 79.85 %, -19.85, band 20); "
+        "modified: band"
+    )
+
+
+def test_a_recipe_as_shipped_is_not_modified() -> None:
+    assert judge(RECIPES["deit_small"], REACHED).modified == ()
+
+
+def write_log(output: Path, *top1: float) -> None:
+    """A log of these top-1, one for each epoch."""
+    rows = [{"epoch": n, "train_loss": 2.0, "val_top1": value} for n, value in enumerate(top1)]
+    log = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (output / "log.jsonl").write_text(log, encoding="utf-8")
+
+
+def receipt_of(output: Path, **changes: Any) -> dict[str, Any]:
+    """The receipt of a run of deit_small with these changes."""
+    recipe = replace(RECIPES["deit_small"], **changes)
+    plan = Plan(
+        recipe=recipe,
+        modified=bool(changes),
+        device="cuda",
+        processes=1,
+        workers=1,
+        num_images=1000 * 1024,
+    )
+    write_receipt(
+        output,
+        plan,
+        judge(recipe, REACHED),
+        environment={"torch": "2.6.0"},
+        data={},
+        sha256={},
+        teacher={"name": "regnety_160"},
+        run={"restarts": 2},
+    )
+    text = (output / "receipt.json").read_text(encoding="utf-8")
+    held: dict[str, Any] = json.loads(text)
+    return held
+
+
+def test_a_receipt_says_what_differs_and_what_was_assumed(tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    found = receipt_of(tmp_path, lr=1e-4, assumed={"eps": "nobody said"})
+    assert found["differs"] == [
+        "lr 0.0001, recipe 0.001",
+        "training images 1,024,000, recipe 1,281,167",
+    ]
+    assert found["assumed"] == {"eps": "nobody said"}
+
+
+def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    found = receipt_of(tmp_path)
+    assert (found["teacher"], found["run"]) == ({"name": "regnety_160"}, {"restarts": 2})
+
+
+def test_a_receipt_says_how_the_last_epoch_stands(tmp_path: Path) -> None:
+    # The authors' log of DeiT-S: 0.346, 0.608, 2.782; the band is 0.15.
+    write_log(tmp_path, 0.3, 0.1, 0.2)
+    assert receipt_of(tmp_path)["standing"] == {
+        "epoch": 2,
+        "top1": 0.2,
+        "published": 2.782,
+        "since": 1,
+        "sentence": "2.6 points below the published curve since epoch 2; first setting that "
+        "differs: training images 1,024,000, recipe 1,281,167",
+    }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "changes"), [(6, {}), (1, {"data": "folder"}), (1, {"name": "deit_tiny"})]
+)
+def test_where_no_epoch_is_published_a_receipt_has_no_standing(
+    tmp_path: Path, epochs: int, changes: dict[str, Any]
+) -> None:
+    write_log(tmp_path, *[0.0] * epochs)
+    assert receipt_of(tmp_path, **changes)["standing"] is None

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, RandAugment
 from torch import Tensor
 
 import golden
+from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.training.draws import seed_all
 from deit_zoo.training.recipe import Recipe
 from deit_zoo.training.recipes.deit import DEIT_BASE
-from deit_zoo.training.timm_parts import mixer, train_transform
+from deit_zoo.training.timm_parts import (
+    is_known,
+    mixer,
+    nearest,
+    pretrained,
+    train_transform,
+    with_weights,
+)
 
 MIXUP = replace(DEIT_BASE, cutmix=0.0)
 CUTMIX = replace(DEIT_BASE, mixup=0.0)
@@ -189,3 +199,55 @@ def test_targets_sum_to_one(recipe: Recipe) -> None:
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = mixer(recipe, 10)
     _, targets = mix(torch.zeros(4, 3, 8, 8), torch.tensor([1, 1, 7, 9]))
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "resnet18.no_such_tag"])
+def test_an_architecture_of_timm_is_known_whatever_its_tag(name: str) -> None:
+    assert is_known(name)
+
+
+@pytest.mark.parametrize("name", ["", "resnet", "deit_ti", "timm/resnet18", "hf-hub:timm/resnet18"])
+def test_what_is_no_architecture_of_timm_is_not_known(name: str) -> None:
+    assert not is_known(name)
+
+
+def test_the_nearest_architecture_has_the_most_letters_in_common() -> None:
+    assert nearest("ResNet-18", 1) == ["resnet18"]
+
+
+def test_a_network_with_given_weights_says_what_its_images_are() -> None:
+    # timm's record of test_vit: 160 pixels and no other, mean and std of 0.5.
+    tensors = timm.create_model("test_vit", num_classes=5).state_dict()
+    found = with_weights("test_vit", tensors, Path("mine.pth"))
+    assert (found.name, found.num_classes) == ("test_vit.r160_in1k", 5)
+    assert (found.mean, found.std, found.img_size) == ((0.5,) * 3, (0.5,) * 3, (160, 160))
+    assert not found.network.training
+    state = found.network.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in tensors.items())
+
+
+def test_a_convnet_takes_images_of_any_size() -> None:
+    tensors = timm.create_model("test_resnet", num_classes=5).state_dict()
+    assert with_weights("test_resnet", tensors, Path("mine.pth")).img_size is None
+
+
+def test_weights_of_another_network_are_refused_with_the_first_keys() -> None:
+    tensors = timm.create_model("test_resnet", num_classes=5).state_dict()
+    del tensors["bn1.weight"]
+    tensors["extra"] = torch.zeros(1)
+    tensors["bn1.bias"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as caught:
+        with_weights("test_resnet", tensors, Path("mine.pth"))
+    assert str(caught.value) == (
+        "mine.pth does not fit timm's test_resnet: bn1.bias, bn1.weight, extra are missing, "
+        "unexpected or of another shape; give the architecture that it was saved of"
+    )
+
+
+def test_weights_that_timm_never_had_are_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        pretrained("test_vit.no_such_tag")
+    assert str(caught.value) == (
+        "timm has no weights of the name 'test_vit.no_such_tag'; its weights are "
+        "test_vit.r160_in1k; give one, or yours as test_vit@FILE"
+    )

@@ -1,0 +1,320 @@
+"""Fine-tuning: a recipe is made for one model, then fitted to the images that are there.
+
+What the user chose with `--set` or an option is never changed. Every other change says why: in a
+sentence before the start, and in the recipe's `assumed`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit_zoo.errors import RecipeError
+from deit_zoo.files import MODEL_FILE, PLAN_FILE
+from deit_zoo.labels import labels
+from deit_zoo.manifest import find, read
+from deit_zoo.registry import ModelSpec, normalize, resolve, spellings
+from deit_zoo.training import launch
+from deit_zoo.training.parting import HFDS, parted, shares
+from deit_zoo.training.plan import IMAGENET_TRAIN, Plan, default_workers, settings
+from deit_zoo.training.recipe import Recipe, changed
+from deit_zoo.training.recipes.finetune import FINETUNE
+
+if TYPE_CHECKING:
+    from deit_zoo.datasets import Survey
+    from deit_zoo.training.launch import Job
+    from deit_zoo.training.report import Verdict
+
+# Steps that an epoch should have; a batch that leaves fewer is made smaller.
+STEPS = 8
+_RATES = ("lr", "min_lr", "warmup_lr")
+
+
+def finetune(
+    name: str,
+    *,
+    data: str | Path,
+    output: Path,
+    recipe: str = "custom",
+    gpus: int = 0,
+    val_share: float | None = None,
+    changes: Sequence[str] = (),
+    workers: int | None = None,
+    processes: int | None = None,
+    resume: str = "auto",
+    tell: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[Job], None] = lambda job: None,
+    progress: Callable[[int], None] = lambda files: None,
+) -> Verdict:
+    """Train a model's checkpoint on the classes of a folder; export and measure it.
+
+    `recipe` is a name of FINETUNE. With `val_share` a folder of class folders is parted first.
+    `tell` is called with each sentence on how the recipe was fitted to the data.
+
+    Raises MissingExtraError, DataError, RecipeError, ImageSizeError before anything is trained,
+    and Stopped where the run was asked to stop.
+    """
+    launch.check_extra()
+    plan = make_plan(
+        name,
+        recipe=recipe,
+        gpus=gpus,
+        changes=changes,
+        workers=workers,
+        processes=launch.started_with(processes, gpus, 1),
+    )
+    if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
+        launch.check_output(output, plan.recipe, resume)
+    place = parted(data, output / launch.DATA_FOLDER, val_share)
+
+    def fit(unfitted: Plan, found: Survey) -> Plan:
+        classes = list(found.train.classes)
+        check_teacher(unfitted.recipe, classes, place)
+        tell(_classes(classes))
+        plan, told = fitted(unfitted, found.train.images, chosen(changes))
+        if told:
+            tell(told)
+        return plan
+
+    return launch.carry_out(
+        plan, output=output, data=place, resume=resume, fit=fit, say=say, progress=progress
+    )
+
+
+def make_plan(
+    name: str,
+    *,
+    recipe: str = "custom",
+    gpus: int = 0,
+    changes: Sequence[str] = (),
+    workers: int | None = None,
+    processes: int | None = None,
+) -> Plan:
+    """The plan before the images are counted."""
+    of_recipe, of_machine = settings(changes)
+    if gpus < 0 or (processes is not None and processes < 1):
+        raise RecipeError(
+            f"--gpus is {gpus} and --processes is {processes or 1}; give the number of GPUs, or "
+            "--gpus 0 for the CPU and 1 process or more"
+        )
+    if gpus and processes is not None:
+        raise RecipeError(
+            f"--processes {processes} is for the CPU; with --gpus {gpus} each GPU has one process"
+        )
+    local = gpus or processes or 1
+    made = recipe_for(name, recipe, of_recipe)
+    return Plan(
+        recipe=made,
+        modified=bool(of_recipe),
+        device="cuda" if gpus else "cpu",
+        processes=local,
+        workers=default_workers(local) if workers is None else workers,
+        num_images=IMAGENET_TRAIN,
+        **of_machine,
+    )
+
+
+def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) -> Recipe:
+    """A recipe of FINETUNE for one model, with `field=value` changes.
+
+    Raises RecipeError where it makes no sense, ImageSizeError where patches do not tile the image.
+    """
+    if table not in FINETUNE:
+        raise RecipeError(
+            f"no recipe for fine-tuning is named {table!r}; there are {', '.join(FINETUNE)}"
+        )
+    spec, told, mine = resolve(name), FINETUNE[table], chosen(changes)
+    own_size = spec.img_size if "img_size" in told.assumed else told.img_size
+    made = replace(
+        told,
+        name=f"{spec.name}_{table}",
+        model=spec.name,
+        init_from=spec.name,
+        img_size=own_size,
+        drop_path_rate=0.0 if spec.family == "convnet" else told.drop_path_rate,
+    )
+    made = changed(made, changes)
+    if made.data != "folder":
+        raise RecipeError(
+            f"--set data={made.data} is not for fine-tuning, which takes the classes of the folder "
+            "that --data gives"
+        )
+    made = _for_few_epochs(made, mine)
+    made = _for_the_heads(made, spec, mine)
+    if "batch_size" in mine and "lr" not in mine:
+        made = _with_rates_for(made, told.batch_size)
+    _check_model(made, spec)
+    return made
+
+
+def fitted(plan: Plan, images: int, mine: Collection[str]) -> tuple[Plan, str]:
+    """The plan for so many images, and what was changed for them, in a sentence.
+
+    A batch that leaves fewer than STEPS steps in an epoch becomes the largest that does not: a
+    power of two for each process, at least a pair where images are mixed.
+    """
+    recipe = plan.recipe
+    if "batch_size" in mine or recipe.batch_size * STEPS <= images:
+        return replace(plan, num_images=images), ""
+    shares = recipe.replicas if "replicas" in mine else plan.processes
+    batch = shares * max(_power_of_two(images // (STEPS * shares)), 2 if recipe.mixes else 1)
+    values: dict[str, Any] = {"batch_size": batch}
+    if "replicas" not in mine:
+        values["replicas"] = _replicas(batch, shares, plan.replica_batch)
+    if "repeated_aug" not in mine:
+        values["repeated_aug"] = 1
+    small = replace(recipe, **values)
+    if "lr" not in mine:
+        small = _with_rates_for(small, recipe.batch_size)
+    small, told = _telling(small, recipe, images)
+    return replace(plan, recipe=small, num_images=images), told
+
+
+def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
+    """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
+    spec = spellings().get(normalize(recipe.teacher or ""))
+    if spec is not None:
+        knows = [label.folder for label in labels(spec.labels)]
+    elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
+        from deit_zoo import weights
+
+        held = weights.local(recipe.teacher).metadata
+        spec, knows = spellings().get(normalize(str(held.get("name")))), held.get("labels") or []
+    if spec is None or not knows or sorted(knows) == sorted(classes):
+        return
+    if str(data).startswith(HFDS) and len(knows) == len(classes):  # named there in other words
+        return
+    taught = Path("runs") / f"{spec.name}_teacher"
+    raise RecipeError(
+        f"the teacher {recipe.teacher} knows {len(knows):,} other classes than the "
+        f"{len(classes):,} of {data}; fine-tune it first: deit-zoo finetune {spec.name} --data "
+        f"{shlex.quote(str(data))} --output {taught}; then type --teacher {taught}"
+    )
+
+
+def chosen(changes: Sequence[str]) -> set[str]:
+    """The fields that the user has chosen."""
+    return {change.partition("=")[0] for change in changes}
+
+
+def planned(
+    plan: Plan,
+    data: str | Path,
+    *,
+    val_share: float | None = None,
+    mine: Collection[str] = (),
+    progress: Callable[[int], None] = lambda files: None,
+) -> tuple[Plan, str]:
+    """A plan fitted to data of which nothing is parted or written, and what was changed."""
+    from deit_zoo.datasets import survey
+
+    if val_share is None:
+        found = survey(parted(data), progress).train
+        images, classes = found.images, list(found.classes)
+    else:
+        paths = shares(Path(data), val_share)["train"]
+        images, classes = len(paths), sorted({path.split("/")[0] for path in paths})
+    check_teacher(plan.recipe, classes, data)
+    return fitted(plan, images, mine)
+
+
+def reasons(recipe: Recipe) -> list[tuple[str, str]]:
+    """What in a recipe is assumed, and why, for people."""
+    grouped: dict[str, list[str]] = {}
+    for key, why in recipe.assumed.items():
+        grouped.setdefault(why, []).append(key)
+    rows = [f"{', '.join(keys)}: {why}" for why, keys in grouped.items()]
+    return [("" if number else "assumed", row) for number, row in enumerate(rows)]
+
+
+def _for_few_epochs(recipe: Recipe, mine: Collection[str]) -> Recipe:
+    most = recipe.epochs // 4
+    if "warmup_epochs" in mine or recipe.warmup_epochs <= most:
+        return recipe
+    why = f"{recipe.warmup_epochs} in the recipe; at most a quarter of {recipe.epochs} epochs"
+    return replace(recipe, warmup_epochs=most, assumed=recipe.assumed | {"warmup_epochs": why})
+
+
+def _for_the_heads(recipe: Recipe, spec: ModelSpec, mine: Collection[str]) -> Recipe:
+    """In train mode the class head of a distilled model learns from labels, the other if taught."""
+    two = bool(spec.arch.get("distilled"))
+    if two and recipe.teacher:
+        mode, why = True, "with a teacher, for a network gives its two outputs in train mode only"
+    elif two:
+        mode, why = False, "without --teacher both heads learn from labels, as their mean"
+    elif recipe.freeze == "backbone":
+        mode, why = False, "a frozen backbone gives the head always the same features"
+    else:
+        return recipe
+    if "train_mode" in mine or recipe.train_mode is mode:
+        return recipe
+    return replace(recipe, train_mode=mode, assumed=recipe.assumed | {"train_mode": why})
+
+
+def _with_rates_for(recipe: Recipe, batch_size: int) -> Recipe:
+    """The rates, which were for another batch, for the recipe's own.
+
+    Adam's go with the root of the batch (arXiv 2205.10287). In proportion, as the paper's do from
+    batch to large batch, ten images were not learned at all: 13 % of digits right, not 40 %.
+    """
+    share = recipe.batch_size / batch_size
+    if recipe.optimizer != "sgd":
+        share **= 0.5
+    return replace(recipe, **{key: getattr(recipe, key) * share for key in _RATES})
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above a number; 0 below 1."""
+    return 1 << (number.bit_length() - 1) if number else 0
+
+
+def _replicas(batch: int, shares: int, replica_batch: int) -> int:
+    """The fewest replicas that are not larger than those of the recipe."""
+    replicas = shares
+    while batch // replicas > replica_batch:
+        replicas *= 2
+    return replicas
+
+
+def _telling(small: Recipe, recipe: Recipe, images: int) -> tuple[Recipe, str]:
+    """The smaller recipe with a reason for each field, and the sentence that says it all."""
+    found = f"{images:,} training images"
+    rule = "in proportion to the batch" if recipe.optimizer == "sgd" else "with the batch's root"
+    whys = {
+        "batch_size": f"{found}, of which an epoch should have {STEPS} steps",
+        "replicas": f"{found}; as few as there can be for this batch",
+        "repeated_aug": f"{found}, of which an epoch would show a part only",
+        **dict.fromkeys(_RATES, rule),
+    }
+    fields = [key for key in whys if getattr(small, key) != getattr(recipe, key)]
+    was = {key: _number(getattr(recipe, key)) for key in fields}
+    why = {key: f"{was[key]} in the recipe; {whys[key]}" for key in fields}
+    told = ", ".join(
+        f"{key} {was[key]} -> {_number(getattr(small, key))}"
+        for key in fields
+        if key not in _RATES[1:]
+    )
+    return replace(small, assumed=recipe.assumed | why), f"{found}: {told}"
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+    return f"{len(names):,} classes: {', '.join(names[:8])}{more}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
+    from deit_zoo.api import create
+
+    if recipe.init_from == spec.name and spec.name not in read(find()):
+        raise RecipeError(
+            f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
+            "with one of yours, or train it with deit-zoo reproduce --set data=folder"
+        )
+    create(spec.name, img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate, device="meta")

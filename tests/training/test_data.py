@@ -1,0 +1,348 @@
+"""Batches of a run: the same bits whoever reads, whatever is broken, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from deit_zoo.datasets import FolderSet
+from deit_zoo.errors import DataError, ZooError
+from deit_zoo.training.data import Batch, KeyedImages, Supply
+from deit_zoo.training.plan import Plan
+from deit_zoo.training.recipes.digits import DEIT_PICO
+from deit_zoo.training.samplers import Key, ReplicaBatches
+
+RECIPE = replace(DEIT_PICO, batch_size=64, replicas=2)
+# torch warns where there are fewer cores than workers, and that is no matter here.
+MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.float32))
+
+
+def noisy(image: Image.Image) -> Tensor:
+    """Pixels of a fixed size and a draw from each of the three generators."""
+    noise = random.random() + float(np.random.rand()) + torch.rand(8, 8, 3)
+    return pixels(image.resize((8, 8))) + noise
+
+
+def draws(image: Image.Image) -> Tensor:
+    """The draws alone, whatever the image."""
+    return torch.tensor([random.random(), float(np.random.rand()), float(torch.rand(()))])
+
+
+def deadly(image: Image.Image) -> Tensor:
+    """The end of any worker."""
+    if get_worker_info() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels(image)
+
+
+def failing(image: Image.Image) -> Tensor:
+    raise RuntimeError("the transform is wrong")
+
+
+def spoil(file: Path) -> None:
+    """Leave a JPEG that ends in its middle."""
+    whole = BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(whole, "JPEG")
+    file.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+
+
+@pytest.fixture(scope="module")
+def good(digits_folder: Path) -> FolderSet:
+    return FolderSet(digits_folder / "train")
+
+
+@pytest.fixture(scope="module")
+def spoiled(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FolderSet:
+    """The digits between two truncated files: numbers 0 and 321."""
+    root = tmp_path_factory.mktemp("spoiled") / "train"
+    shutil.copytree(digits_folder / "train", root)
+    spoil(root / "0" / "0000.jpg")
+    spoil(root / "9" / "zzzz.jpg")
+    return FolderSet(root)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks every fifth of a second, not every five, whether a worker is dead."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+@pytest.fixture
+def supply_of() -> Iterator[Callable[..., Supply]]:
+    """Make a supply with so many workers that ends with the test."""
+    made: list[Supply] = []
+
+    def make(
+        images: FolderSet,
+        workers: int,
+        *,
+        transform: Callable[[Image.Image], Any] = noisy,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> Supply:
+        plan = Plan(
+            recipe=RECIPE,
+            modified=True,
+            device="cpu",
+            processes=1,
+            workers=workers,
+            num_images=len(images),
+        )
+        made.append(Supply(images, transform, plan, range(2), say))
+        return made[-1]
+
+    yield make
+    for supply in made:
+        supply.close()
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(one, other)
+        for pair in zip(first, second, strict=True)
+        for one, other in zip(*pair, strict=True)
+    )
+
+
+def worker_pids(supply: Supply) -> list[int]:
+    return [worker.pid for worker in supply._workers]
+
+
+def test_an_item_is_drawn_by_its_key_and_says_that_nothing_was_bad(good: FolderSet) -> None:
+    # The draws of the key (0, 7, 3, 11, "augment"), as in test_draws.
+    image, label, bad = KeyedImages(good, draws, 0)[Key(319, 7, 3, 11)]
+    assert image.tolist() == pytest.approx([0.52663573209, 0.10793266835, 0.63076329231])
+    assert (label, bad) == (9, 0)
+
+
+def test_a_truncated_image_is_replaced_and_named_by_its_number(spoiled: FolderSet) -> None:
+    images = KeyedImages(spoiled, pixels, 0)
+    # Measured once: SHA-256 of "(0, 2, 1, 5, 0, 'replacement')" modulo the 322 images is 160.
+    image, label, bad = images[Key(0, 2, 1, 5)]
+    assert (label, bad) == (4, 1)
+    assert torch.equal(image, pixels(spoiled.open(160)))
+    assert images[Key(321, 2, 1, 5)][2] == 322
+
+
+def test_another_place_has_another_replacement(spoiled: FolderSet) -> None:
+    images = KeyedImages(spoiled, pixels, 0)
+    found = [images[key][0] for key in (Key(0, 2, 1, 5), Key(0, 3, 1, 5), Key(0, 2, 1, 6))]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_replacement_is_augmented_as_the_good_image_would_have_been(spoiled: FolderSet) -> None:
+    image, _, bad = KeyedImages(spoiled, draws, 0)[Key(0, 7, 3, 11)]
+    assert image.tolist() == pytest.approx([0.52663573209, 0.10793266835, 0.63076329231])
+    assert bad == 1
+
+
+@pytest.fixture
+def hopeless(tmp_path: Path) -> FolderSet:
+    """320 images, all truncated."""
+    for number in range(320):
+        file = tmp_path / "train" / str(number % 2) / f"{number:03d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        spoil(file)
+    return FolderSet(tmp_path / "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_eleven_bad_images_in_a_row_are_one_sentence(
+    hopeless: FolderSet, supply_of: Callable[..., Supply], workers: int
+) -> None:
+    with pytest.raises(DataError) as caught:
+        list(supply_of(hopeless, workers).epoch(0))
+    told = str(caught.value)
+    assert told.startswith("11 images in a row cannot be read, the last: ")
+    assert told.endswith("; `deit-zoo data check` lists every bad one")
+    assert "\n" not in told
+
+
+@MANY_WORKERS
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_no_bit_of_good_or_bad_images(
+    spoiled: FolderSet, supply_of: Callable[..., Supply], workers: int
+) -> None:
+    alone = list(supply_of(spoiled, 0).epoch(0))
+    assert equal(alone, list(supply_of(spoiled, workers).epoch(0)))
+    # Both bad images are among the 256 of this epoch, each once.
+    assert sorted(torch.cat([bad for _, _, bad in alone]).unique().tolist()) == [0, 1, 322]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_continues_at_any_step(
+    good: FolderSet, supply_of: Callable[..., Supply], workers: int
+) -> None:
+    supply = supply_of(good, workers)
+    whole = list(supply.epoch(5))
+    # 256 images of an epoch in batches of 32, two in a step.
+    assert len(whole) == 8
+    assert equal(list(supply.epoch(5, first_step=3)), whole[6:])
+
+
+def test_batches_are_counted_from_the_first_step(good: FolderSet) -> None:
+    plan = Plan(
+        recipe=RECIPE,
+        modified=True,
+        device="cpu",
+        processes=1,
+        workers=0,
+        num_images=len(good),
+    )
+    order = ReplicaBatches(plan, range(2))
+    whole = list(order)
+    order.first_step, order.first_batch = 2, 3
+    assert (list(order), len(order)) == (whole[7:], 1)
+
+
+def test_an_epoch_that_was_left_early_does_not_reach_into_the_next(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    supply = supply_of(good, 2)
+    next(supply.epoch(1))
+    assert equal(list(supply.epoch(2)), list(supply_of(good, 0).epoch(2)))
+
+
+def test_workers_live_from_epoch_to_epoch(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    supply = supply_of(good, 2)
+    list(supply.epoch(0))
+    before = worker_pids(supply)
+    list(supply.epoch(1))
+    assert len(before) == 2
+    assert worker_pids(supply) == before
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("killed_after", [0, 1])
+def test_a_killed_worker_changes_no_bit_and_is_told(
+    spoiled: FolderSet, supply_of: Callable[..., Supply], killed_after: int
+) -> None:
+    said: list[str] = []
+    supply = supply_of(spoiled, 2, say=said.append)
+    found = []
+    for number, batch in enumerate(supply.epoch(0)):
+        found.append(batch)
+        if number == killed_after:
+            os.kill(worker_pids(supply)[0], signal.SIGKILL)
+    assert equal(found, list(supply_of(spoiled, 0).epoch(0)))
+    assert len(said) == 1
+    assert said[0].startswith("a loader worker was killed by SIGKILL in epoch 1; loading starts ")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_is_killed_between_epochs_is_replaced(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    said: list[str] = []
+    supply = supply_of(good, 2, say=said.append)
+    list(supply.epoch(0))
+    os.kill(worker_pids(supply)[1], signal.SIGKILL)
+    assert equal(list(supply.epoch(1)), list(supply_of(good, 0).epoch(1)))
+    assert said == [
+        "a loader worker was killed by SIGKILL in epoch 2; loading starts again at batch 0"
+    ]
+
+
+def test_a_death_does_not_interrupt_a_step(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    # torch's own handler would raise within this test, not where the next batch is asked for.
+    supply = supply_of(good, 1)
+    next(supply.epoch(0))
+    worker = supply._workers[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while worker.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_handler_of_the_program_is_left_in_force(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    def own(*_: object) -> None:
+        """Stand for the program's handler."""
+
+    held = signal.signal(signal.SIGCHLD, own)
+    try:
+        next(supply_of(good, 1).epoch(0))
+        assert signal.getsignal(signal.SIGCHLD) is own
+    finally:
+        signal.signal(signal.SIGCHLD, held)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_die_again_and_again_end_the_run_in_one_sentence(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    said: list[str] = []
+    with pytest.raises(ZooError) as caught:
+        list(supply_of(good, 1, transform=deadly, say=said.append).epoch(4))
+    assert len(said) == 3
+    assert str(caught.value) == (
+        "loader workers died 4 times in epoch 5 (a loader worker was killed by SIGKILL); memory or "
+        "shared memory (/dev/shm) is mostly what they lack: give fewer --workers"
+    )
+
+
+def test_an_error_of_the_program_is_no_death(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    said: list[str] = []
+    with pytest.raises(RuntimeError, match="the transform is wrong"):
+        list(supply_of(good, 1, transform=failing, say=said.append).epoch(0))
+    assert said == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_that_is_for_the_run_leaves_the_workers(
+    good: FolderSet, supply_of: Callable[..., Supply], number: signal.Signals
+) -> None:
+    said: list[str] = []
+    supply = supply_of(good, 2, say=said.append)
+    for _ in supply.epoch(0):
+        for pid in worker_pids(supply):
+            os.kill(pid, number)
+    assert said == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_sigterm_ends_a_worker_though_the_run_would_handle_it(
+    good: FolderSet, supply_of: Callable[..., Supply]
+) -> None:
+    heard: list[int] = []
+    held = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        said: list[str] = []
+        supply = supply_of(good, 1, say=said.append)
+        for number, _ in enumerate(supply.epoch(0)):
+            if number == 0:
+                os.kill(worker_pids(supply)[0], signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, held)
+    assert heard == []
+    assert [sentence.split(" in epoch")[0] for sentence in said] == [
+        "a loader worker was killed by SIGTERM"
+    ]

@@ -1,0 +1,650 @@
+"""Whole runs of several processes: however they are started, stopped or killed, the same bits.
+
+The baseline trains in this process. Every other run is typed, as a person types it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training.processes import PROC, Tree, forest, free_port, python, send
+
+from deit_zoo.digits import write_folder
+from deit_zoo.errors import RecipeError, ZooError
+from deit_zoo.training import elastic, outcome
+from deit_zoo.training.launch import Job, make_plan, reproduce
+from deit_zoo.training.stopping import Stopped
+
+pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
+
+RUN = ("reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0")
+ZOO = python("-m", "deit_zoo")
+# The number of cores decides the number of threads, and they the order of sums.
+HOOKS = """
+import os, signal
+os.cpu_count = lambda: 2
+if os.environ.get("RANK") == os.environ.get("MORTAL", "none"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+SHORT, LONG, KILLED = 2, 6, 12
+EVERY_STEP = ("--set", "state_minutes=0")
+
+
+def settings(epochs: int) -> list[str]:
+    """A short run at full rate from the first step on."""
+    return [f"epochs={epochs}", "warmup_epochs=0"]
+
+
+def sha256(output: Path) -> str:
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+def states(output: Path) -> list[str]:
+    return sorted(file.name for file in (output / "state").glob("epoch-*"))
+
+
+def epochs_of(output: Path) -> int:
+    """The lines of the log."""
+    log = output / "log.jsonl"
+    return len(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all digits in `data`, hooks for Python's start, and room for runs."""
+    folder = tmp_path_factory.mktemp("elastic")
+    write_folder(folder / "data")
+    (folder / "hooks").mkdir()
+    (folder / "hooks" / "sitecustomize.py").write_text(HOOKS, encoding="utf-8")
+    (folder / "tmp").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(place: Path, manifest_of: Callable[[float | None], Path]) -> dict[str, str]:
+    """Two cores, whatever the machine has; no figure to compare with, so a run ends with 0."""
+    return {
+        "PYTHONPATH": str(place / "hooks"),
+        "DEIT_ZOO_MANIFEST": str(manifest_of(None)),
+        "TMPDIR": str(place / "tmp"),
+    }
+
+
+@pytest.fixture(scope="module")
+def plant(place: Path, environment: dict[str, str]) -> Iterator[Callable[..., Tree]]:
+    """Start a tree of processes."""
+    with forest(place) as start:
+        yield lambda *command, **env: start(*command, **(environment | env))
+
+
+@pytest.fixture(scope="module")
+def begin(plant: Callable[..., Tree], place: Path) -> Callable[..., Tree]:
+    """Type a run of two processes, or what `options` say."""
+
+    def typed(
+        output: Path, *options: str, epochs: int = SHORT, zoo: tuple[str, ...] = ZOO, **env: str
+    ) -> Tree:
+        options = options or ("--processes", "2")
+        sets = [word for change in settings(epochs) for word in ("--set", change)]
+        paths = ("--data", str(place / "data"), "--output", str(output))
+        return plant(*zoo, *RUN, *paths, *sets, *options, **env)
+
+    return typed
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path, environment: dict[str, str]) -> Callable[[int], str]:
+    """The digest of the weights that one process trains, by the number of epochs."""
+    known: dict[int, str] = {}
+
+    def of(epochs: int) -> str:
+        if epochs not in known:
+            output = place / f"alone-{epochs}"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "cpu_count", lambda: 2)
+                patch.setenv("DEIT_ZOO_MANIFEST", environment["DEIT_ZOO_MANIFEST"])
+                reproduce(
+                    "deit_pico_digits",
+                    gpus=0,
+                    output=output,
+                    data=place / "data",
+                    changes=settings(epochs),
+                    workers=0,
+                )
+            known[epochs] = sha256(output)
+        return known[epochs]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def pair(begin: Callable[..., Tree], place: Path) -> Tree:
+    """A finished run of two processes, in `place / "pair"`."""
+    tree = begin(place / "pair")
+    assert tree.code() == 0, tree.stderr
+    return tree
+
+
+def test_two_processes_train_the_bits_of_one(
+    pair: Tree, place: Path, alone: Callable[[int], str]
+) -> None:
+    assert sha256(place / "pair") == alone(SHORT)
+
+
+def test_two_processes_are_measured_on_every_image_once(pair: Tree, place: Path) -> None:
+    receipt = json.loads((place / "pair" / "receipt.json").read_text(encoding="utf-8"))
+    assert (receipt["reached"]["num_images"], receipt["environment"]["processes"]) == (360, 2)
+
+
+def test_of_two_processes_one_speaks(pair: Tree) -> None:
+    said = pair.stderr.splitlines()
+    assert len(said) == len(set(said))
+    assert said[-1].startswith("weights, receipt, log and curve are in ")
+    assert re.fullmatch(r"no verdict: top-1 .* on 360 images.*\n", pair.stdout)
+
+
+def test_two_processes_leave_the_files_of_one(pair: Tree, place: Path) -> None:
+    assert sorted(path.name for path in (place / "pair").iterdir()) == [
+        "curve.png",
+        "log.jsonl",
+        "model.safetensors",
+        "plan.json",
+        "receipt.json",
+        "state",
+        "tensorboard",
+    ]
+
+
+def test_two_processes_leave_nothing_among_the_temporary_files(pair: Tree, place: Path) -> None:
+    assert list((place / "tmp").glob("torchelastic*")) == []
+
+
+def slurm(rank: int, job: int) -> dict[str, str]:
+    """What srun tells a task, one of two on this machine."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+    }
+
+
+def test_tasks_of_srun_train_the_bits_of_one_process_and_the_first_speaks(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
+) -> None:
+    output = place / "srun"
+    port = str(free_port())  # which the number of the job gives where nobody does
+    first, second = (begin(output, MASTER_PORT=port, **slurm(rank, 7)) for rank in (0, 1))
+    assert (first.code(), second.code()) == (0, 0), first.stderr + second.stderr
+    assert sha256(output) == alone(SHORT)
+    assert (second.stdout, second.stderr) == ("", "")
+
+
+@pytest.mark.slow
+def test_torchruns_processes_train_the_bits_of_one(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
+) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    tree = begin(place / "torchrun", zoo=python("-m", *torchrun, "-m", "deit_zoo"))
+    assert tree.code() == 0, tree.stderr
+    assert sha256(place / "torchrun") == alone(SHORT)
+    assert re.fullmatch(r"no verdict: top-1 .* on 360 images.*\n", tree.stdout)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_the_bits_of_one_process(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
+) -> None:
+    output = place / "nodes"
+    nodes = ("--nodes", "2", "--processes", "1", "--rendezvous", f"localhost:{free_port()}")
+    trees = [begin(output, *nodes), begin(output, *nodes)]
+    assert [tree.code() for tree in trees] == [0, 0], trees[0].stderr + trees[1].stderr
+    assert sha256(output) == alone(SHORT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_run_that_is_asked_to_stop_keeps_a_state_and_continues_to_the_same_bits(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str], name: str, code: int
+) -> None:
+    output = place / name
+    tree = begin(output, epochs=LONG)
+    tree.until(lambda: epochs_of(output) == 2)
+    tree.process.send_signal(getattr(signal, name))
+    assert tree.code() == code, tree.stderr
+    assert tree.members() == {}
+    assert_stopped(tree, name)
+    assert len(states(output)) == 2
+    assert not (output / outcome.OUTCOME_FILE).exists()
+    again = begin(output, epochs=LONG)
+    assert again.code() == 0, again.stderr
+    assert "continuing after epoch " in again.stderr
+    assert sha256(output) == alone(LONG)
+
+
+def assert_stopped(tree: Tree, name: str) -> None:
+    """The last words: that it stops, and what continues the run; nothing of torch's launcher."""
+    *_, stopping, command = tree.stderr.splitlines()
+    again = "; Ctrl-C again stops at once" if name == "SIGINT" else ""
+    assert stopping == f"{name}: stopping after this step{again}"
+    assert command.startswith("stopped; this continues the run: deit-zoo reproduce ")
+    assert "Traceback" not in tree.stderr
+    assert "torch.distributed" not in tree.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_every_process_at_once_keeps_a_state(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
+) -> None:
+    output = place / "everyone"
+    tree = begin(output, "--processes", "2", "--workers", "1", epochs=LONG)
+    tree.until(lambda: epochs_of(output) == 2)
+    tree.signal_all(signal.SIGTERM)
+    assert tree.code() == 75, tree.stderr
+    assert "Traceback" not in tree.stderr
+    assert tree.stderr.count("stopped; this continues the run") == 1
+    tree.until_gone()
+    again = begin(output, epochs=LONG)
+    assert again.code() == 0, again.stderr
+    assert sha256(output) == alone(LONG)
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_step_is_no_traceback(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    tree = begin(place / "early")
+    tree.until(lambda: len(tree.ranks()) == 2)  # they import torch for some seconds
+    tree.process.send_signal(signal.SIGINT)
+    assert tree.code() == 130
+    assert "Traceback" not in tree.stderr
+    assert tree.members() == {}
+
+
+MOMENTS = ("any time", "a state is written", "an epoch ends")
+
+
+def wait_for(tree: Tree, output: Path, moment: str, draw: random.Random) -> None:
+    """Until the moment to kill."""
+    if moment == "any time":
+        tree.until(lambda: "continuing" in tree.stderr or epochs_of(output))
+        patience = time.monotonic() + draw.uniform(0.0, 1.0)
+        tree.until(lambda: time.monotonic() > patience)
+    elif moment == "a state is written":
+        tree.until(lambda: any((output / "state").glob(".epoch-*")))
+    else:
+        before = epochs_of(output)
+        tree.until(lambda: epochs_of(output) > before)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_in_the_bits_of_one_that_nobody_disturbed(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
+) -> None:
+    output, draw = place / "killed", random.Random(0)
+    moments = [MOMENTS[number % len(MOMENTS)] for number in range(10)]
+    draw.shuffle(moments)
+    for moment in moments:
+        options = EVERY_STEP if draw.random() < 0.5 else ()
+        tree = begin(output, "--processes", "2", *options, epochs=KILLED)
+        wait_for(tree, output, moment, draw)
+        tree.kill()
+        assert tree.process.returncode == -signal.SIGKILL, tree.stderr
+    last = begin(output, epochs=KILLED)
+    assert last.code() == 0, last.stderr
+    assert sha256(output) == alone(KILLED)
+    assert epochs_of(output) == KILLED
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_end_by_themselves(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    tree = begin(place / "orphans", epochs=LONG)
+    tree.until(lambda: epochs_of(place / "orphans") == 1)
+    tree.process.kill()
+    tree.until_gone(seconds=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_begins_again_with_the_others_and_it_is_told(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str], rank: int
+) -> None:
+    output = place / f"lost-{rank}"
+    tree = begin(output, epochs=LONG)
+    tree.until(lambda: epochs_of(output) == 2)
+    send(tree.ranks()[rank], signal.SIGKILL)
+    assert tree.code() == 0, tree.stderr
+    told = "a process died; all begin again from the last state (restart 1 of 3)"
+    assert tree.stderr.splitlines().count(told) == 1
+    assert "Traceback" not in tree.stderr
+    assert sha256(output) == alone(LONG)
+    assert epochs_of(output) == LONG
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_every_time_ends_the_run_in_one_sentence(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    tree = begin(place / "mortal", MORTAL="1")
+    assert tree.code() == 2
+    *_, last = tree.stderr.splitlines()
+    assert last == (
+        "error: process 1 was killed by SIGKILL, after 3 restarts; what it printed is above, and "
+        "the same command continues from the last state"
+    )
+    assert "Traceback" not in tree.stderr
+    assert tree.members() == {}
+
+
+@pytest.mark.slow
+def test_an_error_that_every_process_meets_is_one_sentence_and_nothing_is_tried_again(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    teacher = ("--set", "distillation=hard", "--set", "teacher=deit_zoo_has_no_such_teacher")
+    tree = begin(place / "teacher", "--processes", "2", *teacher)
+    assert tree.code() == 2
+    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: teacher is 'deit_zoo_has_no_such_teacher', which neither ")
+    assert "Traceback" not in tree.stderr
+    assert "begin again" not in tree.stderr
+    assert not (place / "teacher" / outcome.OUTCOME_FILE).exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_alone_cannot_replace_is_one_sentence(
+    begin: Callable[..., Tree], place: Path, tmp_path: Path
+) -> None:
+    # Every image of the training set becomes unreadable; each process meets its own first.
+    write_folder(tmp_path / "data")
+    for file in (tmp_path / "data" / "train").rglob("*.png"):
+        file.write_bytes(b"no image")
+    tree = begin(tmp_path / "run", "--processes", "2", "--data", str(tmp_path / "data"))
+    assert tree.code() == 2
+    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: 11 images in a row cannot be read, the last: ")
+    assert "Traceback" not in tree.stderr
+
+
+STUBS = {
+    "srun": 'exec "$@"\n',
+    "scontrol": ('if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$ASKED"; fi\n'),
+    "deit-zoo": f'exec "{sys.executable}" -m deit_zoo "$@"\n',
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path) -> dict[str, str]:
+    """A Slurm of one machine: srun starts its arguments, scontrol notes what it is asked for."""
+    folder = place / "bin"
+    folder.mkdir()
+    for name, text in STUBS.items():
+        file = folder / name
+        file.write_text(f"#!/bin/bash\n{text}", encoding="utf-8")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "ASKED": str(place / "asked"),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_CPUS_PER_TASK": "2",
+    }
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_asks_to_be_queued_again_and_ends_well(
+    begin: Callable[..., Tree],
+    plant: Callable[..., Tree],
+    cluster: dict[str, str],
+    place: Path,
+    alone: Callable[[int], str],
+) -> None:
+    output, script = place / "slurm", place / "slurm.sh"
+    written = begin(output, "--processes", "2", "--slurm", str(script), epochs=LONG)
+    assert written.code() == 0, written.stderr
+    first = plant("bash", str(script), **cluster)
+    first.until(lambda: epochs_of(output) == 2)
+    for pid, env in first.members().items():  # Slurm's --signal: every process but the shell
+        if pid != first.process.pid and "SLURM_JOB_ID" in env:
+            send(pid, signal.SIGUSR1)
+    assert first.code() == 75, first.stderr
+    assert (place / "asked").read_text(encoding="utf-8") == "requeue 7\n"
+    second = plant("bash", str(script), **cluster)
+    assert second.code() == 0, second.stderr
+    assert (place / "asked").read_text(encoding="utf-8") == "requeue 7\n"
+    assert sha256(output) == alone(LONG)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_two_nodes_meets_at_the_first(
+    begin: Callable[..., Tree],
+    plant: Callable[..., Tree],
+    cluster: dict[str, str],
+    place: Path,
+    alone: Callable[[int], str],
+) -> None:
+    output, script = place / "two-nodes", place / "two-nodes.sh"
+    nodes = ("--nodes", "2", "--processes", "1", "--slurm", str(script))
+    assert begin(output, *nodes).code() == 0
+    text = script.read_text(encoding="utf-8")
+    script.write_text(text.replace(f":{elastic.PORT}", f":{free_port()}"), encoding="utf-8")
+    trees = [plant("bash", str(script), **cluster, SLURM_PROCID=str(node)) for node in (0, 1)]
+    assert [tree.code() for tree in trees] == [0, 0], trees[0].stderr + trees[1].stderr
+    assert sha256(output) == alone(SHORT)
+    assert trees[1].stdout == ""
+
+
+@pytest.mark.slow
+def test_a_node_that_waits_for_the_others_can_be_stopped(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    port = free_port()
+    nodes = ("--nodes", "2", "--processes", "1", "--rendezvous", f"localhost:{port}")
+    tree = begin(place / "waiting", *nodes)
+    listening = f":{port:04X} "
+    tree.until(
+        lambda: listening in (PROC / "net/tcp6").read_text() + (PROC / "net/tcp").read_text()
+    )
+    tree.process.send_signal(signal.SIGUSR1)
+    assert tree.code() == 75, tree.stderr
+    assert "Traceback" not in tree.stderr
+
+
+def test_nodes_that_do_not_meet_are_told_in_one_sentence(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elastic, "MEETING_SECONDS", 1)
+    plan = make_plan("deit_pico_digits", gpus=0, nodes=2)
+    job = Job(plan=plan, data=str(place / "data"), fingerprint={})
+    where = f"localhost:{free_port()}"
+    with pytest.raises(ZooError) as caught:
+        elastic.launch(job, place, where)
+    assert str(caught.value) == (
+        f"the 2 nodes did not meet at {where} (RendezvousTimeoutError); type the same command on "
+        "each within 0 minutes, with a HOST:PORT that each can reach"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("localhost", "localhost"),
+        ("a1,b2", "a1"),
+        ("node[03-06,9]", "node03"),
+        ("node[1,3-4],other", "node1"),
+        ("gpu-a[07-08]-ib,login", "gpu-a07-ib"),
+        ("rack[0-1]node[2-3]", "rack0node2"),
+        ("n1.example.org,n[2-3].example.org", "n1.example.org"),
+    ],
+)
+def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
+    assert elastic.first_host(nodes) == first
+
+
+def test_a_list_without_a_host_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        elastic.first_host(",")
+    assert str(caught.value) == "Slurm's list of nodes is ',', in which there is no host"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which nobody has started this process as one of many."""
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what is set in a test is taken back
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def set_all(patch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    for name, value in values.items():
+        patch.setenv(name, value)
+
+
+def test_a_process_that_nobody_started_is_no_rank(bare: pytest.MonkeyPatch) -> None:
+    assert not elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+
+
+def test_torchruns_process_is_a_rank(bare: pytest.MonkeyPatch) -> None:
+    set_all(bare, {"RANK": "1", "WORLD_SIZE": "2"})
+    assert elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+
+
+def test_another_number_of_processes_than_planned_is_refused(bare: pytest.MonkeyPatch) -> None:
+    set_all(bare, {"RANK": "0", "WORLD_SIZE": "4"})
+    with pytest.raises(RecipeError) as caught:
+        elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+    assert str(caught.value) == (
+        "torchrun started 4 processes, but --gpus and --nodes ask for 2; make the two agree"
+    )
+
+
+def test_a_task_of_srun_is_a_rank_with_torchruns_variables(bare: pytest.MonkeyPatch) -> None:
+    set_all(bare, slurm(1, 45_678) | {"SLURM_STEP_NODELIST": "node[07-08]"})
+    assert elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [os.environ[name] for name in names] == ["1", "1", "2", "node07", "25678"]
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        {"SLURM_NTASKS": "2"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        slurm(0, 7) | {"SLURM_STEP_NUM_TASKS": "1"},
+    ],
+    ids=["of salloc", "of sbatch", "as a step of one task"],
+)
+def test_the_shell_of_an_allocation_is_no_rank(
+    bare: pytest.MonkeyPatch, shell: dict[str, str]
+) -> None:
+    set_all(bare, shell)
+    assert not elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+
+
+def test_nodes_without_a_place_to_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    with pytest.raises(RecipeError) as caught:
+        elastic.check_rendezvous(2, None)
+    assert str(caught.value) == (
+        "--nodes 2 needs --rendezvous HOST:PORT, the same on every node; if this node is the "
+        "first, type --rendezvous here:29400"
+    )
+
+
+@pytest.mark.parametrize("place_to_meet", ["here", "here:", ":29400", "here:port"])
+def test_a_place_to_meet_is_a_host_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, place_to_meet: str
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    with pytest.raises(RecipeError) as caught:
+        elastic.check_rendezvous(2, place_to_meet)
+    assert str(caught.value) == (
+        "--nodes 2 needs --rendezvous HOST:PORT, the same on every node, not "
+        f"{place_to_meet!r}; if this node is the first, type --rendezvous here:29400"
+    )
+
+
+def test_one_node_needs_no_place_to_meet() -> None:
+    elastic.check_rendezvous(1, None)
+    elastic.check_rendezvous(2, "node07.example.org:29400")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_the_launcher_hears_a_signal_whenever_it_comes(name: str) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SignalException) as caught, elastic.hearing():
+        signal.raise_signal(getattr(signal, name))
+    assert caught.value.sigval == getattr(signal, name)
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_a_hangup_under_nohup_is_not_heard() -> None:
+    def torchs_handler(*_: Any) -> None:
+        raise AssertionError("the hangup was heard")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with elastic.hearing():
+            signal.signal(signal.SIGHUP, torchs_handler)
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("codes", "first"),
+    [
+        ({0: -15, 1: -9}, (1, -9)),
+        ({0: elastic.LOST, 1: 1}, (1, 1)),
+        ({0: 1, 1: 1}, (0, 1)),
+        ({1: elastic.LOST}, (1, elastic.LOST)),
+    ],
+)
+def test_the_process_that_is_named_did_not_follow_another(
+    codes: dict[int, int], first: tuple[int, int]
+) -> None:
+    assert elastic.first_to_die(codes) == first
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(-9, "was killed by SIGKILL"), (1, "ended with exit code 1")]
+)
+def test_how_a_process_ended_in_words(code: int, told: str) -> None:
+    assert elastic.ended(code) == told
+
+
+def test_what_the_first_process_left_is_raised_by_the_launcher(tmp_path: Path) -> None:
+    plan = make_plan("deit_pico_digits", gpus=0, processes=2)
+    job = Job(plan=plan, data="data", fingerprint={})
+    outcome.leave(tmp_path, signal=int(signal.SIGUSR1))
+    with pytest.raises(Stopped) as stopped:
+        elastic.told_verdict(job, tmp_path)
+    assert stopped.value.number == signal.SIGUSR1
+    outcome.leave(tmp_path, error=["RecipeError", "the sentence"])
+    with pytest.raises(RecipeError, match=r"^the sentence$"):
+        elastic.told_verdict(job, tmp_path)

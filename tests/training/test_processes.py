@@ -1,0 +1,160 @@
+"""One training, whatever shares the work: 1, 2 and 4 processes, and any number of workers.
+
+The processes are real, of gloo's group, and train with the parts of a run (see ranks.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training.processes import PROC, forest, free_port, python
+from training.ranks import MIDDLE, NOT_FINITE, SHORT, STEPS
+
+from deit_zoo.digits import write_folder
+
+pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
+
+SCRIPT = str(Path(__file__).with_name("ranks.py"))
+JOBS = {
+    1: (
+        "float64",
+        "float32",
+        "one worker",
+        "three workers",
+        "continued",
+        "taught",
+        "untaught",
+        "not finite",
+        "evaluated",
+    ),
+    2: ("float64", "float32", "continued", "taught", "untaught", "not finite", "evaluated"),
+    4: ("float64", "float32"),
+}
+Results = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """By the number of processes, what each process left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_folder(folder / "data")
+    with forest(folder) as start:
+        for size, jobs in JOBS.items():
+            command = python(SCRIPT, str(folder / "data"), str(folder), *jobs)
+            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+            trees = [
+                start(*command, WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), **where)
+                for rank in range(size)
+            ]
+            for tree in trees:
+                assert tree.code() == 0, tree.stderr
+    return {
+        size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+        for size in JOBS
+    }
+
+
+def difference(found: list[float], expected: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(f - e) / abs(e) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def of(results: Results) -> Callable[[int, str], Any]:
+    """A job's result in the first process of a group."""
+    return lambda size, job: results[size][0][job]
+
+
+def test_twenty_steps_are_twenty_different_losses(of: Callable[[int, str], Any]) -> None:
+    assert len(set(of(1, "float64"))) == STEPS
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_that_share_the_replicas_walk_the_same_losses(
+    of: Callable[[int, str], Any], size: int
+) -> None:
+    assert difference(of(size, "float64"), of(1, "float64")) < 1e-9
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_in_single_precision_they_differ_by_rounding_alone(
+    of: Callable[[int, str], Any], size: int
+) -> None:
+    assert difference(of(size, "float32"), of(1, "float32")) < 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_process_hears_the_loss_of_all(results: Results, size: int) -> None:
+    assert all(of_rank["float64"] == results[size][0]["float64"] for of_rank in results[size])
+
+
+@pytest.mark.parametrize("job", ["one worker", "three workers"])
+def test_the_number_of_workers_changes_no_bit(of: Callable[[int, str], Any], job: str) -> None:
+    assert of(1, job) == of(1, "float32")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_epoch_that_goes_on_from_a_state_goes_on_bit_for_bit(
+    of: Callable[[int, str], Any], size: int
+) -> None:
+    assert of(size, "continued") == of(size, "float32")[MIDDLE:]
+
+
+def test_a_teacher_teaches_two_processes_what_it_teaches_one(
+    of: Callable[[int, str], Any],
+) -> None:
+    assert len(of(1, "taught")) == SHORT
+    assert difference(of(2, "taught"), of(1, "taught")) < 1e-9
+
+
+def test_a_head_that_nobody_teaches_does_not_hold_up_two_processes(
+    of: Callable[[int, str], Any],
+) -> None:
+    assert len(of(1, "untaught")) == SHORT
+    assert difference(of(2, "untaught"), of(1, "untaught")) < 1e-9
+
+
+def test_a_loss_that_one_process_lacks_is_a_step_that_both_skip(results: Results) -> None:
+    for of_rank in results[2]:
+        found = of_rank["not finite"]["losses"]
+        ill = [number for number, loss in enumerate(found) if math.isnan(loss)]
+        # The last of three in a row ends the epoch before it is told.
+        assert ill == list(NOT_FINITE[:-1])
+
+
+def test_both_processes_end_at_the_same_step(results: Results) -> None:
+    assert [of_rank["not finite"]["ended"] for of_rank in results[2]] == [14, 14]
+
+
+def test_after_skipped_steps_both_processes_hold_the_same_weights(results: Results) -> None:
+    first, second = (of_rank["not finite"]["weights"] for of_rank in results[2])
+    assert first == second
+
+
+def test_the_steps_between_skipped_ones_are_those_of_one_process(
+    of: Callable[[int, str], Any],
+) -> None:
+    two, one = (
+        [loss for loss in of(size, "not finite")["losses"] if not math.isnan(loss)]
+        for size in (2, 1)
+    )
+    assert len(two) == NOT_FINITE[-1] + 1 - len(NOT_FINITE)
+    assert difference(two, one) < 1e-9
+
+
+def test_two_processes_open_every_validation_image_once(results: Results) -> None:
+    opened = [number for of_rank in results[2] for number in of_rank["evaluated"]["opened"]]
+    assert sorted(opened) == list(range(360))
+
+
+def test_two_processes_measure_what_one_measures(results: Results) -> None:
+    alone = results[1][0]["evaluated"]
+    for of_rank in results[2]:
+        found = of_rank["evaluated"]
+        assert (found["top1"], found["num_images"]) == (alone["top1"], 360)
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
