@@ -54,6 +54,7 @@ def reproduce_(
     Exit 0: reproduced, or no figure to compare with; 1: not reproduced; 75: asked to stop by
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
+    from deit_zoo.errors import RecipeError
     from deit_zoo.training.launch import Job, make_plan, recipe_for, reproduce
 
     num_images = None
@@ -74,6 +75,11 @@ def reproduce_(
         )
         print_rows(out, plan.lines())
         if slurm is not None and not dry_run:
+            if resume == "never":
+                raise RecipeError(
+                    "--resume never with --slurm: a job that is queued again continues its run; "
+                    "leave --resume out"
+                )
             write_script(plan, slurm)
         return
     output = output or Path("runs") / recipe_for(name).name
@@ -98,7 +104,7 @@ def reproduce_(
             nodes=nodes,
             rendezvous=rendezvous,
             resume=resume,
-            say=say,
+            say=say if first else ignore,
             progress=counting.enter_context(Bar("files")) if first else ignore,
         )
     if first:
@@ -130,8 +136,8 @@ def stopping(first: bool) -> Iterator[None]:
         raise typer.Exit(130 if number == signal.SIGINT else REQUEUE) from None
 
 
-def ignore(*_: int) -> None:
-    """The progress of a process that shows none."""
+def ignore(*_: object) -> None:
+    """What a process tells that is not the first: nothing."""
 
 
 def write_script(plan: Plan, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PLAN_FILE, LOG_FILE = "plan.json", "log.jsonl"
 
 def write_whole(file: Path, data: bytes) -> None:
     """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

@@ -168,7 +168,8 @@ def carry_out(
     """Run a plan to its verdict. `fit` makes it one for the data that were found."""
     from deit_zoo.training import elastic
 
-    rank = elastic.is_rank(plan)
+    # Several nodes with one process each look to srun like its own ranks.
+    rank = rendezvous is None and elastic.is_rank(plan)
     if not rank and fit is None:  # what can be refused at once
         check_output(output, plan.recipe, resume)
     if plan.processes > 1 and not rank:
@@ -224,6 +225,11 @@ def surveyed(
         raise DataError(
             f"{recipe.name} trains on {recipe.data}, which is not shipped; type --data DIR with "
             "train/ and val/ in it"
+        )
+    if data is None and plan.nodes > 1:
+        raise DataError(
+            f"--nodes {plan.nodes} without --data: type deit-zoo data digits --output DIR where "
+            "every node sees it, and then --data DIR"
         )
     where = str(data) if data is not None else str(written_digits(output))
     found = survey(where, progress)
@@ -295,7 +301,8 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise DataError(f"{output} is a file; give a folder as --output")
     # The digits are written before the plan, and a process may be killed between the two.
     held = {path.name for path in output.iterdir()} if output.exists() else set()
-    if all(name == DATA_FOLDER or name.startswith(f".{DATA_FOLDER}.") for name in held):
+    begun = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.")
+    if all(name == DATA_FOLDER or name.startswith(begun) for name in held):
         return
     plan = output / PLAN_FILE
     if not plan.is_file():

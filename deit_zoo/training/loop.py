@@ -192,7 +192,8 @@ class Told:
 
     def send(self, stop: bool) -> None:
         """Tell all others, and begin to read the sums."""
-        self.values[1:] = torch.tensor([len(self.bad), stop], dtype=torch.float64)
+        self.values[1].fill_(len(self.bad))
+        self.values[2].fill_(stop)
         self.group.add(self.values)
         if self.group.device.type == "cuda":
             pinned = torch.empty(3, dtype=torch.float64, pin_memory=True)

@@ -58,8 +58,10 @@ def train(job: Job, output: Path, group: Group) -> report.Verdict:
     Raises Stopped, with a state on disk, where the run was asked to end.
     """
     plan, recipe = job.plan, job.plan.recipe
-    aloud = Console(stderr=True, highlight=False, soft_wrap=True)
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not group.first)
+    aloud = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    console = Console(
+        stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=not group.first
+    )
 
     def say(sentence: str) -> None:  # what is true of the run: the first process tells it
         console.print(sentence, markup=False)
@@ -345,6 +347,8 @@ def main() -> None:
             # First, so that the others, who lose this one, find it.
             outcome.leave(output, error=[type(error).__name__, str(error)])
             os._exit(1)
+        except KeyboardInterrupt:
+            os._exit(130)
         except RuntimeError as error:
             if not lost_another(error):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,11 +32,18 @@ class Stop:
         self.say = say
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+        if self._is_last(number):
             raise KeyboardInterrupt
-        self.number = number
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        self.say(f"{signal.Signals(number).name}: stopping after this step{again}")
+        known, self.number = self.number, self.number or number
+        if not known:  # what a scheduler sends to all, a launcher passes on as well
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            self.say(f"{signal.Signals(number).name}: stopping after this step{again}")
+
+    def _is_last(self, number: int) -> bool:
+        """Whether a Ctrl-C follows another wish; torchrun's launcher passes it on as SIGTERM."""
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return self.number == signal.SIGINT and number == signal.SIGTERM
+        return self.number != 0 and number == signal.SIGINT
 
 
 @contextmanager

@@ -263,12 +263,17 @@ def test_a_signal_to_every_process_at_once_keeps_a_state(
     assert sha256(output) == alone(LONG)
 
 
+def import_torch(pid: int) -> bool:
+    """Whether a process has begun with what takes some seconds."""
+    return "libtorch" in (PROC / str(pid) / "maps").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_step_is_no_traceback(
     begin: Callable[..., Tree], place: Path
 ) -> None:
     tree = begin(place / "early")
-    tree.until(lambda: len(tree.ranks()) == 2)  # they import torch for some seconds
+    tree.until(lambda: [import_torch(pid) for pid in tree.ranks().values()] == [True, True])
     tree.process.send_signal(signal.SIGINT)
     assert tree.code() == 130
     assert "Traceback" not in tree.stderr

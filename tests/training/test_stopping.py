@@ -52,12 +52,31 @@ def test_an_interrupt_after_another_signal_stops_at_once() -> None:
         stop(signal.SIGINT, None)
 
 
+def test_under_a_launcher_a_second_interrupt_comes_as_a_termination(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    stop = Stop(ignored)
+    stop(signal.SIGINT, None)
+    stop(signal.SIGINT, None)  # the terminal's, passed on by the launcher as well
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGTERM, None)
+
+
+def test_what_all_have_heard_is_told_once() -> None:
+    told: list[str] = []
+    stop = Stop(told.append)
+    stop(signal.SIGTERM, None)
+    stop(signal.SIGTERM, None)
+    assert told == ["SIGTERM: stopping after this step"]
+
+
 def test_slurms_warning_may_come_before_the_end_itself() -> None:
     # At the limit Slurm sends SIGTERM after SIGUSR1: it is no second interrupt.
     with listening(ignored) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == signal.SIGTERM
+        assert stop.number == signal.SIGUSR1
 
 
 def test_what_was_done_with_signals_before_is_done_again_afterwards() -> None:
