@@ -259,10 +259,10 @@ def test_diff_of_a_receipt_with_itself_is_one_word(typed: Callable[..., Done]) -
 def test_diff_names_what_differs_by_group_and_says_no(
     typed: Callable[..., Done], receipt: Callable[..., Path]
 ) -> None:
-    done = typed("diff", receipt(seed=0, band=1.5), receipt(seed=12, band=1.25, teacher=None))
+    done = typed("diff", receipt(seed=0, band=1.5), receipt(seed=12, band=1.25, teacher="deit_b"))
     assert done.status == 1
     assert done.out == (
-        "result\n  band  1.5  1.25\nrecipe\n  seed  0  12\nweights\n  teacher  absent  none\n"
+        "result\n  band  1.5  1.25\nrecipe\n  seed  0  12\nweights\n  teacher  none  deit_b\n"
     )
 
 
@@ -284,7 +284,7 @@ def test_diff_of_the_same_run_at_another_time_says_same(
 
 
 def test_diff_prints_json(typed: Callable[..., Done], receipt: Callable[..., Path]) -> None:
-    left, right = receipt(seed=0), receipt(seed=12, teacher=None)
+    left, right = receipt(seed=0), receipt(seed=12, teacher="deit_b")
     done = typed("diff", left, right, "--json")
     assert done.status == 1
     assert json.loads(done.out) == {
@@ -293,7 +293,7 @@ def test_diff_prints_json(typed: Callable[..., Done], receipt: Callable[..., Pat
         "same": False,
         "groups": {
             "recipe": [{"field": "seed", "left": 0, "right": 12}],
-            "weights": [{"field": "teacher", "right": None}],
+            "weights": [{"field": "teacher", "left": None, "right": "deit_b"}],
         },
     }
 
