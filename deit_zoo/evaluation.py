@@ -200,25 +200,29 @@ def _loaded(
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
     )
-    with _interrupts_held():
+    with wishes_held():
         loading = iter(loader)
     yield from loading
 
 
 def _ignore_interrupts(_worker: int) -> None:
-    """A wish to stop is the main process's to hear; a scheduler sends it to all."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    """A wish to stop is the main process's to hear; SIGTERM must end a worker, at exit it does."""
+    for name, action in (
+        ("SIGINT", signal.SIG_IGN),
+        ("SIGUSR1", signal.SIG_IGN),
+        ("SIGTERM", signal.SIG_DFL),
+    ):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+            signal.signal(getattr(signal, name), action)
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the workers are started; else it would end them with a traceback."""
+def wishes_held() -> Iterator[None]:
+    """While workers are started, Ctrl-C and SIGUSR1 wait; the workers hear neither, ever."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
     try:
         yield
     finally:

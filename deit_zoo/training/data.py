@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deit_zoo.datasets import ImageSet
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation import one_sentence
+from deit_zoo.evaluation import one_sentence, wishes_held
 from deit_zoo.preprocess import naming
 from deit_zoo.training.draws import seed_all
 from deit_zoo.training.plan import Plan
@@ -139,7 +139,7 @@ class Supply:
                 pin_memory=self.plan.device == "cuda",
                 worker_init_fn=leave_signals_to_the_run,
             )
-        with _deaths_wait_for_the_next_batch():
+        with _deaths_wait_for_the_next_batch(), wishes_held():
             batches = iter(self._loader)
         self._workers = getattr(batches, "_workers", [])
         return batches
