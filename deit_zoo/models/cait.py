@@ -23,13 +23,21 @@ from deit_zoo.models.layers import (
     PatchEmbed,
     ZooModel,
     as_pair,
+    attend,
     init_linear,
     layer_norm,
     new_head,
     new_token,
     pick_layers,
+    predicting,
     to_grid,
+    untouched,
 )
+
+# Scores computed at once, in bytes: what stays in a core's cache while heads are mixed.
+TILE = 1_500_000
+# From so many patches and up to this width, one fused kernel beats mixing in half precision.
+FOLD_TOKENS, FOLD_DIM = 400, 256
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -57,7 +65,11 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.heads(x)
-        out = mix_heads(self.proj_w, self.softmax_map(query, key)) @ value  # (B, H, N, D/H)
+        if torch.is_grad_enabled():
+            out = mix_heads(self.proj_w, self.softmax_map(query, key)) @ value  # (B, H, N, D/H)
+        else:
+            first = self.proj_l.weight * query.shape[-1] ** -0.5
+            out = talk(query, key, value, first, self.proj_w.weight, self.proj_w.bias)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def attention(self, x: Tensor) -> Tensor:
@@ -82,6 +94,10 @@ class ClassAttention(nn.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if predicting(self) and untouched(self.k, self.v):
+            shape = (self.num_heads, -1, x.shape[-1])
+            key, value = self.k.weight.view(shape), self.v.weight.view(shape)
+            return self.proj(attend(self.q(x[:, :1]), x, key, value, self.v.bias))
         query, key, value = self.split(self.q(x[:, :1])), self.split(self.k(x)), self.v(x)
         out = F.scaled_dot_product_attention(query, key, self.split(value))  # (B, H, 1, D/H)
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, 1, D)
@@ -113,6 +129,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
+        if predicting(self):
+            x = torch.addcmul(x, self.gamma_1, self.attn(self.norm1(x)))
+            return torch.addcmul(x, self.gamma_2, self.mlp(self.norm2(x)))
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
 
@@ -210,6 +229,18 @@ class CaiT(ZooModel):
             x = self._run(block, x)
         return self.norm(torch.cat((self.read_class(x), x), dim=1))
 
+    def may_skip(self) -> bool:
+        """Only the result is wanted, and nobody watches the last norm."""
+        own = type(self).forward_features is CaiT.forward_features
+        return predicting(self) and own and untouched(self.norm)
+
+    def forward_prefix(self, x: Tensor) -> Tensor:
+        """The class token of `forward_features` (B, 1, D)."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(self.read_class(x))
+
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens to logits; with `pre_logits` to the class token (B, D)."""
         return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
@@ -276,5 +307,74 @@ class CaiT(ZooModel):
 
 def mix_heads(linear: nn.Linear, scores: Tensor) -> Tensor:
     """Apply a linear layer over the heads of (B, H, N, N) without moving them last."""
-    mixed = linear.weight @ scores.flatten(2) + linear.bias[:, None]
-    return mixed.view_as(scores)
+    return mixed(linear.weight, scores) + linear.bias[:, None, None]
+
+
+def mixed(weight: Tensor, scores: Tensor) -> Tensor:
+    """Linear combinations of the heads of (B, H, N, N), by one small matrix product."""
+    return (weight.expand(scores.shape[0], -1, -1) @ scores.flatten(2)).view_as(scores)
+
+
+def talk(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor, bias: Tensor
+) -> Tensor:
+    """Talking-heads attention (B, H, N, D/H) without gradients, in the form that suits the device.
+
+    `first` (H, H) mixes scores before the softmax and holds their scale; its bias is left out,
+    since it moves all scores of a row alike. `second` and `bias` mix after it; the bias adds the
+    same row to every patch.
+    """
+    constant = bias[:, None, None] * value.sum(dim=2, keepdim=True)
+    if suits_folding(query):
+        return talk_folded(query, key, value, first, second) + constant
+    # A graph that is being written down must not depend on the batch it is written with.
+    written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    form = talk_whole if written or query.device.type != "cpu" else talk_in_tiles
+    return form(query, key, value, first, second) + constant
+
+
+def talk_whole(query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """All scores (B, H, N, N) at once."""
+    shares = mixed(first, query @ key.transpose(-2, -1)).softmax(dim=-1)
+    return mixed(second, shares) @ value
+
+
+def talk_in_tiles(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """A few images or a few queries at a time: scores stay in the cache, and little is held."""
+    batch, heads, tokens, head_dim = query.shape
+    row = heads * tokens * query.element_size()
+    images, rows = max(1, TILE // (row * tokens)), max(1, TILE // row)
+    out = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
+    for b in range(0, batch, images):
+        few = slice(b, b + images)
+        for n in range(0, tokens, rows):
+            part = slice(n, n + rows)
+            read = talk_whole(query[few, :, part], key[few], value[few], first, second)
+            out[few, :, part] = read
+    return out
+
+
+def suits_folding(query: Tensor) -> bool:
+    """Whether one fused kernel of head size D is better: where many scores would move through
+    memory in half precision, and kernels take heads so large."""
+    _, heads, tokens, head_dim = query.shape
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return half and tokens >= FOLD_TOKENS and heads * head_dim <= FOLD_DIM
+
+
+def talk_folded(query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """One fused attention with heads of size D, and no scores in memory.
+
+    Mixed scores are those of queries that hold every head's, each times its share; what the second
+    mixing gives is the sum over heads of values times their shares.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    wide = (batch, heads, tokens, heads * head_dim)
+    every = key.transpose(1, 2).reshape(batch, 1, tokens, -1).expand(wide)
+    # (B, 1, N, H, D/H) by (H, 1, H, 1)
+    asked = (query.transpose(1, 2)[:, None] * first[:, None, :, None]).reshape(wide)
+    held = (value.transpose(1, 2)[:, None] * second.t()[:, None, :, None]).reshape(wide)
+    read = F.scaled_dot_product_attention(asked, every, held, scale=1.0).sum(dim=1)
+    return read.view(batch, tokens, heads, head_dim).transpose(1, 2)

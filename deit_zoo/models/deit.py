@@ -23,12 +23,15 @@ from deit_zoo.models.layers import (
     PatchEmbed,
     ZooModel,
     as_pair,
+    attend,
     init_linear,
     layer_norm,
     new_head,
     new_token,
     pick_layers,
+    predicting,
     to_grid,
+    untouched,
 )
 
 
@@ -52,6 +55,14 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(*self.heads(x))  # (B, H, N, D/H)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
+    def read(self, x: Tensor, num_queries: int) -> Tensor:
+        """The first rows (B, Q, D) of `forward`, without keys and values for the others."""
+        weights = self.qkv.weight.view(3, self.num_heads, -1, x.shape[-1])
+        query, key, value = weights.unbind(0)  # each (H, D/H, D)
+        query_bias, _, value_bias = self.qkv.bias.chunk(3)
+        queries = F.linear(x[:, :num_queries], query.flatten(0, 1), query_bias)
+        return self.proj(attend(queries, x, key, value, value_bias))
+
     def attention(self, x: Tensor) -> Tensor:
         """The softmax map (B, H, N, N) that the fused kernel does not give away."""
         query, key, _ = self.heads(x)
@@ -72,6 +83,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def read(self, x: Tensor, num_queries: int) -> Tensor:
+        """The first rows (B, Q, D) of `forward`, without stochastic depth."""
+        few = x[:, :num_queries] + self.attn.read(self.norm1(x), num_queries)
+        return few + self.mlp(self.norm2(few))
 
     def attention(self, x: Tensor) -> Tensor:
         """The softmax map (B, H, N, N) of what enters the block."""
@@ -137,6 +153,24 @@ class VisionTransformer(ZooModel):
         for block in self.blocks:
             x = self._run(block, x)
         return self.norm(x)
+
+    def may_skip(self) -> bool:
+        """Only the result is wanted, and nobody watches or replaced a part of the last block."""
+        return (
+            predicting(self)
+            and type(self).forward_features is VisionTransformer.forward_features
+            and untouched(self.blocks[-1], self.norm)
+        )
+
+    def forward_prefix(self, x: Tensor) -> Tensor:
+        """The class token, and the distillation token, of `forward_features` (B, prefix, D).
+
+        In the last block nothing else reaches a head, so nothing else is computed.
+        """
+        x = self.embed(x)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.norm(cast(Block, self.blocks[-1]).read(x, self.num_prefix_tokens))
 
     def forward_head(
         self, tokens: Tensor, pre_logits: bool = False

@@ -40,7 +40,17 @@ class ZooModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
+        features = self.forward_prefix if self.may_skip() else self.forward_features
+        return self.forward_head(features(x))
+
+    def may_skip(self) -> bool:
+        """Whether `forward` may leave out what never reaches the head: in eval mode, without
+        gradients, and while nobody watches or has replaced a part of what it goes around."""
+        return False
+
+    def forward_prefix(self, x: Tensor) -> Tensor:
+        """Images to the tokens that the head reads, after the last norm (B, prefix, D)."""
+        raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images to all tokens after the last norm."""
@@ -129,6 +139,42 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.4g}"
+
+
+def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias: Tensor) -> Tensor:
+    """Attention of a few queries (B, Q, D) over tokens (B, N, D), whose keys and values are never
+    formed: the projections `key` and `value` (H, D/H, D) act on the side of the queries.
+
+    Equal to softmax(q (K x)^T) (V x + b), since a row of the softmax sums to 1 and a bias of the
+    keys moves all scores of a row alike. Worth it while Q is small against N.
+    """
+    num_heads, head_dim, dim = key.shape
+    batch, asked, _ = query.shape
+    query = (query * head_dim**-0.5).view(batch * asked, num_heads, head_dim).transpose(0, 1)
+    wanted = (query @ key).transpose(0, 1).reshape(batch, asked * num_heads, dim)
+    read = (wanted @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens  # (B, Q·H, D)
+    read = read.view(batch * asked, num_heads, dim).transpose(0, 1) @ value.transpose(1, 2)
+    return read.transpose(0, 1).reshape(batch, asked, dim) + value_bias
+
+
+def predicting(module: nn.Module) -> bool:
+    """Whether only the result is wanted: eval mode, and no gradient flows back."""
+    return not (module.training or torch.is_grad_enabled())
+
+
+def untouched(*modules: nn.Module) -> bool:
+    """Whether a forward may go around these modules: plain ones, and no hook waits in them.
+
+    An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
+    """
+    return all(
+        type(part).__module__.startswith(("torch.nn.modules.", "deit_zoo.models."))
+        and not hasattr(getattr(part, "weight", None), "__tensor_flatten__")
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not (part._backward_hooks or part._backward_pre_hooks)
+        for module in modules
+        for part in module.modules()
+    )
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
