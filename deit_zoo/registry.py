@@ -451,8 +451,11 @@ def resolve(name: str) -> ModelSpec:
 
 def normalize(name: str) -> str:
     """The form in which names are compared: lower case, `_` for `-./` and spaces, no prefix."""
-    text = re.sub("⚗[\ufe0e\ufe0f]?", "_distilled", name.strip()).replace("↑", "_")
-    text = re.sub(r"[Υυϒ]", "", text).casefold()
+    text = name.strip()
+    if not text.isascii():  # the papers' signs
+        text = re.sub("⚗[\ufe0e\ufe0f]?", "_distilled", text).replace("↑", "_")
+        text = re.sub(r"[Υυϒ]", "", text)
+    text = text.casefold()
     text = re.sub(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", "", text)
     return re.sub(r"[-./\s_]+", "_", text).strip("_")
 
@@ -462,7 +465,8 @@ def spellings() -> dict[str, ModelSpec]:
     """Every normalised name and the row that it means."""
     table: dict[str, ModelSpec] = {}
     for spec in MODELS.values():
-        for spelling in {normalize(name) for name in (spec.name, *spec.aliases, *_variants(spec))}:
+        written = {normalize(name) for name in (spec.name, *spec.aliases)}
+        for spelling in written.union(_variants(spec)):
             other = table.setdefault(spelling, spec)
             assert other is spec, f"{spelling!r} means both {other.name} and {spec.name}"
     return table
@@ -479,7 +483,7 @@ def nearest(name: str, count: int = 3) -> list[str]:
 
 
 def _variants(spec: ModelSpec) -> Iterator[str]:
-    """The spellings that follow a rule: size words and letters, optional patch and image size."""
+    """The normalised spellings that follow a rule: size words and letters, patch, image size."""
     if spec.family == "deit" and spec.labels == "imagenet1k":
         size = spec.name.split("_")[1]
         words = {"tiny": ("tiny", "ti", "t"), "small": ("small", "s"), "base": ("base", "b")}[size]

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import (
@@ -95,7 +97,7 @@ def load(
     held = _num_classes(spec, tensors, num_classes)
     own_size = _img_size(spec, tensors, metadata)
     size = as_pair(img_size) if img_size is not None else own_size or as_pair(spec.img_size)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model: ZooModel = spec.build(
             num_classes=held, img_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate
         )
@@ -103,7 +105,8 @@ def load(
         _resample(spec, tensors, own_size, size)
     _check_fit(model, tensors, file)
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.float()
+    if any(value.dtype != torch.float32 for value in tensors.values()):
+        model.float()
     if num_classes is not None and num_classes != held:
         model.reset_classifier(num_classes)
     return model.eval()
@@ -133,6 +136,21 @@ def save(model: ZooModel, file: Path, **metadata: Any) -> str:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_whole(file, to_bytes(tensors, metadata={METADATA_KEY: text}))
     return digest(file)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it, initialisation does nothing: parameters are about to be replaced."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _stated_digest(file: Path) -> str | None:

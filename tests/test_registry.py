@@ -499,3 +499,7 @@ def test_gmacs_are_those_of_timms_tables() -> None:
         "cait_m36_384": 173.11,
         "cait_m48_448": 329.41,
     }
+
+
+def test_every_spelling_of_the_table_is_normalised() -> None:
+    assert [spelling for spelling in spellings() if normalize(spelling) != spelling] == []
