@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+BENCHMARKS := cold_start load cached startup forward optimized cait cait_memory \
+	train_forward_backward train_step classify
 
 .PHONY: demo test test-all lint benchmark clean
 
@@ -31,11 +33,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything that was ever measured, and docs/performance.md of it; on a quiet machine.
 benchmark: .venv/installed
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/cached.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/train_step.py
+	mkdir -p benchmarks/results
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -1,6 +1,6 @@
 """DeiT-S, pretrained, from a Hub on loopback: the first call, the cached call, and timm's load.
 
-    python benchmarks/cached.py [ROUNDS]
+    python benchmarks/cached.py [ROUNDS] [--json FILE]
 
 Every measurement is a process of its own; imports are done before the clock starts. timm gets the
 cached file's path, so it makes no request either. The first call also fetches and hashes.
@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from measuring import arguments_of, write
 
 from deit_zoo.manifest import find
 from hub.server import HubServer
@@ -50,7 +52,8 @@ def main() -> None:
     import timm
     from safetensors.torch import save
 
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    arguments = arguments_of(__doc__)
+    rounds = arguments.rounds
     data = save(timm.create_model("deit_small_patch16_224").state_dict())
     with tempfile.TemporaryDirectory() as name, HubServer() as hub:
         folder = Path(name)
@@ -61,7 +64,7 @@ def main() -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         environment = hub.environment(folder) | {
             "DEIT_ZOO_MANIFEST": str(folder / "manifest.json"),
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": str(arguments.threads),
         }
         first = measure(OURS, environment)
         requests = len(hub.requests)
@@ -75,8 +78,12 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():
         print(f"{name:18}{median:8.4f} s   (median of {rounds} interleaved rounds)")
-    ours, theirs = medians.values()
-    print(f"{'ratio':18}{ours / theirs:8.3f}")
+    ours, theirs = times.values()
+    ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
+    print(f"{'ratio':18}{ratio:8.3f}")
+    rows = [{"what": "deit_zoo, first call", "seconds": first, "requests": requests}]
+    rows += [{"what": name, "seconds": value, "requests": 0} for name, value in medians.items()]
+    write(arguments, rows, {"cached to timm": {"seconds": ratio}})
 
 
 if __name__ == "__main__":

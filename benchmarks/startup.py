@@ -1,12 +1,14 @@
 """Start-up of the command beside `import torch`: medians of interleaved rounds, and their ratios.
 
-python benchmarks/startup.py [ROUNDS]
+python benchmarks/startup.py [ROUNDS] [--json FILE]
 """
 
 import statistics
 import subprocess
 import sys
 import time
+
+from measuring import arguments_of, write
 
 BASELINE = [sys.executable, "-c", "import torch"]
 COMMANDS = {
@@ -26,7 +28,8 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    arguments = arguments_of(__doc__, rounds=9)
+    rounds = arguments.rounds
     every = {"import torch": BASELINE} | COMMANDS
     for command in every.values():
         seconds(command)
@@ -36,8 +39,16 @@ def main() -> None:
             times[name].append(seconds(command))
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{'':24}{'seconds':>9}{'ratio':>8}   (medians of {rounds} interleaved rounds)")
+    ratios = {
+        name: statistics.median(
+            taken / base for taken, base in zip(values, times["import torch"], strict=True)
+        )
+        for name, values in times.items()
+    }
     for name, median in medians.items():
-        print(f"{name:24}{median:9.3f}{median / medians['import torch']:8.3f}")
+        print(f"{name:24}{median:9.3f}{ratios[name]:8.3f}")
+    rows = [{"what": name, "seconds": median} for name, median in medians.items()]
+    write(arguments, rows, {"to import torch": ratios})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of ours beside a plain timm loop: images per second, share of the device's peak.
 
-    python benchmarks/train_step.py [ROUNDS] [--models deit_small deit_base] [--batch N]
+    python benchmarks/train_step.py [ROUNDS] [--models deit_small] [--batch N] [--json FILE]
 
 Both sides take the same batch through mixup, forward, backward and AdamW, in the same precision
 (bf16 on a GPU, float32 on the CPU), with and without torch.compile; the loop of ours is the one
@@ -20,6 +20,7 @@ from typing import Any
 
 import timm
 import torch
+from measuring import arguments_of, write
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -134,15 +135,18 @@ def sides(name: str, batch: int, img_size: int, compiles: list[bool]) -> Iterato
             yield f"{whose}{', compiled' if compiled else ''}", act
 
 
-def main() -> None:
-    """Measure, and print a table for each model."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("rounds", nargs="?", type=int, default=7)
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this script has of its own."""
     parser.add_argument("--models", nargs="+", default=None, choices=sorted(TIMM))
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--img-size", type=int, default=None)
     parser.add_argument("--no-compile", action="store_true")
-    arguments = parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print a table for each model."""
+    arguments = arguments_of(__doc__, more=options)
+    torch.set_num_threads(arguments.threads)
     gpu = DEVICE.type == "cuda"
     models = arguments.models or (["deit_small", "deit_base"] if gpu else ["deit_tiny"])
     img_size = arguments.img_size or (224 if gpu else 64)
@@ -152,6 +156,8 @@ def main() -> None:
     highest = peak()
     where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}; batch {batch}, {img_size} px; matrix product {highest / 1e12:.2f} TFLOP/s")
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, dict[str, float]] = {}
     for name in models:
         acts = dict(
             sides(name, batch, img_size, [False] if arguments.no_compile else [False, True])
@@ -161,20 +167,27 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for key, act in acts.items():
                 times[key].append(seconds_of(act, pace[key]))
-        report(name, batch, img_size, times, highest)
+        ratios[name] = {}
+        for row in report(name, batch, img_size, times, highest):
+            ratios[name][row["who"]] = row.pop("ratio")
+            rows.append(row)
+    write(arguments, rows, ratios, precision="bfloat16" if gpu else "float32")
 
 
 def report(
     name: str, batch: int, img_size: int, times: dict[str, list[float]], highest: float
-) -> None:
-    """The table of one model."""
+) -> Iterator[dict[str, Any]]:
+    """The table of one model, printed, and its rows."""
     macs = deit_zoo.info(name).gmacs * 1e9 * (img_size / 224) ** 2
     print(f"\n{name}\n{'':24}{'img/s':>10}{'of peak':>10}{'of timm':>10}")
-    median = {key: statistics.median(values) for key, values in times.items()}
-    for key, seconds in median.items():
-        share = 3 * 2 * macs * batch / seconds / highest
-        ratio = median[key.replace("deit_zoo", "timm")] / seconds
-        print(f"{key:24}{batch / seconds:>10.1f}{share:>10.1%}{ratio:>10.3f}")
+    for key, seconds in times.items():
+        speed = batch / statistics.median(seconds)
+        share = 3 * 2 * macs * speed / highest
+        theirs = times[key.replace("deit_zoo", "timm")]
+        ratio = statistics.median(their / our for our, their in zip(seconds, theirs, strict=True))
+        print(f"{key:24}{speed:>10.1f}{share:>10.1%}{ratio:>10.3f}")
+        told = {"model": name, "img_size": [img_size, img_size], "batch_size": batch, "who": key}
+        yield told | {"images_per_second": speed, "share_of_peak": share, "ratio": ratio}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from deit_zoo.api import (
     evaluate,
     info,
     list_models,
+    optimize,
     transform,
 )
 from deit_zoo.results import Evaluation, Prediction
@@ -25,5 +26,6 @@ __all__ = [
     "evaluate",
     "info",
     "list_models",
+    "optimize",
     "transform",
 ]

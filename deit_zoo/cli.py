@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from deit_zoo import __version__
-from deit_zoo.api import CHUNK, ModelInfo, info, list_models
+from deit_zoo.api import ModelInfo, info, list_models
 from deit_zoo.cli_attention import attention_
+from deit_zoo.cli_benchmark import benchmark_
+from deit_zoo.cli_classify import classify_
 from deit_zoo.cli_data import data_app
 from deit_zoo.cli_evaluate import evaluate_
+from deit_zoo.cli_export import export_
 from deit_zoo.cli_finetune import finetune_
 from deit_zoo.cli_runs import diff_, plot_
 from deit_zoo.cli_training import reproduce_
 from deit_zoo.cli_weights import weights_app
-from deit_zoo.console import AsJson, Name, complete_name, out, print_json, print_rows, talk
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.console import AsJson, Name, out, print_json, print_rows, talk
+from deit_zoo.errors import ZooError
 from deit_zoo.files import EMBEDDED
-from deit_zoo.registry import resolve
-from deit_zoo.results import Prediction
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from deit_zoo.preprocess import EvalTransform
-
 
 MEASURED_BY_TIMM = "imagenet1k_val_timm"
 PROOFS = {
@@ -44,7 +37,6 @@ PROOFS = {
     "prefix": "{} (prefix only)",
     "none": "not pinned: no digest is published",
 }
-URL_LIMIT = 64 * 2**20
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -141,48 +133,15 @@ def info_(name: Name, as_json: AsJson = False) -> None:
     print_rows(out, list(_facts(model)))
 
 
-@app.command("classify")
-def classify_(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, URLs, or - for stdin.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Any spelling of a model, or the folder of a run.", autocompletion=complete_name
-        ),
-    ] = "deit_small",
-    topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The most probable classes of images. One that cannot be read does not stop the others."""
-    from deit_zoo.api import is_place, named, predictions, transform
-
-    if not is_place(model) and (implied := resolve(model).name) != model.lower():
-        talk.print(f"model: {implied}")
-    network = named(model, device)
-    bad: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for chunk in _chunks(_prepared(images, transform(network), bad)):
-        results = predictions(network, [tensor for _, tensor in chunk], topk)
-        for (name, _), best in zip(chunk, results, strict=True):
-            if as_json:
-                rows.append({"image": name, "predictions": [asdict(one) for one in best]})
-            else:
-                _print_predictions(name, best)
-    if as_json:
-        print_json(rows)
-    for sentence in bad:
-        talk.print(f"[bold red]error:[/] {escape(sentence)}")
-    if bad:
-        raise typer.Exit(1)
-
-
+app.command("classify")(classify_)
 app.command("evaluate")(evaluate_)
 app.command("reproduce")(reproduce_)
 app.command("finetune")(finetune_)
 app.command("attention")(attention_)
+app.command("export")(export_)
 app.command("plot")(plot_)
 app.command("diff")(diff_)
+app.command("benchmark")(benchmark_)
 
 
 def models_page(models: Iterable[ModelInfo]) -> str:
@@ -285,79 +244,3 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "receipt", str(EMBEDDED / f"{held.name}.receipt.json")
     yield "licence", held.license
     yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
-
-
-def _print_predictions(name: str, predictions: list[Prediction]) -> None:
-    out.print(f"[bold]{escape(name)}[/]")
-    for prediction in predictions:
-        out.print(f"  {100 * prediction.probability:6.2f} %  {escape(prediction.label)}")
-
-
-def _prepared(
-    arguments: list[str], prepare: EvalTransform, bad: list[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Every image that can be read, with its name; sentences about the others go to `bad`."""
-    from deit_zoo.preprocess import naming, open_photo
-
-    for argument in arguments:
-        try:
-            named = list(_expand(argument))
-        except DataError as error:
-            bad.append(str(error))
-            continue
-        for name, source in named:
-            try:
-                photo = open_photo(source, name)
-                with naming(name):
-                    tensor = prepare(photo)
-            except DataError as error:
-                bad.append(str(error))
-            else:
-                yield name, tensor
-
-
-def _expand(argument: str) -> Iterator[tuple[str, Path | bytes]]:
-    from deit_zoo.datasets import IMAGE_SUFFIXES
-
-    if argument == "-":
-        yield "stdin", sys.stdin.buffer.read()
-    elif argument.startswith(("http://", "https://")):
-        yield argument, _fetch(argument)
-    elif (folder := Path(argument)).is_dir():
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise DataError(f"{folder} holds no image; give a folder of JPEG, PNG, ... files")
-        yield from ((str(file), file) for file in files)
-    else:
-        yield argument, Path(argument)
-
-
-def _fetch(url: str) -> bytes:
-    """The bytes behind a URL. Raises DataError with the reason where there are none."""
-    import requests
-
-    try:
-        with requests.get(url, timeout=30, stream=True) as response:
-            response.raise_for_status()
-            content = b""
-            for piece in response.iter_content(1 << 20):
-                content += piece
-                if len(content) > URL_LIMIT:
-                    raise DataError(
-                        f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
-                    )
-            return content
-    except requests.RequestException as error:
-        reason = str(error).split("(Caused by ")[-1].rstrip(")")
-        raise DataError(f"{url} could not be fetched: {reason}") from error
-
-
-def _chunks(prepared: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    chunk: list[tuple[str, Tensor]] = []
-    for one in prepared:
-        chunk.append(one)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from enum import Enum
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.console import check_picture, complete_name, print_json, talk, writing
-from deit_zoo.errors import DataError, ImageSizeError
+from deit_zoo.console import check_picture, complete_name, pixels, print_json, talk, writing
+from deit_zoo.errors import DataError
 from deit_zoo.registry import resolve
 
 PICTURE = Path("attention.png")
@@ -69,7 +68,7 @@ def attention_(
         model,
         pretrained=True,
         checkpoint=checkpoint,
-        img_size=None if img_size is None else _pixels(img_size),
+        img_size=None if img_size is None else pixels(img_size),
         device=device,
     )
     found = attention_map(source, network, layer=layer, method=method.value)
@@ -87,11 +86,3 @@ def _source(image: str) -> str | bytes:
     if not Path(image).is_file():
         raise DataError(f"{image} is no file; give an image file, or - and its bytes on stdin")
     return image
-
-
-def _pixels(img_size: str) -> int | tuple[int, int]:
-    """`224`, or `192x256` for height and width."""
-    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", img_size)):
-        raise ImageSizeError(f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)")
-    height = int(parts[1])
-    return (height, int(parts[2])) if parts[2] else height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.registry import MODELS
 
 out = Console(highlight=False, soft_wrap=True)
@@ -42,6 +43,14 @@ def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         console.print(f"[bold]{label:<{width}}[/]  {escape(value)}")
 
 
+def pixels(img_size: str) -> int | tuple[int, int]:
+    """`224`, or `192x256` for height and width."""
+    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", img_size)):
+        raise ImageSizeError(f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)")
+    height = int(parts[1])
+    return (height, int(parts[2])) if parts[2] else height
+
+
 class Bar:
     """A progress bar on stderr, shown on a terminal only; called with (done, all)."""
 
@@ -51,7 +60,12 @@ class Bar:
 
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
         self.progress = Progress(
-            *columns, console=talk, transient=True, disable=not talk.is_terminal
+            *columns,
+            console=talk,
+            transient=True,
+            disable=not talk.is_terminal,
+            # A bar would take what is printed to stdout to where it stands itself.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.task = self.progress.add_task(what, total=None)
 

@@ -39,3 +39,7 @@ class RecipeError(ZooError):
 
 class MissingExtraError(ZooError):
     """A part that is installed separately is needed."""
+
+
+class DifferenceError(ZooError):
+    """An exported file answers otherwise than its model."""

@@ -198,15 +198,16 @@ def _loaded(
         images,
         batch_sampler=batches,
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
     with wishes_held():
         loading = iter(loader)
     yield from loading
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """A wish to stop is the main process's to hear; SIGTERM must end a worker, at exit it does."""
+def leave_signals_to_the_main_process(_worker: int) -> None:
+    """In a loader's worker: a wish to stop is the main process's to hear; SIGTERM ends a worker."""
+    # At exit, multiprocessing ends workers by SIGTERM and waits: deaf ones would be waited for.
     for name, action in (
         ("SIGINT", signal.SIG_IGN),
         ("SIGUSR1", signal.SIG_IGN),

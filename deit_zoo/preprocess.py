@@ -43,10 +43,14 @@ class EvalTransform:
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
+        return normalized(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A PIL image to uint8 pixels (3, H, W), which `normalized` makes ready for a model."""
         image = center_crop(self._resize(to_rgb(image)), self.img_size)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        tensor = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
-        return normalize(tensor.to(torch.float32).div(255))
+        # By Pillow: torch would start threads of its own within each thread that prepares images.
+        planes = bytearray().join(plane.tobytes() for plane in image.split())
+        return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if 0 in image.size:
@@ -71,6 +75,13 @@ def center_crop(image: Image.Image, img_size: tuple[int, int]) -> Image.Image:
     left = round((image.width - width) / 2.0)
     top = round((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    """Uint8 pixels (..., 3, H, W) as a model takes them; bit-equal for one image or many."""
+    # Divided by a tensor: a GPU would multiply with the inverse of a number.
+    most = torch.tensor(255.0, device=pixels.device)
+    return normalize(pixels.to(torch.float32).div_(most))
 
 
 def normalize(images: Tensor) -> Tensor:

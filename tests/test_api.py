@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
+from os import PathLike
 from pathlib import Path
 
 import pytest
@@ -342,6 +344,75 @@ def test_many_images_come_back_in_their_order(colours: ZooModel) -> None:
     assert [result[0].index for result in results] == [n % 3 for n in range(70)]
 
 
+def seen_by(model: ZooModel) -> list[int]:
+    """The sizes of the batches that a model gets, as it gets them."""
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_the_batches_are_as_large_as_asked(colours: ZooModel) -> None:
+    sizes = seen_by(colours)
+    deit_zoo.classify([photo(RED)] * 10, colours, batch_size=4, workers=3)
+    assert sizes == [4, 4, 2]
+
+
+def test_a_generator_is_taken_as_it_is_needed(colours: ZooModel) -> None:
+    given: list[int] = []
+    taken: list[int] = []
+    colours.register_forward_pre_hook(lambda *_: taken.append(len(given)))
+
+    def images() -> Iterator[Image.Image]:
+        for number in range(40):
+            given.append(number)
+            yield photo(GREEN)
+
+    assert len(deit_zoo.classify(images(), colours, batch_size=4)) == 40
+    # The last of each batch waits with the eight from its own on: two batches ahead.
+    assert taken[:3] == [11, 15, 19]
+
+
+class Noted(PathLike[str]):
+    """A path that tells when a thread asks for it, to read it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked = threading.Event()
+
+    def __fspath__(self) -> str:
+        self.asked.set()
+        return str(self.path)
+
+
+def test_images_are_read_while_the_model_works(colours: ZooModel, tmp_path: Path) -> None:
+    photo(BLUE).save(tmp_path / "blue.png")
+    files = [Noted(tmp_path / "blue.png") for _ in range(6)]
+    met: list[bool] = []
+    # One thread reads one after the other: asked for the fifth, it has read the fourth.
+    colours.register_forward_pre_hook(lambda *_: met.append(files[4].asked.wait(30)))
+    results = deit_zoo.classify(files, colours, topk=1, batch_size=2, workers=1)
+    assert met == [True, True, True]
+    assert [best.label for [best] in results] == ["2"] * 6
+
+
+def test_one_image_that_is_not_decoded_yet_may_be_given_many_times(
+    colours: ZooModel, tmp_path: Path
+) -> None:
+    photo(GREEN, (600, 400)).save(tmp_path / "green.jpg")
+    with Image.open(tmp_path / "green.jpg") as image:
+        results = deit_zoo.classify([image] * 40, colours, topk=1, workers=8)
+    assert [best.label for [best] in results] == ["1"] * 40
+
+
+def test_a_broken_image_after_the_first_batch_is_named(colours: ZooModel, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(png(RED)[:50])
+    images = [*[photo(RED)] * 5, tmp_path / "bad.png", *[photo(RED)] * 5]
+    sizes = seen_by(colours)
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'bad.png'} cannot be read as an image"):
+        deit_zoo.classify(images, colours, batch_size=4)
+    assert sizes == [4]
+
+
 def test_no_images_give_no_results(colours: ZooModel) -> None:
     assert deit_zoo.classify([], colours) == []
 
@@ -582,6 +653,16 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
             lambda model: deit_zoo.classify([], model, topk=0),
             ZooError,
             "topk is 0; give the number of classes to show, 1 or more",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model, batch_size=0),
+            ZooError,
+            "batch_size is 0 and workers is None; give a batch of 1 or more and 1 or more threads",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model, workers=0),
+            ZooError,
+            "batch_size is 32 and workers is 0; give a batch of 1 or more and 1 or more threads",
         ),
         (
             lambda model: deit_zoo.classify([], model.reset_classifier(0) or model),

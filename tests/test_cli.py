@@ -8,17 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from PIL import Image
-
-from deit_zoo.digits import digits
 
 MODEL = "deit_pico_distilled_digits"
 
@@ -50,38 +44,6 @@ def sentence(done: Done) -> str:
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     return done.err.removeprefix("error: ").strip()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four validation digits, 4, 5, 6 and 7, as PNG files named by their label."""
-    path = tmp_path_factory.mktemp("images")
-    for image, label in digits():
-        if label in "4567" and not (path / f"{label}.png").exists():
-            image.save(path / f"{label}.png")
-    return path
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[str]:
-    """A real HTTP server on loopback: `/7.png` is an image, everything else is not there."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/7.png"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            if found:
-                self.wfile.write((folder / "7.png").read_bytes())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
 
 
 @pytest.mark.parametrize(
@@ -164,74 +126,6 @@ def test_debug_shows_the_traceback() -> None:
     assert "UnknownModelError" in done.err
 
 
-def test_files_and_folders_are_classified(folder: Path) -> None:
-    done = deit_zoo("classify", folder / "7.png", folder, "--model", MODEL, "--topk", "1")
-    assert (done.status, done.err) == (0, "")
-    labels = [line.split()[-1] for line in done.out.splitlines() if line.startswith("  ")]
-    assert labels == ["7", "4", "5", "6", "7"]
-
-
-def test_an_image_comes_from_stdin_and_from_a_url(folder: Path, server: str) -> None:
-    done = deit_zoo(
-        "classify",
-        "-",
-        f"{server}/7.png",
-        "--model",
-        MODEL,
-        "--topk",
-        "1",
-        "--json",
-        stdin=(folder / "4.png").read_bytes(),
-    )
-    rows = json.loads(done.out)
-    assert [row["predictions"][0]["label"] for row in rows] == ["4", "7"]
-    assert rows[0]["image"] == "stdin"
-
-
-def test_bad_images_are_listed_and_do_not_stop_the_rest(
-    folder: Path, tmp_path: Path, server: str
-) -> None:
-    truncated = tmp_path / "half.png"
-    truncated.write_bytes((folder / "5.png").read_bytes()[:60])
-    (tmp_path / "text.jpg").write_text("not an image")
-    done = deit_zoo(
-        "classify",
-        truncated,
-        tmp_path / "text.jpg",
-        tmp_path / "absent.png",
-        f"{server}/absent.png",
-        folder / "6.png",
-        "--model",
-        MODEL,
-        "--topk",
-        "1",
-    )
-    assert done.status == 1
-    assert done.out.splitlines()[0] == str(folder / "6.png")
-    lines = done.err.splitlines()
-    assert [line.split()[1] for line in lines] == [
-        str(truncated),
-        str(tmp_path / "text.jpg"),
-        str(tmp_path / "absent.png"),
-        f"{server}/absent.png",
-    ]
-    assert lines[3].endswith(
-        f"could not be fetched: 404 Client Error: Not Found for url: {server}/absent.png"
-    )
-
-
-def test_a_refused_connection_is_one_sentence() -> None:
-    done = deit_zoo("classify", "http://127.0.0.1:1/x.png", "--model", MODEL)
-    assert done.status == 1
-    assert done.err.count("\n") == 1
-    assert "could not be fetched" in done.err
-
-
-def test_an_alias_is_told_what_it_means(folder: Path) -> None:
-    done = deit_zoo("classify", folder / "4.png", "--model", "DEIT-PICO-DIGITS", "--topk", "1")
-    assert done.err == "model: deit_pico_digits\n"
-
-
 def test_a_model_that_is_not_cached_says_what_to_do_offline() -> None:
     told = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
     assert told.startswith("the weights of deit_tiny are not on this machine")
@@ -274,13 +168,6 @@ def test_a_wrong_word_is_answered_in_one_sentence(
 
 def test_an_unknown_option_exits_2() -> None:
     assert deit_zoo("list", "--frobnicate").status == 2
-
-
-def test_a_photograph_of_any_size_is_classified(tmp_path: Path) -> None:
-    Image.new("RGB", (3000, 2000), "white").save(tmp_path / "photo.jpg")
-    done = deit_zoo("classify", tmp_path / "photo.jpg", "--model", MODEL)
-    assert done.status == 0
-    assert len(done.out.splitlines()) == 6
 
 
 @pytest.mark.slow

@@ -277,17 +277,24 @@ def running(pids: set[int]) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are listed in /proc")
 def test_processes_end_with_the_one_that_began_them(many: Path) -> None:
+    pty = pytest.importorskip("pty")
+    terminal, stderr = pty.openpty()
     run = subprocess.Popen(
-        [*COMMAND, MODEL, "--data", str(many), "--processes", "2", "--batch-size", "1"]
+        [*COMMAND, MODEL, "--data", str(many), "--processes", "2", "--batch-size", "1"],
+        stderr=stderr,
+        env=os.environ | {"COLUMNS": "120", "TERM": "xterm", "OMP_NUM_THREADS": "1"},
     )
+    os.close(stderr)
+    shown = ""
+    while not re.search(r"[1-9]\d*/10000", shown):  # they have begun to work
+        shown += os.read(terminal, 4096).decode(errors="replace")
     listed = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    while len(begun := {int(pid) for pid in listed.read_text().split()}) < 2:
-        assert run.poll() is None
-        time.sleep(0.05)
-    time.sleep(2)
+    begun = {int(pid) for pid in listed.read_text().split()}
+    assert len(begun) == 2
     assert running(begun) == begun
     run.kill()
     run.wait()
+    os.close(terminal)
     until = time.monotonic() + 10
     while running(begun) and time.monotonic() < until:
         time.sleep(0.1)

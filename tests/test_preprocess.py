@@ -18,7 +18,15 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.preprocess import EvalTransform, center_crop, normalize, open_photo, open_rgb, to_rgb
+from deit_zoo.preprocess import (
+    EvalTransform,
+    center_crop,
+    normalize,
+    normalized,
+    open_photo,
+    open_rgb,
+    to_rgb,
+)
 from golden import arrays, case, normals
 
 # The papers' figures were measured with these (facts/teacher_and_eval.md).
@@ -93,6 +101,15 @@ def test_the_transform_is_bit_equal_to_torchvisions(
     theirs = torchvisions(size, crop_pct)
     images = [noise(width, height, seed) for seed, (width, height) in enumerate(sizes)]
     assert [image.size for image in images if not torch.equal(ours(image), theirs(image))] == []
+
+
+def test_pixels_normalised_in_a_batch_are_bit_equal_to_torchvisions() -> None:
+    images = [noise(width, height, seed) for seed, (width, height) in enumerate(ODD_SIZES)]
+    ours = EvalTransform(img_size=(224, 224), crop_pct=0.875)
+    pixels = torch.stack([ours.pixels(image) for image in images])
+    theirs = torch.stack([torchvisions(224, 0.875)(image) for image in images])
+    assert (pixels.dtype, pixels.is_contiguous()) == (torch.uint8, True)
+    assert torch.equal(normalized(pixels), theirs)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV"])

@@ -20,7 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from deit_zoo.datasets import ImageSet
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation import one_sentence, wishes_held
+from deit_zoo.evaluation import (
+    leave_signals_to_the_main_process,
+    one_sentence,
+    wishes_held,
+)
 from deit_zoo.preprocess import naming
 from deit_zoo.training.draws import seed_all
 from deit_zoo.training.plan import Plan
@@ -137,7 +141,7 @@ class Supply:
                 num_workers=self.plan.workers,
                 persistent_workers=self.plan.workers > 0,
                 pin_memory=self.plan.device == "cuda",
-                worker_init_fn=leave_signals_to_the_run,
+                worker_init_fn=leave_signals_to_the_main_process,
             )
         with _deaths_wait_for_the_next_batch(), wishes_held():
             batches = iter(self._loader)
@@ -149,17 +153,6 @@ class Supply:
         wait([worker.sentinel for worker in self._workers], timeout=1)
         codes = [worker.exitcode for worker in self._workers if not worker.is_alive()]
         return ", ".join(f"a loader worker {_ended(code)}" for code in codes)
-
-
-def leave_signals_to_the_run(worker: int) -> None:
-    """In a worker: Ctrl-C and SIGUSR1 are for the run, which decides; SIGTERM ends a worker."""
-    for name, action in (
-        ("SIGINT", signal.SIG_IGN),
-        ("SIGUSR1", signal.SIG_IGN),
-        ("SIGTERM", signal.SIG_DFL),
-    ):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), action)
 
 
 @contextmanager

@@ -239,7 +239,7 @@ def _cells(lines: Sequence[Line], frame: _Frame, plain: bool) -> list[str]:
             rows[row][column] = chr(0x2800 + dots)
     else:
         held: dict[tuple[int, int], list[str]] = {}
-        for mark, line in zip(marks, runs, strict=False):
+        for mark, line in zip(marks[: len(runs)], runs, strict=True):
             for place in dict.fromkeys(frame.trace(line.points, 1, 1)):
                 held.setdefault(place, []).append(mark)
         # Where runs meet, their marks take turns.

@@ -1,0 +1,494 @@
+"""Contestants: ours and, through this one door, timm, transformers, ONNX Runtime and OpenVINO.
+
+All get the same weights and the same images, and their logits must agree: nobody is measured on
+something else. What a peer cannot do it says by `UnfitError`, and is left out with the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from deit_zoo.bench import PRECISIONS, Case, Contestant, peak_mb
+from deit_zoo.errors import MissingExtraError, ZooError
+from deit_zoo.registry import ModelSpec, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OURS = "deit_zoo"
+PEERS = ("timm", "transformers", "onnxruntime", "openvino")
+# How ours is run: as it is; by torch.compile; by deit_zoo.optimize.
+MODES = ("eager", "compiled", "optimized")
+# Whose graph a runtime runs: what its users export of timm's model, or our own file.
+GRAPHS = {"timm's graph": "timm", "our file": OURS}
+RUNTIMES = ("onnxruntime", "openvino")
+EXTRAS = {"timm": "train", "transformers": "docs", "onnxruntime": "export", "openvino": "dev"}
+# Largest distance of logits from the plain float32 model's, as a share of their own size; other
+# weights are further away than 1.
+LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 0.3}
+NOISE = 0.1
+
+Run = Callable[[], Any]
+
+
+class UnfitError(Exception):
+    """A contestant has no such model, or cannot do what the case asks; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What the contestants share. Without weights and images each takes its own, for memory."""
+
+    state: dict[str, Tensor] | None = None
+    images: Tensor | None = None
+    graphs: Path | None = None  # the folder of ONNX files
+
+
+def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The peers that were asked for, or every one that is installed.
+
+    Raises ZooError for one that is not known, MissingExtraError for one that is not here.
+    """
+    if names is None:
+        return tuple(name for name in PEERS if is_installed(name))
+    for name in names:
+        if name not in PEERS:
+            raise ZooError(f"no peer is named {name!r}; give {', '.join(PEERS)}")
+        if not is_installed(name):
+            raise MissingExtraError(
+                f"{name} is not installed; type: pip install 'deit_zoo[{EXTRAS[name]}]'"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def is_installed(name: str) -> bool:
+    """Whether a peer can be imported."""
+    return find_spec(name) is not None
+
+
+def check_asked(precisions: Sequence[str], modes: Sequence[str], train: bool) -> None:
+    """Raises ZooError for a precision or mode that is not known, or that training has not got."""
+    for what, asked, known in (("precision", precisions, PRECISIONS), ("mode", modes, MODES)):
+        for one in asked:
+            if one not in known:
+                raise ZooError(f"--{what} is {one!r}; give {', '.join(known)}")
+    if train and ("optimized" in modes or "int8" in precisions):
+        raise ZooError(
+            "an optimized or int8 model cannot be trained; give --mode eager or compiled, and "
+            "--precision float32 or bfloat16"
+        )
+    if "int8" in precisions and "optimized" not in modes:
+        raise ZooError("int8 is what optimize makes; add --mode optimized")
+
+
+def entrants(case: Case, modes: Sequence[str], peers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Who is measured in a case, and how: ours first. onnxruntime runs float32 files only."""
+    compiled = "compiled" in modes or "optimized" in modes
+    for mode in modes:
+        if mode == "optimized" or case.precision != "int8":
+            yield OURS, mode
+    if case.precision == "int8":
+        return
+    for peer in peers:
+        if peer == "timm":
+            yield from ((peer, "eager"), *([(peer, "compiled")] if compiled else []))
+        elif peer == "transformers":
+            yield peer, "eager"
+        elif not case.train and (peer != "onnxruntime" or case.precision == "float32"):
+            yield from ((peer, graph) for graph, of in GRAPHS.items() if of in (OURS, *peers))
+
+
+def built(who: str, mode: str, case: Case, given: Given) -> Contestant:
+    """A contestant, ready to run. Raises UnfitError, or whatever its makers raise."""
+    if who == OURS:
+        return Contestant(who=who, mode=mode, run=_ours(mode, case, given))
+    with quiet():
+        return Contestant(who=who, mode=mode, run=_BUILDERS[who](mode, case, given))
+
+
+def plain(case: Case) -> nn.Module:
+    """Our model of a case, in float32 and eval mode; random weights are the same each time.
+
+    Constants of a fresh model (biases, norms, LayerScale) get noise, or a mix-up of them would not
+    show in the logits.
+    """
+    import torch
+
+    import deit_zoo
+
+    if case.pretrained:
+        return deit_zoo.create(case.model, pretrained=True, img_size=case.img_size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = deit_zoo.create(case.model, img_size=case.img_size)
+        for parameter in model.parameters():
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn_like(parameter), alpha=NOISE)
+    return model.eval()
+
+
+def check_int8(case: Case) -> None:
+    """Raises what optimize raises where int8 would lose, before an hour was spent on the rest."""
+    import deit_zoo
+
+    deit_zoo.optimize(plain(case).to(case.device), dtype="int8", compile=False)
+
+
+def pictures(case: Case) -> Tensor:
+    """A batch of noise, normalised as images are."""
+    import torch
+
+    return torch.randn(case.shape, generator=torch.Generator().manual_seed(1))
+
+
+def check_logits(found: Any, expected: Tensor, precision: str) -> float:
+    """The distance of logits from the expected ones, as a share of their size.
+
+    Raises UnfitError where it is too large for the precision: another thing would be measured.
+    """
+    import torch
+
+    logits = torch.as_tensor(found).detach().float().cpu()
+    if logits.shape != expected.shape:
+        raise UnfitError(f"its logits are {tuple(logits.shape)}, not {tuple(expected.shape)}")
+    distance = float((logits - expected).norm() / expected.norm())
+    if not distance <= LIMITS[precision]:
+        raise UnfitError(
+            f"its logits are {distance:.2g} of their size away from the plain model's, more than "
+            f"{precision} explains ({LIMITS[precision]:g}); it is not the same model"
+        )
+    return distance
+
+
+def memory_of(task: dict[str, Any]) -> dict[str, float | None]:
+    """The peak memory of a process that does nothing but build a contestant and run it thrice.
+
+    `grown_mb` is the part that came after the imports.
+    """
+    case = Case.from_dict(task["case"])
+    on_gpu = case.device.startswith("cuda")
+    if task["who"] not in RUNTIMES:
+        set_threads(case.threads)
+    with quiet():
+        import_module(task["who"])
+    before = peak_mb()
+    folder = Path(task["graphs"]) if task["graphs"] else None
+    contestant = built(task["who"], task["mode"], case, Given(graphs=folder))
+    for _ in range(3):
+        contestant.run()
+    peak = peak_mb()
+    if on_gpu:
+        import torch
+
+        before, peak = 0.0, torch.cuda.max_memory_allocated(case.device) / 2**20
+    grown = None if peak is None or before is None else peak - before
+    return {"peak_mb": peak, "grown_mb": grown}
+
+
+def set_threads(threads: int) -> None:
+    """torch's threads, for everything that follows in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def save_graphs(case: Case, given: Given, owners: Sequence[str]) -> dict[str, str]:
+    """Write the ONNX files of a model into the folder; why some could not be, by their owner."""
+    failed = {}
+    for owner in owners:
+        file = _graph_file(owner, given)
+        if file.exists():
+            continue
+        try:
+            with quiet():
+                if owner == OURS:
+                    _export_ours(case, file)
+                else:
+                    _export(_timms_network(case, given).eval(), case, file)
+        except Exception as error:  # whatever an exporter makes of a model
+            failed[owner] = reason(error)
+    return failed
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnfitError | ZooError):
+        return text
+    return f"{type(error).__name__}: {text[:200]}".removesuffix(": ")
+
+
+def timm_name(spec: ModelSpec) -> str:
+    """timm's name of a model. Raises UnfitError where it has none."""
+    tagged = (alias for alias in spec.aliases if "." in alias)
+    if (name := next(tagged, None)) is None:
+        raise UnfitError(f"timm has no {spec.name}")
+    return name.partition(".")[0]
+
+
+def _ours(mode: str, case: Case, given: Given) -> Run:
+    model = plain(case)
+    if mode != "optimized":
+        return _torch_run(model, mode, case, given)
+    import deit_zoo
+
+    model = deit_zoo.optimize(model.to(case.device), dtype=case.precision, compile=True)
+    return _forward(model, _images(case, given).to(case.device))
+
+
+def _timm(mode: str, case: Case, given: Given) -> Run:
+    return _torch_run(_timms_network(case, given), mode, case, given)
+
+
+def _timms_network(case: Case, given: Given) -> Any:
+    import timm
+
+    name = timm_name(resolve(case.model))
+    network: Any = timm.create_model(name, img_size=case.img_size)
+    if given.state is not None:
+        network.load_state_dict(given.state, strict=True)
+    if case.train and hasattr(network, "set_distilled_training"):
+        network.set_distilled_training(True)
+    return network
+
+
+def _transformers(mode: str, case: Case, given: Given) -> Run:
+    return _torch_run(transformers_model(case, given.state), mode, case, given)
+
+
+def transformers_model(case: Case, state: dict[str, Tensor] | None) -> Any:
+    """The model as transformers has it: a plain DeiT is its ViT, CaiT is missing."""
+    import transformers
+
+    spec = resolve(case.model)
+    if spec.family != "deit":
+        raise UnfitError(f"transformers has no {spec.name}")
+    distilled = bool(spec.arch.get("distilled"))
+    names = (
+        ("DeiTConfig", "DeiTForImageClassificationWithTeacher")
+        if distilled
+        else ("ViTConfig", "ViTForImageClassification")
+    )
+    config_of, model_of = (getattr(transformers, name) for name in names)
+    config = config_of(
+        hidden_size=spec.arch["embed_dim"],
+        num_hidden_layers=spec.arch["depth"],
+        num_attention_heads=spec.arch["num_heads"],
+        intermediate_size=4 * spec.arch["embed_dim"],
+        patch_size=spec.arch["patch_size"],
+        image_size=case.img_size[0] if case.img_size[0] == case.img_size[1] else case.img_size,
+        num_labels=spec.num_classes,
+        layer_norm_eps=1e-6,
+    )
+    network = model_of(config)
+    if state is not None:
+        network.load_state_dict(_as_transformers(state, distilled), strict=True)
+    return network
+
+
+def save_transformers(case: Case, state: dict[str, Tensor], folder: Path) -> None:
+    """The folder that `from_pretrained` reads: weights, configuration and the preprocessing."""
+    from transformers import ViTImageProcessor
+
+    transformers_model(case, state).save_pretrained(folder)
+    height, width = case.img_size
+    ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+
+
+# Our part of a key and transformers'; a layer's keys come after its number.
+_RENAMED = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "blocks": "layers",
+    "attn.proj": "attention.o_proj",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "norm": "layernorm",
+}
+
+
+def _as_transformers(state: dict[str, Tensor], distilled: bool) -> dict[str, Tensor]:
+    """A state dict of ours under transformers' keys, queries, keys and values apart."""
+    body = "deit" if distilled else "vit"
+    heads = {"head": "cls_classifier" if distilled else "classifier"}
+    heads["head_dist"] = "distillation_classifier"
+    renamed = {}
+    for key, value in state.items():
+        owner, _, kind = key.rpartition(".")
+        if owner in heads:
+            renamed[f"{heads[owner]}.{kind}"] = value
+            continue
+        parts = f".{key}."
+        for ours, theirs in _RENAMED.items():
+            parts = parts.replace(f".{ours}.", f".{theirs}.")
+        name = body + parts.rstrip(".")
+        if ".attn.qkv." not in name:
+            renamed[name] = value
+            continue
+        for part, letter in zip(value.chunk(3), "qkv", strict=True):
+            renamed[name.replace(".attn.qkv.", f".attention.{letter}_proj.")] = part
+    return renamed
+
+
+def _torch_run(model: nn.Module, mode: str, case: Case, given: Given) -> Run:
+    import torch
+
+    kind = getattr(torch, case.precision)
+    images = _images(case, given).to(case.device)
+    network: Any = model.to(case.device).train(case.train)
+    if case.train:
+        return _backward(torch.compile(network) if mode == "compiled" else network, case, images)
+    network = network.to(kind)
+    if mode == "compiled":
+        network = torch.compile(network, dynamic=False)
+        run = _forward(network, images.to(kind))
+        # Dynamo asks the process, not the options of one model, whether weights are constants.
+        from torch._inductor import config
+
+        with config.patch(freezing=True):
+            run()
+        return run
+    return _forward(network, images.to(kind))
+
+
+def _forward(network: Any, images: Tensor) -> Run:
+    import torch
+
+    def run() -> Any:
+        with torch.inference_mode():
+            out = network(images)
+            return getattr(out, "logits", out)
+
+    return run
+
+
+def _backward(network: Any, case: Case, images: Tensor) -> Run:
+    """Forward and backward, with the precision that training uses: weights stay in float32."""
+    import torch
+
+    kind = getattr(torch, case.precision)
+    lower = case.precision != "float32"
+    device = torch.device(case.device).type
+
+    def run() -> Any:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast(device, kind) if lower else nullcontext():
+            out = network(images)
+            out = getattr(out, "logits", out)
+            logits = out if isinstance(out, tuple) else (out,)
+            loss = cast("Tensor", sum(one.float().logsumexp(dim=-1).mean() for one in logits))
+        torch.autograd.backward(loss)
+        return logits[0]
+
+    return run
+
+
+def _onnxruntime(mode: str, case: Case, given: Given) -> Run:
+    import onnxruntime
+
+    wanted = "CUDA" if case.device.startswith("cuda") else "CPU"
+    provider = f"{wanted}ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise UnfitError(f"this onnxruntime has no {provider}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        str(_graph_file(GRAPHS[mode], given)), options, providers=[provider]
+    )
+    images = _arrays(case, given)
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: images})[0]
+
+
+def _openvino(mode: str, case: Case, given: Given) -> Run:
+    if case.device != "cpu":
+        raise UnfitError("openvino runs on Intel's processors only, not on CUDA")
+    if case.precision == "float16":
+        raise UnfitError("openvino has no float16 on a CPU")
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(_graph_file(GRAPHS[mode], given))
+    network.reshape(list(case.shape))
+    settings = {
+        "INFERENCE_NUM_THREADS": case.threads,
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[case.precision],
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+    images = _arrays(case, given)
+    return lambda: request.infer({0: images})[0]
+
+
+_BUILDERS: dict[str, Callable[[str, Case, Given], Run]] = {
+    "timm": _timm,
+    "transformers": _transformers,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+
+def _images(case: Case, given: Given) -> Tensor:
+    return pictures(case) if given.images is None else given.images
+
+
+def _arrays(case: Case, given: Given) -> Any:
+    """The images for what is not torch; a process that measures memory never imports it."""
+    if given.images is not None:
+        return given.images.numpy()
+    import numpy
+
+    return numpy.random.default_rng(0).standard_normal(case.shape, dtype=numpy.float32)
+
+
+def _graph_file(owner: str, given: Given) -> Path:
+    assert given.graphs is not None, "a runtime needs a folder of graphs"
+    return given.graphs / f"{owner}.onnx"
+
+
+def _export_ours(case: Case, file: Path) -> None:
+    from deit_zoo.exports import export
+
+    export(plain(case), file)
+
+
+def _export(network: nn.Module, case: Case, file: Path) -> None:
+    """A graph with a dynamic batch; an example of one image would fix it to one."""
+    import torch
+
+    example = pictures(replace(case, batch_size=2))
+    torch.onnx.export(
+        network,
+        (example,),
+        file,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, other people's warnings, logs and prints are not ours to pass on."""
+    held = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(held)
