@@ -1,6 +1,8 @@
 # Two commands: `make demo` shows the main job, `make test` proves it. Each installs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core; the tests of one file stay together, in their order.
+PARALLEL := --numprocesses auto --dist loadfile
 DEMO := demo
 BENCHMARKS := cold_start load cached startup forward optimized cait cait_memory \
 	train_forward_backward train_step classify
@@ -22,11 +24,11 @@ demo: .venv/installed
 		--data $(DEMO)/digits --output $(DEMO)/run
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 # The rest: the largest models and whole training runs.
 test-all: .venv/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(PARALLEL)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

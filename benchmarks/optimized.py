@@ -14,6 +14,7 @@ CASES = [
         precisions=("bfloat16",),
         modes=("optimized",),
         peers=("timm", "openvino"),
+        memory=False,  # each would be compiled once more
     )
 ]
 

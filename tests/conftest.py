@@ -19,7 +19,9 @@ os.environ["DEIT_ZOO_CACHE"] = f"{CACHES.name}/deit_zoo"
 for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "DEIT_ZOO_VERIFY", "DEIT_ZOO_MANIFEST"):
     os.environ.pop(name, None)
 
+# One thread for each process: more than there are cores get in each other's way.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

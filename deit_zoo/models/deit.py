@@ -30,6 +30,7 @@ from deit_zoo.models.layers import (
     new_token,
     pick_layers,
     predicting,
+    readable,
     to_grid,
     untouched,
 )
@@ -156,11 +157,11 @@ class VisionTransformer(ZooModel):
 
     def may_skip(self) -> bool:
         """Only the result is wanted, and nobody watches or replaced a part of the last block."""
-        return (
-            predicting(self)
-            and type(self).forward_features is VisionTransformer.forward_features
-            and untouched(self.blocks[-1], self.norm)
-        )
+        if not (predicting(self) and self.answers_as(VisionTransformer) and len(self.blocks)):
+            return False
+        last = cast(Block, self.blocks[-1])
+        known = type(last) is Block and type(last.attn) is Attention
+        return known and untouched(last, self.norm) and readable(last.attn.qkv)
 
     def forward_prefix(self, x: Tensor) -> Tensor:
         """The class token, and the distillation token, of `forward_features` (B, prefix, D).

@@ -48,6 +48,13 @@ class ZooModel(nn.Module):
         gradients, and while nobody watches or has replaced a part of what it goes around."""
         return False
 
+    def answers_as(self, family: type[ZooModel]) -> bool:
+        """Whether features and head are the family's: neither overridden nor replaced."""
+        return all(
+            getattr(type(self), name) is getattr(family, name) and name not in self.__dict__
+            for name in ("forward_features", "forward_head")
+        )
+
     def forward_prefix(self, x: Tensor) -> Tensor:
         """Images to the tokens that the head reads, after the last norm (B, prefix, D)."""
         raise NotImplementedError
@@ -169,12 +176,19 @@ def untouched(*modules: nn.Module) -> bool:
     """
     return all(
         type(part).__module__.startswith(("torch.nn.modules.", "deit_zoo.models."))
+        and "forward" not in part.__dict__
         and not hasattr(getattr(part, "weight", None), "__tensor_flatten__")
         and not (part._forward_hooks or part._forward_pre_hooks)
         and not (part._backward_hooks or part._backward_pre_hooks)
         for module in modules
         for part in module.modules()
     )
+
+
+def readable(*layers: nn.Module) -> bool:
+    """Whether a forward may read the weights of these layers instead of calling them."""
+    plain = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+    return plain and untouched(*layers)
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:

@@ -415,8 +415,9 @@ def test_autocast_takes_the_short_way_as_well(network: ZooModel, images: Tensor)
 )
 @transformers
 def test_a_model_traced_without_gradients_takes_any_batch(
-    network: ZooModel, images: Tensor
+    network: ZooModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cait, "TILE", 1)  # tiles of one image and one row, were there any
     batch = torch.from_numpy(golden.normals("small/any", (5, *images.shape[1:])))
     with torch.no_grad():
         traced = torch.jit.trace(network, images)
@@ -426,11 +427,98 @@ def test_a_model_traced_without_gradients_takes_any_batch(
 
 @transformers
 def test_a_model_exported_without_gradients_takes_any_batch(
-    network: ZooModel, images: Tensor
+    network: ZooModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cait, "TILE", 1)  # tiles of one image and one row, were there any
     batch = torch.from_numpy(golden.normals("small/any", (5, *images.shape[1:])))
     dynamic = ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
         exported = torch.export.export(network, (images,), dynamic_shapes=dynamic).module()
         for size in (1, 2, 5):
             torch.testing.assert_close(exported(batch[:size]), network(batch[:size]))
+
+
+def same_both_ways(model: ZooModel) -> bool:
+    """Whether a model gives the same with and without gradients."""
+    images = torch.from_numpy(golden.normals("both ways", (2, 3, *model.img_size)))
+    with torch.no_grad():
+        found = model(images)
+    return torch.allclose(found, model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [VisionTransformer, CaiT])
+def test_a_subclass_may_pool_patches(family: type[ZooModel]) -> None:
+    class Pooled(family):  # type: ignore[valid-type, misc]
+        def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+            return self.head(tokens[:, 1:].mean(dim=1))
+
+    assert same_both_ways(
+        Pooled(img_size=32, embed_dim=48, depth=2, num_heads=4, num_classes=5).eval()
+    )
+
+
+@pytest.mark.parametrize("family", [VisionTransformer, CaiT])
+@pytest.mark.parametrize("name", ["forward_features", "forward_head"])
+def test_a_method_replaced_on_a_model_is_called(family: type[ZooModel], name: str) -> None:
+    model = family(img_size=32, embed_dim=48, depth=2, num_heads=4, num_classes=5).eval()
+    own = getattr(model, name)
+
+    def replaced(x: Tensor) -> Tensor:
+        return own(x) + x.shape[1]
+
+    setattr(model, name, replaced)
+    assert same_both_ways(model)
+
+
+def swap_forward(model: ZooModel) -> None:
+    attn = model.blocks[-1].attn
+    own = attn.forward
+    attn.forward = lambda x: 2 * own(x)
+
+
+def swap_block(model: ZooModel) -> None:
+    model.blocks[-1] = nn.Identity()
+
+
+def swap_layer(model: ZooModel) -> None:
+    model.blocks[-1].attn.qkv = nn.Sequential(model.blocks[-1].attn.qkv, nn.ReLU())
+
+
+def drop_bias(model: ZooModel) -> None:
+    model.blocks[-1].attn.qkv = nn.Linear(DIM, 3 * DIM, bias=False)
+
+
+def drop_blocks(model: ZooModel) -> None:
+    model.blocks = model.blocks[:0]
+
+
+@only_deit
+@pytest.mark.parametrize("swap", [swap_forward, swap_block, swap_layer, drop_bias, drop_blocks])
+def test_a_last_block_of_another_kind_takes_the_long_way(
+    network: ZooModel, swap: Callable[[ZooModel], None]
+) -> None:
+    swap(network)
+    assert same_both_ways(network)
+
+
+def swap_key(model: ZooModel) -> None:
+    attn = model.blocks_token_only[0].attn
+    attn.k = nn.Sequential(attn.k, nn.ReLU())
+
+
+def swap_value(model: ZooModel) -> None:
+    model.blocks_token_only[0].attn.v = nn.Linear(DIM, DIM, bias=False)
+
+
+def swap_norm(model: ZooModel) -> None:
+    own = model.norm.forward
+    model.norm.forward = lambda x: own(x) + x.shape[1]
+
+
+@only_cait
+@pytest.mark.parametrize("swap", [swap_key, swap_value, swap_norm])
+def test_class_attention_of_another_kind_takes_the_long_way(
+    network: ZooModel, swap: Callable[[ZooModel], None]
+) -> None:
+    swap(network)
+    assert same_both_ways(network)
