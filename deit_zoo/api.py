@@ -213,7 +213,9 @@ def create(
     )
     model.checkpoint = origin
     model.labels = _own_labels(metadata, file, model.num_classes if num_classes is None else None)
-    return model.to(device=place, dtype=kind)
+    # As loaded, it is in float32 on the CPU.
+    asked = (place.type, kind) != ("cpu", torch.float32)
+    return model.to(device=place, dtype=kind) if asked else model
 
 
 def transform(

@@ -11,6 +11,7 @@ Shapes: B batch, N patches, D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -35,8 +36,9 @@ from deit_zoo.models.layers import (
     untouched,
 )
 
-# Scores computed at once, in bytes: what stays in a core's cache while heads are mixed.
-TILE = 1_500_000
+# Bytes of scores: several images go together up to TILE, which stays in a core's cache; one image
+# is cut above WHOLE, into pieces of PART.
+TILE, WHOLE, PART = 1_000_000, 6_000_000, 2_500_000
 # From so many patches and up to this width, one fused kernel beats mixing in half precision.
 FOLD_TOKENS, FOLD_DIM = 400, 256
 
@@ -327,9 +329,12 @@ def talk(
     constant = bias[:, None, None] * value.sum(dim=2, keepdim=True)
     if suits_folding(query):
         return talk_folded(query, key, value, first, second) + constant
-    # A graph that is being written down must not depend on the batch it is written with.
+    # A graph that is written down must not depend on the batch it is written with; tiles are of one
+    # precision, and for the cache of a CPU.
     written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    form = talk_whole if written or query.device.type != "cpu" else talk_in_tiles
+    device = query.device.type
+    tiled = device == "cpu" and not written and not torch.is_autocast_enabled(device)
+    form = talk_in_tiles if tiled else talk_whole
     return form(query, key, value, first, second) + constant
 
 
@@ -344,16 +349,31 @@ def talk_in_tiles(
 ) -> Tensor:
     """A few images or a few queries at a time: scores stay in the cache, and little is held."""
     batch, heads, tokens, head_dim = query.shape
-    row = heads * tokens * query.element_size()
-    images, rows = max(1, TILE // (row * tokens)), max(1, TILE // row)
+    images, rows = tile(batch, tokens, heads * tokens**2 * query.element_size())
     out = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
+    # Scores and shares go to and fro between two pieces of memory.
+    one, other = (query.new_empty(images * heads * rows * tokens) for _ in range(2))
     for b in range(0, batch, images):
         few = slice(b, b + images)
         for n in range(0, tokens, rows):
             part = slice(n, n + rows)
-            read = talk_whole(query[few, :, part], key[few], value[few], first, second)
-            out[few, :, part] = read
+            some = query[few, :, part]
+            shape, flat = (*some.shape[:3], tokens), (len(some), heads, -1)
+            count = len(some) * heads * some.shape[2] * tokens
+            scores, mix = one[:count].view(shape), other[:count].view(shape)
+            torch.matmul(some, key[few].transpose(-2, -1), out=scores)
+            torch.bmm(first.expand(len(some), -1, -1), scores.view(flat), out=mix.view(flat))
+            torch.softmax(mix, dim=-1, out=scores)
+            torch.bmm(second.expand(len(some), -1, -1), scores.view(flat), out=mix.view(flat))
+            out[few, :, part] = mix @ value[few]
     return out
+
+
+def tile(batch: int, tokens: int, image_bytes: int) -> tuple[int, int]:
+    """How many images, and queries of each, are computed at once."""
+    images = max(1, min(batch, TILE // image_bytes))
+    parts = 1 if image_bytes <= WHOLE else ceil(image_bytes / PART)
+    return images, ceil(tokens / parts)
 
 
 def suits_folding(query: Tensor) -> bool:

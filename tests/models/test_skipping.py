@@ -322,32 +322,32 @@ def test_talking_heads_have_both_biases(talking: Talking) -> None:
         close(cait.talk(*talking.operands, talking.after.bias), talking.by_formula())
 
 
-# A row of scores takes 4 heads x 10 keys x 8 bytes = 320, an image 3,200.
 @pytest.mark.parametrize(
-    ("tile", "shapes"),
-    [
-        (1, [(1, 1)] * 30),
-        (640, [(1, 2)] * 15),
-        (1_000, [(1, 3), (1, 3), (1, 3), (1, 1)] * 3),
-        (3_200, [(1, 10)] * 3),
-        (6_400, [(2, 10), (1, 10)]),
-        (9_600, [(3, 10)]),
-    ],
+    ("images", "rows"), [(1, 1), (1, 3), (1, 10), (2, 10), (2, 4), (3, 10), (3, 7)]
 )
-def test_tiles_are_as_large_as_their_bound_allows(
-    talking: Talking, monkeypatch: pytest.MonkeyPatch, tile: int, shapes: list[tuple[int, int]]
+def test_tiles_of_any_size_give_the_same(
+    talking: Talking, monkeypatch: pytest.MonkeyPatch, images: int, rows: int
 ) -> None:
-    whole, seen = cait.talk_whole, []
-
-    def counted(query: Tensor, *others: Tensor) -> Tensor:
-        seen.append((query.shape[0], query.shape[2]))
-        return whole(query, *others)
-
-    monkeypatch.setattr(cait, "talk_whole", counted)
-    monkeypatch.setattr(cait, "TILE", tile)
+    monkeypatch.setattr(cait, "tile", lambda *_: (images, rows))
     with torch.no_grad():
         close(cait.talk_in_tiles(*talking.operands) + talking.of_bias(), talking.by_formula())
-    assert seen == shapes
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "size", "expected"),
+    [
+        (8, 4, 196, 4, (1, 196)),  # 0.6 MB an image
+        (8, 4, 196, 2, (3, 196)),
+        (2, 4, 196, 2, (2, 196)),
+        (8, 8, 196, 4, (1, 196)),
+        (8, 4, 576, 4, (1, 576)),  # 5.3 MB: still whole
+        (8, 8, 576, 4, (1, 116)),  # 10.6 MB: five pieces
+    ],
+)
+def test_a_tile_is_what_a_cache_holds(
+    batch: int, heads: int, tokens: int, size: int, expected: tuple[int, int]
+) -> None:
+    assert cait.tile(batch, tokens, heads * tokens**2 * size) == expected
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_autocast_takes_the_short_way_as_well(network: ZooModel, images: Tensor)
 def test_a_model_traced_without_gradients_takes_any_batch(
     network: ZooModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cait, "TILE", 1)  # tiles of one image and one row, were there any
+    monkeypatch.setattr(cait, "tile", lambda *_: (1, 1))  # were there any
     batch = torch.from_numpy(golden.normals("small/any", (5, *images.shape[1:])))
     with torch.no_grad():
         traced = torch.jit.trace(network, images)
@@ -429,7 +429,7 @@ def test_a_model_traced_without_gradients_takes_any_batch(
 def test_a_model_exported_without_gradients_takes_any_batch(
     network: ZooModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cait, "TILE", 1)  # tiles of one image and one row, were there any
+    monkeypatch.setattr(cait, "tile", lambda *_: (1, 1))  # were there any
     batch = torch.from_numpy(golden.normals("small/any", (5, *images.shape[1:])))
     dynamic = ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
