@@ -112,6 +112,7 @@ def benchmark_(
     _check_files(output, plot, images, pretrained)
     from deit_zoo import peers as doors
     from deit_zoo.bench_compare import Request
+    from deit_zoo.inference import SHORT
 
     if not peers and peer:
         raise ZooError("--no-peers and --peer exclude each other; give one of them")
@@ -119,7 +120,8 @@ def benchmark_(
     request = Request(
         models=names or MODELS,
         batch_sizes=batch_size or (1, 8),
-        precisions=precision or (("float32",) if train else ("float32", "bfloat16")),
+        precisions=[SHORT.get(one, one) for one in precision or ()]
+        or (("float32",) if train else ("float32", "bfloat16")),
         modes=mode or (("eager",) if train else usual.modes),
         peers=doors.chosen(peer) if peers else (),
         img_size=None if img_size is None else pixels(img_size),
@@ -208,7 +210,8 @@ def heading(report: dict[str, Any]) -> Iterator[str]:
         yield f"the largest matrix product in {precision}: {peak:,.0f} GFLOP/s"
     if report["weights"] == "random":
         yield "random weights: speed does not depend on them"
-    yield "under a mode's name: how many times as fast as that peer; * the best of them"
+    if report["ratios"]:
+        yield "under a mode's name: how many times as fast as that peer; * the best of them"
 
 
 def failures(report: dict[str, Any]) -> Iterator[str]:

@@ -41,6 +41,7 @@ PRECISIONS = {
     "float16": torch.float16,
     "int8": torch.bfloat16,  # of what is not a weight of the blocks
 }
+SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
 NO_LIMIT = 1 << 30  # of pieces of code that torch holds at once
 LANES = 16  # float32 numbers in the widest vector register of a CPU
@@ -88,6 +89,7 @@ def optimize(model: nn.Module, dtype: str | torch.dtype, compile: bool) -> Optim
 def precision(dtype: str | torch.dtype) -> str:
     """The name of a precision. Raises ZooError for one that there is not."""
     name = str(dtype).removeprefix("torch.")
+    name = SHORT.get(name, name)
     if name not in PRECISIONS:
         raise ZooError(f"dtype is {name!r}; give one of {', '.join(PRECISIONS)}")
     return name

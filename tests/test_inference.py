@@ -477,3 +477,8 @@ def test_compiled_copies_of_one_architecture_have_their_own_weights() -> None:
     for _ in range(2):
         for model, fast in zip(models, copies, strict=True):
             torch.testing.assert_close(fast(images), model(images).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_precision_has_short_names() -> None:
+    names = [inference.precision(name) for name in ("bf16", "fp16", "fp32", torch.bfloat16)]
+    assert names == ["bfloat16", "float16", "float32", "bfloat16"]
