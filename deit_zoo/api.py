@@ -182,7 +182,7 @@ def create(
         raise ZooError(
             f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
         )
-    place = _device("cpu" if device is None else device)
+    place = usable_device("cpu" if device is None else device)
     kind = torch.float32 if dtype is None else dtype
     if checkpoint is None and not pretrained:
         size = spec.img_size if img_size is None else img_size
@@ -543,7 +543,7 @@ def _model_of(name_or_model: Any, device: Any) -> ZooModel:
         return named(name_or_model, device)
     _spec_of(name_or_model)
     model: ZooModel = name_or_model
-    return model if device is None else model.to(_device(device))
+    return model if device is None else model.to(usable_device(device))
 
 
 def _classifier_of(name_or_model: Any, device: Any) -> ZooModel:
@@ -553,7 +553,7 @@ def _classifier_of(name_or_model: Any, device: Any) -> ZooModel:
     return model
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
     """A device by its name. Raises ZooError where this machine cannot use it."""
     import torch
 

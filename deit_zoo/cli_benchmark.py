@@ -111,6 +111,7 @@ def benchmark_(
     """
     _check_files(output, plot, images, pretrained)
     from deit_zoo import peers as doors
+    from deit_zoo.api import usable_device
     from deit_zoo.bench_compare import Request
     from deit_zoo.inference import SHORT
 
@@ -125,7 +126,7 @@ def benchmark_(
         modes=mode or (("eager",) if train else usual.modes),
         peers=doors.chosen(peer) if peers else (),
         img_size=None if img_size is None else pixels(img_size),
-        device=_device(device),
+        device=str(usable_device(device)),
         threads=_threads() if threads is None else threads,
         rounds=usual.rounds if rounds is None else rounds,
         seconds=usual.seconds if seconds is None else seconds,
@@ -311,13 +312,6 @@ def _draw(report: dict[str, Any], file: Path) -> None:
     with writing(file):
         draw(report, file)
     talk.print(f"the picture is {escape(str(file))}")
-
-
-def _device(device: str) -> str:
-    """The device as it is called. Raises ZooError where nothing can be put on it."""
-    from deit_zoo.api import create
-
-    return str(next(create("deit_pico_digits", device=device).parameters()).device)
 
 
 def _threads() -> int:

@@ -30,8 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deit_zoo import __version__
-from deit_zoo.api import _device as usable
-from deit_zoo.api import class_names, named, transform
+from deit_zoo.api import class_names, named, transform, usable_device
 from deit_zoo.datasets import IMAGE_SUFFIXES
 from deit_zoo.digits import digits
 from deit_zoo.errors import DataError, DifferenceError, MissingExtraError, ZooError
@@ -310,7 +309,7 @@ def _place(network: nn.Module) -> torch.device:
 
 def _own(model: str | nn.Module, device: str | torch.device | None) -> ZooModel:
     """The model that was meant, in eval mode and float32, to do with as we like."""
-    place = usable(device or "cpu")
+    place = usable_device(device or "cpu")
     if isinstance(model, str):
         network = named(model, place)
     else:
