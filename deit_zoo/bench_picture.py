@@ -34,6 +34,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.1),
     )
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    # Without rows there is one panel, left empty.
     for panel, (case, rows) in zip(panels, cases, strict=False):
         _draw_case(panel, case, rows)
     machine = report["machine"]

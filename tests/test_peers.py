@@ -203,3 +203,8 @@ def test_a_peer_that_is_asked_for_must_be_known_and_here(
     assert str(missing.value) == (
         "transformers is not installed; type: pip install 'deit_zoo[docs]'"
     )
+
+
+def test_a_reason_names_no_folder_of_this_machine() -> None:
+    error = ImportError("/home/me/cache/3v/main.so: file too short, 3/4 of a/b read")
+    assert peers.reason(error) == "ImportError: main.so: file too short, 3/4 of a/b read"
