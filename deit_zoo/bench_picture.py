@@ -35,7 +35,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     )
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     # Without rows there is one panel, left empty.
-    for panel, (case, rows) in zip(panels, cases, strict=False):
+    for panel, (case, rows) in zip(panels[: len(cases)], cases, strict=True):
         _draw_case(panel, case, rows)
     machine = report["machine"]
     where = machine.get("gpu", machine["cpu"])
