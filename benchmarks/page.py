@@ -45,8 +45,8 @@ REASONS = {
         "Of a DeiT's forward one block in twelve is saved; the rest are the same kernels."
     ),
     "optimized, bfloat16: at least 1.1 times the best peer": (
-        "In a profile of DeiT-S at batch 8, taken beside other work, linear layers were 58 % of our "
-        "time and attention 31 %; the peers were not profiled."
+        "In a profile of DeiT-S at batch 8, taken beside other work, linear layers were 58 % of "
+        "our time and attention 31 %; the peers were not profiled."
     ),
     "CaiT, float32: at least 1.5 times timm in the same mode": (
         "The saving is in attention; the linear layers are called alike in both."
