@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CACHES = tempfile.TemporaryDirectory(prefix="deit_zoo_tests_")
 os.environ["HF_HOME"] = f"{CACHES.name}/huggingface"
 os.environ["DEIT_ZOO_CACHE"] = f"{CACHES.name}/deit_zoo"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{CACHES.name}/torchinductor"
 for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "DEIT_ZOO_VERIFY", "DEIT_ZOO_MANIFEST"):
     os.environ.pop(name, None)
 
