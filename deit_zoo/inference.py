@@ -8,6 +8,8 @@ What is folded changes no result beyond rounding:
 - LayerScale moves into the projections before it, the score's scale into the mixing of heads;
 - keys and values are padded to whole vector registers, and the padding is masked.
 
+Compiled code of CaiT takes a few images at a time on a CPU, as many as its cache has room for.
+
 Shapes: B batch, N tokens, D embedding, H heads.
 """
 
@@ -45,6 +47,7 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
 NO_LIMIT = 1 << 30  # of pieces of code that torch holds at once
 LANES = 16  # float32 numbers in the widest vector register of a CPU
+SCORES = 2_500_000  # bytes of talking heads' scores for each thread, beyond which a cache is slow
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5  # on which int8 must prove faster
 
 
@@ -136,6 +139,7 @@ class OptimizedModel(nn.Module):
         self.network = Network(cast(Any, model), PRECISIONS[kind])
         # Batch sizes that there is compiled code for, by the type of the images; None: eager.
         self.sizes: dict[torch.dtype, list[int]] | None = None
+        self.image_scores = _bytes_of_scores(model, PRECISIONS[kind])
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -167,6 +171,10 @@ class OptimizedModel(nn.Module):
         """Run compiled code: for this batch size, or a larger one that is there already."""
         held = sizes.setdefault(images.dtype, [])
         batch = len(images)
+        if self.image_scores:
+            most = max(1, SCORES * torch.get_num_threads() // self.image_scores)
+            if batch > most:
+                return torch.cat([self._call(few, sizes) for few in torch.split(images, most)])
         fitting = min((size for size in held if size >= batch), default=0)
         if fitting == batch:
             return self.network(images)
@@ -265,9 +273,12 @@ class Patches(nn.Module):
         positions = self.pixel_positions if pixels else self.positions
         batch, channels, height, width = images.shape
         side = self.patch_size
-        grid = images.view(batch, channels, height // side, side, width // side, side)
+        # Numbers change type where they lie in order, and only then move.
+        grid = images.to(weight.dtype).view(
+            batch, channels, height // side, side, width // side, side
+        )
         rows = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, positions.shape[1], weight.shape[1])
-        x = F.linear(rows.to(weight.dtype), weight) + positions
+        x = F.linear(rows, weight) + positions
         if self.prefix is None:
             return x
         return torch.cat((self.prefix.expand(batch, -1, -1), x), dim=1)
@@ -358,6 +369,14 @@ def _copy(model: deit.VisionTransformer | cait.CaiT, kind: str) -> OptimizedMode
     if model.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to be fast at")
     return OptimizedModel(model, kind).requires_grad_(False)
+
+
+def _bytes_of_scores(model: ZooModel, dtype: torch.dtype) -> int:
+    """Of one image in one block of a CaiT on a CPU; 0 where they do not matter."""
+    if not isinstance(model, cait.CaiT) or next(model.parameters()).device.type != "cpu":
+        return 0
+    heads = max((cast(cait.Block, block).attn.num_heads for block in model.blocks), default=0)
+    return heads * model.patch_embed.num_patches**2 * dtype.itemsize
 
 
 def _scale(linear: nn.Linear, gamma: Tensor) -> None:

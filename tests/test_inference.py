@@ -427,6 +427,25 @@ def test_sizes_are_padded_cut_or_compiled(monkeypatch: pytest.MonkeyPatch) -> No
     assert fast.sizes == {torch.float32: [4, 1, 9, 16]}
 
 
+def test_as_many_images_of_cait_go_together_as_a_cache_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = KINDS["cait"]
+    fast, plain = (deit_zoo.optimize(make(), "float32", compile=False) for _ in range(2))
+    fast.sizes = {}
+    # An image has 4 heads of 16 patches: 4096 bytes of scores. There is one thread in tests.
+    monkeypatch.setattr(inference, "SCORES", 2 * 4096)
+    seen: list[int] = []
+    fast.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    images = some(make(), 5)
+    torch.testing.assert_close(fast(images), plain(images))
+    assert seen == [2, 2, 2]  # the last one padded
+    monkeypatch.setattr(inference, "SCORES", 1)
+    seen.clear()
+    torch.testing.assert_close(fast(images[:2]), plain(images[:2]))
+    assert seen == [2, 2]
+
+
 @pytest.mark.usefixtures("compiler")
 def test_every_size_of_many_models_is_compiled() -> None:
     # Torch stops compiling a function at 8 forms, and says so in its log alone.

@@ -29,15 +29,17 @@ from deit_zoo.models.layers import (
     layer_norm,
     new_head,
     new_token,
+    overwritable,
     pick_layers,
     predicting,
     readable,
+    runs_at_once,
     to_grid,
     untouched,
 )
 
-# Bytes of scores: several images go together up to TILE, which stays in a core's cache; one image
-# is cut above WHOLE, into pieces of PART.
+# Bytes of scores that go together: of several images up to TILE for each thread, which stays in a
+# core's cache; one image is cut above WHOLE, into pieces of PART.
 TILE, WHOLE, PART = 1_000_000, 6_000_000, 2_500_000
 # From so many patches and up to this width, one fused kernel beats mixing in half precision.
 FOLD_TOKENS, FOLD_DIM = 400, 256
@@ -133,8 +135,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if predicting(self):
-            x = torch.addcmul(x, self.gamma_1, self.attn(self.norm1(x)))
-            return torch.addcmul(x, self.gamma_2, self.mlp(self.norm2(x)))
+            attn, mlp = self.attn, self.mlp
+            x = add_scaled(x, self.gamma_1, attn(self.norm1(x)), overwritable(attn, "proj"))
+            return add_scaled(x, self.gamma_2, mlp(self.norm2(x)), overwritable(mlp, "fc2"))
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
 
@@ -307,6 +310,12 @@ class CaiT(ZooModel):
         }
 
 
+def add_scaled(x: Tensor, gain: Tensor, branch: Tensor, overwrite: bool) -> Tensor:
+    """x + gain · branch, in the memory of the branch if that may be."""
+    over = branch if overwrite and branch.dtype == x.dtype == gain.dtype else None
+    return torch.addcmul(x, gain, branch, out=over)
+
+
 def mix_heads(linear: nn.Linear, scores: Tensor) -> Tensor:
     """Apply a linear layer over the heads of (B, H, N, N) without moving them last."""
     return mixed(linear.weight, scores) + linear.bias[:, None, None]
@@ -329,11 +338,10 @@ def talk(
     constant = bias[:, None, None] * value.sum(dim=2, keepdim=True)
     if suits_folding(query):
         return talk_folded(query, key, value, first, second) + constant
-    # A graph that is written down must not depend on the batch it is written with; tiles are of one
-    # precision, and for the cache of a CPU.
-    written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    # A graph must not depend on the batch it is made with; tiles are of one precision, and for the
+    # cache of a CPU.
     device = query.device.type
-    tiled = device == "cpu" and not written and not torch.is_autocast_enabled(device)
+    tiled = device == "cpu" and runs_at_once() and not torch.is_autocast_enabled(device)
     form = talk_in_tiles if tiled else talk_whole
     return form(query, key, value, first, second) + constant
 
@@ -371,7 +379,8 @@ def talk_in_tiles(
 
 def tile(batch: int, tokens: int, image_bytes: int) -> tuple[int, int]:
     """How many images, and queries of each, are computed at once."""
-    images = max(1, min(batch, TILE // image_bytes))
+    threads = torch.get_num_threads()
+    images = max(1, min(batch, threads * TILE // image_bytes))
     parts = 1 if image_bytes <= WHOLE else ceil(image_bytes / PART)
     return images, ceil(tokens / parts)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from deit_zoo.errors import ImageSizeError, ZooError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
+OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")  # an adapter makes a module another one
 
 
 class ZooModel(nn.Module):
@@ -125,7 +127,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        if predicting(self) and overwritable(self, "fc1"):
+            # A large tensor is new memory from the system, which costs more than its numbers do.
+            return self.fc2(torch.ops.aten.gelu_(hidden))
+        return self.fc2(F.gelu(hidden))
 
 
 class DropPath(nn.Module):
@@ -165,8 +171,29 @@ def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias
 
 
 def predicting(module: nn.Module) -> bool:
-    """Whether only the result is wanted: eval mode, and no gradient flows back."""
-    return not (module.training or torch.is_grad_enabled())
+    """Whether only the result is wanted: eval mode, no gradients, and no hook on all modules."""
+    watched: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not (module.training or torch.is_grad_enabled() or watched)
+
+
+def runs_at_once() -> bool:
+    """Whether operations run as they are called: no graph is being made of them, by torch.compile,
+    torch.export or a trace, and no transform of torch.func, such as vmap, stands in between."""
+    written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return not written and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def overwritable(module: nn.Module, last: str) -> bool:
+    """Whether the result of the linear layer `last` of a module, which is or becomes the module's
+    own, is nobody else's, so that the next operation may take its memory: nothing has replaced
+    either, no hook has seen it, and operations run at once."""
+    layer = getattr(module, last, None)
+    own = type(layer) is nn.Linear and all(
+        type(part).__module__.startswith(OUR_PARTS)
+        and not ("forward" in part.__dict__ or part._forward_hooks)
+        for part in (module, layer)
+    )
+    return own and runs_at_once()
 
 
 def untouched(*modules: nn.Module) -> bool:
@@ -175,7 +202,7 @@ def untouched(*modules: nn.Module) -> bool:
     An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
     """
     return all(
-        type(part).__module__.startswith(("torch.nn.modules.", "deit_zoo.models."))
+        type(part).__module__.startswith(OUR_PARTS)
         and "forward" not in part.__dict__
         and not hasattr(getattr(part, "weight", None), "__tensor_flatten__")
         and not (part._forward_hooks or part._forward_pre_hooks)

@@ -234,6 +234,71 @@ def test_a_hook_elsewhere_leaves_the_short_way(
     assert seen == [name]
 
 
+@transformers
+def test_a_hook_on_all_modules_sees_every_token(network: ZooModel, images: Tensor) -> None:
+    seen: list[torch.Size] = []
+
+    def look(module: nn.Module, args: object, out: Tensor) -> None:
+        if module is network.norm:
+            seen.append(out.shape)
+
+    with nn.modules.module.register_module_forward_hook(look), torch.no_grad():
+        assert not network.may_skip()
+        network(images)
+    assert [shape[1] for shape in seen] == [network.num_prefix_tokens + PATCHES]
+
+
+# Whose results the next operation would overwrite, were nobody watching.
+@transformers
+@pytest.mark.parametrize("name", ["mlp.fc1", "mlp.fc2", "mlp", "attn.proj", "attn"])
+def test_what_a_hook_keeps_is_not_overwritten(network: ZooModel, images: Tensor, name: str) -> None:
+    kept: list[Tensor] = []
+    copied: list[Tensor] = []
+
+    def keep(module: nn.Module, args: object, out: Tensor) -> None:
+        kept.append(out)
+        copied.append(out.clone())
+
+    network.get_submodule(f"blocks.0.{name}").register_forward_hook(keep)
+    with torch.no_grad():
+        network(images)
+    assert torch.equal(kept[0], copied[0])
+
+
+@transformers
+@pytest.mark.parametrize("part", ["attn", "mlp", "mlp.fc1", "norm2"])
+def test_a_part_may_give_back_what_it_was_given(
+    network: ZooModel, images: Tensor, part: str
+) -> None:
+    parent, _, name = f"blocks.0.{part}".rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    if part == "mlp.fc1":
+        network.blocks[0].mlp.fc2 = nn.Linear(DIM, DIM)
+        network.blocks[0].norm2 = nn.Identity()
+    expected = network(images).detach()  # with gradients nothing is overwritten
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), expected)
+
+
+@transformers
+def test_a_block_and_its_mlp_leave_their_input(network: ZooModel) -> None:
+    tokens = torch.randn(2, PREFIX + PATCHES, DIM)
+    given = tokens.clone()
+    with torch.no_grad():
+        network.blocks[0](tokens)
+        network.blocks[0].mlp(tokens)
+    assert torch.equal(tokens, given)
+
+
+# Torch has no vectorized attention for the CPU; what it says of ours would be an error.
+@pytest.mark.filterwarnings("ignore:There is a performance drop.*flash_attention:UserWarning")
+@transformers
+def test_the_short_way_can_be_vectorized(network: ZooModel, images: Tensor) -> None:
+    with torch.no_grad():
+        found = torch.func.vmap(network)(images[:, None])[:, 0]
+        torch.testing.assert_close(found, network(images))
+
+
 @pytest.mark.parametrize("family", [VisionTransformer, CaiT])
 def test_features_of_a_subclass_are_used(family: type[ZooModel]) -> None:
     class Own(family):  # type: ignore[valid-type, misc]
@@ -349,6 +414,11 @@ def test_a_tile_is_what_a_cache_holds(
     batch: int, heads: int, tokens: int, size: int, expected: tuple[int, int]
 ) -> None:
     assert cait.tile(batch, tokens, heads * tokens**2 * size) == expected
+
+
+def test_a_tile_has_room_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert cait.tile(32, 196, 4 * 196**2 * 4) == (6, 196)
 
 
 @pytest.mark.parametrize(
