@@ -134,7 +134,8 @@ class VisionTransformer(ZooModel):
         self.dist_token = new_token(1, 1, embed_dim) if distilled else None
         self.patch_embed = patch_embed
         # The rate grows linearly from 0 at the first block (float32, as upstream computes it).
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        ramp = torch.linspace(0, drop_path_rate, depth, device="cpu") if drop_path_rate else None
+        rates = [0.0] * depth if ramp is None else ramp.tolist()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = layer_norm(embed_dim)
         self.head = new_head(embed_dim, num_classes)
