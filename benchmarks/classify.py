@@ -1,22 +1,20 @@
 """Classifying a folder: reading alone, the model alone, one after the other, and both together.
 
-    python benchmarks/classify.py [ROUNDS] [--model deit_small] [--images N] [--json FILE]
+    python benchmarks/classify.py [ROUNDS] [--threads N] [--model deit_tiny] [--images N]
 
-Reading is decoding and preparing; with as many threads as classify starts. "One after the other"
-reads a batch, image by image, and then shows it to the model. Where both work on the same cores,
-the two times add up, so the whole is also compared with that sum. Rounds are interleaved, medians
-are printed. The weights are random: what a model costs does not depend on them.
+Reading is decoding and preparing; with as many threads as classify starts, one for each core. The
+model takes --threads of torch. "One after the other" reads a batch, image by image, and then shows
+it to the model. Where both work on the same cores, the two times add up, so the whole is also
+compared with that sum. Rounds are interleaved, medians are printed. The weights are random: what a
+model costs does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +22,12 @@ from pathlib import Path
 
 import sklearn.datasets
 import torch
+from measuring import arguments_of, write
 from PIL import Image
 
 import deit_zoo
 from deit_zoo.api import CHUNK, predictions
+from deit_zoo.bench import keep_freed_memory, rotated
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.preprocess import EvalTransform, open_photo
 from deit_zoo.reading_ahead import default_threads, reading_ahead
@@ -93,25 +93,21 @@ def seconds_of(act: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measure, print a table, and write it where asked."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("rounds", nargs="?", type=int, default=7)
-    parser.add_argument("--model", default="deit_small")
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--workers", type=int, default=default_threads())
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__, more=_more)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = deit_zoo.create(arguments.model, device=DEVICE)
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = write_photographs(Path(folder), arguments.images)
         acts = ways(files, model, deit_zoo.transform(model), arguments.workers)
+        keep_freed_memory()
         for act in acts.values():
             act()
-        for _ in range(arguments.rounds):
-            for what, act in acts.items():
-                times.setdefault(what, []).append(seconds_of(act))
-    rates = {what: len(files) / statistics.median(spent) for what, spent in times.items()}
+        for number in range(arguments.rounds):
+            for what in rotated(list(acts), number):
+                times.setdefault(what, []).append(seconds_of(acts[what]))
+    rates = {what: len(files) / statistics.median(times[what]) for what in acts}
     ratios = compared(times)
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(
@@ -122,16 +118,15 @@ def main() -> None:
         print(f"{what:24}{rate:8.1f} images/s")
     for what, ratio in ratios.items():
         print(f"{what:48}{ratio:8.3f}")
-    if arguments.json:
-        rows = [{"what": what, "images_per_second": rate} for what, rate in rates.items()]
-        found = {
-            "benchmark": "classify",
-            "command": shlex.join(["python", *sys.argv]),
-            "rows": rows,
-            "ratios": ratios,
-            "rounds": arguments.rounds,
-        }
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    rows = [{"what": what, "images_per_second": rate} for what, rate in rates.items()]
+    read = {"model": arguments.model, "workers": arguments.workers, "num_images": len(files)}
+    write(arguments, rows, ratios, **read)
+
+
+def _more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="deit_tiny")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=default_threads())
 
 
 def compared(times: dict[str, list[float]]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from deit_zoo.registry import ModelSpec, resolve
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 PACKAGES = ("deit_zoo", "torch", "timm", "transformers", "onnxruntime", "openvino", "torchao")
 MATRIX = "matrix product"
+KEPT = 31 << 20  # bytes; at 32 MiB glibc stops learning
 
 Times = Mapping[str, Sequence[Sequence[float]]]  # by contestant: rounds of seconds per call
 
@@ -95,6 +96,17 @@ def rotated(labels: Sequence[str], number: int) -> list[str]:
     """The order of a round: in each another one begins."""
     first = number % len(labels)
     return [*labels[first:], *labels[:first]]
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a forward pass frees, instead of asking the system again.
+
+    glibc learns from the largest block that was freed so far; without this, how much a contestant
+    waits for new pages depends on what ran before it.
+    """
+    import torch
+
+    torch.empty(KEPT, dtype=torch.uint8)  # freed at once
 
 
 def measure(

@@ -21,6 +21,7 @@ from deit_zoo.bench import (
     as_row,
     figures,
     in_fresh_process,
+    keep_freed_memory,
     label,
     machine,
     matrix_product,
@@ -155,6 +156,7 @@ def measure_case(
         return
     product = matrix_product(case.precision, case.device)
     timed = [*contestants, product[0]] if product else contestants
+    keep_freed_memory()
     times = measure(
         timed,
         rounds=request.rounds,
