@@ -479,10 +479,11 @@ def test_every_size_of_many_models_is_compiled() -> None:
 def test_a_compiled_copy_gives_the_logits_of_an_eager_one(make: Callable[[], ZooModel]) -> None:
     model = make()
     fast, eager = (deit_zoo.optimize(model, "float32", compile=way) for way in (True, False))
-    for batch in (4, 3, 1, 9, 16, 40):
+    # Each size takes a minute here; the rest of what becomes of sizes is tested above.
+    for batch in (4, 3):
         for images in (some(model, batch), pixels_for(model, batch)):
             torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=1e-4)
-    assert fast.sizes == {torch.float32: [4, 1, 9, 16], torch.uint8: [4, 1, 9, 16]}
+    assert fast.sizes == {torch.float32: [4], torch.uint8: [4]}
 
 
 @pytest.mark.slow

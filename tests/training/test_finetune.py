@@ -617,18 +617,18 @@ def test_weights_that_do_not_say_what_they_are_are_refused(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_what_was_learned_of_five_digits_helps_to_learn_ten(tmp_path: Path) -> None:
     begun = tmp_path / "five"
-    changes = ["data=folder", "epochs=60"]
+    changes = ["data=folder", "epochs=30"]
     five = write(tmp_path / "low", "01234", 1000)
     reproduce(PICO, gpus=0, output=begun, data=five, changes=changes, workers=0)
     ten = write(tmp_path / "ten", "0123456789", 20)
     figures: dict[str, list[float]] = {str(begun): [], "none": []}
     for source, found in figures.items():
-        for seed in range(3):
+        for seed in range(2):
             output = tmp_path / f"{seed}-{len(source)}"
             run = ("hflip=0", "epochs=15", f"seed={seed}", f"init_from={source}")
             finetune(PICO, data=ten, output=output, changes=run, workers=0)
             found.append(reached(output))
     tuned, scratch = figures.values()
     print(f"from five digits {tuned}, from nothing {scratch}")
-    # The worst of three after the same number of steps is better than the best without.
+    # The worse of two after the same number of steps is better than the better without.
     assert min(tuned) > max(scratch) + 10.0
