@@ -418,8 +418,9 @@ own file, which is not. `--output` keeps everything as JSON, `--plot` draws it.
 On a GPU nothing has been measured yet: none was at hand.
 
 The tables held here are of several runs on one day, some beside other work, not of one
-`make benchmark`. Those of cold start, loading, the plain forward pass and forward and backward were
-measured before the last changes to what `forward` leaves out and to CaiT's tiles.
+`make benchmark`, and all older than these changes, which have only been tried beside the code
+before them: GELU and CaiT's branches in place, compiled CaiT by a few images at a time, and loading
+in one step for each call. Classifying was measured with two threads of torch.
 """
 COLD_START = """
 From the start of a process to its first prediction: imports, one model from a file in the disk's
