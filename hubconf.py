@@ -39,7 +39,7 @@ def _served():
         raise RuntimeError(
             f"deit_zoo needs torch 2.6 or later, this is {torch.__version__}; pip install -U torch"
         )
-    beside = Path(__file__).resolve().parent / "deit_zoo" / "__init__.py"
+    beside = Path(__file__).resolve().parent / "deit_zoo" / "version.py"
     here = re.findall(r'__version__ = "(.+)"', beside.read_text(encoding="utf-8"))[0]
     if here != deit_zoo.__version__:
         warnings.warn(

@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from measuring import arguments_of, write
 
 from deit_zoo.manifest import find
-from hub.server import HubServer
+from support.hub_server import HubServer
 
 REPO, FILE = "timm/deit_small_patch16_224.fb_in1k", "model.safetensors"
 MEASURE = """
 import json, sys, time
 import torch
-import deit_zoo, deit_zoo.weights, deit_zoo.hub.fetch, deit_zoo.models.deit, timm
+import deit_zoo, deit_zoo.weights.load, deit_zoo.weights.fetch, deit_zoo.models.deit, timm
 started = time.perf_counter()
 {call}
 print(json.dumps({{"seconds": time.perf_counter() - started}}))

@@ -26,11 +26,11 @@ from measuring import arguments_of, write
 from PIL import Image
 
 import deit_zoo
-from deit_zoo.api import CHUNK, predictions
 from deit_zoo.bench import keep_freed_memory, rotated
+from deit_zoo.data.prefetch import default_threads, prefetch
+from deit_zoo.data.transforms import EvalTransform, open_photo
+from deit_zoo.inference.classify import BATCH_SIZE, predictions
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.preprocess import EvalTransform, open_photo
-from deit_zoo.reading_ahead import default_threads, reading_ahead
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (500, 375)
@@ -63,20 +63,20 @@ def ways(
         return prepare.pixels(open_photo(file))
 
     pixels = [read(file) for file in files]
-    starts = range(0, len(files), CHUNK)
+    starts = range(0, len(files), BATCH_SIZE)
 
     def reading() -> None:
-        with reading_ahead(files, read, batch_size=CHUNK, threads=threads) as batches:
+        with prefetch(files, read, batch_size=BATCH_SIZE, threads=threads) as batches:
             for _ in batches:
                 pass
 
     def looking() -> None:
         for start in starts:
-            predictions(model, pixels[start : start + CHUNK], 5)
+            predictions(model, pixels[start : start + BATCH_SIZE], 5)
 
     def in_turn() -> None:
         for start in starts:
-            predictions(model, [read(file) for file in files[start : start + CHUNK]], 5)
+            predictions(model, [read(file) for file in files[start : start + BATCH_SIZE]], 5)
 
     def together() -> None:
         deit_zoo.classify(files, model, workers=threads)

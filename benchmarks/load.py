@@ -17,7 +17,7 @@ from pathlib import Path
 from measuring import arguments_of, write
 
 OURS = """
-import deit_zoo, deit_zoo.weights
+import deit_zoo, deit_zoo.weights.load
 from deit_zoo.models import deit
 def load(file):
     return deit_zoo.create("deit_b", checkpoint=file)

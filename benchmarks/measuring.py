@@ -18,7 +18,7 @@ import torch
 
 from deit_zoo.bench import machine, now
 from deit_zoo.bench_compare import Request, compare
-from deit_zoo.cli_benchmark import failures, print_report
+from deit_zoo.cli.benchmark import failures, print_report
 from deit_zoo.files import write_whole
 
 

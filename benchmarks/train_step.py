@@ -27,11 +27,11 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 import deit_zoo
-from deit_zoo.training.group import Group
-from deit_zoo.training.loop import Step, train_one_epoch
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.recipes import RECIPES
-from deit_zoo.training.run import parts_for
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.training.loop import StepResult, train_one_epoch
+from deit_zoo.training.trainer import parts_for
 
 SECONDS = 3.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +54,7 @@ def ours(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int]
     model = deit_zoo.create(
         name, img_size=img_size, drop_path_rate=recipe.drop_path_rate, device=DEVICE
     )
-    parts = parts_for(plan, model, None, Group(device=DEVICE))
+    parts = parts_for(plan, model, None, DistributedContext(device=DEVICE))
     images, labels = data(batch, img_size)
     none_bad = torch.zeros(batch, dtype=torch.long)
 
@@ -66,7 +66,7 @@ def ours(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int]
     return run
 
 
-def shown(_step: Step) -> None:
+def shown(_step: StepResult) -> None:
     """What follows a step; nothing here."""
 
 

@@ -1,19 +1,9 @@
 """Data-efficient image Transformers, exact and verified. Importing deit_zoo imports no torch."""
 
-from deit_zoo.api import (
-    ModelInfo,
-    attention_map,
-    classify,
-    create,
-    evaluate,
-    info,
-    list_models,
-    optimize,
-    transform,
-)
+from deit_zoo.api import attention_map, classify, evaluate, optimize
 from deit_zoo.results import Evaluation, Prediction
-
-__version__ = "0.1.0"
+from deit_zoo.version import __version__
+from deit_zoo.zoo import ModelInfo, create, info, list_models, transform
 
 __all__ = [
     "Evaluation",

@@ -28,7 +28,7 @@ name, weights, image, threads = sys.argv[1:]
 import torch
 torch.set_num_threads(int(threads))
 from PIL import Image
-import deit_zoo, deit_zoo.preprocess, deit_zoo.weights
+import deit_zoo, deit_zoo.data.transforms, deit_zoo.load.load_checkpoint
 from deit_zoo.models import cait, deit
 started = time.perf_counter()
 model = deit_zoo.create(name, checkpoint=weights)
@@ -153,11 +153,11 @@ def _prepared(
 
 def _saved(who: str, case: Case, network: Any, folder: Path) -> tuple[str, Path]:
     """What a library calls the model, and where its weights lie."""
-    from deit_zoo import weights
+    from deit_zoo.weights import load
 
     file = folder / "model.safetensors"
     if not file.exists():
-        weights.save(network, file)
+        load.save_model(network, file)
     if who == doors.OURS:
         return case.model, file
     if who == "timm":

@@ -269,7 +269,7 @@ def agreement_rows(request: Request, folder: Path | None) -> list[dict[str, Any]
 
 def _agreement(case: Case, images: Tensor) -> dict[str, Any]:
     import deit_zoo
-    from deit_zoo.inference import agreement
+    from deit_zoo.inference.optimize import agreement
 
     model = doors.plain(case).to(case.device)
     fast = deit_zoo.optimize(model, dtype=case.precision, compile=False)
@@ -282,8 +282,8 @@ def real_images(case: Case, folder: Path | None) -> Tensor | None:
     import torch
 
     import deit_zoo
-    from deit_zoo.datasets import IMAGE_SUFFIXES
-    from deit_zoo.preprocess import open_photo
+    from deit_zoo.data.folder import IMAGE_SUFFIXES
+    from deit_zoo.data.transforms import open_photo
 
     prepare = deit_zoo.transform(case.model, img_size=case.img_size)
     if folder is not None:
@@ -294,7 +294,7 @@ def real_images(case: Case, folder: Path | None) -> Tensor | None:
         return torch.stack([prepare(open_photo(file)) for file in files[::step][:NUM_IMAGES]])
     if resolve(case.model).labels != "digits":
         return None
-    from deit_zoo.digits import digits
+    from deit_zoo.data.digits import digits
 
     return torch.stack([prepare(image) for image, _ in list(digits())[-NUM_IMAGES:]])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deit_zoo.errors import IntegrityError
 
-EMBEDDED = Path(__file__).parent / "embedded"
+ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
 PLAN_FILE, LOG_FILE = "plan.json", "log.jsonl"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from deit_zoo.errors import DataError
+from deit_zoo.files import ASSETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Label:
 def labels(kind: str) -> tuple[Label, ...]:
     """The classes of `imagenet1k` or `digits`, in class order."""
     if kind == "imagenet1k":
-        text = (Path(__file__).parent / "imagenet1k_labels.txt").read_text(encoding="utf-8")
+        text = (ASSETS / "imagenet1k_labels.txt").read_text(encoding="utf-8")
         return tuple(Label(*line.split(" ", 1)) for line in text.splitlines())
     if kind == "digits":
         return tuple(Label(str(digit), str(digit)) for digit in range(10))

@@ -461,7 +461,7 @@ def _graph_file(owner: str, given: Given) -> Path:
 
 
 def _export_ours(case: Case, file: Path) -> None:
-    from deit_zoo.exports import export
+    from deit_zoo.inference.export import export
 
     export(plain(case), file)
 

@@ -10,6 +10,8 @@ import tempfile
 import pytest
 import torch
 
+pytest_plugins = ["support.hub_fixtures", "support.run_fixtures"]
+
 # Before anything imports huggingface_hub: a test that reaches for the Hub must fail, not fetch.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor may it read or write what the user has cached, or send the user's token.

@@ -30,7 +30,7 @@ from deit_zoo.errors import (
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
-from deit_zoo import digits, errors
+from deit_zoo import errors
+from deit_zoo.data import digits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SLOW = "slow"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -15,7 +15,7 @@ import pytest
 import deit_zoo
 from deit_zoo.registry import MODELS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 UPSTREAM = (
     "deit_tiny_patch16_224",
     "deit_small_patch16_224",
@@ -60,7 +60,7 @@ def copy_of_the_repository(folder: Path, version: str) -> Path:
     )
     for name in ("hubconf.py", "weights_manifest.json"):
         shutil.copy(ROOT / name, folder / name)
-    init = folder / "deit_zoo" / "__init__.py"
+    init = folder / "deit_zoo" / "version.py"
     init.write_text(init.read_text().replace(deit_zoo.__version__, version))
     return folder
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from deit_zoo import api
+import deit_zoo
 from deit_zoo.errors import CheckpointError
 from deit_zoo.manifest import Checkpoint, checkpoint, find, read
 from deit_zoo.registry import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -430,7 +430,7 @@ def test_the_licence_is_the_authors(name: str, records: dict[str, Checkpoint]) -
 def test_a_reproduced_checkpoint_lies_in_the_package_with_its_log(
     records: dict[str, Checkpoint],
 ) -> None:
-    embedded = ROOT / "deit_zoo" / "embedded"
+    embedded = ROOT / "deit_zoo" / "assets"
     files = [
         embedded / name
         for held in records.values()
@@ -647,7 +647,7 @@ def test_the_public_functions_honour_the_chosen_manifest(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(write()))
-    assert api.list_models(pretrained=True) == ["deit_small"]
+    assert deit_zoo.list_models(pretrained=True) == ["deit_small"]
 
 
 def test_an_empty_variable_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

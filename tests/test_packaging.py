@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SHOW = """
 import deit_zoo
 from deit_zoo import manifest, weights
@@ -65,11 +65,11 @@ def test_the_wheel_holds_manifest_types_labels_digits_checkpoints_and_logs(wheel
     assert names >= {
         "deit_zoo/weights_manifest.json",
         "deit_zoo/py.typed",
-        "deit_zoo/imagenet1k_labels.txt",
-        "deit_zoo/embedded/digits.png",
-        *(f"deit_zoo/embedded/{model}.safetensors" for model in models),
-        *(f"deit_zoo/embedded/{model}.log.jsonl" for model in models),
-        *(f"deit_zoo/embedded/{model}.receipt.json" for model in models),
+        "deit_zoo/assets/imagenet1k_labels.txt",
+        "deit_zoo/assets/digits.png",
+        *(f"deit_zoo/assets/{model}.safetensors" for model in models),
+        *(f"deit_zoo/assets/{model}.log.jsonl" for model in models),
+        *(f"deit_zoo/assets/{model}.receipt.json" for model in models),
     }
 
 
@@ -79,7 +79,7 @@ def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
 
 
 def test_the_three_checkpoints_weigh_less_than_4_mb_together() -> None:
-    files = list((ROOT / "deit_zoo" / "embedded").glob("*.safetensors"))
+    files = list((ROOT / "deit_zoo" / "assets").glob("*.safetensors"))
     assert len(files) == 3
     assert sum(file.stat().st_size for file in files) < 4_000_000
 

@@ -62,7 +62,7 @@ _REMARKS = ("name", "model", "source", "band", "band_source", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Story:
+class CardContext:
     """What a card tells: the model, its record and where it came from."""
 
     spec: ModelSpec
@@ -75,7 +75,7 @@ class Story:
     curve: bool
 
 
-def model_card(story: Story) -> str:
+def model_card(story: CardContext) -> str:
     """README.md: front matter and sections."""
     parts = [f"# {story.repo_id.split('/')[-1]}", _description(story), _usage(story)]
     sections = (
@@ -90,7 +90,7 @@ def model_card(story: Story) -> str:
     return f"---\n{_front_matter(story).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _front_matter(story: Story) -> ModelCardData:
+def _front_matter(story: CardContext) -> ModelCardData:
     spec, record = story.spec, story.record
     dataset, title, _ = DATASETS[record.labels]
     results = [
@@ -126,7 +126,7 @@ def _accuracies(metric: Metric | None) -> Iterator[tuple[str, float]]:
         yield "Top-5 accuracy (%)", metric.top5
 
 
-def _description(story: Story) -> str:
+def _description(story: CardContext) -> str:
     spec, record = story.spec, story.record
     arch = ", ".join(f"{key} {value}" for key, value in spec.arch.items()) or spec.source
     paper = f" ([{record.paper}](https://arxiv.org/abs/{record.paper[6:]}))" if record.paper else ""
@@ -140,7 +140,7 @@ def _description(story: Story) -> str:
     )
 
 
-def _usage(story: Story) -> str:
+def _usage(story: CardContext) -> str:
     lines = [
         "```python",
         "import deit_zoo",
@@ -154,7 +154,7 @@ def _usage(story: Story) -> str:
     return "\n".join(lines)
 
 
-def _figures(story: Story) -> str:
+def _figures(story: CardContext) -> str:
     spec, record = story.spec, story.record
     lines = ["| measured on | top-1 | top-5 | loss | by |", "|---|---:|---:|---:|---|"]
     for key, metric in record.metrics.items():
@@ -172,7 +172,7 @@ def _figures(story: Story) -> str:
     return "\n".join(lines) + f"\n\n{transform}\n\n{command}"
 
 
-def _recipe(story: Story) -> str:
+def _recipe(story: CardContext) -> str:
     if story.recipe is None:
         return f"As {story.record.paper} describes; deit_zoo has no recipe for it yet."
     rows = [
@@ -195,7 +195,7 @@ def _recipe(story: Story) -> str:
     return text + ("\n\n![Loss and top-1 by epoch](curve.png)" if story.curve else "")
 
 
-def _provenance(story: Story) -> str:
+def _provenance(story: CardContext) -> str:
     lines = [f"- `model.safetensors` has SHA-256 `{story.sha256}`."]
     lines += [f"- {_told(source)}" for source in story.record.sources]
     if story.record.origin == "upstream":

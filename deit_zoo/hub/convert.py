@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
-from deit_zoo.hub import original
 from deit_zoo.registry import MODELS, ModelSpec, resolve
+from deit_zoo.weights import formats as original
+from deit_zoo.weights import load
 
 
 def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]:
@@ -19,9 +19,9 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
     Raises CheckpointError, and writes nothing, where the tensors are not exactly the model's.
     """
     check_paths(file, output)
-    tensors = weights.read(file)
+    tensors = load.read_tensors(file)
     spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
-    model = weights.load(spec, file, {})
+    model = load.load_checkpoint(spec, file, {})
     try:
         sha256 = original.write(tensors, output)
     except OSError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from deit_zoo import manifest
 from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import MODEL_FILE, SUMS_FILE, digest, write_whole
-from deit_zoo.hub.audit import Holding, read_sums
+from deit_zoo.hub.verify import CachedFile, read_sums
 
 RECORD_FILE = "checkpoint.json"
 # The weights come last: without them a folder is not used.
@@ -36,7 +36,7 @@ def check_free(name: str, folder: Path) -> None:
         )
 
 
-def write(holding: Holding, folder: Path, advance: Callable[[int], None]) -> str:
+def write(holding: CachedFile, folder: Path, advance: Callable[[int], None]) -> str:
     """Leave the folder whole or as it was. Returns the SHA-256 of the weights in it."""
     if folder.exists() and (there := _whole(folder, holding)) is not None:
         return there
@@ -77,7 +77,7 @@ def copy(source: Path, target: Path, advance: Callable[[int], None] = lambda cou
     return digest(target)
 
 
-def _whole(folder: Path, holding: Holding) -> str | None:
+def _whole(folder: Path, holding: CachedFile) -> str | None:
     """The digest of the weights in a folder that has all they need and is what it says."""
     if not all((folder / name).is_file() for name in FILES):
         return None

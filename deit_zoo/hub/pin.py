@@ -13,11 +13,12 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants
 
-from deit_zoo import __version__, manifest
+from deit_zoo import manifest
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
 from deit_zoo.files import write_whole
-from deit_zoo.hub import fetch
 from deit_zoo.manifest import Source
+from deit_zoo.version import __version__
+from deit_zoo.weights import fetch
 
 FACTS = ("revision", "sha256", "bytes")
 

@@ -15,7 +15,8 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from deit_zoo import __version__, manifest, weights
+from deit_zoo import manifest
+from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import (
     CheckpointError,
     IntegrityError,
@@ -24,14 +25,14 @@ from deit_zoo.errors import (
     ZooError,
 )
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, SUMS_FILE, digest, write_whole
-from deit_zoo.hub import fetch
-from deit_zoo.hub.audit import holding_of
-from deit_zoo.hub.card import Story, model_card
+from deit_zoo.hub.card import CardContext, model_card
 from deit_zoo.hub.folder import copy
+from deit_zoo.hub.verify import holding_of
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint
-from deit_zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.registry import ModelSpec, resolve
+from deit_zoo.version import __version__
+from deit_zoo.weights import fetch, load
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
@@ -49,7 +50,7 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     spec = resolve(name)
     record = manifest.checkpoint(spec.name)
     check_arguments(repo_id, folder)
-    file = weights.locate(record)
+    file = load.resolve_file(record)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -158,7 +159,7 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
         )
     _write_json(folder / "config.json", config(spec, record))
     receipt = _add_run(file, record, folder)
-    story = Story(
+    story = CardContext(
         spec=spec,
         record=record,
         repo_id=repo_id,
@@ -194,7 +195,7 @@ def _draw_curve(folder: Path, title: str) -> bool:
     """Draw the curve where there is a log; says whether there is."""
     if not (folder / LOG_FILE).is_file():
         return False
-    from deit_zoo.training.report import draw_curve
+    from deit_zoo.runs.receipt import draw_curve
 
     try:
         draw_curve(folder, title)
@@ -206,7 +207,7 @@ def _draw_curve(folder: Path, title: str) -> bool:
 
 
 def _recipe(name: str) -> dict[str, Any] | None:
-    from deit_zoo.training.recipes import RECIPES
+    from deit_zoo.recipes import RECIPES
 
     return asdict(RECIPES[name]) if name in RECIPES else None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
-from deit_zoo.errors import ImageSizeError, ZooError
+from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
 
 if TYPE_CHECKING:
     from deit_zoo.manifest import Checkpoint
@@ -326,3 +326,14 @@ def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
 def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Patch tokens (B, h·w, D) as a feature map (B, D, h, w)."""
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size).contiguous()
+
+
+def spec_of(model: Any) -> ModelSpec:
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise CheckpointError(
+            f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
+            "are not known; make it with create(name)"
+        )
+    known: ModelSpec = spec
+    return known

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import digest, write_whole
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.weights import METADATA_KEY, read
+from deit_zoo.weights.load import METADATA_KEY, read_tensors
 
 FOLDER = "state"
 KEPT = 2
@@ -123,7 +123,7 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 def load_state(file: Path, trained: Trained, recipe_sha256: str) -> Place:
     """Put a state back. Raises CheckpointError where another recipe left it."""
-    tensors = read(file)
+    tensors = read_tensors(file)
     with safe_open(file, framework="pt") as stored:
         facts: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])
     if facts["recipe_sha256"] != recipe_sha256:

@@ -18,17 +18,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deit_zoo.datasets import ImageSet
+from deit_zoo.data.folder import ImageSet
+from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation import (
+from deit_zoo.evaluation.accuracy import (
+    block_signals,
     leave_signals_to_the_main_process,
     one_sentence,
-    wishes_held,
 )
-from deit_zoo.preprocess import naming
-from deit_zoo.training.draws import seed_all
-from deit_zoo.training.plan import Plan
+from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.samplers import Key, ReplicaBatches
+from deit_zoo.training.seeding import seed_from_key
 
 REPLACEMENTS = 10
 DEATHS_PER_EPOCH = 3
@@ -51,9 +51,9 @@ class KeyedImages(Dataset[tuple[Any, int, int]]):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> tuple[Any, int, int]:
-        seed_all(self.seed, key.epoch, key.replica, key.position, "augment")
+        seed_from_key(self.seed, key.epoch, key.replica, key.position, "augment")
         index, image, bad = self._readable(key)
-        with naming(self.images.name_of(index)):
+        with error_context(self.images.name_of(index)):
             return self.transform(image), self.images.label_of(index), bad
 
     def _readable(self, key: Key) -> tuple[int, Image.Image, int]:
@@ -143,7 +143,7 @@ class Supply:
                 pin_memory=self.plan.device == "cuda",
                 worker_init_fn=leave_signals_to_the_main_process,
             )
-        with _deaths_wait_for_the_next_batch(), wishes_held():
+        with _deaths_wait_for_the_next_batch(), block_signals():
             batches = iter(self._loader)
         self._workers = getattr(batches, "_workers", [])
         return batches

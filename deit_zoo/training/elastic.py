@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, NoReturn
 
 from deit_zoo.errors import RecipeError, ZooError
 from deit_zoo.files import MODEL_FILE, RECEIPT_FILE
+from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
-from deit_zoo.training import outcome
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.stopping import SIGNALS, Stopped
+from deit_zoo.training import exit_status as outcome
+from deit_zoo.training.signals import SIGNALS, Interrupted
 
 if TYPE_CHECKING:
+    from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.launch import Job
-    from deit_zoo.training.report import Verdict
 
 RESTARTS = 3
-LOST = 111  # the exit code of a process whose peer died
+EXIT_PEER_LOST = 111  # the exit code of a process whose peer died
 PORT = 29400
 MEETING_SECONDS = 600  # that the first node waits for the last
 STATE_SECONDS = 120  # that the processes have to finish a step and write a state
 # Ctrl-C while a process still imports ends it without Python's traceback.
 PROCESS = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "from deit_zoo.training.run import main; main()"
+    "from deit_zoo.training.trainer import main; main()"
 )
 # Beside SIGNALS, what torch's launcher listens to.
 TORCHS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
@@ -133,7 +133,7 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
             elastic_launch(config, sys.executable)(*command)
         return told_verdict(job, output)
     except SignalException as error:
-        raise Stopped(int(error.sigval)) from error
+        raise Interrupted(int(error.sigval)) from error
     except ChildFailedError as error:
         if told := outcome.told_error(outcome.left(output)):
             raise told from error
@@ -184,7 +184,7 @@ def hearing() -> Iterator[None]:
 
 def first_to_die(codes: dict[int, int]) -> tuple[int, int]:
     """Of processes and their exit codes, one that did not end because another had."""
-    followed = (LOST, -signal.SIGTERM)  # the second is what torch's launcher sends
+    followed = (EXIT_PEER_LOST, -signal.SIGTERM)  # the second is what torch's launcher sends
     return min(codes.items(), key=lambda found: (found[1] in followed, found[0]))
 
 
@@ -197,13 +197,13 @@ def ended(code: int) -> str:
 
 def told_verdict(job: Job, output: Path) -> Verdict:
     """The verdict that the first process left, or what it raised."""
-    from deit_zoo.training.report import judge
+    from deit_zoo.runs.receipt import judge
 
     facts = outcome.left(output)
     if told := outcome.told_error(facts):
         raise told
     if "signal" in facts:
-        raise Stopped(facts["signal"])
+        raise Interrupted(facts["signal"])
     receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
     reached = Evaluation(**receipt["reached"])
     return judge(job.plan.recipe, reached, receipt["sha256"][MODEL_FILE])

@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deit_zoo.data.split import HFDS, parted, shares
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import MODEL_FILE, PLAN_FILE
 from deit_zoo.labels import labels
 from deit_zoo.manifest import find, read
+from deit_zoo.recipes.finetune import FINETUNE
+from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, default_workers, settings
+from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import ModelSpec, normalize, resolve, spellings
 from deit_zoo.training import launch
-from deit_zoo.training.parting import HFDS, parted, shares
-from deit_zoo.training.plan import IMAGENET_TRAIN, Plan, default_workers, settings
-from deit_zoo.training.recipe import Recipe, changed
-from deit_zoo.training.recipes.finetune import FINETUNE
 
 if TYPE_CHECKING:
-    from deit_zoo.datasets import Survey
+    from deit_zoo.data.folder import Survey
+    from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.launch import Job
-    from deit_zoo.training.report import Verdict
 
 # Steps that an epoch should have; a batch that leaves fewer is made smaller.
 STEPS = 8
@@ -179,9 +179,9 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
     if spec is not None:
         knows = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
-        from deit_zoo import weights
+        from deit_zoo.weights import load
 
-        held = weights.local(recipe.teacher).metadata
+        held = load.open_local(recipe.teacher).metadata
         spec, knows = spellings().get(normalize(str(held.get("name")))), held.get("labels") or []
     if spec is None or not knows or sorted(knows) == sorted(classes):
         return
@@ -209,7 +209,7 @@ def planned(
     progress: Callable[[int], None] = lambda files: None,
 ) -> tuple[Plan, str]:
     """A plan fitted to data of which nothing is parted or written, and what was changed."""
-    from deit_zoo.datasets import survey
+    from deit_zoo.data.folder import survey
 
     if val_share is None:
         found = survey(parted(data), progress).train
@@ -310,7 +310,7 @@ def _number(value: float) -> str:
 
 
 def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
-    from deit_zoo.api import create
+    from deit_zoo.zoo import create
 
     if recipe.init_from == spec.name and spec.name not in read(find()):
         raise RecipeError(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
 from deit_zoo.files import PLAN_FILE, write_whole
 from deit_zoo.labels import labels
-from deit_zoo.registry import MODELS, resolve
-from deit_zoo.training.plan import (
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
     IMAGENET_TRAIN,
     Plan,
@@ -23,13 +23,13 @@ from deit_zoo.training.plan import (
     plan_from,
     settings,
 )
-from deit_zoo.training.recipe import Recipe, changed
-from deit_zoo.training.recipes import RECIPES
-from deit_zoo.training.stages import beginning, is_first_stage
+from deit_zoo.recipes.recipe import Recipe, changed
+from deit_zoo.recipes.stages import beginning, is_first_stage
+from deit_zoo.registry import MODELS, resolve
 
 if TYPE_CHECKING:
-    from deit_zoo.datasets import Survey
-    from deit_zoo.training.report import Verdict
+    from deit_zoo.data.folder import Survey
+    from deit_zoo.runs.receipt import Verdict
 
 DATA_FOLDER = "data"
 _EXTRA = ("timm", "matplotlib", "tensorboard")
@@ -196,11 +196,11 @@ def carry_out(
 
     if plan.processes > 1 and not rank:
         return elastic.launch(prepared(), output, rendezvous)
-    from deit_zoo.training.group import joined
-    from deit_zoo.training.run import train
+    from deit_zoo.distributed import init_distributed
+    from deit_zoo.training.trainer import train
 
-    with joined(plan.device) as group:
-        return train(group.from_first(prepared), output, group)
+    with init_distributed(plan.device) as group:
+        return train(group.run_on_main(prepared), output, group)
 
 
 def started_with(processes: int | None, gpus: int, nodes: int) -> int | None:
@@ -218,7 +218,7 @@ def surveyed(
     progress: Callable[[int], None],
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
-    from deit_zoo.datasets import is_hfds, survey
+    from deit_zoo.data.folder import is_hfds, survey
 
     recipe = plan.recipe
     if data is None and recipe.data != "digits":
@@ -256,7 +256,7 @@ def check_same_data(output: Path, job: Job) -> None:
 
 def check_classes(recipe: Recipe, where: str, found: list[str]) -> None:
     """Raises DataError where a folder's classes are not those that the recipe is for."""
-    from deit_zoo.datasets import is_hfds
+    from deit_zoo.data.folder import is_hfds
 
     wanted = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
     if found != wanted and not is_hfds(where):
@@ -319,7 +319,7 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
 
 def written_digits(output: Path) -> Path:
     """The embedded digits as an image folder inside the run's own."""
-    from deit_zoo.digits import write_folder
+    from deit_zoo.data.digits import write_folder
 
     folder = output / DATA_FOLDER
     if not folder.exists():

@@ -16,15 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.training.draws import seed_all
+from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.training.ema import Ema
-from deit_zoo.training.group import Group
 from deit_zoo.training.losses import Criterion
-from deit_zoo.training.plan import Plan, learning_rate
+from deit_zoo.training.seeding import seed_from_key
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
-SKIPS = 3  # steps in a row whose loss is not finite, before the run goes back
+MAX_NONFINITE_STEPS = 3  # steps in a row whose loss is not finite, before the run goes back
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Parts:
     criterion: Criterion
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     replicas: range
-    group: Group
+    group: DistributedContext
     network: nn.Module
     dtype: torch.dtype | None = None
     scaler: GradScaler | None = None
@@ -48,7 +48,7 @@ class Parts:
 
 
 @dataclass(kw_only=True, slots=True)
-class Sums:
+class EpochStats:
     """What an epoch has counted so far; `step` steps are done. A state holds it."""
 
     step: int = 0
@@ -62,7 +62,7 @@ class Sums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class StepResult:
     """A finished step: its mean loss over all replicas, its rate, and the images that were bad.
 
     `stop` says whether any process was asked to stop.
@@ -78,7 +78,7 @@ class Step:
 class LossNotFinite(Exception):
     """The loss was not finite for SKIPS steps in a row, the last of which is `step`."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: StepResult) -> None:
         super().__init__(f"the loss is {step.loss} at step {step.number}")
         self.step = step
 
@@ -88,16 +88,16 @@ def train_one_epoch(
     plan: Plan,
     epoch: int,
     batches: Batches,
-    on_step: Callable[[Step], None],
-    sums: Sums | None = None,
+    on_step: Callable[[StepResult], None],
+    sums: EpochStats | None = None,
     wants_stop: Callable[[], bool] = bool,
-) -> Sums:
+) -> EpochStats:
     """Train from where `sums` is to the end of the epoch.
 
     Raises LossNotFinite, in every process at the same step.
     """
     recipe, optimizer = plan.recipe, parts.optimizer
-    sums = Sums() if sums is None else sums
+    sums = EpochStats() if sums is None else sums
     parts.model.train(recipe.train_mode)
     rate = learning_rate(recipe, epoch)
     for group in optimizer.param_groups:
@@ -113,9 +113,9 @@ def train_one_epoch(
             sums.data_seconds += time.perf_counter() - asked
             images = images.to(parts.group.device, non_blocking=True)
             labels = labels.to(parts.group.device, non_blocking=True)
-            seed_all(recipe.seed, epoch, number, replica, "mixup")
+            seed_from_key(recipe.seed, epoch, number, replica, "mixup")
             images, targets = parts.mix(images, labels)
-            seed_all(recipe.seed, epoch, number, replica, "drop_path")
+            seed_from_key(recipe.seed, epoch, number, replica, "drop_path")
             last = replica == parts.replicas[-1]
             with syncing(parts.network, last):
                 with autocast(parts):
@@ -126,7 +126,7 @@ def train_one_epoch(
                     told.send(wants_stop())
                 torch.autograd.backward(loss if parts.scaler is None else parts.scaler.scale(loss))
         total, bad_images, stop = told.heard()
-        step = Step(number=number, loss=total, lr=rate, bad=told.bad, stop=bool(stop))
+        step = StepResult(number=number, loss=total, lr=rate, bad=told.bad, stop=bool(stop))
         sums.bad_images += int(bad_images)
         if math.isfinite(total):
             update(parts, recipe.clip_grad)
@@ -136,7 +136,7 @@ def train_one_epoch(
         else:
             sums.skipped += 1
             sums.in_a_row += 1
-            if sums.in_a_row == SKIPS:
+            if sums.in_a_row == MAX_NONFINITE_STEPS:
                 raise LossNotFinite(step)
         sums.step = number + 1
         sums.seconds += time.perf_counter() - started
@@ -179,7 +179,7 @@ class Told:
     It travels while the last backward pass runs, so a GPU never waits for the answer.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: DistributedContext) -> None:
         self.group = group
         self.values = torch.zeros(3, dtype=torch.float64, device=group.device)
         self.bad: list[int] = []
@@ -194,7 +194,7 @@ class Told:
         """Tell all others, and begin to read the sums."""
         self.values[1].fill_(len(self.bad))
         self.values[2].fill_(stop)
-        self.group.add(self.values)
+        self.group.all_reduce(self.values)
         if self.group.device.type == "cuda":
             pinned = torch.empty(3, dtype=torch.float64, pin_memory=True)
             self.values = pinned.copy_(self.values, non_blocking=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_zoo.errors import RecipeError
-from deit_zoo.training.recipe import Recipe
+from deit_zoo.recipes.recipe import Recipe
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]

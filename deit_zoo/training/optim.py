@@ -10,8 +10,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.training.recipe import Recipe
-from deit_zoo.training.timm_parts import depths_of
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.training.timm_bridge import depths_of
 
 # What learns when the backbone is frozen, and when only attention learns (upstream's main.py).
 HEADS = r"^head(_dist)?\."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from deit_zoo.training.plan import EPOCH_UNIT, Plan
+from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
 
 
 class Key(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from deit_zoo.training.plan import Plan
+from deit_zoo.recipes.plan import Plan
 
 REQUEUE = 75  # EX_TEMPFAIL: what `reproduce` exits with when it was asked to stop
 WARNING_SECONDS = 300

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deit_zoo.manifest import find, read
-from hub.command import deit_zoo, hub_source, sentence, sha256, write_manifest
-from hub.server import HubServer
+from support.command import deit_zoo, hub_source, sentence, sha256, write_manifest
+from support.hub_server import HubServer
 
 DATA = b"weights " * 100
 REPO = "org/deit_tiny"

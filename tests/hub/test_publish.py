@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard
 
 import deit_zoo as zoo
 from deit_zoo import manifest
-from deit_zoo.files import EMBEDDED, digest
+from deit_zoo.files import ASSETS, digest
 from deit_zoo.hub import publish
-from deit_zoo.hub.card import Story, model_card
+from deit_zoo.hub.card import CardContext, model_card
 from deit_zoo.registry import MODELS
-from hub.command import deit_zoo, python, sentence
-from hub.server import TOKEN, HubServer
+from support.command import deit_zoo, python, sentence
+from support.hub_server import TOKEN, HubServer
 
 NAME = "deit_pico_distilled_digits"
 REPO = "org/pico"
@@ -54,7 +54,7 @@ def test_a_dry_run_leaves_every_file_of_the_repository(folder: Path) -> None:
 def test_the_weights_are_the_very_bytes(folder: Path) -> None:
     assert digest(folder / "model.safetensors") == manifest.checkpoint(NAME).sha256
     for ours, theirs in (("log.jsonl", "log.jsonl"), ("receipt.json", "receipt.json")):
-        assert (folder / theirs).read_bytes() == (EMBEDDED / f"{NAME}.{ours}").read_bytes()
+        assert (folder / theirs).read_bytes() == (ASSETS / f"{NAME}.{ours}").read_bytes()
 
 
 def test_sha256sums_lists_every_other_file_with_its_digest(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_card_has_its_sections_and_no_other_links_than_true_ones(folder: Pat
 @pytest.mark.parametrize("name", MODELS)
 def test_a_card_can_be_written_for_every_record(name: str) -> None:
     record = manifest.checkpoint(name)
-    story = Story(
+    story = CardContext(
         spec=MODELS[name],
         record=record,
         repo_id=f"org/{name}",

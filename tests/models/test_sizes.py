@@ -9,10 +9,10 @@ import torch
 
 import deit_zoo
 import golden
-from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, ImageSizeError
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
 from deit_zoo.registry import resolve
+from deit_zoo.weights import load
 
 PREFIX = {"deit_tiny": 1, "deit_tiny_distilled": 2, "cait_xxs24_224": 0}  # rows of pos_embed
 NAMES = list(PREFIX)
@@ -57,7 +57,7 @@ def test_a_model_runs_on_images_of_other_channels(name: str, in_chans: int) -> N
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 224x224 pixels in a file called after its model."""
     file = tmp_path_factory.mktemp("saved") / f"{request.param}.safetensors"
-    weights.save(golden.filled(deit_zoo.create(request.param, device="meta")), file)
+    load.save_model(golden.filled(deit_zoo.create(request.param, device="meta")), file)
     return file
 
 
@@ -66,19 +66,19 @@ def test_positions_of_a_checkpoint_are_resampled_to_the_size_asked_for(
     saved: Path, img_size: Size
 ) -> None:
     model = deit_zoo.create(saved.stem, checkpoint=saved, img_size=img_size)
-    stored = weights.read(saved)["pos_embed"]
+    stored = load.read_tensors(saved)["pos_embed"]
     expected = resize_pos_embed(stored, (14, 14), GRIDS[img_size], PREFIX[saved.stem])
     assert torch.equal(model.pos_embed, expected)
 
 
 def test_a_checkpoint_at_its_own_size_keeps_its_positions(saved: Path) -> None:
     model = deit_zoo.create(saved.stem, checkpoint=saved, img_size=224)
-    assert torch.equal(model.pos_embed, weights.read(saved)["pos_embed"])
+    assert torch.equal(model.pos_embed, load.read_tensors(saved)["pos_embed"])
 
 
 def test_another_image_size_changes_positions_and_nothing_else(saved: Path) -> None:
     state = deit_zoo.create(saved.stem, checkpoint=saved, img_size=160).state_dict()
-    stored = weights.read(saved)
+    stored = load.read_tensors(saved)
     changed = [name for name, value in stored.items() if not torch.equal(value, state[name])]
     assert changed == ["pos_embed"]
 
@@ -91,7 +91,7 @@ def test_a_resampled_checkpoint_runs_at_the_size_asked_for(saved: Path) -> None:
 
 def test_a_checkpoint_of_oblong_images_comes_back_at_its_size(tmp_path: Path) -> None:
     oblong = golden.filled(deit_zoo.create("deit_tiny", img_size=(64, 96), device="meta"))
-    weights.save(oblong, tmp_path / "oblong.safetensors")
+    load.save_model(oblong, tmp_path / "oblong.safetensors")
     model = deit_zoo.create("deit_tiny", checkpoint=tmp_path / "oblong.safetensors")
     assert model.img_size == (64, 96)
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_oblong_images_comes_back_at_its_size(tmp_path: Path) ->
 def test_positions_of_oblong_images_are_resampled_from_their_own_grid(tmp_path: Path) -> None:
     oblong = golden.filled(deit_zoo.create("deit_tiny", img_size=(64, 96), device="meta"))
     file = tmp_path / "oblong.safetensors"
-    weights.save(oblong, file)
+    load.save_model(oblong, file)
     model = deit_zoo.create("deit_tiny", checkpoint=file, img_size=(96, 64))
     expected = resize_pos_embed(oblong.pos_embed, (4, 6), (6, 4), 1)
     assert torch.equal(model.pos_embed, expected)

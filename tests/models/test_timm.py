@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import deit_zoo
 import golden
-from deit_zoo import weights
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
 from deit_zoo.registry import MODELS, ModelSpec
+from deit_zoo.weights import load
 
 NAMES = [name for name in MODELS if "digits" not in name and name != "regnety_160_deit"]
 SMALLEST = ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"]
@@ -133,7 +133,7 @@ def test_gradients_are_those_of_timm(pair: Pair) -> None:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_timm_loads_a_file_saved_here(name: str, tmp_path: Path) -> None:
     ours = golden.filled(deit_zoo.create(name, device="meta"))
-    weights.save(ours, tmp_path / "ours.safetensors")
+    load.save_model(ours, tmp_path / "ours.safetensors")
     theirs = timm_model(name, checkpoint_path=str(tmp_path / "ours.safetensors"))
     state = theirs.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
@@ -141,7 +141,9 @@ def test_timm_loads_a_file_saved_here(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_file_saved_here_fits_timm_strictly(name: str, tmp_path: Path) -> None:
-    weights.save(golden.filled(deit_zoo.create(name, device="meta")), tmp_path / "ours.safetensors")
+    load.save_model(
+        golden.filled(deit_zoo.create(name, device="meta")), tmp_path / "ours.safetensors"
+    )
     with torch.device("meta"):
         theirs = timm_model(name)
     state = load_file(tmp_path / "ours.safetensors")

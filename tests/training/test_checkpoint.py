@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError
+from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.training.checkpoint import Place, Trained, load_state, newest, save_state, states
 from deit_zoo.training.ema import Ema
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.recipes.digits import DEIT_PICO
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 FACTS = {"rewinds": 1, "sums": {"step": 3, "loss": 0.1}}

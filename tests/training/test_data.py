@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from deit_zoo.datasets import FolderSet
+from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.recipes.digits import DEIT_PICO
+from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.data import Batch, KeyedImages, Supply
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.recipes.digits import DEIT_PICO
 from deit_zoo.training.samplers import Key, ReplicaBatches
 
 RECIPE = replace(DEIT_PICO, batch_size=64, replicas=2)

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.processes import PROC, Tree, forest, free_port, python, send
 
-from deit_zoo.digits import write_folder
+from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import RecipeError, ZooError
-from deit_zoo.training import elastic, outcome
+from deit_zoo.training import elastic
+from deit_zoo.training import exit_status as outcome
 from deit_zoo.training.launch import Job, make_plan, reproduce
-from deit_zoo.training.stopping import Stopped
+from deit_zoo.training.signals import Interrupted
+from support.processes import PROC, Tree, forest, free_port, python, send
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
 
@@ -463,9 +464,9 @@ def test_a_node_that_waits_for_the_others_can_be_stopped(
     port = free_port()
     nodes = ("--nodes", "2", "--processes", "1", "--rendezvous", f"localhost:{port}")
     tree = begin(place / "waiting", *nodes)
-    listening = f":{port:04X} "
+    handle_signals = f":{port:04X} "
     tree.until(
-        lambda: listening in (PROC / "net/tcp6").read_text() + (PROC / "net/tcp").read_text()
+        lambda: handle_signals in (PROC / "net/tcp6").read_text() + (PROC / "net/tcp").read_text()
     )
     tree.process.send_signal(signal.SIGUSR1)
     assert tree.code() == 75, tree.stderr
@@ -625,9 +626,9 @@ def test_a_hangup_under_nohup_is_not_heard() -> None:
     ("codes", "first"),
     [
         ({0: -15, 1: -9}, (1, -9)),
-        ({0: elastic.LOST, 1: 1}, (1, 1)),
+        ({0: elastic.EXIT_PEER_LOST, 1: 1}, (1, 1)),
         ({0: 1, 1: 1}, (0, 1)),
-        ({1: elastic.LOST}, (1, elastic.LOST)),
+        ({1: elastic.EXIT_PEER_LOST}, (1, elastic.EXIT_PEER_LOST)),
     ],
 )
 def test_the_process_that_is_named_did_not_follow_another(
@@ -647,7 +648,7 @@ def test_what_the_first_process_left_is_raised_by_the_launcher(tmp_path: Path) -
     plan = make_plan("deit_pico_digits", gpus=0, processes=2)
     job = Job(plan=plan, data="data", fingerprint={})
     outcome.leave(tmp_path, signal=int(signal.SIGUSR1))
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         elastic.told_verdict(job, tmp_path)
     assert stopped.value.number == signal.SIGUSR1
     outcome.leave(tmp_path, error=["RecipeError", "the sentence"])

@@ -17,10 +17,10 @@ import golden
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.layers import ZooModel
+from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.training.ema import Ema
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.recipes.deit import DEIT_BASE
 
 Array = NDArray[Any]
 

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 
 import deit_zoo
-from deit_zoo.digits import write_folder
-from deit_zoo.files import EMBEDDED, digest
+from deit_zoo.data.digits import write_folder
+from deit_zoo.files import ASSETS, digest
 from deit_zoo.manifest import checkpoint
-from deit_zoo.training.recipes import RECIPES
+from deit_zoo.recipes import RECIPES
 
 NAMES = ("convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits")
 
 
 def receipt(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((EMBEDDED / f"{name}.receipt.json").read_text())
+    content: dict[str, Any] = json.loads((ASSETS / f"{name}.receipt.json").read_text())
     return content
 
 
 def log(name: str) -> list[dict[str, Any]]:
-    lines = (EMBEDDED / str(checkpoint(name).log)).read_text().splitlines()
+    lines = (ASSETS / str(checkpoint(name).log)).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_is_the_one_that_its_receipt_states(name: str) -> None:
     stated = receipt(name)["sha256"]
-    assert stated["model.safetensors"] == digest(EMBEDDED / f"{name}.safetensors")
-    assert stated["log.jsonl"] == digest(EMBEDDED / f"{name}.log.jsonl")
+    assert stated["model.safetensors"] == digest(ASSETS / f"{name}.safetensors")
+    assert stated["log.jsonl"] == digest(ASSETS / f"{name}.log.jsonl")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deit_zoo
-from deit_zoo import weights
-from deit_zoo.api import class_names, is_place
-from deit_zoo.digits import digits
+from deit_zoo.data.digits import digits
 from deit_zoo.errors import CheckpointError, DataError, ImageSizeError, RecipeError
-from deit_zoo.files import EMBEDDED
+from deit_zoo.files import ASSETS
+from deit_zoo.inference.classify import class_names
+from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.training.finetune import (
     check_teacher,
     finetune,
@@ -32,7 +32,8 @@ from deit_zoo.training.finetune import (
     recipe_for,
 )
 from deit_zoo.training.launch import reproduce
-from deit_zoo.training.recipes.finetune import FINETUNE
+from deit_zoo.weights import load
+from deit_zoo.zoo import is_path
 
 PICO, DISTILLED, CONVNET = "deit_pico_digits", "deit_pico_distilled_digits", "convnet_pico_digits"
 # Two epochs of five steps; a batch that is chosen is not made smaller.
@@ -395,7 +396,7 @@ def write(folder: Path, classes: str, train: int, val: int | None = None) -> Pat
 def tuned(output: Path, name: str, data: Path, *changes: str, **options: Any) -> dict[str, Tensor]:
     """Fine-tune in this process; the tensors of the exported file."""
     finetune(name, data=data, output=output, changes=(*SHORT, *changes), workers=0, **options)
-    return weights.read(output / "model.safetensors")
+    return load.read_tensors(output / "model.safetensors")
 
 
 def reached(output: Path) -> float:
@@ -404,7 +405,7 @@ def reached(output: Path) -> float:
 
 
 def published(name: str) -> dict[str, Tensor]:
-    return weights.read(EMBEDDED / f"{name}.safetensors")
+    return load.read_tensors(ASSETS / f"{name}.safetensors")
 
 
 def changed_in(after: dict[str, Tensor], before: dict[str, Tensor]) -> set[str]:
@@ -537,7 +538,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         return command("finetune", DISTILLED, "--data", low, *words, before=before)
 
     assert typed(tmp_path / "whole").status == 0
-    killed = typed(tmp_path / "killed", 'at_call(run.Watch, "step", 13)')
+    killed = typed(tmp_path / "killed", 'at_call(run.MetricLogger, "step", 13)')
     assert killed.status == -signal.SIGKILL
     again = typed(tmp_path / "killed")
     assert again.status == 0, again.err
@@ -551,7 +552,7 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
 ) -> None:
     output = tmp_path / "out"
     words = ["finetune", PICO, "--data", low, "--gpus", "0", "--output", output]
-    stop = 'at_call(run.Watch, "step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))'
+    stop = 'at_call(run.MetricLogger, "step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))'
     done = command(*words, before=stop)
     assert done.status == 75
     assert done.err.endswith(
@@ -593,7 +594,7 @@ def test_a_model_is_meant_by_its_name_or_by_its_place(
 ) -> None:
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert is_place(text) is place
+    assert is_path(text) is place
 
 
 def test_a_folder_called_as_a_model_is_meant_with_its_path_only(
@@ -601,7 +602,7 @@ def test_a_folder_called_as_a_model_is_meant_with_its_path_only(
 ) -> None:
     (tmp_path / "deit_small").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert (is_place("deit_small"), is_place("./deit_small")) == (False, True)
+    assert (is_path("deit_small"), is_path("./deit_small")) == (False, True)
 
 
 def test_weights_that_do_not_say_what_they_are_are_refused(tmp_path: Path) -> None:

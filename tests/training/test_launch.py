@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from deit_zoo.digits import NUM_IMAGES, NUM_VAL
+from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError, UnknownModelError, ZooError
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.plan import DIGITS_TRAIN, default_workers
 from deit_zoo.training import launch
 from deit_zoo.training.launch import (
     Job,
@@ -21,8 +23,6 @@ from deit_zoo.training.launch import (
     recipe_for,
     reproduce,
 )
-from deit_zoo.training.plan import DIGITS_TRAIN, default_workers
-from deit_zoo.training.recipes import RECIPES
 
 
 def refused(error: type[ZooError], **changes: Any) -> str:
@@ -344,16 +344,16 @@ def test_a_refused_run_leaves_no_folder(
 
 
 def test_the_plan_is_on_disk_when_it_is_said(digits_folder: Path, output: Path) -> None:
-    class Stop(Exception):
+    class GracefulStop(Exception):
         """Raised in place of the training."""
 
     said: list[tuple[Job, Job]] = []
 
     def stop(job: Job) -> None:
         said.append((job, read_job(output)))
-        raise Stop
+        raise GracefulStop
 
-    with pytest.raises(Stop):
+    with pytest.raises(GracefulStop):
         reproduce("deit_pico_digits", gpus=0, output=output, data=digits_folder, say=stop)
     ((told, written),) = said
     assert told == written

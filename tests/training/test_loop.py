@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 import deit_zoo
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.recipes.digits import DEIT_PICO
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.ema import Ema
-from deit_zoo.training.group import Group
-from deit_zoo.training.loop import LossNotFinite, Parts, Step, Sums, train_one_epoch
+from deit_zoo.training.loop import EpochStats, LossNotFinite, Parts, StepResult, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.recipe import Recipe
-from deit_zoo.training.recipes.digits import DEIT_PICO
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, warmup_epochs=0, lr=1e-3)
@@ -39,7 +39,7 @@ def parts_of(recipe: Recipe, criterion: Criterion = supervised, **others: Any) -
         criterion=criterion,
         mix=lambda images, targets: (images, targets),
         replicas=range(recipe.replicas),
-        group=Group(device=torch.device("cpu")),
+        group=DistributedContext(device=torch.device("cpu")),
         network=model,
         **others,
     )
@@ -63,9 +63,13 @@ def batches_of(count: int, size: int = 4) -> list[Batch]:
 
 
 def train(
-    parts: Parts, recipe: Recipe, batches: list[Batch], epoch: int = 0, sums: Sums | None = None
-) -> tuple[Sums, list[Step]]:
-    steps: list[Step] = []
+    parts: Parts,
+    recipe: Recipe,
+    batches: list[Batch],
+    epoch: int = 0,
+    sums: EpochStats | None = None,
+) -> tuple[EpochStats, list[StepResult]]:
+    steps: list[StepResult] = []
     return train_one_epoch(parts, plan_of(recipe), epoch, batches, steps.append, sums), steps
 
 
@@ -158,11 +162,11 @@ def test_an_epoch_that_was_left_goes_on_at_its_step(done: int) -> None:
     class Left(Exception):
         """Raised where the first half ends."""
 
-    def leave(step: Step) -> None:
+    def leave(step: StepResult) -> None:
         if step.number == done - 1:
             raise Left
 
-    sums = Sums()
+    sums = EpochStats()
     with pytest.raises(Left):
         train_one_epoch(halves, plan_of(recipe), 0, batches_of(8), leave, sums)
     found, steps = train(halves, recipe, batches_of(8)[2 * done :], sums=sums)
@@ -219,7 +223,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(
     parts = parts_of(CALM, broken_at(*broken, value=value))
     seen: list[Tensor] = []
 
-    def note(step: Step) -> None:
+    def note(step: StepResult) -> None:
         seen.append(weights_of(parts))
 
     before = weights_of(parts)
@@ -238,7 +242,7 @@ def test_the_mean_loss_of_an_epoch_leaves_skipped_steps_out() -> None:
 
 def test_the_third_loss_in_a_row_that_is_not_finite_is_raised_with_its_step() -> None:
     parts = parts_of(CALM, broken_at(1, 2, 3))
-    sums = Sums()
+    sums = EpochStats()
     with pytest.raises(LossNotFinite) as caught:
         train(parts, CALM, batches_of(8), sums=sums)
     assert (caught.value.step.number, str(caught.value)) == (3, "the loss is nan at step 3")
@@ -248,7 +252,7 @@ def test_the_third_loss_in_a_row_that_is_not_finite_is_raised_with_its_step() ->
 def test_losses_that_are_not_finite_are_counted_in_a_row_over_the_end_of_an_epoch() -> None:
     parts = parts_of(CALM, broken_at(0))
     with pytest.raises(LossNotFinite):
-        train(parts, CALM, batches_of(8), sums=Sums(in_a_row=2))
+        train(parts, CALM, batches_of(8), sums=EpochStats(in_a_row=2))
 
 
 def test_a_finite_loss_ends_the_row() -> None:
@@ -268,7 +272,7 @@ def test_images_that_were_bad_are_counted_and_named_in_their_step() -> None:
 
 def test_a_wish_to_stop_is_told_with_the_step_during_which_it_came() -> None:
     wishes = iter([False, False, True, True])
-    steps: list[Step] = []
+    steps: list[StepResult] = []
     train_one_epoch(
         parts_of(RECIPE),
         plan_of(RECIPE),
@@ -315,7 +319,7 @@ def test_the_average_takes_in_every_step_that_was_made() -> None:
     expected = weights_of(parts)
     seen: list[Tensor] = []
 
-    def note(step: Step) -> None:
+    def note(step: StepResult) -> None:
         seen.append(weights_of(parts))
 
     train_one_epoch(parts, plan_of(CALM), 0, batches_of(8), note)

@@ -14,10 +14,10 @@ from torch import Tensor
 import golden
 from deit_zoo.errors import RecipeError
 from deit_zoo.models.cait import CaiT
+from deit_zoo.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.losses import Criterion, Outputs, criterion_for
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.recipe import Recipe
-from deit_zoo.training.recipes.deit import DEIT_BASE
 
 STORED = golden.arrays(golden.case("losses/small"))
 VALUES = dict(zip(STORED["loss_names"].tolist(), STORED["loss_values"].tolist(), strict=True))

@@ -17,10 +17,10 @@ import deit_zoo
 import golden
 from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
+from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.registry import MODELS
 from deit_zoo.training.loop import clip_grad_norm_
 from deit_zoo.training.optim import freeze, optimizer_for, parameter_groups
-from deit_zoo.training.recipes.deit import DEIT_BASE
 
 KNOWN = {alias for spec in MODELS.values() for alias in spec.aliases}
 GROUPS = [

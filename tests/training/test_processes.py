@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.processes import PROC, forest, free_port, python
-from training.ranks import MIDDLE, NOT_FINITE, SHORT, STEPS
 
-from deit_zoo.digits import write_folder
+from deit_zoo.data.digits import write_folder
+from support import ranks
+from support.processes import PROC, forest, free_port, python
+from support.ranks import MIDDLE, NOT_FINITE, SHORT, STEPS
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
 
-SCRIPT = str(Path(__file__).with_name("ranks.py"))
+SCRIPT = str(Path(ranks.__file__))
 JOBS = {
     1: (
         "float64",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import golden
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.samplers import Key, ReplicaBatches, replica_indices
 
 CASES = [

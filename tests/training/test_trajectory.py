@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import golden
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.training.group import Group
-from deit_zoo.training.loop import Parts, Step, train_one_epoch
+from deit_zoo.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.training.loop import Parts, StepResult, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
-from deit_zoo.training.plan import Plan
-from deit_zoo.training.recipe import Recipe
-from deit_zoo.training.recipes.deit import DEIT_BASE
-from deit_zoo.training.timm_parts import mixer
+from deit_zoo.training.timm_bridge import mixer
 
 Array = NDArray[Any]
 
@@ -78,7 +78,7 @@ def trajectory(request: pytest.FixtureRequest, float64: None) -> Trajectory:
     model = model_of(case)
     parts = parts_of(case, stored, recipe, model)
     norms: list[float] = []
-    steps: list[Step] = []
+    steps: list[StepResult] = []
     parts.optimizer.register_step_pre_hook(
         lambda *_: norms.append(
             float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
@@ -168,7 +168,7 @@ def parts_of(
         criterion=Distilled(recipe, teacher) if recipe.teacher else supervised,
         mix=mixer(recipe, 10) if smooths else stored_targets,
         replicas=range(1),
-        group=Group(device=torch.device("cpu")),
+        group=DistributedContext(device=torch.device("cpu")),
         network=model,
     )
 

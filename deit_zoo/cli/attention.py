@@ -1,0 +1,89 @@
+"""`deit-zoo attention`: what the class token looks at, as a picture and in figures."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from deit_zoo.cli.console import check_picture, complete_name, pixels, print_json, talk, writing
+from deit_zoo.errors import DataError
+from deit_zoo.registry import resolve
+
+PICTURE = Path("attention.png")
+
+
+class Shown(str, Enum):
+    """What `attention` draws."""
+
+    ALL = "all"
+    HEADS = "heads"
+    MEAN = "mean"
+    ROLLOUT = "rollout"
+
+
+def attention_(
+    image: Annotated[str, typer.Argument(help="A file, or - for stdin.")],
+    model: Annotated[
+        str, typer.Option(help="Any spelling of a model.", autocompletion=complete_name)
+    ] = "deit_small",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="The picture; attention.png unless given."),
+    ] = None,
+    layer: Annotated[int, typer.Option(help="From 0, or from the last with -1.")] = -1,
+    method: Annotated[
+        Shown, typer.Option(help="Each head, their mean, rollout through the layers.")
+    ] = Shown.ALL,
+    img_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the figures; a picture only with --output."),
+    ] = False,
+) -> None:
+    """What the class token looks at: a map for each head, their mean, and rollout."""
+    from deit_zoo.api import attention_map
+    from deit_zoo.inference.attention import check_attentive, require_matplotlib
+    from deit_zoo.zoo import create
+
+    spec = resolve(model)
+    check_attentive(spec)
+    file = None if as_json and output is None else output or PICTURE
+    if file is not None:
+        check_picture(file)
+        require_matplotlib()
+    if spec.name != model.lower():
+        talk.print(f"model: {spec.name}")
+    source = _source(image)
+    network = create(
+        model,
+        pretrained=True,
+        checkpoint=checkpoint,
+        img_size=None if img_size is None else pixels(img_size),
+        device=device,
+    )
+    found = attention_map(source, network, layer=layer, method=method.value)
+    if as_json:
+        print_json({"image": image} | found.to_dict())
+    if file is not None:
+        with writing(file):
+            found.save(file)
+        talk.print(f"the picture is {escape(str(file))}")
+
+
+def _source(image: str) -> str | bytes:
+    if image == "-":
+        return sys.stdin.buffer.read()
+    if not Path(image).is_file():
+        raise DataError(f"{image} is no file; give an image file, or - and its bytes on stdin")
+    return image

@@ -1,0 +1,246 @@
+"""The `deit-zoo` command: parse, call, print. Data goes to stdout, talk to stderr.
+
+Exit 0: done; 1: the answer is no (an image could not be read, a figure was not reached); 2: what
+was typed cannot be done, said in one sentence.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from deit_zoo.cli.attention import attention_
+from deit_zoo.cli.benchmark import benchmark_
+from deit_zoo.cli.classify import classify_
+from deit_zoo.cli.console import AsJson, Name, out, print_json, print_rows, talk
+from deit_zoo.cli.data import data_app
+from deit_zoo.cli.evaluate import evaluate_
+from deit_zoo.cli.export import export_
+from deit_zoo.cli.finetune import finetune_
+from deit_zoo.cli.runs import diff_, plot_
+from deit_zoo.cli.train import reproduce_
+from deit_zoo.cli.weights import weights_app
+from deit_zoo.errors import ZooError
+from deit_zoo.files import ASSETS
+from deit_zoo.version import __version__
+from deit_zoo.zoo import ModelInfo, info, list_models
+
+MEASURED_BY_TIMM = "imagenet1k_val_timm"
+PROOFS = {
+    "pinned": "{}",
+    "hub digest": "not pinned: the digest that the Hub states is checked and recorded",
+    "prefix": "{} (prefix only)",
+    "none": "not pinned: no digest is published",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Data-efficient image Transformers: exact, verified, reproducible.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
+
+
+def main() -> None:
+    """Run the command; a ZooError is one line and exit 2, with `--debug` a traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except ZooError as error:
+        if debug:
+            raise
+        talk.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="A word, or a pattern with * and ?.")] = "*",
+    family: Annotated[str | None, typer.Option(help="deit, cait or convnet.")] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option(help="Only models with (or without) a checkpoint.")
+    ] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Percent, at least.")] = None,
+    max_params: Annotated[
+        float | None, typer.Option(help="Millions of parameters, at most.")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/models.md.")] = False,
+) -> None:
+    """The table of models."""
+    names = list_models(
+        pattern,
+        family=family,
+        pretrained=pretrained,
+        min_top1=min_top1,
+        max_params=None if max_params is None else max_params * 1e6,
+        img_size=img_size,
+        sort=sort,
+    )
+    models = [info(name) for name in names]
+    if as_json:
+        print_json([model.to_dict() for model in models])
+    elif markdown:
+        sys.stdout.write(models_page(models))
+    else:
+        out.print(_table(models))
+        if any(_is_timms(model) for model in models):
+            talk.print(
+                "* measured by timm with this transform, for which the authors published no figure"
+            )
+        if assumed := [model for model in models if model.recipe_assumed]:
+            talk.print(
+                f"recipes partly assumed, for what nobody published: {len(assumed)} of "
+                f"{len(models)}; `deit-zoo info NAME` says which values, and why"
+            )
+        if not models:
+            talk.print("no model passes these filters; `deit-zoo list` shows all")
+
+
+@app.command("info")
+def info_(name: Name, as_json: AsJson = False) -> None:
+    """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
+    model = info(name)
+    if as_json:
+        print_json(model.to_dict())
+        return
+    print_rows(out, list(_facts(model)))
+
+
+app.command("classify")(classify_)
+app.command("evaluate")(evaluate_)
+app.command("reproduce")(reproduce_)
+app.command("finetune")(finetune_)
+app.command("attention")(attention_)
+app.command("export")(export_)
+app.command("plot")(plot_)
+app.command("diff")(diff_)
+app.command("benchmark")(benchmark_)
+
+
+def models_page(models: Iterable[ModelInfo]) -> str:
+    """What `deit-zoo list --markdown` prints and `docs/models.md` holds."""
+    lines = [
+        "# Models",
+        "",
+        "Made by `deit-zoo list --markdown`. Accuracy in percent, on ImageNet-1k's validation set",
+        "with the crop shown, or on the embedded digits. `*`: measured so by timm,",
+        "for which the authors published no figure. GMACs are multiply-accumulates per image.",
+        "",
+        "| name | top-1 | top-5 | parameters | GMACs | pixels | crop | also called |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for model in models:
+        held = model.checkpoint
+        top5 = held.metric.top5 if held and held.metric else None
+        cells = (
+            f"`{model.name}`",
+            _top1(model),
+            "–" if top5 is None else f"{top5:.2f}",
+            f"{model.num_params:,}",
+            _gmacs(model),
+            str(model.img_size),
+            f"{held.crop_pct:g}" if held else "–",
+            ", ".join(f"`{alias}`" for alias in model.aliases[:2]) or "–",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(models: Iterable[ModelInfo]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    for column in ("top-1", "params", "GMACs", "px", "crop"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for model in models:
+        held = model.checkpoint
+        params = model.num_params / 1e6
+        table.add_row(
+            model.name,
+            _top1(model),
+            f"{params:.1f} M" if params >= 1 else f"{params:.2f} M",
+            _gmacs(model),
+            str(model.img_size),
+            f"{held.crop_pct:g}" if held else "–",
+        )
+    return table
+
+
+def _gmacs(model: ModelInfo) -> str:
+    return f"{model.gmacs:.2f}" if model.gmacs >= 0.1 else f"{model.gmacs:.4f}"
+
+
+def _top1(model: ModelInfo) -> str:
+    metric = model.checkpoint.metric if model.checkpoint else None
+    if metric is None or metric.top1 is None:
+        return "–"
+    return f"{metric.top1:.2f}{'*' if _is_timms(model) else ''}"
+
+
+def _is_timms(model: ModelInfo) -> bool:
+    held = model.checkpoint
+    return held is not None and held.metric is held.metrics.get(MEASURED_BY_TIMM, held)
+
+
+def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield "name", model.name
+    if model.aliases:
+        yield "also called", ", ".join(model.aliases)
+    arch = ", ".join(f"{key} {value}" for key, value in model.arch.items())
+    yield "architecture", f"{model.family}: {arch}" if arch else model.family
+    yield "from", model.source
+    yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
+    yield "recipe", model.recipe or "none yet"
+    for number, reason in enumerate(dict.fromkeys(model.recipe_assumed.values())):
+        fields = [key for key, why in model.recipe_assumed.items() if why == reason]
+        yield "" if number else "partly assumed", f"{', '.join(fields)}: {reason}"
+    held = model.checkpoint
+    if held is None:
+        yield "checkpoint", "none"
+        return
+    yield "transform", f"crop_pct {held.crop_pct:g}, {held.interpolation}, {model.img_size} px"
+    for key, metric in held.metrics.items():
+        known = [
+            f"{figure} {value:g}"
+            for figure in ("top1", "top5", "loss")
+            if (value := getattr(metric, figure)) is not None
+        ]
+        yield key, f"{', '.join(known)} ({metric.source})" if known else "no figure published"
+    for source in held.sources:
+        place = source.url or source.repo_id or f"{source.filename}, inside the package"
+        yield f"from {source.kind}", place
+        if source.revision:
+            yield "  commit", source.revision
+        digest = source.sha256 or f"{source.sha256_prefix}…"
+        yield "  SHA-256", PROOFS[source.proof].format(digest)
+    if held.log is not None:
+        yield "log", str(ASSETS / held.log)
+        yield "receipt", str(ASSETS / f"{held.name}.receipt.json")
+    yield "licence", held.license
+    yield "origin", held.origin + (f", {held.paper}" if held.paper else "")

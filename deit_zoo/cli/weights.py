@@ -1,0 +1,257 @@
+"""`deit-zoo weights`: fetch, verify, convert, pin, publish. Data to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from deit_zoo.cli.console import AsJson, Name, complete_name, out, print_json, talk
+from deit_zoo.manifest import Checkpoint, checkpoint, find, read
+from deit_zoo.registry import normalize, resolve, spellings
+
+if TYPE_CHECKING:
+    from deit_zoo.hub.verify import CachedFile, VerifyResult
+
+MB = 1e6
+
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Checkpoints: fetch, verify, convert, pin, publish."
+)
+
+
+@weights_app.command("fetch")
+def fetch_(
+    names: Annotated[
+        list[str], typer.Argument(help="Models, in any spelling.", autocompletion=complete_name)
+    ],
+    to: Annotated[Path | None, typer.Option(help="A folder that works without a network.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
+    records = [checkpoint(resolve(name).name) for name in names]
+    records = list({record.name: record for record in records}.values())
+    from deit_zoo.hub import folder
+    from deit_zoo.hub import verify as audit
+    from deit_zoo.weights import load
+
+    targets = _targets(records, to)
+    for record, target in zip(records, targets, strict=True):
+        if target is not None:
+            folder.check_free(record.name, target)
+    rows: list[dict[str, Any]] = []
+    for record, target in zip(records, targets, strict=True):
+        holding = audit.holding_of(record, load.resolve_file(record))
+        where = holding.file
+        if target is not None:
+            with _bytes_bar(record.name, holding.file.stat().st_size) as advance:
+                folder.write(holding, target, advance)
+            where = target
+        size = holding.file.stat().st_size
+        rows.append(
+            {"name": record.name, "where": str(where), "bytes": size, "proof": holding.proof}
+        )
+    if as_json:
+        print_json(rows)
+        return
+    cells = [(r["name"], _megabytes(r["bytes"]), r["proof"], r["where"]) for r in rows]
+    _print_columns([("name", "MB", "proof", "where"), *cells])
+
+
+@weights_app.command("verify")
+def verify_(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models, or folders that fetch --to made; all unless given.",
+            autocompletion=complete_name,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
+    from deit_zoo.hub import verify as audit
+
+    asked = [(word, _held(word)) for word in names or read(find())]
+    files = [holding.file for _, held in asked for holding in held if holding.file.is_file()]
+    total = sum(file.stat().st_size for file in files)
+    rows: list[tuple[str, VerifyResult | None]] = []
+    with _bytes_bar("verifying", total) as advance:
+        for word, held in asked:
+            rows += [(word, audit.read_through(holding, advance)) for holding in held]
+            if not held:
+                rows.append((resolve(word).name, None))
+    if as_json:
+        print_json([_as_dict(name, finding) for name, finding in rows])
+    else:
+        _print_findings(rows)
+    problems = [finding.problem for _, finding in rows if finding and finding.problem]
+    for problem in problems:
+        talk.print(f"[bold red]error:[/] {escape(problem)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@weights_app.command("convert")
+def convert_(
+    file: Annotated[Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A .safetensors file; beside FILE unless given.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The model; by FILE's name unless given.", autocompletion=complete_name),
+    ] = None,
+) -> None:
+    """Rewrite a checkpoint as safetensors and print its manifest record."""
+    from deit_zoo.hub.convert import convert
+
+    output = output or file.with_suffix(".safetensors")
+    print_json(convert(file, output, name))
+    talk.print(f"{output} is written; its tensors are exactly the model's")
+
+
+@weights_app.command("pin")
+def pin_(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models; all unless given.", autocompletion=complete_name),
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The manifest to rewrite; the one in force unless given.")
+    ] = None,
+) -> None:
+    """Ask the Hub for commit, size and digest of its files and write them into the manifest."""
+    from deit_zoo.hub.pin import pin
+
+    path = manifest or find()
+    with _count_bar("records") as progress:
+        changes = pin(path, [resolve(name).name for name in names or ()], progress)
+    for change in changes:
+        out.print(
+            escape(f"{change.name}: {change.fact} {change.before or 'null'} -> {change.after}")
+        )
+    facts = "1 fact" if len(changes) == 1 else f"{len(changes)} facts"
+    talk.print(f"{facts} changed in {path}" if changes else f"{path} says what the Hub says")
+
+
+@weights_app.command("publish")
+def publish_(
+    name: Name,
+    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the Hub.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Leave the folder; no upload.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A new folder to keep its files in [--dry-run: publish/NAME]."),
+    ] = None,
+) -> None:
+    """Make a Hub repository of a checkpoint: weights, configuration, card, receipt."""
+    from deit_zoo.hub import publish
+
+    canonical = resolve(name).name
+    if dry_run:
+        folder = output or Path("publish") / canonical
+        for file in publish.build(canonical, repo, folder):
+            out.print(escape(str(file)))
+        talk.print(f"nothing was uploaded; without --dry-run these files become {repo}")
+        return
+    publish.check_rights(repo)
+    with TemporaryDirectory() as temporary:
+        folder = output or Path(temporary) / canonical
+        publish.build(canonical, repo, folder)
+        out.print(publish.upload(folder, repo, canonical))
+
+
+def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None]:
+    if to is None:
+        return [None] * len(records)
+    return [to] if len(records) == 1 else [to / record.name for record in records]
+
+
+def _held(word: str) -> list[CachedFile]:
+    """The files of a model, or of a folder that is given by its path."""
+    from deit_zoo.hub.verify import folder_holdings, holdings
+
+    path = Path(word)
+    if path.is_dir() and (path.name != word or normalize(word) not in spellings()):
+        return list(folder_holdings(path))
+    return list(holdings(checkpoint(resolve(word).name)))
+
+
+def _as_dict(name: str, finding: VerifyResult | None) -> dict[str, Any]:
+    if finding is None:
+        return {"name": name, "status": "not cached"}
+    return {
+        "name": finding.holding.name,
+        "status": _status(finding),
+        "file": str(finding.holding.file),
+        "bytes": finding.bytes,
+        "proof": finding.holding.proof,
+        "sha256": finding.sha256,
+        "expected": finding.holding.sha256,
+    }
+
+
+def _status(finding: VerifyResult) -> str:
+    if finding.problem:
+        return "wrong"
+    return "whole" if finding.holding.sha256 else "no digest known"
+
+
+def _print_findings(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
+    cells = [("name", "verdict", "MB", "proof", "where")]
+    for name, finding in rows:
+        if finding is None:
+            cells.append((name, "not cached", "–", "–", "–"))
+        else:
+            held, size = finding.holding, _megabytes(finding.bytes)
+            cells.append((held.name, _status(finding), size, held.proof, str(held.file)))
+    _print_columns(cells)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows under a bold heading; the last column, paths, is left whole however long it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = rows[0].index("MB")
+    for number, row in enumerate(rows):
+        cells = [
+            cell.rjust(width) if place == right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = escape("  ".join(cells).rstrip())
+        line = re.sub(r"(?<=  )wrong(?=  )", "[bold red]wrong[/]", line)
+        out.print(line if number else f"[bold]{line}[/]")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / MB:.1f}"
+
+
+@contextmanager
+def _bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr, on a terminal only; called with each count."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of things done on stderr, on a terminal only; called with (done, all)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

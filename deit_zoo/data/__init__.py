@@ -1,0 +1,1 @@
+"""Images: folders, the Hub's data sets, transforms, digits."""

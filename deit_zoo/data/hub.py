@@ -1,0 +1,170 @@
+"""Data sets of the Hub as sets of images: `hfds:NAME`, or `hfds:DIR` for one saved to a folder.
+
+Read with the package `datasets` from the extra `hfds`; the columns are found by their types.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit_zoo.data.folder import HFDS, SplitName
+from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.labels import labels
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What a split may be called in a data set of the Hub; the first that there is.
+SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "test")}
+# Images whose bytes tell a split from another.
+SAMPLES = 64
+
+
+class HubSet:
+    """One split of a data set of the Hub, read as a folder of the same files would be."""
+
+    def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
+        found, self.split = _hub_split(data, split)
+        import datasets
+
+        self.data = data
+        kinds = {"image": datasets.Image, "label": datasets.ClassLabel}
+        columns = {kind: _column(found, kind, feature, data) for kind, feature in kinds.items()}
+        self._column = columns["image"]
+        label = columns["label"]
+        own = list(found.features[label].names)
+        order, self.note = _class_order(data, own, classes)
+        self.classes = list(classes) or own
+        numbers = found.with_format(None)[label][:]
+        unknown = sum(number is None or not 0 <= number < len(own) for number in numbers)
+        if unknown:
+            raise DataError(
+                f"{unknown:,} of the {len(numbers):,} images of {data}[{self.split}] have no "
+                "label; give a data set whose every image has one"
+            )
+        self._labels = array("L", (order[number] for number in numbers))
+        # Undecoded: the package would turn images by their EXIF, which upstream does not.
+        self._rows = found.select_columns([self._column]).cast_column(
+            self._column, datasets.Image(decode=False)
+        )
+        self.bytes = int(found.data.nbytes)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def label_of(self, index: int) -> int:
+        """The number of an image's class."""
+        return self._labels[index]
+
+    def name_of(self, index: int) -> str:
+        """Data set, split and row."""
+        return f"{self.data}[{self.split}][{index}]"
+
+    def open(self, index: int) -> Image.Image:
+        """An image in RGB. Raises DataError naming its row."""
+        from deit_zoo.data.transforms import open_rgb
+
+        return open_rgb(self._source(index), self.name_of(index))
+
+    def bytes_of(self, index: int) -> int:
+        """The length of an image's file."""
+        source = self._source(index)
+        return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the split from another: its size, every label, and some images evenly spread.
+
+        The package's own fingerprint changes with its version and with the place of a folder.
+        """
+        digest = hashlib.sha256(" ".join(map(str, self._labels)).encode())
+        for index in range(0, len(self), max(1, len(self) // SAMPLES)):
+            source = self._source(index)
+            if not isinstance(source, bytes):
+                source = source.read_bytes() if source.is_file() else b""
+            digest.update(hashlib.sha256(source).digest())
+        return {"split": self.split, "images": len(self), "sample_sha256": digest.hexdigest()}
+
+    def _source(self, index: int) -> Path | bytes:
+        """The bytes of an image, or the file that holds them; no bytes where there is no image."""
+        held = self._rows[index][self._column]
+        if held is None:
+            return b""
+        return Path(held["path"]) if held["bytes"] is None else held["bytes"]
+
+
+def _hub_split(data: str, split: SplitName) -> tuple[Any, str]:
+    """The rows of a split, and what it is called there."""
+    if find_spec("datasets") is None:
+        raise MissingExtraError(f"{data} needs datasets; type: pip install 'deit_zoo[hfds]'")
+    import datasets
+
+    name = data.removeprefix(HFDS)
+    folder = Path(name)
+    saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+    load = datasets.load_from_disk if saved else datasets.load_dataset
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        found = load(name)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{data} cannot be read ({reason}); give hfds: and a data set of the Hub, or the "
+            "folder of a saved one"
+        ) from error
+    splits = list(found) if isinstance(found, datasets.DatasetDict) else []
+    for known in SPLITS[split]:
+        if known in splits:
+            return found[known], known
+    raise DataError(
+        f"{data} has no split {' or '.join(SPLITS[split])} (it has {', '.join(splits) or 'none'}); "
+        "give a data set with one to train on and one to validate with"
+    )
+
+
+def _column(rows: Any, kind: str, feature: Any, data: str) -> str:
+    """The one column of a feature."""
+    fitting = [name for name, held in rows.features.items() if isinstance(held, feature)]
+    if len(fitting) == 1:
+        return fitting[0]
+    among = ", ".join(fitting or rows.features)
+    raise DataError(
+        f"{data} has {len(fitting) or 'no'} {kind} columns among {among}; it must have one of type "
+        "Image and one of type ClassLabel: keep or cast columns with the package datasets"
+    )
+
+
+def _class_order(data: str, own: list[str], wanted: Sequence[str]) -> tuple[list[int], str]:
+    """The wanted number of each own class: by name where the names are the same, else by place."""
+    numbers = list(range(len(own)))
+    if not wanted:
+        return numbers, ""
+    if sorted(own) == sorted(wanted):
+        return [list(wanted).index(name) for name in own], ""
+    if len(own) != len(wanted):
+        raise DataError(
+            f"{data} has {len(own):,} classes and the model {len(wanted):,}; give a data set of "
+            f"the model's classes, from {wanted[0]!r} to {wanted[-1]!r}"
+        )
+    # The Hub's ImageNet names its classes in words, not by their folders.
+    known = {label.folder: label.name for label in labels("imagenet1k")}
+    words = [known.get(name, name) for name in wanted]
+    same = [name == word for name, word in zip(own, words, strict=True)]
+    moved = [name for name, here in zip(own, same, strict=True) if not here and name in words]
+    if moved:
+        raise DataError(
+            f"{len(moved):,} classes of {data} stand at other places than the model's (such as "
+            f"{moved[0]!r}); give a data set whose classes are in the model's order"
+        )
+    if all(same):
+        return numbers, ""
+    return numbers, (
+        f"the {len(own):,} classes of {data} are taken in their order for the model's: their "
+        f"number is the same, and {sum(same):,} of their names"
+    )

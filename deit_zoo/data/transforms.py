@@ -1,0 +1,176 @@
+"""From an image file to the tensor that the published figures were measured on.
+
+Resize the short side bicubically, crop the centre, scale to [0, 1], normalise (upstream's
+evaluation transform, section "Evaluate" of its README). Pillow alone; bit-equal to torchvision.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from deit_zoo.errors import DataError, ImageSizeError
+from deit_zoo.manifest import checkpoint
+from deit_zoo.models.layers import as_pair
+from deit_zoo.registry import ModelSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Pillow's own bound on a decoded image, applied to a resized one as well (1 x 10000 pixels grow).
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalTransform:
+    """A PIL image to a normalised float32 tensor (3, H, W).
+
+    `crop_pct` is the share of the resized short side that the crop keeps: 224 / 0.875 resizes to
+    256. A rectangular `img_size` (height, width) is cut from the smallest resize that covers it.
+    """
+
+    img_size: tuple[int, int]
+    crop_pct: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ImageSizeError(
+                f"crop_pct is {self.crop_pct}; give a share above 0 and up to 1, such as 0.875"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return normalized(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A PIL image to uint8 pixels (3, H, W), which `normalized` makes ready for a model."""
+        image = center_crop(self._resize(to_rgb(image)), self.img_size)
+        # By Pillow: torch would start threads of its own within each thread that prepares images.
+        planes = bytearray().join(plane.tobytes() for plane in image.split())
+        return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        if 0 in image.size:
+            raise DataError(f"an image of {image.width}x{image.height} pixels shows nothing")
+        height, width = (int(side / self.crop_pct) for side in self.img_size)
+        # Whichever side is short for its purpose is matched exactly; the other follows.
+        if image.width * height <= image.height * width:
+            size = (width, int(width * image.height / image.width))
+        else:
+            size = (int(height * image.width / image.height), height)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise DataError(
+                f"an image of {image.width}x{image.height} pixels would be resized to "
+                f"{size[0]}x{size[1]}; crop it to a less extreme shape first"
+            )
+        return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def eval_transform(
+    spec: ModelSpec, img_size: int | Sequence[int], crop_pct: float | None = None
+) -> EvalTransform:
+    """The evaluation transform of a model at an image size; its own crop unless given."""
+    crop = float(checkpoint(spec.name).crop_pct) if crop_pct is None else crop_pct
+    return EvalTransform(img_size=as_pair(img_size), crop_pct=crop)
+
+
+def center_crop(image: Image.Image, img_size: tuple[int, int]) -> Image.Image:
+    """The central (height, width) of an image at least that large, rounded as torchvision does."""
+    height, width = img_size
+    left = round((image.width - width) / 2.0)
+    top = round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    """Uint8 pixels (..., 3, H, W) as a model takes them; bit-equal for one image or many."""
+    # Divided by a tensor: a GPU would multiply with the inverse of a number.
+    most = torch.tensor(255.0, device=pixels.device)
+    return normalize(pixels.to(torch.float32).div_(most))
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Pixels in [0, 1], (..., 3, H, W), to zero mean and unit spread over ImageNet. In place."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    return images.sub_(mean).div_(std)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB: 16 bits are scaled, transparency shows white, palettes are read.
+
+    Raises DataError for pixels without a defined range (32-bit floats).
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I;16"):
+        high_byte = 0 if image.mode.endswith("B") else 1
+        return Image.frombytes("L", image.size, image.tobytes()[high_byte::2]).convert("RGB")
+    if image.mode == "I":
+        return image.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode == "F":
+        raise DataError("32-bit float pixels have no defined range; save the image with 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_photo(source: Path | bytes, name: str = "") -> Image.Image:
+    """An image as a person sees it: upright (EXIF) and in RGB. Raises DataError naming the file."""
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    return _open(source, name, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+
+
+def open_rgb(source: Path | bytes, name: str = "") -> Image.Image:
+    """An image as upstream's loader reads it: converted to RGB, EXIF ignored."""
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    return _open(source, name, lambda image: image.convert("RGB"))
+
+
+@contextmanager
+def error_context(name: object) -> Iterator[None]:
+    """Within it, a DataError about pixels also says whose they are."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _open(
+    source: Path | bytes, name: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        with warnings.catch_warnings(), error_context(name):
+            # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return convert(image)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name} claims over {MAX_PIXELS:,} pixels; give a smaller image"
+        ) from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise DataError(
+            f"{name} cannot be read as an image ({_reason(error)}); give a whole JPEG, PNG, WebP, "
+            "GIF, BMP or TIFF file"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its format is not known"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,96 @@
+"""The processes of a run: who this one is, and how all of them come to one mind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deit_zoo.errors import ZooError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # the first rank may be writing, or evaluating, meanwhile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedContext:
+    """`size` processes, of which this is number `rank`; alone, everything here costs nothing."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks, writes and decides."""
+        return self.rank == 0
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place; every process has it afterwards."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def run_on_main(self, act: Callable[[], T]) -> T:
+        """What the first process got from `act`; its ZooError is raised in every process."""
+        if self.size == 1:
+            return act()
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told[0] = act()
+            except ZooError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        if told[1] is not None:
+            raise told[1]
+        answer: T = told[0]
+        return answer
+
+
+@contextmanager
+def init_distributed(device: str, parent: int | None = None) -> Iterator[DistributedContext]:
+    """The group that torchrun's variables describe, or this process alone without them.
+
+    Of many, each ends when `parent`, the process that started it, is gone.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "RANK" not in os.environ or size == 1:
+        yield DistributedContext(device=torch.device(device))
+        return
+    place = torch.device(device)
+    if device == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    die_with_parent(os.getppid() if parent is None else parent)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield DistributedContext(device=place, rank=dist.get_rank(), size=size)
+    finally:
+        dist.destroy_process_group()
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone: nobody writes into a later run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether gloo says that another process is gone; why it went was told there."""
+    return "gloo/transport" in str(error)

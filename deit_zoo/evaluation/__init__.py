@@ -1,0 +1,1 @@
+"""Accuracy over every image once."""

@@ -1,0 +1,192 @@
+"""ImageNet's other validation sets: which folder or file says what is right, and which classes
+compete.
+
+  ReaL    arXiv:2006.07159  the same 50,000 images; several classes are right, or none is
+  V2      arXiv:1902.10811  new images; the folders are class numbers
+  A       arXiv:1907.07174  200 classes that a ResNet-50 got wrong
+  R       arXiv:2006.16241  200 classes, painted, sewn or drawn
+  Sketch  arXiv:1905.13549  all classes, drawn
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_zoo.data.folder import FolderSet, ImageSet, class_folders, is_hfds
+from deit_zoo.errors import DataError
+from deit_zoo.evaluation.accuracy import validation_folder, validation_set
+from deit_zoo.labels import labels
+from deit_zoo.manifest import Metric
+
+TITLES = {
+    "real": "ImageNet-ReaL",
+    "v2": "ImageNet-V2",
+    "a": "ImageNet-A",
+    "r": "ImageNet-R",
+    "sketch": "ImageNet-Sketch",
+}
+WITH_FILE = ("real", "a", "r")
+REAL_IMAGES = 50_000
+SUBSET_CLASSES = 200  # of A and of R
+REAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+# DeiT, Table 5: top-1 on ReaL and on V2 (matched frequency). Nothing is published for the others.
+SOURCE = "arXiv:2012.12877, Table 5"
+PUBLISHED: dict[str, dict[str, float]] = {
+    "deit_tiny": {"real": 80.1, "v2": 60.4},
+    "deit_small": {"real": 85.7, "v2": 68.5},
+    "deit_base": {"real": 86.7, "v2": 71.5},
+    "deit_base_384": {"real": 87.7, "v2": 72.4},
+    "deit_tiny_distilled": {"real": 82.1, "v2": 62.9},
+    "deit_small_distilled": {"real": 86.8, "v2": 70.0},
+    "deit_base_distilled": {"real": 88.3, "v2": 73.2},
+    "deit_base_distilled_384": {"real": 89.0, "v2": 74.8},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalSet:
+    """Images and what is right for them; `columns` and `answers` as in `evaluation.Prepared`."""
+
+    images: ImageSet
+    columns: tuple[int, ...] | None = None
+    answers: tuple[tuple[int, ...], ...] | None = None
+
+
+def published(name: str, kind: str) -> Metric | None:
+    """What was published for a model on one of the sets."""
+    top1 = PUBLISHED.get(name, {}).get(kind)
+    return None if top1 is None else Metric(top1=top1, top5=None, loss=None, source=SOURCE)
+
+
+def labelled(
+    data: str | Path, folders: Sequence[str], kind: str | None = None, file: Path | None = None
+) -> EvalSet:
+    """The images of a data set for a model with these class folders.
+
+    Raises DataError where the folders, the files' names or the label file are not what the set
+    needs.
+    """
+    if kind is not None and kind not in TITLES:
+        raise DataError(f"labels is {kind!r}; give one of {', '.join(TITLES)}")
+    if file is not None and kind not in WITH_FILE:
+        raise DataError(
+            f"a label file ({file}) is for the labels {', '.join(WITH_FILE)}; leave it out, or "
+            "give one of these"
+        )
+    if kind is None:
+        return EvalSet(images=validation_set(data, folders))
+    if list(folders) != [label.folder for label in labels("imagenet1k")]:
+        raise DataError(
+            f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
+            f"{len(folders):,} of its own; give a model of ImageNet-1k"
+        )
+    if is_hfds(data):
+        raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
+    root = validation_folder(Path(data))
+    if kind == "real":
+        return _real(root, folders, file)
+    if kind == "v2":
+        # By number: sorted as text, "10" comes before "2".
+        return EvalSet(images=FolderSet(root, [str(number) for number in range(len(folders))]))
+    if kind == "sketch":
+        return EvalSet(images=FolderSet(root, folders))
+    return _subset(root, folders, kind, file)
+
+
+def _real(root: Path, folders: Sequence[str], file: Path | None) -> EvalSet:
+    if file is None:
+        raise DataError(
+            "the labels 'real' are in a file of their own; give its real.json as the label file"
+        )
+    lists = read_real(file, len(folders))
+    images = FolderSet(root, folders)
+    answers: list[tuple[int, ...]] = []
+    seen: dict[int, Path] = {}
+    for index in range(len(images)):
+        path = images.path_of(index)
+        number = _number(path)
+        if number in seen:
+            raise DataError(
+                f"{path} and {seen[number]} are the same image of the validation set; remove one"
+            )
+        seen[number] = path
+        answers.append(lists[number - 1])
+    if not any(answers):
+        raise DataError(f"{file} has no label for any of the {len(images):,} images of {root}")
+    return EvalSet(images=images, answers=tuple(answers))
+
+
+def _number(path: Path) -> int:
+    """The place of an image in the validation set, from 1."""
+    found = REAL_NAME.fullmatch(path.name)
+    number = int(found[1]) if found else 0
+    if not 1 <= number <= REAL_IMAGES:
+        raise DataError(
+            f"{path} has not the name of a validation image, by which ReaL finds its labels; give "
+            f"the images as they were published, ILSVRC2012_val_{1:08}.JPEG to "
+            f"ILSVRC2012_val_{REAL_IMAGES:08}.JPEG"
+        )
+    return number
+
+
+def read_real(file: Path, num_classes: int) -> list[tuple[int, ...]]:
+    """The classes that are right for each image, in the order of the validation set."""
+    wanted = f"give real.json: {REAL_IMAGES:,} lists of class numbers from 0 to {num_classes - 1}"
+    try:
+        lists: Any = json.loads(_text(file))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); {wanted}") from error
+    if not isinstance(lists, list) or len(lists) != REAL_IMAGES:
+        what = f"{len(lists):,} entries" if isinstance(lists, list) else "no list"
+        raise DataError(f"{file} holds {what}; {wanted}")
+    for number, held in enumerate(lists, start=1):
+        if not isinstance(held, list) or not all(
+            type(label) is int and 0 <= label < num_classes for label in held
+        ):
+            raise DataError(f"entry {number:,} of {file} is {held!r}; {wanted}")
+    return [tuple(held) for held in lists]
+
+
+def _subset(root: Path, folders: Sequence[str], kind: str, file: Path | None) -> EvalSet:
+    """Images of some of the classes; no other competes, as in the benchmarks' own evaluation."""
+    chosen = class_folders(root) if file is None else read_synsets(file)
+    what = f"class folders of {root}" if file is None else f"lines of {file}"
+    number_of = {folder: number for number, folder in enumerate(folders)}
+    unknown = [name for name in chosen if name not in number_of]
+    if unknown:
+        raise DataError(
+            f"{len(unknown):,} of the {what} are no class of ImageNet-1k (such as {unknown[0]!r}); "
+            f"give the {SUBSET_CLASSES} synsets of {TITLES[kind]}, such as {folders[0]!r}"
+        )
+    if len(chosen) != SUBSET_CLASSES:
+        raise DataError(
+            f"there are {len(chosen):,} {what}, and {TITLES[kind]} has {SUBSET_CLASSES} classes; "
+            "give all of them and no other"
+        )
+    columns = sorted(number_of[name] for name in chosen)
+    return EvalSet(
+        images=FolderSet(root, [folders[column] for column in columns]), columns=tuple(columns)
+    )
+
+
+def read_synsets(file: Path) -> list[str]:
+    """The first word of every line that has one. Raises DataError where one comes twice."""
+    words = [line.split()[0] for line in _text(file).splitlines() if line.strip()]
+    for word in words:
+        if words.count(word) > 1:
+            raise DataError(f"{file} names {word!r} more than once; give each synset on one line")
+    return words
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"the label file {file} cannot be read ({reason.lower()})") from error

@@ -1,0 +1,1 @@
+"""Prediction: classify, the optimized copy, export, attention."""

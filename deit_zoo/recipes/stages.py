@@ -1,0 +1,54 @@
+"""Where a recipe of several stages begins: a published checkpoint, or one that you trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deit_zoo.errors import RecipeError
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.registry import MODELS, normalize, spellings
+
+
+def beginning(recipe: Recipe) -> tuple[str, str | None] | None:
+    """The model to build and its checkpoint (None: the published one); None begins at random.
+
+    Raises RecipeError for a stage that nobody published and that is not given as a run.
+    """
+    source = recipe.init_from
+    if source is None:
+        return None
+    if (first := spellings().get(normalize(source))) is not None and not Path(source).exists():
+        own = MODELS[recipe.architecture]
+        if (first.builder, first.arch) != (own.builder, own.arch):
+            raise RecipeError(
+                f"init_from is {source!r}, which is not built as {own.name} is; give a first stage "
+                "of the same architecture"
+            )
+        return first.name, None
+    if source.startswith("hf://") or Path(source).expanduser().exists():
+        return recipe.architecture, source
+    from deit_zoo.recipes import RECIPES
+
+    if source in RECIPES:
+        raise RecipeError(
+            f"{recipe.name} begins from {source}, whose weights nobody published; train it first "
+            f"with deit-zoo reproduce {source}, then type --set init_from=runs/{source}"
+        )
+    raise RecipeError(
+        f"init_from is {source!r}, which is no model, no recipe and no file; give a model's name, "
+        "a run's folder, a .safetensors or .pth file, or hf://ORG/REPO"
+    )
+
+
+def is_first_stage(change: str, recipe: Recipe) -> bool:
+    """Whether `--set init_from=RUN` gives just the stage that the recipe names."""
+    name, _, value = change.partition("=")
+    file = Path(value).expanduser() / "receipt.json"
+    if name != "init_from" or not file.is_file():
+        return False
+    try:
+        receipt = json.loads(file.read_text(encoding="utf-8"))
+        return bool(receipt["model"] == recipe.init_from and not receipt["modified"])
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,1 @@
+"""A finished run: its log, curve, receipt and picture."""

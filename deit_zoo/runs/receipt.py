@@ -1,0 +1,130 @@
+"""The verdict on a run, and the receipt that lets others check it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
+from deit_zoo.manifest import Metric, find, read
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.results import Evaluation
+from deit_zoo.runs.reference import (
+    curve_of,
+    plan_differences,
+    published_figure,
+    read_log,
+    recipe_differences,
+    standing,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a run reached beside what was published; `reproduced` is None where nothing was.
+
+    `modified` names the fields in which the recipe was not the shipped one.
+    """
+
+    reached: Evaluation
+    published: Metric | None
+    band: float
+    band_source: str
+    reproduced: bool | None
+    identical: bool = False
+    modified: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The verdict in one line."""
+        reached = f"top-1 {self.reached.top1:.2f} % on {self.reached.num_images:,} images"
+        modified = f"; modified: {', '.join(self.modified)}" if self.modified else ""
+        if self.published is None or self.published.top1 is None:
+            return f"no verdict: {reached}, and no published figure to compare with{modified}"
+        difference = self.reached.top1 - self.published.top1
+        against = f"published {self.published.top1:.2f} %, {difference:+.2f}, band {self.band:g}"
+        bytes_ = "; the weights are the published file, byte for byte" if self.identical else ""
+        word = "reproduced" if self.reproduced else "not reproduced"
+        return f"{word}: {reached} ({against}){bytes_}{modified}"
+
+
+def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Verdict:
+    """Compare with what was published: at most `band` points below its top-1 is reproduced.
+
+    `sha256` is the digest of the weights that were measured. A modified recipe is judged all the
+    same, and the verdict says what was modified.
+    """
+    published = published_figure(recipe)
+    record = None if recipe.data == "folder" else read(find()).get(recipe.name)
+    reproduced = None
+    if published is not None and published.top1 is not None:
+        reproduced = reached.top1 >= published.top1 - recipe.band - 1e-9
+    return Verdict(
+        reached=reached,
+        published=published,
+        band=recipe.band,
+        band_source=recipe.band_source,
+        reproduced=reproduced,
+        identical=record is not None and sha256 is not None and sha256 == record.sha256,
+        modified=tuple(name for name, _, _ in recipe_differences(recipe)),
+    )
+
+
+def write_receipt(
+    output: Path,
+    plan: Plan,
+    verdict: Verdict,
+    *,
+    environment: dict[str, Any],
+    data: dict[str, Any],
+    sha256: dict[str, str],
+    teacher: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+) -> None:
+    """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
+
+    `teacher` says which weights taught; `run` what happened on the way: restarts, skipped steps,
+    images that could not be read.
+    """
+    differs = plan_differences(plan)
+    curve = curve_of(plan.recipe)
+    stood = standing(curve, read_log(output / LOG_FILE), plan.recipe.band) if curve else None
+    receipt = {
+        "model": plan.recipe.name,
+        "verdict": verdict.sentence(),
+        "reproduced": verdict.reproduced,
+        "identical": verdict.identical,
+        "reached": asdict(verdict.reached),
+        "published": asdict(verdict.published) if verdict.published else None,
+        "band": verdict.band,
+        "band_source": verdict.band_source,
+        "modified": plan.modified,
+        "assumed": plan.recipe.assumed,
+        "differs": differs,
+        "standing": stood.to_dict(differs) if stood else None,
+        "teacher": teacher,
+        "run": run,
+        "seed": plan.recipe.seed,
+        "plan": plan.to_dict(),
+        "environment": environment,
+        "data": data,
+        "sha256": sha256,
+    }
+    text = json.dumps(receipt, indent=2, sort_keys=True) + "\n"
+    write_whole(output / RECEIPT_FILE, text.encode())
+
+
+def fingerprint(data: Path) -> dict[str, Any]:
+    """Files, bytes and a digest of the listing (paths and sizes) of train/ and val/."""
+    from deit_zoo.data.folder import scan
+
+    return scan(data).fingerprint()
+
+
+def draw_curve(output: Path, title: str) -> None:
+    """Draw `curve.png` from a run's log, over the published curve."""
+    from deit_zoo.runs.plot import draw_run
+
+    draw_run(output, title)

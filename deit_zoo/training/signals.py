@@ -1,0 +1,60 @@
+"""A wish to stop: noted when the signal comes, acted on after the step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# SIGUSR1 is what Slurm sends ahead of a time limit.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
+class Interrupted(Exception):
+    """A run ended before its end because it was asked to; its state is on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class GracefulStop:
+    """The number of the signal that asked to stop, 0 while none has."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.number = 0
+        self.say = say
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self._is_last(number):
+            raise KeyboardInterrupt
+        known, self.number = self.number, self.number or number
+        if not known:  # what a scheduler sends to all, a launcher passes on as well
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            self.say(f"{signal.Signals(number).name}: stopping after this step{again}")
+
+    def _is_last(self, number: int) -> bool:
+        """Whether a Ctrl-C follows another wish; torchrun's launcher passes it on as SIGTERM."""
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return self.number == signal.SIGINT and number == signal.SIGTERM
+        return self.number != 0 and number == signal.SIGINT
+
+
+@contextmanager
+def handle_signals(say: Callable[[str], None]) -> Iterator[GracefulStop]:
+    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them. Only the main thread can."""
+    stop = GracefulStop(say)
+    held: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        held = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)

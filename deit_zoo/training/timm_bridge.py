@@ -1,0 +1,221 @@
+"""The one door to timm: augmentation, mixing and teachers, used as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from PIL import Image, ImageOps
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import RandAugment
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
+from deit_zoo.files import MODEL_FILE
+from deit_zoo.manifest import Source
+from deit_zoo.models.layers import ZooModel, as_pair
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.weights.fetch import UnavailableError, held, telling_why
+
+
+def regnety_160(
+    *,
+    img_size: int | Sequence[int] = 224,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """RegNetY-16GF (arXiv 2003.13678), DeiT's teacher, as timm builds it."""
+    network: Any = timm.create_model(
+        "regnety_160", in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path_rate
+    )
+    network.img_size = as_pair(img_size)
+    network.embed_dim = network.num_features
+    return cast(nn.Module, network)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimmModel:
+    """A network of timm's, in eval mode, and the images that it was trained on.
+
+    `img_size` is the only size that it takes; None where any will do.
+    """
+
+    network: nn.Module
+    name: str  # with timm's tag of its weights
+    source: str  # where timm's weights are from
+    file: Path | None
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int] | None
+
+
+def is_known(name: str) -> bool:
+    """Whether timm has an architecture of this name, whatever the tag behind it."""
+    return bool(timm.is_model(name))
+
+
+def nearest(name: str, count: int) -> list[str]:
+    """The architectures whose names look most like `name`."""
+    return get_close_matches(name.lower(), timm.list_models(), n=count)
+
+
+def pretrained(name: str) -> TimmModel:
+    """A network with timm's own weights, by its name or as `hf-hub:ORG/REPO[@REVISION]`.
+
+    Raises RecipeError where timm has none, OfflineError or DownloadError where they cannot be had.
+    """
+    from huggingface_hub import constants
+
+    on_the_hub = name.startswith("hf-hub:")
+    if not on_the_hub and not timm.is_model_pretrained(name):
+        raise RecipeError(_no_weights(name))
+    wanted = "config.json" if on_the_hub else MODEL_FILE
+    try:
+        with telling_why(Source(kind="hub", filename=wanted), name.partition("@")[2]):
+            network = timm.create_model(name, pretrained=True)
+    except UnavailableError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineError(
+                f"timm's weights of {name} are not on this machine and HF_HUB_OFFLINE is set; "
+                "fetch them where there is a network, or give yours as NAME@FILE"
+            ) from error
+        raise DownloadError(
+            f"timm's weights of {name} could not be had ({error}); mend it and try again, or give "
+            "yours as NAME@FILE"
+        ) from error
+    except (KeyError, TypeError) as error:  # what timm makes of a config.json that is not its own
+        raise RecipeError(
+            f"timm cannot build {name} from its config.json ({error}); give a repository that "
+            "timm or this zoo wrote, or NAME@FILE"
+        ) from error
+    return _described(network, _cached(network))
+
+
+def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmModel:
+    """A network with the tensors of `file`, whose head says how many classes there are.
+
+    Raises CheckpointError where they do not fit, RecipeError for a tag that timm has not got.
+    """
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise RecipeError(_no_weights(name)) from error
+    heads = known.classifier if known else None
+    head = tensors.get(f"{heads if isinstance(heads, str) else (heads or ('head',))[0]}.weight")
+    network = timm.create_model(name, num_classes=None if head is None else len(head))
+    state = network.state_dict()
+    wrong = sorted(
+        key
+        for key in state.keys() | tensors.keys()
+        if key not in state or key not in tensors or state[key].shape != tensors[key].shape
+    )
+    if wrong:
+        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise CheckpointError(
+            f"{file} does not fit timm's {name}: {shown} are missing, unexpected or of another "
+            "shape; give the architecture that it was saved of"
+        )
+    network.load_state_dict(dict(tensors), strict=True)
+    return _described(network, file)
+
+
+def depths_of(model: ZooModel) -> dict[str, int]:
+    """How deep each parameter lies, as layer-wise learning rates count it: 0 is the stem."""
+    depths: dict[str, int] = group_parameters(model, model.group_matcher(), reverse=True)
+    return depths
+
+
+def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
+    """Random resized crop, flip, RandAugment, normalisation and erasing (DeiT, Table 9)."""
+    pipeline = create_transform(
+        input_size=recipe.img_size,
+        is_training=True,
+        scale=recipe.crop_scale,
+        ratio=recipe.crop_ratio,
+        hflip=recipe.hflip,
+        color_jitter=None,  # inactive upstream too: timm drops it when RandAugment is on
+        auto_augment=recipe.rand_augment,
+        interpolation="bicubic",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        re_prob=recipe.random_erasing,
+        re_mode="pixel",
+    )
+    for part in pipeline.transforms:
+        if isinstance(part, RandAugment):
+            for operation in part.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+    transform: Callable[[Image.Image], Tensor] = pipeline
+    return transform
+
+
+def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images and labels to mixed images and soft targets: one draw of lambda per call."""
+    if recipe.mixup or recipe.cutmix:
+        mixed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            prob=recipe.mixup_prob,
+            switch_prob=recipe.mixup_switch_prob,
+            mode="batch",
+            label_smoothing=recipe.label_smoothing,
+            num_classes=num_classes,
+        )
+        return mixed
+
+    def smoothed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        spread = recipe.label_smoothing / num_classes
+        targets = torch.full((len(labels), num_classes), spread, device=images.device)
+        return images, targets.scatter_(1, labels[:, None], 1.0 - recipe.label_smoothing + spread)
+
+    return smoothed
+
+
+def _described(network: Any, file: Path | None) -> TimmModel:
+    facts = network.pretrained_cfg
+    return TimmModel(
+        network=network.eval(),
+        name=".".join(filter(None, (facts["architecture"], facts.get("tag")))),
+        source=facts.get("hf_hub_id") or facts.get("url") or "timm",
+        file=file,
+        num_classes=network.num_classes,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        img_size=tuple(facts["input_size"][1:]) if facts.get("fixed_input_size") else None,
+    )
+
+
+def _cached(network: Any) -> Path | None:
+    """The file of the Hub's cache that timm has just read, where it was one."""
+    hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
+    place = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
+    return held(place)[0] if hub_id else None
+
+
+def _no_weights(name: str) -> str:
+    architecture = name.split(".")[0]
+    known = timm.list_models(f"{architecture}.*", pretrained=True)
+    offer = f"its weights are {', '.join(known)}; give one, or yours" if known else "give yours"
+    return f"timm has no weights of the name {name!r}; {offer} as {architecture}@FILE"
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each channel; timm may ask for 0, which Pillow 13 refuses.
+
+    Older Pillow, with which the published models were trained, answered with a black image.
+    """
+    if bits >= 8:
+        return image
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, bits)

@@ -1,0 +1,446 @@
+"""Where a checkpoint's bytes come from: the package, the Hub, the original URL, in that order.
+
+A source that fails says why and the next is tried. What is cached and verified costs no request
+and no write. A file with other bytes than its digest promises is never returned.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
+from deit_zoo.files import digest
+from deit_zoo.manifest import Checkpoint, Source
+from deit_zoo.weights import cache
+
+LIBRARY = "deit_zoo"
+ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
+CONNECT_ATTEMPTS = 2  # a refused connection or an unknown name seldom mends itself
+RETRIED = frozenset((429, 500, 502, 503, 504))
+# httpx's base class of errors, under whichever name this huggingface_hub imports it.
+HTTP_ERROR: type[Exception] = next(
+    base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"
+)
+
+
+class UnavailableError(Exception):
+    """A source has not got the file, and why; never leaves this module."""
+
+
+def locate(checkpoint: Checkpoint) -> Path:
+    """A verified safetensors file of a record, fetched if need be.
+
+    Raises OfflineError where nothing is cached and the network may not be used, DownloadError with
+    the reason of each source, IntegrityError with both digests where bytes are wrong twice.
+    """
+    file, wrong = cached(checkpoint)
+    if file is not None:
+        return file
+    if constants.HF_HUB_OFFLINE:
+        raise wrong or OfflineError(_offline(checkpoint))
+    reasons = [str(wrong)] if wrong else []
+    with cache.one_at_a_time(checkpoint.name):
+        file, _ = cached(checkpoint)  # another process may have fetched it meanwhile
+        if file is not None:
+            return file
+        for source in checkpoint.sources:
+            try:
+                if source.kind == "hub":
+                    return from_hub(source)
+                return from_url(checkpoint.name, source)
+            except UnavailableError as error:
+                reasons.append(f"{place(source)}: {error}")
+    raise DownloadError(
+        f"the weights of {checkpoint.name} could not be had from any source "
+        f"({'; '.join(reasons)}); mend one of these and try again, or on another machine type "
+        f"`deit-zoo weights fetch {checkpoint.name} --to DIR` and pass checkpoint=DIR"
+    )
+
+
+def cached(checkpoint: Checkpoint) -> tuple[Path | None, IntegrityError | None]:
+    """The verified file if it is on this machine, without a request; or what is wrong with it."""
+    wrong = None
+    for source in checkpoint.sources:
+        file, expected = held(source)
+        if file is None:
+            continue
+        try:
+            if expected is not None:
+                cache.check(file, expected)
+        except IntegrityError as error:
+            wrong = error
+        else:
+            return file, None
+    return None, wrong
+
+
+def from_hub(source: Source) -> Path:
+    """A file of the Hub, at the pinned commit or at the one that `main` is now.
+
+    Without a pinned digest the one that the Hub states is checked, and recorded: should the Hub
+    ever state another, that is an IntegrityError.
+    """
+    revision, expected = source.revision, source.sha256
+    if revision is None:
+        stated = _stated_by_hub(source)
+        revision, expected = stated["commit"], expected or stated["sha256"]
+    return _checked_download(source, revision, expected, place(source))
+
+
+def from_url(name: str, source: Source) -> Path:
+    """The original file, its prefix checked, converted once to safetensors in the zoo's cache."""
+    url = str(source.url)
+    kept = cache.folder() / "originals" / name / url.rsplit("/", 1)[-1]
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in (1, 2):
+            if not kept.is_file():  # else a process was ended before it could convert it
+                download(url, kept)
+            found = digest(kept)
+            if found.startswith(source.sha256_prefix or ""):
+                break
+            kept.unlink()
+            if attempt == 2:
+                raise IntegrityError(
+                    f"{url} gave a file of SHA-256 {found} twice, but one that begins with "
+                    f"{source.sha256_prefix} is expected; try another network"
+                )
+        converted = cache.folder() / "converted" / f"{name}-{found[:12]}.safetensors"
+        converted.parent.mkdir(parents=True, exist_ok=True)
+
+        from deit_zoo.weights import (
+            formats as original,  # imports torch, which nothing else here needs
+        )
+
+        sha256 = original.convert(kept, converted)
+    except OSError as error:
+        raise UnavailableError(f"{error.strerror or error}") from error
+    except CheckpointError as error:
+        kept.unlink()
+        raise UnavailableError(str(error)) from error
+    cache.remember(converted, sha256)
+    cache.write_record(
+        "converted", url, {"file": str(converted), "sha256": sha256, "original_sha256": found}
+    )
+    kept.unlink()
+    return converted
+
+
+def from_hub_id(text: str) -> tuple[Path, str | None]:
+    """The file of `hf://org/repo[@revision][/file]` and the digest it was checked against."""
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
+    if match is None:
+        raise CheckpointError(
+            f"checkpoint {text!r} is no Hub address; write hf://ORG/REPO, "
+            "hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/FILE"
+        )
+    repo_id, revision, filename = match.groups()
+    source = Source(kind="hub", repo_id=repo_id, filename=filename or "model.safetensors")
+    is_commit = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision)
+    if is_commit and (file := _from_hf_cache(source, str(revision))):
+        return file, None
+    if constants.HF_HUB_OFFLINE:
+        if file := _from_hf_cache(source, revision or "main"):
+            return file, None
+        raise OfflineError(
+            f"{text} is not on this machine and HF_HUB_OFFLINE is set; looked at "
+            f"{_hf_folder(source)}; fetch it where there is a network"
+        )
+    try:
+        stated = _metadata(source, revision or "main")
+        file = _checked_download(source, stated["commit"], stated["sha256"], text)
+    except UnavailableError as error:
+        raise DownloadError(
+            f"{text} could not be fetched: {error}; check it and type it again"
+        ) from error
+    return file, stated["sha256"]
+
+
+def download(url: str, file: Path) -> None:
+    """Bring a URL to a file through a `.part` that a later call continues from.
+
+    Raises UnavailableError with the last reason when the attempts are used up.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _continue(url, file)
+        except _InterruptedError as error:
+            if attempt >= error.attempts:
+                raise UnavailableError(f"{error} ({attempt} attempts)") from error
+            backoff = BACKOFF_SECONDS * 2 ** (attempt - 1)
+            time.sleep(backoff if error.pause is None else error.pause)
+        else:
+            return
+
+
+def place(source: Source) -> str:
+    """Where a source is, in words."""
+    return str(source.url) if source.kind == "url" else f"the Hub's {source.repo_id}"
+
+
+def places(checkpoint: Checkpoint) -> list[Path]:
+    """Every path of this machine that is looked at for a record."""
+    found = []
+    for source in checkpoint.sources:
+        if source.kind == "hub":
+            found.append(_hf_folder(source))
+        elif source.kind == "url":
+            found.append(cache.folder() / "converted")
+    return found
+
+
+class _InterruptedError(Exception):
+    """A download that another attempt may complete, after the pause that the server asks for."""
+
+    def __init__(self, reason: str, *, pause: float | None = None, attempts: int = ATTEMPTS):
+        super().__init__(reason)
+        self.pause, self.attempts = pause, attempts
+
+
+def _continue(url: str, file: Path) -> None:
+    """One attempt, from where the last one ended if the server still has the same file."""
+    part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.etag")
+    have = part.stat().st_size if part.exists() and etag.exists() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    if have:
+        headers["If-Range"] = etag.read_text(encoding="utf-8")
+    try:
+        response = requests.get(
+            url, headers=headers, stream=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+    except requests.TooManyRedirects as error:
+        raise UnavailableError("it redirects without end") from error
+    except requests.ConnectionError as error:
+        raise _InterruptedError(_plain(error), attempts=CONNECT_ATTEMPTS) from error
+    except requests.RequestException as error:
+        raise _InterruptedError(_plain(error)) from error
+    with response:
+        status = f"{response.status_code} {response.reason}"
+        if response.status_code == 416 and have:
+            if response.headers.get("Content-Range") != f"bytes */{have}":
+                part.unlink()  # longer than the file: begin again
+                raise _InterruptedError(status, pause=0.0)
+        elif response.status_code in RETRIED:
+            raise _InterruptedError(status, pause=_retry_after(response))
+        elif response.status_code >= 400:
+            raise UnavailableError(status)
+        else:
+            _receive(response, part, etag, have)
+    part.replace(file)
+    etag.unlink(missing_ok=True)
+
+
+def _receive(response: requests.Response, part: Path, etag: Path, have: int) -> None:
+    if response.status_code != 206 or not have:
+        have = 0  # the server sends the whole file
+        part.unlink(missing_ok=True)
+        etag.unlink(missing_ok=True)
+        if tag := response.headers.get("ETag"):
+            etag.write_text(tag, encoding="utf-8")
+    length = response.headers.get("Content-Length")
+    total = None if length is None else have + int(length)
+    try:
+        with part.open("ab") as stream, _bar(part.stem, total, have) as advance:
+            for chunk in response.iter_content(1 << 18):
+                stream.write(chunk)
+                advance(len(chunk))
+    except requests.RequestException as error:
+        raise _InterruptedError(_plain(error)) from error
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise _InterruptedError(f"the body ended after {size} of {total} bytes")
+
+
+def held(source: Source) -> tuple[Path | None, str | None]:
+    """A source's file on this machine and the digest it must have, where one is known."""
+    if source.kind == "hub":
+        stated = cache.read_record("stated", _key(source)) or {}
+        file = _from_hf_cache(source, source.revision or stated.get("commit") or "main")
+        expected = source.sha256 or stated.get("sha256")
+        # A file of unknown commit and digest proves nothing: the Hub is asked first.
+        return (file, expected) if source.revision or expected else (None, None)
+    record = cache.read_record("converted", str(source.url))
+    if record is None or not Path(record["file"]).is_file():
+        return None, None
+    return Path(record["file"]), record["sha256"]
+
+
+def _from_hf_cache(source: Source, revision: str) -> Path | None:
+    found = try_to_load_from_cache(str(source.repo_id), str(source.filename), revision=revision)
+    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+
+
+def _stated_by_hub(source: Source) -> dict[str, Any]:
+    """Commit and digest that the Hub states for `main` now; the same as ever, or IntegrityError."""
+    stated = _metadata(source, "main")
+    before = cache.read_record("stated", _key(source))
+    if before is not None and before["sha256"] != stated["sha256"]:
+        raise IntegrityError(
+            f"{place(source)} now states SHA-256 {stated['sha256']} for {source.filename}, but "
+            f"stated {before['sha256']} before; if the change is meant, remove "
+            f"{cache.folder() / 'stated'}"
+        )
+    cache.write_record("stated", _key(source), stated)
+    return stated
+
+
+def _metadata(source: Source, revision: str) -> dict[str, Any]:
+    url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
+    with telling_why(source, revision):
+        found = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
+    if found.commit_hash is None:
+        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
+    digest = found.etag if found.etag and re.fullmatch(r"[0-9a-f]{64}", found.etag) else None
+    return {"commit": found.commit_hash, "sha256": digest}
+
+
+def _download(source: Source, revision: str, *, again: bool = False) -> Path:
+    """The file through huggingface_hub; a line that breaks or a store that is ill gets one more."""
+    try:
+        return _download_once(source, revision, again)
+    except UnavailableError as error:
+        if not _may_pass(error.__cause__):
+            raise
+        time.sleep(BACKOFF_SECONDS)
+        return _download_once(source, revision, again)
+
+
+def _download_once(source: Source, revision: str, again: bool) -> Path:
+    with telling_why(source, revision):
+        return Path(
+            hf_hub_download(
+                str(source.repo_id),
+                str(source.filename),
+                revision=revision,
+                library_name=LIBRARY,
+                force_download=again,
+            )
+        )
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in RETRIED
+    return isinstance(error, HTTP_ERROR) and type(error).__name__ != "TooManyRedirects"
+
+
+def _checked_download(source: Source, revision: str, expected: str | None, where: str) -> Path:
+    """The file with the expected digest; a wrong one is fetched once more, then dropped."""
+    file = _download(source, revision)
+    if expected is None:
+        return file
+    try:
+        cache.check(file, expected)
+    except IntegrityError:
+        file = _download(source, revision, again=True)
+        try:
+            cache.check(file, expected)
+        except IntegrityError as error:
+            found = digest(file)
+            for wrong in (file.resolve(), file):
+                wrong.unlink(missing_ok=True)
+            raise IntegrityError(
+                f"{where} gave a file of SHA-256 {found} twice, but {expected} is expected; "
+                "try another network or mirror (HF_ENDPOINT)"
+            ) from error
+    return file
+
+
+@contextmanager
+def telling_why(source: Source, revision: str) -> Iterator[None]:
+    """Within it, what huggingface_hub raises becomes one plain reason."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UnavailableError(
+            "it is gated: ask for access on its page, then set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UnavailableError("no such repository, or a private one: set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise UnavailableError(f"it has no revision {revision}") from error
+    except LocalEntryNotFoundError as error:
+        raise UnavailableError(_plain(error.__cause__ or error)) from error
+    except EntryNotFoundError as error:
+        raise UnavailableError(f"it has no file {source.filename}") from error
+    except ValueError as error:
+        raise UnavailableError(_plain(error.__cause__ or error)) from error
+    except (OSError, RuntimeError, HTTP_ERROR) as error:  # hf_xet raises RuntimeError
+        raise UnavailableError(_plain(error)) from error
+
+
+def _offline(checkpoint: Checkpoint) -> str:
+    looked = ", ".join(map(str, places(checkpoint)))
+    return (
+        f"the weights of {checkpoint.name} are not on this machine and HF_HUB_OFFLINE is set; "
+        f"looked at {looked}; where there is a network type "
+        f"`deit-zoo weights fetch {checkpoint.name} --to DIR`, bring DIR here and pass "
+        "checkpoint=DIR"
+    )
+
+
+def _hf_folder(source: Source) -> Path:
+    name = f"models--{str(source.repo_id).replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / name
+
+
+def _key(source: Source) -> str:
+    return f"{source.repo_id}/{source.filename}"
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """The pause in seconds that a server asks for, by a number or a date, within reason."""
+    asked = response.headers.get("Retry-After", "")
+    try:
+        if asked.isdigit():
+            seconds = float(asked)
+        else:
+            seconds = (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_PAUSE)
+
+
+def _plain(error: BaseException) -> str:
+    """The innermost reason of an error, on one line."""
+    while error.args and isinstance(error.args[-1], BaseException):
+        error = error.args[-1]
+    text = str(error) or type(error).__name__
+    text = text.split("(Caused by ")[-1].splitlines()[0].rstrip(")")
+    return text.split(": ", 1)[-1] if text.startswith("<") else text
+
+
+@contextmanager
+def _bar(what: str, total: int | None, have: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, on a terminal only."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, completed=have)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,250 @@
+"""`benchmark` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import deit_zoo
+from deit_zoo import bench_compare, peers
+from deit_zoo.bench import Case
+from deit_zoo.cli.benchmark import benchmark_
+from deit_zoo.errors import ZooError
+
+QUICK = ("--rounds", "1", "--seconds", "0.001", "--no-memory", "--no-cold-start", "--threads", "1")
+DIGITS = ("deit_pico_digits", "--no-peers", "--mode", "eager", *QUICK)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+app = typer.Typer()
+app.command("benchmark")(benchmark_)
+
+
+class Done(NamedTuple):
+    """How a command ended, and the error that it raised."""
+
+    status: int
+    out: str
+    err: str
+    error: str | None
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
+    """Run the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        done = CliRunner().invoke(app, list(arguments))
+        error = done.exception
+        assert error is None or isinstance(error, ZooError | SystemExit), error
+        said = str(error) if isinstance(error, ZooError) else None
+        return Done(done.exit_code, done.stdout, done.stderr, said)
+
+    return run
+
+
+def test_benchmark_as_json_holds_the_machine_and_every_case(typed: Callable[..., Done]) -> None:
+    done = typed(*DIGITS, "--json")
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert report.keys() == {
+        "benchmark",
+        "command",
+        "machine",
+        "date",
+        "rounds",
+        "seconds",
+        "weights",
+        "rows",
+        "ratios",
+        "peaks_gflops",
+        "failed",
+        "agreement",
+    }
+    assert (report["rounds"], report["seconds"]) == (1, 0.001)
+    assert report["machine"].keys() == {
+        "cpu",
+        "cores",
+        "threads",
+        "capability",
+        "amx",
+        "system",
+        "python",
+        "device",
+        "packages",
+    }
+    assert (report["machine"]["threads"], report["machine"]["device"]) == (1, "cpu")
+    assert {"deit_zoo", "torch", "timm"} <= report["machine"]["packages"].keys()
+    measured = [(row["precision"], row["batch_size"]) for row in report["rows"]]
+    assert measured == [("float32", 1), ("float32", 8), ("bfloat16", 1), ("bfloat16", 8)]
+    assert {row["who"] for row in report["rows"]} == {"deit_zoo"}
+    assert report["rows"][0].keys() == {
+        "model",
+        "img_size",
+        "batch_size",
+        "precision",
+        "train",
+        "who",
+        "mode",
+        "p50_ms",
+        "p95_ms",
+        "images_per_second",
+        "calls",
+        "round_ms",
+        "distance",
+        "peak_mb",
+        "grown_mb",
+        "share_of_peak",
+    }
+    assert report["peaks_gflops"].keys() == {"float32", "bfloat16"}
+
+
+def test_benchmark_prints_a_table_and_writes_what_it_measured(typed: Callable[..., Done]) -> None:
+    done = typed(
+        *DIGITS, "-b", "3", "--precision", "float32", "--output", "a.json", "--plot", "a.png"
+    )
+    assert (done.status, done.err) == (0, "the picture is a.png\n")
+    lines = done.out.splitlines()
+    assert "deit_pico_digits, 16 px, batch 3, float32" in lines
+    [row] = [line for line in lines if line.startswith("deit_zoo eager")]
+    [kept] = json.loads(Path("a.json").read_text(encoding="utf-8"))["rows"]
+    assert f"{kept['p50_ms']:,.2f}" in row
+    assert f"{kept['images_per_second']:,.1f}" in row
+    assert Path("a.png").read_bytes().startswith(PNG)
+    assert max(map(len, lines)) <= 88
+
+
+def test_benchmark_beside_timm_prints_how_many_times_as_fast(typed: Callable[..., Done]) -> None:
+    arguments = ("deit_tiny", "--img-size", "32", "-b", "1", "--precision", "float32", *QUICK)
+    done = typed(*arguments, "--mode", "eager", "--peer", "timm", "--json")
+    report = json.loads(done.out)
+    [(case, ratios)] = report["ratios"].items()
+    assert case == "deit_tiny, 32 px, batch 1, float32: eager"
+    assert ratios.keys() == {"timm eager", "best peer"}
+    printed = typed(*arguments, "--mode", "eager", "--peer", "timm")
+    [row] = [line for line in printed.out.splitlines() if line.startswith("timm eager *")]
+    assert row.endswith("×")
+    assert "random weights: speed does not depend on them" in printed.out
+
+
+def test_benchmark_in_training(typed: Callable[..., Done]) -> None:
+    done = typed("deit_pico_digits", "--no-peers", *QUICK, "--train", "--json")
+    rows = json.loads(done.out)["rows"]
+    assert [(row["train"], row["mode"], row["precision"]) for row in rows] == [
+        (True, "eager", "float32")
+    ] * 2
+
+
+def test_benchmark_tells_once_why_a_peer_is_left_out(typed: Callable[..., Done]) -> None:
+    done = typed("deit_pico_digits", "--mode", "eager", "--peer", "timm", *QUICK)
+    assert done.status == 0
+    assert done.err == "left out: timm eager: timm has no deit_pico_digits (deit_pico_digits)\n"
+
+
+def test_benchmark_ends_with_1_where_one_of_ours_fails(
+    typed: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(mode: str, case: Case, given: peers.Given) -> peers.Run:
+        raise RuntimeError("no compiler was found")
+
+    monkeypatch.setattr(peers, "_ours", broken)
+    done = typed(*DIGITS)
+    assert done.status == 1
+    told = "left out: deit_zoo eager: RuntimeError: no compiler was found (deit_pico_digits)\n"
+    assert done.err == told
+
+
+def test_benchmark_quick_is_one_short_round_of_eager_models(typed: Callable[..., Done]) -> None:
+    report = json.loads(typed("deit_pico_digits", "--no-peers", "--quick", "--json").out)
+    assert (report["rounds"], report["seconds"]) == (1, 0.05)
+    assert {row["mode"] for row in report["rows"]} == {"eager"}
+    assert {row["peak_mb"] for row in report["rows"]} == {None}
+    assert "cold_start" not in report
+
+
+def test_what_is_typed_wins_over_quick(typed: Callable[..., Done]) -> None:
+    done = typed("deit_pico_digits", "--no-peers", "--quick", "--rounds", "2", "-b", "1", "--json")
+    assert json.loads(done.out)["rounds"] == 2
+
+
+def test_benchmark_says_what_optimize_refuses(
+    typed: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(model: object, dtype: str, compile: bool) -> None:
+        raise ZooError(f"{dtype} would lose on this processor; give bfloat16")
+
+    monkeypatch.setattr(deit_zoo, "optimize", refusing, raising=False)
+    asked = ("--precision", "float32", "--precision", "int8", "--mode", "optimized")
+    monkeypatch.setattr(bench_compare, "measure_case", lambda *anything: pytest.fail("too late"))
+    done = typed("deit_tiny", "--no-peers", *QUICK, *asked)
+    assert (done.out, done.error) == ("", "int8 would lose on this processor; give bfloat16")
+
+
+def test_benchmark_measures_a_cold_start(typed: Callable[..., Done]) -> None:
+    arguments = [one for one in DIGITS if one != "--no-cold-start"]
+    done = typed(*arguments, "-b", "1", "--precision", "float32")
+    assert "cold start, from the start of a process to its first prediction" in done.out
+    assert "deit_pico_digits, deit_zoo" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["deit_huge"], None),
+        (["--precision", "fp8"], "--precision is 'fp8'; give float32, bfloat16, float16, int8"),
+        (["--mode", "fast"], "--mode is 'fast'; give eager, compiled, optimized"),
+        (
+            ["--peer", "tensorrt"],
+            "no peer is named 'tensorrt'; give timm, transformers, onnxruntime, openvino",
+        ),
+        (
+            ["--peer", "timm", "--no-peers"],
+            "--no-peers and --peer exclude each other; give one of them",
+        ),
+        (["-b", "0"], "--batch-size is 0; give 1 or more"),
+        (
+            ["--precision", "int8", "--mode", "eager"],
+            "int8 is what optimize makes; add --mode optimized",
+        ),
+        (["--img-size", "big"], "--img-size is 'big'; give pixels as 224, or 192x256 (HxW)"),
+        (["--plot", "a.svg"], "--plot is 'a.svg'; give a FILE.png"),
+        (["--output", "a.txt"], "--output is 'a.txt'; give a FILE.json"),
+        (
+            ["--output", "no/a.json"],
+            "there is no folder no; make it, or give another --output",
+        ),
+        (
+            ["--images", "."],
+            "random weights agree by chance on --images; add --pretrained",
+        ),
+        (
+            ["--images", "no", "--pretrained"],
+            "--images is 'no', which is no folder; give a folder of images",
+        ),
+    ],
+)
+def test_benchmark_refuses_in_one_sentence_before_it_measures(
+    typed: Callable[..., Done], arguments: list[str], sentence: str | None
+) -> None:
+    done = typed(*arguments)
+    assert done.out == ""
+    assert done.error == sentence if sentence else done.error is not None
+
+
+def test_benchmark_refuses_a_device_that_is_not_here(typed: Callable[..., Done]) -> None:
+    done = typed("--device", "warp")
+    assert done.error is not None
+    assert done.error.startswith("device 'warp' cannot be used here")
+
+
+def test_benchmark_never_overwrites_what_is_no_picture(typed: Callable[..., Done]) -> None:
+    Path("a.png").write_text("a letter", encoding="utf-8")
+    assert typed(*DIGITS, "--plot", "a.png").error == (
+        "a.png is there and no PNG; give another --plot"
+    )

@@ -1,0 +1,164 @@
+"""`deit-zoo data` as a process: bad files on stdout, talk on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from deit_zoo.data.digits import digits
+
+COMMAND = [sys.executable, "-m", "deit_zoo", "data"]
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def data(*arguments: str | Path) -> Done:
+    """Run `deit-zoo data` and return how it ended."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty digits to train on and ten to validate with, two and one of each class."""
+    folder = tmp_path_factory.mktemp("whole")
+    seen: dict[str, int] = {}
+    for image, label in digits():
+        number = seen[label] = seen.get(label, 0) + 1
+        if number <= 3:
+            place = folder / ("val" if number == 3 else "train") / label
+            place.mkdir(parents=True, exist_ok=True)
+            image.save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(whole, tmp_path / "data")
+
+
+def test_digits_are_written_as_an_image_folder(tmp_path: Path) -> None:
+    done = data("digits", "--output", tmp_path / "digits")
+    assert done == (
+        0,
+        "",
+        f"1437 training and 360 validation images are in {tmp_path / 'digits'}\n",
+    )
+    assert len(list((tmp_path / "digits" / "val").rglob("*.png"))) == 360
+
+
+def test_a_good_folder_exits_0_and_lists_nothing(whole: Path) -> None:
+    assert data("check", whole) == (
+        0,
+        "",
+        "train       20 images in 10 classes (2 each)\n"
+        "val         10 images in 10 classes (1 each)\n"
+        "30 images read, 0 bad\n",
+    )
+
+
+def test_bad_files_are_listed_one_per_line_and_exit_1(folder: Path) -> None:
+    (folder / "train" / "3" / "0.png").write_bytes(b"")
+    (folder / "val" / "7" / "a b.jpg").write_bytes(b"not found")
+    done = data("check", folder, "--workers", "2")
+    assert done.status == 1
+    assert done.out == (
+        f"{folder}/train/3/0.png\tzero bytes\n{folder}/val/7/a b.jpg\tnot an image\n"
+    )
+    assert done.err.endswith("32 images read, 2 bad\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text here")
+def test_the_name_of_a_bad_file_is_printed_byte_for_byte(folder: Path) -> None:
+    name = os.fsencode(folder / "val" / "7") + b"/\xff.png"
+    Path(os.fsdecode(name)).write_bytes(b"")
+    done = subprocess.run([*COMMAND, "check", folder], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, name + b"\tzero bytes\n")
+
+
+def test_classes_that_differ_exit_1_after_every_image_was_read(folder: Path) -> None:
+    shutil.rmtree(folder / "val" / "4")
+    (folder / "val" / "5" / "0.png").write_bytes(b"")
+    done = data("check", folder)
+    assert (done.status, done.out) == (1, f"{folder}/val/5/0.png\tzero bytes\n")
+    assert done.err.splitlines()[2:] == [
+        f"error: the classes of {folder} differ: 1 in train/ only (such as '4'); give train and "
+        "val the same classes",
+        "30 images read, 1 bad",
+    ]
+
+
+def test_json_holds_counts_and_bad_files(folder: Path) -> None:
+    (folder / "train" / "3" / "0.png").write_bytes(b"")
+    done = data("check", folder, "--json")
+    assert done.status == 1
+    found = json.loads(done.out)
+    assert found["data"] == str(folder)
+    assert found["bad"] == [{"file": f"{folder}/train/3/0.png", "reason": "zero bytes"}]
+    assert found["problem"] is None
+    assert (found["train"]["images"], found["train"]["classes"]["3"]) == (21, 3)
+    assert (found["val"]["name"], found["val"]["images"]) == ("val", 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "nowhere has no folder train/; it must hold train/ and val/, each with one"),
+        (["hfds:nobody/nothing"], "hfds:nobody/nothing cannot be read ("),
+    ],
+)
+def test_what_is_no_data_set_exits_2_with_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = data("check", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"error: {sentence}")
+    assert done.err.count("\n") == 1
+
+
+def test_no_threads_is_a_usage_error(whole: Path) -> None:
+    assert data("check", whole, "--workers", "0").status == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes with names")
+def test_ctrl_c_stops_a_check_without_a_traceback(folder: Path) -> None:
+    # An image without an end: the check waits for more of it when it is interrupted.
+    pipe = folder / "val" / "9" / "9.png"
+    os.mkfifo(pipe)
+    (folder / "train" / "0" / "0.png").write_bytes(b"")
+    running = subprocess.Popen(
+        [*COMMAND, "check", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    writer = opened_to_write(pipe)
+    running.send_signal(signal.SIGINT)
+    os.close(writer)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out) == (130, f"{folder}/train/0/0.png\tzero bytes\n")
+    assert err.splitlines()[2:] == ["stopped; 1 bad image so far"]
+
+
+def opened_to_write(pipe: Path) -> int:
+    """A pipe's end to write to, as soon as somebody reads."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < deadline, "nobody reads the pipe"
+            time.sleep(0.05)

@@ -1,0 +1,314 @@
+"""`plot` and `diff` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from deit_zoo.cli.runs import diff_, plot_
+from deit_zoo.errors import ZooError
+from deit_zoo.files import ASSETS
+from deit_zoo.recipes import RECIPES
+
+PNG = b"\x89PNG\r\n\x1a\n"
+ROWS = [
+    {"epoch": 0, "train_loss": 6.93, "val_top1": 0.3},
+    {"epoch": 1, "train_loss": 6.75, "val_top1": 0.1},
+]
+
+app = typer.Typer()
+app.command("plot")(plot_)
+app.command("diff")(diff_)
+
+
+class Done(NamedTuple):
+    """How a command ended, and the error that it raised."""
+
+    status: int
+    out: str
+    err: str
+    error: str | None
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
+    """Run a command in an empty folder, on a terminal of 80 columns."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str | Path) -> Done:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        error = done.exception
+        assert error is None or isinstance(error, ZooError | SystemExit), error
+        said = str(error) if isinstance(error, ZooError) else None
+        return Done(done.exit_code, done.stdout, done.stderr, said)
+
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run after two epochs, without a plan."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture
+def receipt(tmp_path: Path) -> Callable[..., Path]:
+    """Write a copy of an embedded model's receipt, with some values of its top level changed."""
+
+    def written(**changes: Any) -> Path:
+        held = json.loads((ASSETS / "deit_pico_digits.receipt.json").read_text(encoding="utf-8"))
+        file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
+        file.write_text(json.dumps(held | changes), encoding="utf-8")
+        return file
+
+    return written
+
+
+def test_plot_draws_a_chart_and_a_picture_and_says_where(typed: Callable[..., Done]) -> None:
+    done = typed("plot", "deit_pico_digits")
+    lines = done.out.splitlines()
+    assert (done.status, done.err) == (0, "the picture is curve.png\n")
+    assert lines[0] == "validation top-1 (%)"
+    assert lines[1].startswith("98.3 ┤")
+    assert lines[-1] == "deit_pico_digits: epoch 140/140, loss 1.259, top-1 98.33 %"
+    assert max(map(len, lines)) == 80
+    with Image.open("curve.png") as image:
+        assert (image.format, image.size) == ("PNG", (840, 768))
+
+
+def test_plot_fits_the_terminal(
+    typed: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert max(map(len, typed("plot", "deit_pico_digits").out.splitlines())) == 100
+
+
+def test_plot_puts_several_runs_on_one_picture(typed: Callable[..., Done], run: Path) -> None:
+    done = typed("plot", run, "convnet_pico_digits", "--output", "two.png")
+    assert (done.status, done.err) == (0, "the picture is two.png\n")
+    assert f"  1 {run}"[:60] in done.out
+    assert "  2 convnet_pico_digits\n" in done.out
+    assert Path("two.png").read_bytes().startswith(PNG)
+
+
+def test_plot_draws_the_loss_alone(typed: Callable[..., Done]) -> None:
+    done = typed("plot", "deit_pico_digits", "--metric", "loss")
+    assert done.out.splitlines()[0] == "training loss"
+    with Image.open("curve.png") as image:
+        assert image.size == (840, 456)
+
+
+def test_plot_prints_the_figures_as_json_and_leaves_no_picture(
+    typed: Callable[..., Done], run: Path
+) -> None:
+    plan = {"recipe": RECIPES["deit_small"].to_dict(), "num_images": 1000}
+    (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    done = typed("plot", run, "--json")
+    assert (done.status, done.err, list(Path().iterdir())) == (0, "", [])
+    assert json.loads(done.out) == {
+        "published": {
+            "recipe": "deit_small",
+            "top1": 79.854,
+            "band": 0.15,
+            "curve": [[0, 0.346], [1, 0.608], [2, 2.782], [3, 5.822], [4, 7.616]],
+            "source": "public gist fmassa/0dbd0184a0adb904ef42277b487d8b53 (issue #16)",
+        },
+        "runs": [
+            {
+                "run": str(run),
+                "recipe": "deit_small",
+                "differs": ["training images 1,000, recipe 1,281,167"],
+                "standing": {
+                    "epoch": 1,
+                    "top1": 0.1,
+                    "published": 0.608,
+                    "since": 1,
+                    "sentence": "0.5 points below the published curve since epoch 2; first "
+                    "setting that differs: training images 1,000, recipe 1,281,167",
+                },
+                "epochs": ROWS,
+            }
+        ],
+    }
+
+
+def test_plot_as_json_draws_where_it_is_told_to(typed: Callable[..., Done], run: Path) -> None:
+    done = typed("plot", run, "--json", "--output", "p.png")
+    assert json.loads(done.out)["published"]["recipe"] is None
+    assert Path("p.png").is_file()
+
+
+def test_plot_overwrites_a_picture(typed: Callable[..., Done], run: Path) -> None:
+    Path("curve.png").write_bytes(PNG + b"of old")
+    assert typed("plot", run).status == 0
+    assert not Path("curve.png").read_bytes().endswith(b"of old")
+
+
+def test_plot_never_overwrites_what_is_no_picture(typed: Callable[..., Done], run: Path) -> None:
+    Path("curve.png").write_text("a letter", encoding="utf-8")
+    done = typed("plot", run)
+    assert (done.out, done.error) == ("", "curve.png is there and no PNG; give another --output")
+    assert Path("curve.png").read_text(encoding="utf-8") == "a letter"
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("curve.svg", "curve.svg is no name of a PNG; type --output FILE.png"),
+        ("nowhere/p.png", "there is no folder nowhere; make it, or give another --output"),
+        ("folder.png", "folder.png is a folder; type --output FILE.png"),
+        # The temporary name is longer than a name may be.
+        (
+            f"{248 * 'x'}.png",
+            f"{248 * 'x'}.png cannot be written (File name too long); give another --output",
+        ),
+    ],
+)
+def test_plot_refuses_where_no_picture_can_be(
+    typed: Callable[..., Done], run: Path, output: str, sentence: str
+) -> None:
+    Path("folder.png").mkdir()
+    assert typed("plot", run, "--output", output).error == sentence
+
+
+def test_plot_of_a_run_without_an_epoch_is_one_sentence(
+    typed: Callable[..., Done], run: Path
+) -> None:
+    (run / "log.jsonl").write_text("", encoding="utf-8")
+    done = typed("plot", run)
+    assert done.error == f"{run} has no finished epoch yet; type it again when the first has ended"
+    assert list(Path().iterdir()) == []
+
+
+def test_plot_without_matplotlib_shows_the_chart_and_names_the_extra(
+    typed: Callable[..., Done], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = typed("plot", run)
+    assert done.out.startswith("validation top-1 (%)\n")
+    assert done.error == "a picture needs matplotlib; type: pip install 'deit_zoo[train]'"
+
+
+def command(code: str, *arguments: str | Path, encoding: str) -> str:
+    """Run a program whose stdout has this encoding; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "200"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stderr in (b"", b"the picture is p.png\n")
+    return done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "legend"),
+    [("utf-8", "  ⠒ läuft\n"), ("ascii", "  * l\\xe4uft\n"), ("latin-1", "  * l\\xe4uft\n")],
+)
+def test_plot_writes_what_stdout_can_say(
+    run: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, legend: str
+) -> None:
+    run.rename(run.with_name("läuft"))
+    monkeypatch.chdir(run.parent)
+    code = "import typer; from deit_zoo.cli.runs import plot_; typer.run(plot_)"
+    assert legend in command(code, "läuft", "--output", "p.png", encoding=encoding)
+
+
+def test_diff_writes_what_stdout_can_say(receipt: Callable[..., Path]) -> None:
+    left, right = receipt(band_source="none"), receipt(band_source="81.8 ± 0.2")
+    code = "import typer; from deit_zoo.cli.runs import diff_; typer.run(diff_)"
+    assert command(code, left, right, encoding="ascii") == (
+        "result\n  band_source  none  81.8 \\xb1 0.2\n"
+    )
+    printed = command(code, left, right, "--json", encoding="ascii")
+    assert json.loads(printed)["groups"]["result"][0]["right"] == "81.8 ± 0.2"
+
+
+def test_plot_as_json_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys, typer; from deit_zoo.cli.runs import plot_; "
+        "app = typer.Typer(); app.command()(plot_); app(standalone_mode=False); "
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", code, str(run), "--json"]
+    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+
+
+def test_diff_of_a_receipt_with_itself_is_one_word(typed: Callable[..., Done]) -> None:
+    done = typed("diff", "deit_pico_digits", "deit-pico-digits")
+    assert (done.status, done.out, done.err) == (0, "same\n", "")
+
+
+def test_diff_names_what_differs_by_group_and_says_no(
+    typed: Callable[..., Done], receipt: Callable[..., Path]
+) -> None:
+    done = typed("diff", receipt(seed=0, band=1.5), receipt(seed=12, band=1.25, teacher="deit_b"))
+    assert done.status == 1
+    assert done.out == (
+        "result\n  band  1.5  1.25\nrecipe\n  seed  0  12\nweights\n  teacher  none  deit_b\n"
+    )
+
+
+def test_diff_of_the_same_run_at_another_time_says_same(
+    typed: Callable[..., Done], receipt: Callable[..., Path]
+) -> None:
+    early, late = (
+        receipt(environment={"finished": when}, sha256={"log.jsonl": digest})
+        for when, digest in (("2026-01-01", "aa"), ("2026-02-02", "bb"))
+    )
+    done = typed("diff", early, late)
+    assert done.status == 0
+    assert done.out == (
+        "same but for the clock\n"
+        "clock\n"
+        "  environment.finished  2026-01-01  2026-02-02\n"
+        "  sha256.log.jsonl      aa          bb\n"
+    )
+
+
+def test_diff_prints_json(typed: Callable[..., Done], receipt: Callable[..., Path]) -> None:
+    left, right = receipt(seed=0), receipt(seed=12, teacher="deit_b")
+    done = typed("diff", left, right, "--json")
+    assert done.status == 1
+    assert json.loads(done.out) == {
+        "left": str(left),
+        "right": str(right),
+        "same": False,
+        "groups": {
+            "recipe": [{"field": "seed", "left": 0, "right": 12}],
+            "weights": [{"field": "teacher", "left": None, "right": "deit_b"}],
+        },
+    }
+
+
+def test_diff_reads_the_folder_of_a_run(
+    typed: Callable[..., Done], run: Path, receipt: Callable[..., Path]
+) -> None:
+    shutil.copy(receipt(), run / "receipt.json")
+    assert typed("diff", run, "deit_pico_digits").status == 0
+
+
+def test_diff_of_what_is_no_receipt_is_one_sentence(typed: Callable[..., Done], run: Path) -> None:
+    done = typed("diff", run / "log.jsonl", "deit_pico_digits")
+    assert (done.out, done.error) == (
+        "",
+        f"{run / 'log.jsonl'} is no receipt of a deit_zoo run; give the receipt.json that "
+        "`deit-zoo reproduce` left",
+    )

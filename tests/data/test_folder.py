@@ -1,0 +1,500 @@
+"""What an image data set is: class folders and data sets of the Hub, counted, told and decoded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import datasets
+import pytest
+from PIL import Image
+
+import deit_zoo
+from deit_zoo.data import hub as hfds
+from deit_zoo.data.digits import digits
+from deit_zoo.data.folder import FolderSet, bad_images, open_set, open_unchecked, scan, survey
+from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.labels import labels
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image as a file's bytes."""
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def photo(colour: str, size: tuple[int, int] = (6, 4)) -> bytes:
+    """A PNG of one colour."""
+    return encoded(Image.new("RGB", size, COLOURS[colour]))
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    """Write files under a folder."""
+    for name, content in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images to train on, two to validate with, and a file that is none."""
+    files = {
+        "train/blue/1.png": photo("blue"),
+        "train/red/2.png": photo("red"),
+        "train/red/10.png": photo("red"),
+        "train/notes.txt": b"hello",
+        "val/blue/3.png": photo("blue"),
+        "val/red/4.png": photo("red"),
+    }
+    return write(tmp_path / "data", files)
+
+
+def names_of(images: FolderSet) -> list[str]:
+    return [images.path_of(i).relative_to(images.root).as_posix() for i in range(len(images))]
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The sentence of a refusal."""
+    with pytest.raises(DataError) as caught:
+        call()
+    return str(caught.value)
+
+
+# Folders
+
+
+def test_images_of_a_folder_come_by_class_and_then_by_path(tmp_path: Path) -> None:
+    names = ("b/2.png", "b/10.JPEG", "a/z.webp", "a/x/y.png", "a/x.png", "a/notes.txt")
+    images = FolderSet(write(tmp_path, dict.fromkeys(names, b"")))
+    assert names_of(images) == ["a/x/y.png", "a/x.png", "a/z.webp", "b/10.JPEG", "b/2.png"]
+    assert [images.label_of(i) for i in range(5)] == [0, 0, 0, 1, 1]
+    assert images.classes == ["a", "b"]
+
+
+def test_labels_follow_the_classes_that_are_given(folder: Path) -> None:
+    images = open_set(folder, "train", ["red", "blue"])
+    assert [Path(images.name_of(i)).name for i in range(3)] == ["10.png", "2.png", "1.png"]
+    assert [images.label_of(i) for i in range(3)] == [0, 0, 1]
+    assert images.classes == ["red", "blue"]
+
+
+def test_an_image_is_opened_in_rgb_and_named_by_its_path(folder: Path) -> None:
+    images = open_set(folder, "val")
+    image = images.open(1)
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 0, 0))
+    assert images.name_of(1) == str(folder / "val" / "red" / "4.png")
+
+
+def test_a_class_folder_may_be_a_link(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "red").rename(tmp_path / "elsewhere")
+    (folder / "train" / "red").symlink_to(tmp_path / "elsewhere")
+    assert len(open_set(folder, "train")) == 3
+    assert survey(folder).train.classes == {"blue": 1, "red": 2}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text here")
+def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/\xff.png")).write_bytes(photo("red"))
+    images = FolderSet(tmp_path)
+    assert os.fsencode(images.name_of(0)).endswith(b"/a/\xff.png")
+    assert images.open(0).size == (6, 4)
+
+
+def test_a_set_travels_to_another_process(folder: Path) -> None:
+    images = pickle.loads(pickle.dumps(open_set(folder, "train")))
+    assert images.open(2).getpixel((0, 0)) == (255, 0, 0)
+
+
+# Surveys of folders
+
+
+def test_a_survey_counts_classes_images_and_other_files(folder: Path) -> None:
+    found = survey(folder)
+    assert (found.train.classes, found.train.images) == ({"blue": 1, "red": 2}, 3)
+    assert (found.val.classes, found.val.images) == ({"blue": 1, "red": 1}, 2)
+    assert (found.train.others, found.val.others) == (1, 0)
+    assert found.lines() == [
+        ("train", "3 images in 2 classes (1 to 2 each); 1 other file is ignored"),
+        ("val", "2 images in 2 classes (1 each)"),
+    ]
+
+
+def test_a_survey_tells_bytes_and_a_digest_of_the_listing(tmp_path: Path) -> None:
+    files = {"train/a/1.png": b"one", "train/b/2.png": b"two", "train/a.txt": b"!"}
+    write(tmp_path, files | {"val/a/3.png": b"333"})
+    # printf 'a/1.png 3\na.txt 1\nb/2.png 3\n' | sha256sum, and printf 'a/3.png 3\n' | sha256sum
+    assert scan(tmp_path).fingerprint() == {
+        "train": {
+            "files": 3,
+            "bytes": 7,
+            "listing_sha256": "28a9b8524663d1cef4b013c790f71526fef07ea64903ff0648873a5322265711",
+        },
+        "val": {
+            "files": 1,
+            "bytes": 3,
+            "listing_sha256": "fe580df4ec276038073fe13358281893c981b676cd6c3642f529f3c66945218f",
+        },
+    }
+
+
+def test_a_survey_says_how_far_it_is(folder: Path) -> None:
+    told: list[int] = []
+    survey(folder, told.append)
+    # Entries of train/, then of val/, in alphabetical order: 1 + 1 + 2 files, then 1 + 1.
+    assert told == [1, 2, 4, 5, 6]
+
+
+def test_a_link_to_nothing_is_an_image_but_no_file(folder: Path) -> None:
+    (folder / "val" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
+    assert len(open_set(folder, "val")) == 3
+    assert survey(folder).val.identity["files"] == 2
+
+
+def test_classes_that_differ_are_named(folder: Path) -> None:
+    write(folder, {"train/cat/1.png": b"", "train/dog/1.png": b""})
+    (folder / "val" / "red").rename(folder / "val" / "rot")
+    assert refused(lambda: survey(folder)) == (
+        f"the classes of {folder} differ: 3 in train/ only (such as 'cat') and 1 in val/ only "
+        "(such as 'rot'); give train and val the same classes"
+    )
+
+
+def test_a_class_without_images_is_named(folder: Path) -> None:
+    (folder / "val" / "red" / "4.png").unlink()
+    write(folder, {"val/red/4.txt": b""})
+    assert refused(lambda: survey(folder)) == (
+        f"1 of the 2 class folders of {folder}/val hold no image (such as 'red'); give a folder "
+        "with images of every class"
+    )
+
+
+def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
+    assert refused(lambda: survey(tmp_path)).startswith(
+        f"{tmp_path} holds no image in train/; give image files (.bmp, .gif, .jpeg, "
+    )
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_folder_without_both_splits_is_refused(folder: Path, missing: str) -> None:
+    (folder / missing).rename(folder / "other")
+    assert refused(lambda: survey(folder)) == (
+        f"{folder} has no folder {missing}/; it must hold train/ and val/, each with one folder of "
+        "images per class"
+    )
+
+
+# Bad images
+
+
+def test_bad_images_are_named_with_a_reason_in_the_order_of_the_images(tmp_path: Path) -> None:
+    whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    claim = bytearray(photo("red"))
+    claim[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header of a PNG
+    claim[29:33] = crc32(claim[12:29]).to_bytes(4, "big")
+    files = {
+        "a/bomb.png": bytes(claim),
+        "a/empty.jpg": b"",
+        "a/half.jpg": whole[: len(whole) // 2],
+        "a/text.png": b"not found",
+        "a/whole.jpg": whole,
+    }
+    write(tmp_path / "val", files)
+    (tmp_path / "val" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    images = open_unchecked(tmp_path, "val")
+    told: list[int] = []
+    found = list(bad_images(images, workers=2, progress=told.append))
+    assert [(Path(name).name, reason) for name, reason in found] == [
+        ("bomb.png", "decompression bomb"),
+        ("empty.jpg", "zero bytes"),
+        ("gone.png", "unreadable: no such file or directory"),
+        ("half.jpg", "truncated"),
+        ("text.png", "not an image"),
+    ]
+    assert told == [6]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("CMYK", "JPEG", {}),
+        ("L", "JPEG", {}),
+        (
+            "RGB",
+            "JPEG",
+            {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"},
+        ),
+        ("I;16", "PNG", {}),
+        ("P", "PNG", {"transparency": 0}),
+        ("RGBA", "PNG", {}),
+        ("1", "PNG", {}),
+    ],
+)
+def test_unusual_images_are_good(
+    tmp_path: Path, mode: str, kind: str, options: dict[str, Any]
+) -> None:
+    write(tmp_path, {"val/a/1.png": encoded(Image.new(mode, (8, 4)), kind, **options)})
+    assert list(bad_images(open_unchecked(tmp_path, "val"), workers=1)) == []
+
+
+# Data sets of the Hub
+
+
+def saved(
+    output: Path,
+    rows: dict[str, list[tuple[bytes | None, int | None]]],
+    names: Sequence[str] = ("blue", "red"),
+    columns: tuple[str, str] = ("img", "kind"),
+) -> str:
+    """A saved data set of splits of (file, label); returns what a person would type."""
+    features = datasets.Features(
+        {
+            columns[0]: datasets.Image(),
+            columns[1]: datasets.ClassLabel(names=list(names)),
+            "id": datasets.Value("string"),
+        }
+    )
+    splits = {
+        split: datasets.Dataset.from_dict(
+            {
+                columns[0]: [file and {"bytes": file, "path": None} for file, _ in held],
+                columns[1]: [label for _, label in held],
+                "id": [str(number) for number in range(len(held))],
+            },
+            features=features,
+        )
+        for split, held in rows.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(output)
+    return f"hfds:{output}"
+
+
+TRAIN = [(photo("blue"), 0), (photo("red"), 1), (photo("red"), 1)]
+VAL = [(photo("red"), 1), (photo("blue"), 0)]
+
+
+@pytest.fixture(autouse=True)
+def no_bars() -> None:
+    """Saving shows a bar otherwise."""
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> str:
+    return saved(tmp_path / "hub", {"train": TRAIN, "validation": VAL})
+
+
+def test_a_data_set_of_the_hub_is_read_by_the_types_of_its_columns(hub: str) -> None:
+    images = open_set(hub, "val")
+    assert (len(images), images.classes, images.note) == (2, ["blue", "red"], "")
+    assert [images.label_of(i) for i in range(2)] == [1, 0]
+    assert (images.open(0).mode, images.open(0).getpixel((0, 0))) == ("RGB", (255, 0, 0))
+    assert images.name_of(1) == f"{hub}[validation][1]"
+
+
+def test_a_survey_of_a_data_set_of_the_hub_says_which_split_validates(hub: str) -> None:
+    found = survey(hub)
+    assert found.lines() == [
+        ("train", "3 images in 2 classes (1 to 2 each)"),
+        ("validation", "2 images in 2 classes (1 each)"),
+    ]
+    assert found.fingerprint()["val"]["split"] == "validation"
+    assert (found.train.images, found.val.images) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "chosen"),
+    [
+        (("test", "val", "validation"), "validation"),
+        (("test", "val"), "val"),
+        (("test", "extra"), "test"),
+    ],
+)
+def test_the_first_split_that_may_validate_is_taken(
+    tmp_path: Path, splits: tuple[str, ...], chosen: str
+) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN} | dict.fromkeys(splits, VAL))
+    assert open_set(data, "val").name_of(0) == f"{data}[{chosen}][0]"
+
+
+def test_a_fingerprint_does_not_depend_on_the_place_but_on_the_images(tmp_path: Path) -> None:
+    smaller = [(photo("blue", (3, 2)), 0), *TRAIN[1:]]
+    relabelled = [*TRAIN[:2], (photo("red"), 0)]
+    found = [
+        survey(saved(tmp_path / str(number), {"train": rows, "test": VAL})).fingerprint()["train"]
+        for number, rows in enumerate((TRAIN, TRAIN, smaller, relabelled))
+    ]
+    assert found[0] == found[1]
+    assert len({one["sample_sha256"] for one in found}) == 3
+
+
+def test_a_rotated_photograph_is_read_alike_from_a_folder_and_from_the_hub(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(Image.effect_noise((8, 4), 50).convert("RGB"), "JPEG", exif=exif)
+    write(tmp_path, {"val/blue/1.jpg": file, "val/red/2.jpg": file})
+    data = saved(tmp_path / "hub", {"train": TRAIN, "val": [(file, 0)]})
+    ours, theirs = open_set(tmp_path, "val").open(0), open_set(data, "val").open(0)
+    assert ours.size == theirs.size == (8, 4)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_model_is_evaluated_alike_on_a_folder_and_on_the_hub(tmp_path: Path) -> None:
+    held = [(encoded(image), int(label)) for image, label in list(digits())[-40:]]
+    write(tmp_path, {f"val/{label}/{n}.png": file for n, (file, label) in enumerate(held)})
+    data = saved(tmp_path / "hub", {"validation": held}, [str(digit) for digit in range(10)])
+    ours, theirs = (deit_zoo.evaluate("deit_pico_digits", where) for where in (str(tmp_path), data))
+    assert ours.num_images == theirs.num_images == 40
+    assert (ours.top1, ours.loss) == pytest.approx((theirs.top1, theirs.loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_in_an_evaluation_is_one_sentence(tmp_path: Path, workers: int) -> None:
+    write(tmp_path, {f"val/{digit}/1.png": photo("red") for digit in range(10)})
+    write(tmp_path, {"val/4/1.png": b"not found"})
+    told = refused(lambda: deit_zoo.evaluate("deit_pico_digits", tmp_path, workers=workers))
+    assert told == (
+        f"{tmp_path}/val/4/1.png cannot be read as an image (its format is not known); give a "
+        "whole JPEG, PNG, WebP, GIF, BMP or TIFF file"
+    )
+
+
+def test_bad_rows_of_the_hub_are_named(tmp_path: Path) -> None:
+    rows = [(b"not found", 0), (None, 1), (photo("red"), 1)]
+    data = saved(tmp_path / "hub", {"train": TRAIN, "val": rows})
+    assert list(bad_images(open_unchecked(data, "val"), workers=2)) == [
+        (f"{data}[val][0]", "not an image"),
+        (f"{data}[val][1]", "zero bytes"),
+    ]
+    assert refused(lambda: open_set(data, "val").open(0)).startswith(
+        f"{data}[val][0] cannot be read as an image (its format is not known); "
+    )
+
+
+def test_the_same_class_names_in_another_order_are_mapped(hub: str) -> None:
+    images = open_set(hub, "train", ["red", "blue"])
+    assert [images.label_of(i) for i in range(3)] == [1, 0, 0]
+    assert (images.classes, images.note) == (["red", "blue"], "")
+
+
+def test_other_class_names_are_taken_in_their_order_and_that_is_said(hub: str) -> None:
+    images = open_set(hub, "train", ["blue", "rot"])
+    assert [images.label_of(i) for i in range(3)] == [0, 1, 1]
+    assert images.note == (
+        f"the 2 classes of {hub} are taken in their order for the model's: their number is the "
+        "same, and 1 of their names"
+    )
+
+
+def imagenet(tmp_path: Path, names: Sequence[str]) -> str:
+    rows = [(photo("red"), 0), (photo("red"), 999)]
+    return saved(tmp_path / "imagenet", {"train": rows, "validation": rows}, names)
+
+
+def words() -> list[str]:
+    """ImageNet's class names in words; the second crane is renamed, for names must differ."""
+    found = [label.name for label in labels("imagenet1k")]
+    found[517] = "construction crane"
+    return found
+
+
+def test_imagenets_classes_are_known_by_their_words(tmp_path: Path) -> None:
+    folders = [label.folder for label in labels("imagenet1k")]
+    data = imagenet(tmp_path, words())
+    images = open_set(data, "val", folders)
+    assert [images.label_of(i) for i in range(2)] == [0, 999]
+    assert images.note.endswith("their number is the same, and 999 of their names")
+
+
+def test_imagenets_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    folders = [label.folder for label in labels("imagenet1k")]
+    names = words()
+    names[:2] = names[1::-1]
+    data = imagenet(tmp_path, names)
+    assert refused(lambda: open_set(data, "val", folders)) == (
+        f"2 classes of {data} stand at other places than the model's (such as 'goldfish, Carassius "
+        "auratus'); give a data set whose classes are in the model's order"
+    )
+
+
+def test_another_number_of_classes_is_refused(hub: str) -> None:
+    assert refused(lambda: open_set(hub, "train", ["a", "b", "c"])) == (
+        f"{hub} has 2 classes and the model 3; give a data set of the model's classes, from 'a' to "
+        "'c'"
+    )
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN})
+    assert refused(lambda: survey(data)) == (
+        f"{data} has no split validation or val or test (it has train); give a data set with one "
+        "to train on and one to validate with"
+    )
+
+
+def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
+    features = datasets.Features({"text": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"text": ["a"]}, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
+    data = f"hfds:{tmp_path / 'texts'}"
+    assert refused(lambda: survey(data)) == (
+        f"{data} has no image columns among text; it must have one of type Image and one of type "
+        "ClassLabel: keep or cast columns with the package datasets"
+    )
+
+
+def test_two_label_columns_are_refused_by_name(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["a"])
+    features = datasets.Features({"image": datasets.Image(), "fine": kind, "coarse": kind})
+    held = {"image": [{"bytes": photo("red"), "path": None}], "fine": [0], "coarse": [0]}
+    rows = datasets.Dataset.from_dict(held, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    told = refused(lambda: survey(f"hfds:{tmp_path / 'two'}"))
+    assert "has 2 label columns among fine, coarse; it must have one" in told
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_images_without_labels_are_refused(tmp_path: Path, label: int | None) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN, "test": [*VAL, (photo("red"), label)]})
+    assert refused(lambda: survey(data)) == (
+        f"1 of the 3 images of {data}[test] have no label; give a data set whose every image has "
+        "one"
+    )
+
+
+def test_classes_of_the_hub_without_images_are_refused(tmp_path: Path) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN, "test": VAL[:1]})
+    assert refused(lambda: survey(data)).startswith(
+        f"1 of the 2 class folders of {data}/test hold no image (such as 'blue')"
+    )
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence() -> None:
+    told = refused(lambda: survey("hfds:nobody/nothing"))
+    assert told.startswith("hfds:nobody/nothing cannot be read (")
+    assert told.endswith("); give hfds: and a data set of the Hub, or the folder of a saved one")
+
+
+def test_without_the_extra_the_command_that_installs_it_is_said(
+    hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hfds, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        survey(hub)
+    assert str(caught.value) == f"{hub} needs datasets; type: pip install 'deit_zoo[hfds]'"
+
+
+def test_a_set_of_the_hub_travels_to_another_process(hub: str) -> None:
+    images = pickle.loads(pickle.dumps(open_set(hub, "train")))
+    assert images.open(2).getpixel((0, 0)) == (255, 0, 0)

@@ -1,0 +1,120 @@
+"""Accuracy over shards: each image exactly once, and sums that are those of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import deit_zoo
+from deit_zoo.data.digits import digits
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.errors import DataError
+from deit_zoo.evaluation.accuracy import Prepared, accuracy
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.results import Evaluation
+
+NUM_IMAGES = 61  # a prime: no shard and no batch fits
+
+
+class Counted:
+    """The transform of a model, which counts what it is shown."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+        self.shown: list[bytes] = []
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        self.shown.append(image.tobytes())
+        return self.transform(image)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last digits, of every class, all different."""
+    path = tmp_path_factory.mktemp("digits")
+    for number, (image, label) in enumerate(list(digits())[-NUM_IMAGES:]):
+        (path / label).mkdir(exist_ok=True)
+        image.save(path / label / f"{number:03d}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> ZooModel:
+    """A model that is right and wrong."""
+    return deit_zoo.create("deit_pico_digits", pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def whole(model: ZooModel, folder: Path) -> Evaluation:
+    """The figures, image by image, without `accuracy`."""
+    images = FolderSet(folder)
+    prepare = deit_zoo.transform(model)
+    right = five = loss = 0.0
+    for index in range(len(images)):
+        with torch.inference_mode():
+            logits = model(prepare(images.open(index))[None])[0].double()
+        label = images.label_of(index)
+        place = int((logits > logits[label]).sum())
+        right, five = right + (place < 1), five + (place < 5)
+        loss += float(logits.logsumexp(0) - logits[label])
+    count = len(images)
+    return Evaluation(100 * right / count, 100 * five / count, loss / count, count)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("size", [1, 2, 3, NUM_IMAGES + 1])
+def test_the_sums_of_shards_are_those_of_the_whole(
+    model: ZooModel, folder: Path, whole: Evaluation, size: int, batch_size: int
+) -> None:
+    counted = Counted(deit_zoo.transform(model))
+    images = Prepared(FolderSet(folder), counted)
+    sums: list[Tensor] = []
+
+    class Alone(Exception):
+        """A shard by itself does not know the whole."""
+
+    def collect(values: Tensor) -> Tensor:
+        sums.append(values.clone())
+        if len(sums) < size:
+            raise Alone
+        return torch.stack(sums).sum(dim=0)
+
+    for rank in range(size - 1):
+        with pytest.raises(Alone):
+            accuracy(
+                model, images, batch_size=batch_size, workers=0, shard=(rank, size), add=collect
+            )
+    found = accuracy(
+        model, images, batch_size=batch_size, workers=0, shard=(size - 1, size), add=collect
+    )
+    assert (found.top1, found.top5, found.num_images) == (whole.top1, whole.top5, NUM_IMAGES)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-5)
+    # Every image, and none twice.
+    assert len(counted.shown) == NUM_IMAGES
+    assert len(set(counted.shown)) == len({image.tobytes() for image, _ in list(digits())[-61:]})
+
+
+def test_images_that_were_not_counted_are_no_accuracy(model: ZooModel, folder: Path) -> None:
+    images = Prepared(FolderSet(folder), deit_zoo.transform(model))
+    with pytest.raises(AssertionError, match=r"^\d\d of 61 images were counted$"):
+        accuracy(model, images, batch_size=7, workers=0, shard=(0, 2))
+
+
+def test_a_broken_image_is_one_sentence_also_from_a_worker(
+    model: ZooModel, folder: Path, tmp_path: Path
+) -> None:
+    for number in range(10):
+        (tmp_path / str(number)).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / str(number) / "a.png")
+    bad = tmp_path / "3" / "b.png"
+    bad.write_bytes(b"no image")
+    images = Prepared(FolderSet(tmp_path), deit_zoo.transform(model))
+    with pytest.raises(DataError) as caught:
+        accuracy(model, images, batch_size=4, workers=1)
+    assert str(caught.value).startswith(f"{bad} cannot be read as an image (")
+    assert "\n" not in str(caught.value)

@@ -1,1 +1,0 @@
-"""The weights hub against a server on loopback that speaks the Hub's protocol and can fail."""

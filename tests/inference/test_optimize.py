@@ -1,0 +1,505 @@
+"""`deit_zoo.optimize`: the same function as the model's, in any precision, and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import deit_zoo
+import golden
+from deit_zoo.data import digits
+from deit_zoo.errors import ImageSizeError, MissingExtraError, ZooError
+from deit_zoo.inference import optimize as inference
+from deit_zoo.inference.optimize import OptimizedModel
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.registry import MODELS
+
+DISTILLED = "deit_pico_distilled_digits"
+# Of ImageNet, as everyone writes them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def small(name: str = "deit_tiny", **options: Any) -> ZooModel:
+    """A small network in eval mode; its weights come from the golden files' rule."""
+    heads = 4 if name.startswith("cait") else 3
+    given = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": heads, "num_classes": 10}
+    with torch.device("meta"):
+        model: ZooModel = MODELS[name].build(**given | options)
+    return golden.filled(model).eval()
+
+
+def some(model: ZooModel, batch: int = 3, channels: int = 3) -> Tensor:
+    """Normalised images for a model, in float32."""
+    return torch.from_numpy(golden.normals("optimize", (batch, channels, *model.img_size)))
+
+
+def pixels_for(model: ZooModel, batch: int = 3) -> Tensor:
+    """Uint8 pixels for a model."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, 3, *model.img_size)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+# Tokens that fill vector registers of 16 numbers, and tokens that do not.
+KINDS: dict[str, Callable[[], ZooModel]] = {
+    "17 tokens": small,
+    "16 tokens": lambda: small(img_size=(48, 80)),
+    "distilled, 18 tokens": lambda: small("deit_tiny_distilled"),
+    "distilled, 16 tokens": lambda: small("deit_tiny_distilled", img_size=(32, 112)),
+    "one block": lambda: small(depth=1),
+    "37 classes": lambda: small(num_classes=37),
+    "cait": lambda: small("cait_xxs24_224"),
+    "cait, 96x32": lambda: small("cait_xxs24_224", img_size=(96, 32)),
+    "cait, 37 classes": lambda: small("cait_xxs24_224", num_classes=37),
+}
+each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+@each_kind
+def test_a_copy_in_double_precision_equals_its_model(make: Callable[[], ZooModel]) -> None:
+    model = make()
+    fast = deit_zoo.optimize(model, "float64", compile=False)
+    images = some(model).double()
+    with torch.no_grad():
+        expected = model.double()(images)
+    assert expected.std() > 0.1
+    assert (fast(images) - expected).abs().max() < 1e-10
+
+
+@each_kind
+def test_a_copy_takes_pixels_as_they_are(make: Callable[[], ZooModel]) -> None:
+    model = make()
+    fast = deit_zoo.optimize(model, "float64", compile=False)
+    pixels = pixels_for(model)
+    mean, std = (torch.tensor(row, dtype=torch.float64)[:, None, None] for row in (MEAN, STD))
+    with torch.no_grad():
+        expected = model.double()((pixels.double() / 255 - mean) / std)
+    assert (fast(pixels) - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_copy_takes_floats_of_any_channels(channels: int) -> None:
+    model = small(in_chans=channels)
+    fast = deit_zoo.optimize(model, "float64", compile=False)
+    images = some(model, channels=channels).double()
+    with torch.no_grad():
+        assert (fast(images) - model.double()(images)).abs().max() < 1e-10
+
+
+def test_the_logits_of_a_distilled_copy_are_the_mean_of_both_heads() -> None:
+    model = small("deit_tiny_distilled")
+    fast = deit_zoo.optimize(model, "float64", compile=False)
+    images = some(model).double()
+    with torch.no_grad():
+        logits, logits_dist = model.double().train()(images)
+    assert (logits - logits_dist).abs().max() > 0.1
+    assert (fast(images) - (logits + logits_dist) / 2).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [("float32", 1e-5), ("float16", 0.01), (torch.bfloat16, 0.05)]
+)
+def test_logits_are_single_in_every_lower_precision(
+    name: str, dtype: str | torch.dtype, limit: float
+) -> None:
+    model = small(name)
+    fast = deit_zoo.optimize(model, dtype, compile=False)
+    with torch.no_grad():
+        expected = model(some(model))
+    found = fast(some(model))
+    assert found.dtype == torch.float32
+    # Over the largest logit; bfloat16 holds 8 bits.
+    assert (found - expected).abs().max() <= limit * expected.abs().max()
+
+
+def test_bfloat16_is_the_default() -> None:
+    assert deit_zoo.optimize(small(), compile=False).precision == "bfloat16"
+
+
+@pytest.mark.parametrize("make", [small, lambda: small("cait_xxs24_224")], ids=["deit", "cait"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_model_and_its_copy_share_nothing(make: Callable[[], ZooModel], dtype: str) -> None:
+    # Stored as the copy will be, so that no conversion would part them.
+    model = make().to(getattr(torch, dtype)).train()
+    before = deepcopy(model.state_dict())
+    fast = deit_zoo.optimize(model, dtype, compile=False)
+    assert model.training
+    assert all(value.requires_grad for value in model.parameters())
+    after = model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+    expected = fast(some(model))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.fill_(3.0)
+    assert torch.equal(fast(some(model)), expected)
+
+
+def test_a_copy_only_predicts() -> None:
+    fast = deit_zoo.optimize(small().train(), "float32", compile=False)
+    assert not any(part.training for part in fast.modules())
+    assert not any(value.requires_grad for value in fast.parameters())
+    assert not fast(some(small())).requires_grad
+    assert fast.eval() is fast
+    with pytest.raises(ZooError) as caught:
+        fast.train()
+    assert str(caught.value) == ("an optimized model only predicts; train the one it was made of")
+
+
+def test_a_copy_knows_what_it_is() -> None:
+    model = deit_zoo.create(DISTILLED, pretrained=True)
+    fast = deit_zoo.optimize(model, "float32", compile=False)
+    assert (fast.spec, fast.checkpoint, fast.labels) == (
+        model.spec,
+        model.checkpoint,
+        model.labels,
+    )
+    assert repr(deit_zoo.transform(fast)) == repr(deit_zoo.transform(model))
+    assert fast.extra_repr() == "precision=float32, img_size=(16, 16)"
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
+@pytest.mark.parametrize("again", [deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_can_be_copied_and_pickled(
+    name: str, again: Callable[[OptimizedModel], OptimizedModel]
+) -> None:
+    model = small(name)
+    fast = deit_zoo.optimize(model, compile=False)
+    assert torch.equal(again(fast)(some(model)), fast(some(model)))
+
+
+@pytest.mark.parametrize("make", [some, pixels_for], ids=["floats", "pixels"])
+def test_images_may_lie_in_memory_as_they_like(make: Callable[[ZooModel], Tensor]) -> None:
+    fast = deit_zoo.optimize(small(), "float32", compile=False)
+    images = make(small())
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    assert torch.equal(fast(last), fast(images))
+    flipped = images.flip(-1)
+    assert torch.equal(fast(flipped), fast(flipped.transpose(2, 3).contiguous().transpose(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
+def test_no_images_have_no_logits(name: str) -> None:
+    fast = deit_zoo.optimize(small(name), "float32", compile=False)
+    assert fast(some(small())[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (
+            torch.zeros(2, 3, 32, 64),
+            "the model takes images of 64x64 pixels, not 32x64; resize them with "
+            "deit_zoo.transform(model), or build it with deit_zoo.create(name, img_size=(32, 64))",
+        ),
+        (
+            torch.zeros(3, 64, 64),
+            "the model takes a batch of shape (B, 3, 64, 64), not (3, 64, 64); add a batch "
+            "dimension with x[None], or build it with in_chans=",
+        ),
+        (
+            torch.zeros(2, 1, 64, 64, dtype=torch.uint8),
+            "the model takes a batch of shape (B, 3, 64, 64), not (2, 1, 64, 64); add a batch "
+            "dimension with x[None], or build it with in_chans=",
+        ),
+    ],
+)
+def test_other_images_are_refused(images: Tensor, sentence: str) -> None:
+    fast = deit_zoo.optimize(small(), "float32", compile=False)
+    with pytest.raises(ImageSizeError) as caught:
+        fast(images)
+    assert str(caught.value) == sentence
+
+
+def test_pixels_of_other_channels_are_refused() -> None:
+    fast = deit_zoo.optimize(small(in_chans=1), "float32", compile=False)
+    with pytest.raises(ZooError) as caught:
+        fast(torch.zeros(2, 1, 64, 64, dtype=torch.uint8))
+    assert str(caught.value) == (
+        "pixels of 1 channels have no known mean; normalise them yourself and give floats"
+    )
+
+
+def watched() -> ZooModel:
+    model = small()
+    model.blocks[0].register_forward_hook(lambda *_: None)  # type: ignore[index]
+    return model
+
+
+class Adapted(nn.Linear):
+    """A linear layer as an adapter replaces it."""
+
+
+def adapted() -> ZooModel:
+    model = small()
+    model.blocks[-1].attn.qkv = Adapted(48, 144)  # type: ignore[index]
+    return model
+
+
+TOUCHED = (
+    "the model has hooks, adapters or overridden parts, which a copy would leave out; remove the "
+    "hooks, and merge adapters into the weights"
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: deit_zoo.optimize(small(), "float8", compile=False),
+            "dtype is 'float8'; give one of float64, float32, bfloat16, float16, int8",
+        ),
+        (
+            lambda: deit_zoo.optimize(small(), torch.int64, compile=False),
+            "dtype is 'int64'; give one of float64, float32, bfloat16, float16, int8",
+        ),
+        (
+            lambda: deit_zoo.optimize("convnet_pico_digits", compile=False),
+            "ConvNet cannot be optimized; give a deit or cait model from create",
+        ),
+        (
+            lambda: deit_zoo.optimize(small(num_classes=0), compile=False),
+            "the model has no head (num_classes=0), so it has no logits to be fast at",
+        ),
+        (lambda: deit_zoo.optimize(watched(), compile=False), TOUCHED),
+        (lambda: deit_zoo.optimize(adapted(), compile=False), TOUCHED),
+        (
+            lambda: inference.agreement(small(), small(), []),
+            "there is no image to compare on; give one or more",
+        ),
+    ],
+)
+def test_an_error_is_one_sentence(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ZooError) as caught:
+        call()
+    assert (type(caught.value), str(caught.value)) == (ZooError, sentence)
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ZooError) as caught:
+        deit_zoo.optimize(small())
+    assert str(caught.value) == (
+        "to compile for the CPU a C++ compiler is needed; install g++, or give compile=False"
+    )
+
+
+def test_int8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchao", "torchao.quantization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError) as caught:
+        deit_zoo.optimize(small(), "int8", compile=False)
+    assert str(caught.value) == (
+        "dtype='int8' needs torchao; pip install 'deit_zoo[int8]', or give dtype='bfloat16'"
+    )
+
+
+def test_int8_that_loses_is_refused_with_both_times() -> None:
+    # Without compiled code each layer rounds its input in many small steps.
+    with pytest.raises(ZooError) as caught:
+        deit_zoo.optimize(small(embed_dim=96), "int8", compile=False)
+    found = re.fullmatch(
+        r"int8 loses on this device: ([\d.]+) ms an image where bfloat16 takes ([\d.]+) ms; "
+        r"give dtype='bfloat16'",
+        str(caught.value),
+    )
+    assert found
+    assert float(found[1]) >= float(found[2])
+
+
+def test_int8_that_wins_is_kept() -> None:
+    less = deit_zoo.optimize(small(depth=1), "float32", compile=False)
+    more = deit_zoo.optimize(small(depth=12, embed_dim=192), "float32", compile=False)
+    inference._check_faster(less, more)
+    with pytest.raises(ZooError, match="int8 loses"):
+        inference._check_faster(renamed(more, "int8"), renamed(less, "bfloat16"))
+
+
+def renamed(fast: OptimizedModel, precision: str) -> OptimizedModel:
+    """A model that passes for one of another precision."""
+    fast.precision = precision
+    return fast
+
+
+class Shifted(nn.Module):
+    """The first two numbers of an image as logits, the second one raised."""
+
+    def __init__(self, raised: float) -> None:
+        super().__init__()
+        self.raised = nn.Parameter(torch.tensor([0.0, raised]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2] + self.raised
+
+
+def test_agreement_counts_first_classes_and_tells_the_largest_difference() -> None:
+    # Raised by a half, the second logit passes the first one of the second image alone.
+    rows = torch.tensor([[1.0, 0.25], [1.0, 0.75], [0.0, 1.0]])
+    images = [row.repeat(3, 1)[:, :, None] for row in rows]
+    for size in (1, 2, 32):
+        found = inference.agreement(Shifted(0.0), Shifted(0.5), images, batch_size=size)
+        assert (found.top1, found.largest, found.num_images) == (2 / 3, 0.5, 3)
+
+
+@pytest.fixture(scope="module")
+def handwritten() -> list[Image.Image]:
+    """The 360 validation digits."""
+    return [image for image, _ in digits.digits()][-360:]
+
+
+def test_half_precision_agrees_on_real_digits(handwritten: list[Image.Image]) -> None:
+    model = deit_zoo.create(DISTILLED, pretrained=True)
+    fast = deit_zoo.optimize(model, compile=False)
+    prepare = deit_zoo.transform(model).pixels
+    found = inference.agreement(model, fast, [prepare(image) for image in handwritten[:64]])
+    assert found.num_images == 64
+    assert found.top1 >= 0.98
+    assert 0 < found.largest < 0.5
+
+
+def test_classify_gives_the_labels_of_the_model(handwritten: list[Image.Image]) -> None:
+    model = deit_zoo.create(DISTILLED, pretrained=True)
+    fast = deit_zoo.optimize(model, "float32", compile=False)
+    found, expected = (
+        deit_zoo.classify(handwritten[:40], network, topk=3, batch_size=16)
+        for network in (fast, model)
+    )
+    assert [[best.label for best in row] for row in found] == [
+        [best.label for best in row] for row in expected
+    ]
+    assert [row[0].probability for row in found] == pytest.approx(
+        [row[0].probability for row in expected], abs=1e-5
+    )
+
+
+def test_evaluate_takes_a_copy(tmp_path: Path) -> None:
+    digits.write_folder(tmp_path / "digits")
+    model = deit_zoo.create(DISTILLED, pretrained=True)
+    fast = deit_zoo.optimize(model, compile=False)
+    found, expected = (deit_zoo.evaluate(network, tmp_path / "digits") for network in (fast, model))
+    assert (found.num_images, expected.num_images) == (360, 360)
+    assert found.top1 == pytest.approx(expected.top1, abs=100 / 360 + 1e-9)
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Forget what other tests compiled."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_sizes_are_padded_cut_or_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = deit_zoo.optimize(small(), "float32", compile=False)
+    fast.sizes = {}  # what happens to sizes, without minutes of compiling
+    seen: list[int] = []
+    fast.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    expected = {
+        4: [4],
+        3: [4],  # padded to 4
+        1: [1],  # 4 is more than twice as many
+        9: [9],
+        16: [16],
+        12: [16],
+        8: [9],
+        40: [16, 16, 9],  # cut, and the last 8 are padded
+        17: [16, 1],
+    }
+    for batch, sizes in expected.items():
+        images = some(small(), batch)
+        plain = deit_zoo.optimize(small(), "float32", compile=False)
+        torch.testing.assert_close(fast(images), plain(images))
+        assert seen == sizes, batch
+        seen.clear()
+    assert fast.sizes == {torch.float32: [4, 1, 9, 16]}
+
+
+def test_as_many_images_of_cait_go_together_as_a_cache_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = KINDS["cait"]
+    fast, plain = (deit_zoo.optimize(make(), "float32", compile=False) for _ in range(2))
+    fast.sizes = {}
+    # An image has 4 heads of 16 patches: 4096 bytes of scores. There is one thread in tests.
+    monkeypatch.setattr(inference, "SCORES", 2 * 4096)
+    seen: list[int] = []
+    fast.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    images = some(make(), 5)
+    torch.testing.assert_close(fast(images), plain(images))
+    assert seen == [2, 2, 2]  # the last one padded
+    monkeypatch.setattr(inference, "SCORES", 1)
+    seen.clear()
+    torch.testing.assert_close(fast(images[:2]), plain(images[:2]))
+    assert seen == [2, 2]
+
+
+@pytest.mark.usefixtures("compiler")
+def test_every_size_of_many_models_is_compiled() -> None:
+    # Torch stops compiling a function at 8 forms, and says so in its log alone.
+    made: list[object] = []
+
+    def counted(graph: Any, _: object) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    for _ in range(2):
+        fast = deit_zoo.optimize(small(depth=1), "float32", compile=False)
+        fast.network.compile(dynamic=False, backend=counted)
+        fast.sizes = {}
+        for batch in (1, 3, 7, 15):
+            fast(some(small(), batch))
+            fast(pixels_for(small(), batch))
+            fast(some(small(), batch).contiguous(memory_format=torch.channels_last))
+    assert len(made) == 2 * 2 * inference.MOST_SIZES
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: deit_zoo.create(DISTILLED, pretrained=True),
+        lambda: small("cait_xxs24_224", depth=2),
+    ],
+    ids=["deit", "cait"],
+)
+def test_a_compiled_copy_gives_the_logits_of_an_eager_one(make: Callable[[], ZooModel]) -> None:
+    model = make()
+    fast, eager = (deit_zoo.optimize(model, "float32", compile=way) for way in (True, False))
+    # Each size takes a minute here; the rest of what becomes of sizes is tested above.
+    for batch in (4, 3):
+        for images in (some(model, batch), pixels_for(model, batch)):
+            torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=1e-4)
+    assert fast.sizes == {torch.float32: [4], torch.uint8: [4]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_copies_of_one_architecture_have_their_own_weights() -> None:
+    models = [small(depth=1), small(depth=1)]
+    with torch.no_grad():
+        models[1].get_parameter("head.bias").fill_(7.0)
+    copies = [deit_zoo.optimize(model, "float32") for model in models]
+    images = some(models[0])
+    for _ in range(2):
+        for model, fast in zip(models, copies, strict=True):
+            torch.testing.assert_close(fast(images), model(images).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_precision_has_short_names() -> None:
+    names = [inference.precision(name) for name in ("bf16", "fp16", "fp32", torch.bfloat16)]
+    assert names == ["bfloat16", "float16", "float32", "bfloat16"]

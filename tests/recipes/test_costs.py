@@ -1,0 +1,130 @@
+"""Costs: the published figures and the arithmetic on them, by hand, and what is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.costs import COSTS, estimate
+
+PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
+# facts/costs.md, section 3: images per second of one RTX 3090, the better of the two layouts; the
+# epochs are the recipe's. GPU-hours = 1,281,167 x epochs / rate / 3600.
+BENCHMARK = {
+    "deit_tiny": (2290.53, 300),
+    "deit_small": (1053.64, 300),
+    "deit_base": (390.88, 300),
+    "deit_tiny_distilled": (2253.36, 300),
+    "deit_small_distilled": (1032.61, 300),
+    "deit_base_distilled": (385.62, 300),
+    "deit_tiny_distilled_1000ep": (2253.36, 1000),
+    "deit_small_distilled_1000ep": (1032.61, 1000),
+    "deit_base_distilled_1000ep": (385.62, 1000),
+    "deit_base_384": (97.3, 30),
+    "deit_base_distilled_384": (94.83, 30),
+    "deit_base_distilled_384_300ep": (94.83, 30),
+    "cait_xxs24_224": (593.22, 400),
+    "cait_xxs36_224": (387.24, 400),
+    "cait_s24_224": (305.74, 400),
+    "cait_xxs24_384": (99.39, 60),
+    "cait_xxs36_384": (64.34, 60),
+    "cait_xs24_384": (66.24, 60),
+    "cait_s24_384": (50.14, 60),
+    "cait_s36_384": (32.3, 60),
+    "cait_m36_384": (11.91, 60),
+    "cait_m48_448": (4.76, 60),
+}
+# facts/costs.md, sections 1 and 2: GPU-hours, epochs, hardware, origin.
+TOLD = {
+    "deit_tiny": [(288, 300, "V100", "published"), (230, 300, "RTX 3090", "published")],
+    "deit_small": [(288, 300, "V100", "published")],
+    "deit_base": [(8 * 53, 300, "V100", "published"), (16 * 37, 300, "V100", "published")],
+    "deit_base_384": [(8 * 20, 25, "V100", "published")],
+    "deit_base_distilled_1000ep": [(1410, 1000, "V100", "derived")],
+}
+
+
+@pytest.mark.parametrize("name", list(BENCHMARK))
+def test_a_cost_from_the_benchmark_is_its_arithmetic(name: str) -> None:
+    rate, epochs = BENCHMARK[name]
+    [cost] = [cost for cost in COSTS[name] if f"{rate:g} images/s" in cost.source]
+    assert cost.gpu_hours == pytest.approx(1_281_167 * epochs / rate / 3600, abs=0.05)
+    assert (cost.epochs, cost.hardware, cost.origin) == (epochs, "RTX 3090", "derived")
+
+
+@pytest.mark.parametrize("name", list(TOLD))
+def test_a_cost_that_was_told_is_held_as_told(name: str) -> None:
+    found = [
+        (cost.gpu_hours, cost.epochs, cost.hardware, cost.origin)
+        for cost in COSTS[name]
+        if "images/s" not in cost.source
+    ]
+    assert found == TOLD[name]
+
+
+def test_every_cost_is_in_the_tables_above() -> None:
+    assert set(COSTS) == set(BENCHMARK)
+    assert sum(map(len, COSTS.values())) == len(BENCHMARK) + sum(map(len, TOLD.values()))
+
+
+@pytest.mark.parametrize("name", list(COSTS))
+def test_the_table_of_the_documentation_has_every_cost(name: str) -> None:
+    section = PAGE.read_text(encoding="utf-8").split("## What it costs")[1].split("\n## ")[0]
+    rows = section.splitlines()
+    [row] = [row for row in rows if row.startswith("|") and f"`{name}`" in row]
+    assert [cost for cost in COSTS[name] if f" {cost.gpu_hours:.8g}" not in row] == []
+
+
+def test_an_upper_bound_is_told_as_one() -> None:
+    # "less than 3 days" on 4 GPUs.
+    assert estimate(RECIPES["deit_small"], 4)[0] == (
+        "at most 288 GPU-hours of V100, 72 h on 4 (published: less than 3 days on 4 GPUs, "
+        "arXiv:2012.12877, section 6)"
+    )
+
+
+def test_other_epochs_scale_a_cost_which_is_then_derived() -> None:
+    # 20 h on 8 for 25 epochs are 24 h for the recipe's 30; a tenth of 424 GPU-hours is 42.4.
+    assert estimate(RECIPES["deit_base_384"], 8)[0].startswith(
+        "192 GPU-hours of V100, 24 h on 8 (derived: "
+    )
+    assert estimate(replace(RECIPES["deit_base"], epochs=30), 8)[0].startswith(
+        "42.4 GPU-hours of V100, 5.3 h on 8 (derived: "
+    )
+
+
+def test_on_the_cpu_no_hours_are_promised() -> None:
+    assert estimate(RECIPES["deit_base"], 0)[0].startswith("424 GPU-hours of V100 (published: ")
+
+
+def test_a_teacher_s_pass_is_said_not_to_be_counted() -> None:
+    [sentence] = estimate(RECIPES["cait_m48_448"], 8)
+    assert sentence.startswith(
+        "4,486 GPU-hours of RTX 3090, 560.7 h on 8, the teacher's pass not counted (derived: "
+    )
+
+
+@pytest.mark.parametrize("name", ["cait_xs24_224", "cait_s36_224", "cait_m36_224", "cait_m48_224"])
+def test_a_cost_that_nobody_published_is_unknown(name: str) -> None:
+    assert estimate(RECIPES[name], 8) == ["unknown: nobody published it"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"img_size": 160}, {"model": "deit_small"}, {"data": "folder"}, {"name": "mine"}]
+)
+def test_a_cost_of_something_else_is_unknown(change: dict[str, object]) -> None:
+    recipe = replace(RECIPES["deit_base"], **change)  # type: ignore[arg-type]
+    assert estimate(recipe, 8) == ["unknown: nobody published it"]
+
+
+def test_an_embedded_model_takes_what_its_log_says() -> None:
+    # The epochs of an embedded log take minutes together, not hours.
+    [sentence] = estimate(RECIPES["deit_pico_digits"], 0)
+    seconds = int(sentence.split()[0])
+    assert 30 < seconds < 1800
+    assert sentence.endswith(" s on the machine that made the shipped weights (from their log)")
+    [half] = estimate(replace(RECIPES["deit_pico_digits"], epochs=70), 0)
+    assert int(half.split()[0]) == pytest.approx(seconds / 2, abs=1)

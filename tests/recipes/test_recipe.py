@@ -1,0 +1,593 @@
+"""Recipes: the published values as literals, what is refused, and changes typed from the fields."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from timm.data.auto_augment import rand_augment_transform
+
+from deit_zoo import recipes
+from deit_zoo.errors import RecipeError
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.recipe import Recipe, changed, from_dict
+from deit_zoo.registry import MODELS
+
+# facts/recipes.json, records deit_{tiny,small,base}_patch16_224, stage "pretrain": the paper's
+# Tables 8 and 9 and section 6, upstream's main.py and timm 0.3.2. One recipe for three sizes.
+DEIT: dict[str, Any] = {
+    "model": None,
+    "data": "imagenet1k",
+    "img_size": 224,
+    "init_from": None,
+    "epochs": 300,
+    "batch_size": 1024,
+    "replicas": 8,  # "1 node x 8 GPUs x 128 per GPU"
+    "seed": 0,
+    "optimizer": "adamw",
+    "lr": 0.001,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "momentum": 0.9,
+    "layer_decay": None,
+    "freeze": "none",
+    "weight_decay": 0.05,
+    "clip_grad": None,
+    "warmup_epochs": 5,
+    "warmup_lr": 1e-6,
+    "min_lr": 1e-5,
+    "schedule": "cosine",
+    "decay_epochs": 30,
+    "decay_rate": 0.1,
+    "train_mode": True,
+    "ema_decay": None,
+    "loss": "cross_entropy",
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.1,
+    "crop_scale": (0.08, 1.0),
+    "crop_ratio": (0.75, 4 / 3),
+    "hflip": 0.5,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "repeated_aug": 3,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5,
+    "distillation": "none",
+    "alpha": 0.5,
+    "tau": 1.0,
+    "kl_reduction": "numel",
+    "teacher": None,
+    "teacher_input": "student",
+}
+
+# The same records: "distillation" of the 224-pixel stages of the distilled models.
+HARD: dict[str, Any] = {"distillation": "hard", "teacher": "regnety_160_deit"}
+# deit_base_patch16_384, stage "finetune_384"; batch 2 x 8 x 32.
+UP_TO_384: dict[str, Any] = {
+    "img_size": 384,
+    "epochs": 30,
+    "batch_size": 512,
+    "lr": 5e-6,
+    "min_lr": 5e-6,
+    "weight_decay": 1e-8,
+    "train_mode": False,
+}
+# The records cait_*, stage "pretrain": DeiT's values but for these and drop-path.
+CAIT = HARD | {"epochs": 400}
+# cait_M48_448, stage "finetune_448" (issue #108).
+CAIT_UP = HARD | {
+    "epochs": 60,
+    "batch_size": 256,
+    "lr": 5e-6,
+    "schedule": "step",
+    "decay_epochs": 10,
+    "decay_rate": 0.5,
+}
+
+# What differs from DEIT, by recipe.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "deit_tiny": {},
+    "deit_small": {},
+    "deit_base": {},
+    "deit_tiny_distilled": HARD,
+    "deit_small_distilled": HARD,
+    "deit_base_distilled": HARD,
+    "deit_tiny_distilled_1000ep": HARD | {"model": "deit_tiny_distilled", "epochs": 1000},
+    "deit_small_distilled_1000ep": HARD | {"model": "deit_small_distilled", "epochs": 1000},
+    "deit_base_distilled_1000ep": HARD | {"model": "deit_base_distilled", "epochs": 1000},
+    "deit_base_384": UP_TO_384 | {"init_from": "deit_base"},
+    "deit_base_distilled_384": HARD
+    | UP_TO_384
+    | {"init_from": "deit_base_distilled_1000ep", "train_mode": True},
+    "deit_base_distilled_384_300ep": HARD
+    | UP_TO_384
+    | {
+        "model": "deit_base_distilled_384",
+        "init_from": "deit_base_distilled",
+        "train_mode": True,
+    },
+    "cait_xxs24_224": CAIT | {"drop_path_rate": 0.05},
+    "cait_xxs36_224": CAIT | {"drop_path_rate": 0.1},
+    "cait_xs24_224": CAIT | {"drop_path_rate": 0.05, "model": "cait_xs24_384"},
+    "cait_s24_224": CAIT | {"drop_path_rate": 0.1},
+    "cait_s36_224": CAIT | {"drop_path_rate": 0.2, "model": "cait_s36_384"},
+    "cait_m36_224": CAIT | {"drop_path_rate": 0.3, "model": "cait_m36_384"},
+    "cait_m48_224": CAIT | {"drop_path_rate": 0.4, "model": "cait_m48_448"},
+    "cait_xxs24_384": CAIT_UP
+    | {"img_size": 384, "drop_path_rate": 0.05, "init_from": "cait_xxs24_224"},
+    "cait_xxs36_384": CAIT_UP
+    | {"img_size": 384, "drop_path_rate": 0.1, "init_from": "cait_xxs36_224"},
+    "cait_xs24_384": CAIT_UP
+    | {"img_size": 384, "drop_path_rate": 0.05, "init_from": "cait_xs24_224"},
+    "cait_s24_384": CAIT_UP | {"img_size": 384, "drop_path_rate": 0.1, "init_from": "cait_s24_224"},
+    "cait_s36_384": CAIT_UP | {"img_size": 384, "drop_path_rate": 0.2, "init_from": "cait_s36_224"},
+    "cait_m36_384": CAIT_UP | {"img_size": 384, "drop_path_rate": 0.3, "init_from": "cait_m36_224"},
+    "cait_m48_448": CAIT_UP | {"img_size": 448, "drop_path_rate": 0.3, "init_from": "cait_m48_224"},
+}
+
+# What the records leave null, under our names (nodes, gpus_per_node and batch_per_gpu make the
+# replicas), and what only second-hand copies give (2nd-cait, 1st-paddlevit-cait).
+GPUS = {"replicas"}
+THOUSAND = {"replicas", "batch_size", "lr", "warmup_epochs", "weight_decay", "drop_path_rate"}
+DISTILLED_384 = {
+    "epochs",
+    "batch_size",
+    "replicas",
+    "lr",
+    "min_lr",
+    "weight_decay",
+    "train_mode",
+    "alpha",
+    "tau",
+    "teacher",
+}
+FIRST_STAGE = {"replicas", "drop_path_rate", "distillation", "teacher"}
+NOTHING_TOLD = FIRST_STAGE | {
+    "epochs",
+    "batch_size",
+    "lr",
+    "warmup_epochs",
+    "weight_decay",
+    "schedule",
+    "decay_epochs",
+    "decay_rate",
+    "train_mode",
+    "label_smoothing",
+    "rand_augment",
+    "random_erasing",
+    "repeated_aug",
+    "mixup",
+    "cutmix",
+}
+ASSUMED: dict[str, set[str]] = {
+    "deit_tiny": set(),
+    "deit_small": set(),
+    "deit_base": set(),
+    "deit_tiny_distilled": GPUS,
+    "deit_small_distilled": GPUS,
+    "deit_base_distilled": set(),
+    "deit_tiny_distilled_1000ep": THOUSAND,
+    "deit_small_distilled_1000ep": THOUSAND,
+    "deit_base_distilled_1000ep": THOUSAND,
+    "deit_base_384": set(),
+    "deit_base_distilled_384": DISTILLED_384,
+    "deit_base_distilled_384_300ep": DISTILLED_384,
+    "cait_xxs24_224": FIRST_STAGE,
+    "cait_xxs36_224": FIRST_STAGE,
+    "cait_xs24_224": FIRST_STAGE,
+    "cait_s24_224": FIRST_STAGE,
+    "cait_s36_224": FIRST_STAGE,
+    "cait_m36_224": FIRST_STAGE,
+    "cait_m48_224": FIRST_STAGE,
+    "cait_xxs24_384": NOTHING_TOLD,
+    "cait_xxs36_384": NOTHING_TOLD,
+    "cait_xs24_384": NOTHING_TOLD,
+    "cait_s24_384": NOTHING_TOLD,
+    "cait_s36_384": NOTHING_TOLD,
+    "cait_m36_384": NOTHING_TOLD,
+    "cait_m48_448": {
+        "replicas",
+        "lr",
+        "schedule",
+        "train_mode",
+        "repeated_aug",
+        "rand_augment",
+        "random_erasing",
+        "distillation",
+        "teacher",
+    },
+}
+
+# facts/reproductions.md, section 3: the bands that the published spreads support.
+BANDS = {
+    "deit_tiny": (0.5, "no multi-seed figure is public; one user's two runs differ by 0.8"),
+    "deit_small": (0.15, "spread of five seeds of a ViT-S/16 (AlgoPerf logs), rounded up"),
+    "deit_base": (0.2, "81.8 ± 0.2 over the authors' runs (arXiv:2012.12877, Table 8)"),
+    "deit_base_384": (0.1, "83.1 ± 0.1 over the authors' runs (arXiv:2012.12877, Table 8)"),
+}
+# Whose band a recipe borrows: the plain model that is nearest in parameters, of its image size
+# where there is one.
+LIKE = {
+    "deit_tiny_distilled": "deit_tiny",
+    "deit_small_distilled": "deit_small",
+    "deit_base_distilled": "deit_base",
+    "deit_tiny_distilled_1000ep": "deit_tiny",
+    "deit_small_distilled_1000ep": "deit_small",
+    "deit_base_distilled_1000ep": "deit_base",
+    "deit_base_distilled_384": "deit_base_384",
+    "deit_base_distilled_384_300ep": "deit_base_384",
+    "cait_xxs24_224": "deit_tiny",
+    "cait_xxs24_384": "deit_tiny",
+    "cait_xxs36_224": "deit_small",
+    "cait_xxs36_384": "deit_small",
+    "cait_xs24_224": "deit_small",
+    "cait_xs24_384": "deit_small",
+    "cait_s24_224": "deit_small",
+    "cait_s24_384": "deit_small",
+    "cait_s36_224": "deit_base",
+    "cait_s36_384": "deit_base",
+    "cait_m36_224": "deit_base",
+    "cait_m36_384": "deit_base",
+    "cait_m48_224": "deit_base",
+    "cait_m48_448": "deit_base",
+}
+
+FIELDS = (
+    "source, data, img_size, init_from, epochs, batch_size, replicas, seed, optimizer, lr, betas, "
+    "eps, momentum, layer_decay, freeze, weight_decay, clip_grad, warmup_epochs, warmup_lr, "
+    "min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, loss, drop_path_rate, "
+    "label_smoothing, crop_scale, crop_ratio, hflip, rand_augment, random_erasing, repeated_aug, "
+    "mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, alpha, tau, kl_reduction, "
+    "teacher, teacher_input, band, band_source"
+)
+
+# What a file of recipes may hold (house.md, section 8): no `if`, no `for`, no `def`.
+ALLOWED = (
+    ast.Module,
+    ast.Import,
+    ast.ImportFrom,
+    ast.alias,
+    ast.Assign,
+    ast.Expr,
+    ast.Name,
+    ast.expr_context,
+    ast.Constant,
+    ast.Tuple,
+    ast.Dict,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Call,
+    ast.keyword,
+)
+# What a recipe is made of has logic; the recipes themselves are values.
+LOGIC = {"__init__", "recipe", "plan", "stages", "costs"}
+FILES = sorted(
+    file for file in Path(recipes.__file__).parent.glob("*.py") if file.stem not in LOGIC
+)
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_a_recipe_holds_the_published_values(name: str) -> None:
+    remarks = ("source", "band", "band_source", "assumed")
+    held = {key: value for key, value in RECIPES[name].to_dict().items() if key not in remarks}
+    assert held == {"name": name} | DEIT | PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", list(ASSUMED))
+def test_a_recipe_says_what_nobody_published(name: str) -> None:
+    assert set(RECIPES[name].assumed) == ASSUMED[name]
+
+
+@pytest.mark.parametrize("name", list(ASSUMED))
+def test_every_assumption_has_its_reason(name: str) -> None:
+    assert [key for key, why in RECIPES[name].assumed.items() if len(why.split()) < 4] == []
+
+
+@pytest.mark.parametrize("name", list(BANDS))
+def test_a_recipe_has_the_band_that_was_measured(name: str) -> None:
+    assert (RECIPES[name].band, RECIPES[name].band_source) == BANDS[name]
+
+
+@pytest.mark.parametrize("name", list(LIKE))
+def test_a_recipe_without_a_measured_spread_says_whose_band_it_has(name: str) -> None:
+    like = LIKE[name]
+    assert RECIPES[name].band == BANDS[like][0]
+    assert RECIPES[name].band_source == f"no spread is published; that of {like} is used"
+
+
+def test_every_recipe_of_the_papers_is_in_the_tables_above() -> None:
+    of_papers = {name for name, recipe in RECIPES.items() if recipe.data == "imagenet1k"}
+    assert of_papers == set(PUBLISHED) == set(ASSUMED) == set(BANDS) | set(LIKE)
+
+
+def test_every_deit_and_cait_of_the_registry_has_a_recipe() -> None:
+    names = {spec.name for spec in MODELS.values() if spec.family in ("deit", "cait")}
+    assert names - set(RECIPES) == set()
+    assert len([name for name in names if "digits" not in name]) == 18
+
+
+def test_every_recipe_is_listed_under_its_name() -> None:
+    assert [(key, recipe.name) for key, recipe in RECIPES.items() if key != recipe.name] == []
+
+
+def test_every_recipe_trains_a_model_of_the_registry() -> None:
+    assert [name for name, recipe in RECIPES.items() if recipe.architecture not in MODELS] == []
+
+
+def test_every_teacher_and_first_stage_is_known() -> None:
+    assert {recipe.teacher for recipe in RECIPES.values()} - set(MODELS) == {None}
+    assert {recipe.init_from for recipe in RECIPES.values()} - set(RECIPES) == {None}
+
+
+def test_a_recipe_named_as_its_model_has_its_image_size() -> None:
+    found = {name: recipe.img_size for name, recipe in RECIPES.items() if name in MODELS}
+    assert found == {name: MODELS[name].img_size for name in found}
+
+
+def test_a_second_stage_continues_the_architecture_of_the_first() -> None:
+    for recipe in RECIPES.values():
+        if recipe.init_from is not None:
+            first = MODELS[RECIPES[recipe.init_from].architecture].arch
+            assert first == MODELS[recipe.architecture].arch, recipe.name
+
+
+def test_a_smaller_first_stage_names_the_model_that_it_is_for() -> None:
+    assert RECIPES["cait_m48_224"].architecture == "cait_m48_448"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name != "digits.py"], ids=lambda f: f.name)
+def test_every_value_of_a_paper_has_its_source_beside_it(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    told = {"name", "model", "source", "data", "band", "band_source", "assumed"}
+    lines = text.splitlines()
+    bare = [
+        lines[keyword.value.lineno - 1].strip()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg not in told and "#" not in lines[keyword.value.lineno - 1]
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_of_recipes_holds_values_and_no_logic(file: Path) -> None:
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    assert [ast.unparse(node) for node in nodes if not isinstance(node, ALLOWED)] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_of_recipes_calls_only_recipe_and_replace(file: Path) -> None:
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert called <= {"Recipe", "replace"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data": "cifar"}, "data is 'cifar'; it must be one of imagenet1k, digits, folder"),
+        ({"optimizer": "lamb"}, "optimizer is 'lamb'; it must be one of adamw, sgd"),
+        ({"distillation": "warm"}, "distillation is 'warm'; it must be one of none, soft, hard"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"replicas": -1}, "replicas is -1; it must be at least 1"),
+        ({"repeated_aug": 0}, "repeated_aug is 0; it must be at least 1"),
+        ({"img_size": 0}, "img_size is 0; it must be at least 1"),
+        (
+            {"batch_size": 1023},
+            "batch_size 1023 is not a multiple of replicas 8; the next that is, is 1024",
+        ),
+        (
+            {"batch_size": 1000},
+            "mixup pairs images, so the batch of a replica must be even, not 125; change "
+            "batch_size or replicas",
+        ),
+        (
+            {"distillation": "hard"},
+            "distillation is 'hard' and teacher is None; give both, or distillation=none and "
+            "teacher=none",
+        ),
+        (
+            {"teacher": "regnety_160"},
+            "distillation is 'none' and teacher is 'regnety_160'; give both, or distillation=none "
+            "and teacher=none",
+        ),
+        ({"lr": float("nan")}, "lr is nan; it must be 0 or more"),
+        ({"lr": float("inf")}, "lr is inf; it must be 0 or more"),
+        ({"hflip": float("nan")}, "hflip is nan; it must be a share from 0 to 1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; it must be below 1, or nothing would be learned"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5; it must be a share from 0 to 1"),
+        (
+            {"drop_path_rate": 1.0},
+            "drop_path_rate is 1.0; it must be below 1, or nothing would be learned",
+        ),
+        ({"schedule": "linear"}, "schedule is 'linear'; it must be one of cosine, step"),
+        ({"decay_epochs": 0}, "decay_epochs is 0; it must be at least 1"),
+        ({"betas": (0.9, 1.0)}, "betas is 0.9,1; both must be from 0 to below 1"),
+        (
+            {"clip_grad": 0.0},
+            "clip_grad is 0.0; it must be above 0, or none for no clipping",
+        ),
+        (
+            {"crop_scale": (0.5, 1.5)},
+            "crop_scale is 0.5,1.5; it must be two numbers above 0 and at most 1, the smaller "
+            "first",
+        ),
+        (
+            {"crop_ratio": (2.0, 0.5)},
+            "crop_ratio is 2,0.5; it must be two numbers above 0, the smaller first",
+        ),
+        (
+            {"rand_augment": "foo"},
+            "rand_augment is 'foo'; it must be none, or rand and sections of m, n, mmax, inc, p, "
+            "mstd and t such as rand-m9-mstd0.5-inc1",
+        ),
+        (
+            {"distillation": "soft", "teacher": "deit_base", "tau": 0.0},
+            "tau is 0.0; soft distillation divides by it, so give 1 or 3",
+        ),
+        ({"assumed": {"speed": "why"}}, "assumed names 'speed', which is no field of a recipe"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        replace(DEIT_BASE, **change)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rand",
+        "rand-m9-mstd0.5-inc1",
+        "rand-n3-p0.6-mmax20-m15",
+        "rand-mstd101-inc0",
+        "rand-mstd1-tweights",
+        "rand-t3a",
+    ],
+)
+def test_a_rand_augment_that_timm_reads_is_allowed(text: str) -> None:
+    assert rand_augment_transform(text, {}) is not None
+    assert replace(DEIT_BASE, rand_augment=text).rand_augment == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "rand-", "rand-m", "rand-m9.5", "rand-q3", "rand-m9-", "rand m9", "augmix", "3a"]
+)
+def test_a_rand_augment_that_timm_does_not_act_on_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^rand_augment is "):
+        replace(DEIT_BASE, rand_augment=text)
+
+
+def test_an_odd_replica_batch_is_allowed_where_nothing_is_mixed() -> None:
+    assert replace(DEIT_BASE, batch_size=1000, mixup=0.0, cutmix=0.0).batch_size == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("epochs=30", "epochs", 30),
+        ("seed=-1", "seed", -1),
+        ("lr=5e-4", "lr", 0.0005),
+        ("mixup=0", "mixup", 0.0),
+        ("clip_grad=1", "clip_grad", 1.0),
+        ("clip_grad=none", "clip_grad", None),
+        ("clip_grad=null", "clip_grad", None),
+        ("rand_augment=None", "rand_augment", None),
+        ("rand_augment=rand-m7-mstd0.5", "rand_augment", "rand-m7-mstd0.5"),
+        ("betas=0.9,0.95", "betas", (0.9, 0.95)),
+        ("crop_scale=(0.5, 1)", "crop_scale", (0.5, 1.0)),
+        ("band_source=a=b", "band_source", "a=b"),
+        ("train_mode=false", "train_mode", False),
+        ("ema_decay=0.9999", "ema_decay", 0.9999),
+        ("init_from=runs/deit_base", "init_from", "runs/deit_base"),
+    ],
+)
+def test_a_change_is_read_by_the_type_of_its_field(text: str, field: str, value: Any) -> None:
+    found = getattr(changed(DEIT_BASE, [text]), field)
+    assert (type(found), found) == (type(value), value)
+
+
+def test_changes_are_made_together() -> None:
+    # Alone, either of the two would be refused.
+    found = changed(DEIT_BASE, ["distillation=soft", "teacher=deit_base"])
+    assert (found.distillation, found.teacher) == ("soft", "deit_base")
+
+
+def test_without_changes_a_recipe_stays_as_it_is() -> None:
+    assert changed(DEIT_BASE, []) == DEIT_BASE
+
+
+def test_what_was_set_is_no_longer_assumed() -> None:
+    found = changed(RECIPES["deit_small_distilled"], ["replicas=16"])
+    assert (found.replicas, found.assumed) == (16, {})
+
+
+def test_what_was_not_set_stays_assumed() -> None:
+    found = changed(RECIPES["deit_small_distilled"], ["epochs=3"])
+    assert list(found.assumed) == ["replicas"]
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch=3", "epochs", "name=deit_small", "model=deit_small", "=3", ""]
+)
+def test_a_change_of_no_field_is_refused_with_the_fields(text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(DEIT_BASE, [text])
+    assert str(caught.value) == (f"--set {text!r} is no FIELD=VALUE of a recipe; fields: {FIELDS}")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epochs=3.5", "--set epochs=3.5: epochs must be a whole number"),
+        ("epochs=none", "--set epochs=none: epochs must be a whole number"),
+        ("lr=fast", "--set lr=fast: lr must be a number"),
+        ("clip_grad=", "--set clip_grad=: clip_grad must be a number"),
+        ("betas=0.9", "--set betas=0.9: betas must be two numbers such as 0.5,1.0"),
+        ("betas=0.9,b", "--set betas=0.9,b: betas must be two numbers such as 0.5,1.0"),
+    ],
+)
+def test_a_change_of_the_wrong_type_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(DEIT_BASE, [text])
+    assert str(caught.value) == sentence
+
+
+def test_a_changed_recipe_is_checked_like_any_other() -> None:
+    with pytest.raises(RecipeError, match=r"^epochs is 0; it must be at least 1$"):
+        changed(DEIT_BASE, ["epochs=0"])
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_survives_json(name: str) -> None:
+    assert from_dict(json.loads(json.dumps(RECIPES[name].to_dict()))) == RECIPES[name]
+
+
+def test_equal_recipes_have_equal_digests() -> None:
+    twin = Recipe(**DEIT_BASE.to_dict())
+    assert twin.digest == DEIT_BASE.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "deit_small"},
+        {"epochs": 301},
+        {"lr": 0.0010000000000000002},  # the next float64
+        {"betas": (0.999, 0.9)},
+        {"clip_grad": 1.0},
+        {"rand_augment": None},
+        {"seed": 1},
+        {"replicas": 16},
+        {"model": "deit_small"},
+        {"init_from": "deit_small"},
+        {"train_mode": False},
+        {"ema_decay": 0.9},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_recipe_that_differs_has_another_digest(change: dict[str, Any]) -> None:
+    assert replace(DEIT_BASE, **change).digest != DEIT_BASE.digest
+
+
+def test_remarks_about_a_recipe_do_not_change_its_digest() -> None:
+    remarked = replace(
+        DEIT_BASE, source="elsewhere", band=0.3, band_source="a guess", assumed={"lr": "a guess"}
+    )
+    assert remarked.digest == DEIT_BASE.digest
+
+
+def test_a_digest_is_64_hexadecimal_digits() -> None:
+    assert len(DEIT_BASE.digest) == 64
+    assert set(DEIT_BASE.digest) <= set("0123456789abcdef")

@@ -1,0 +1,208 @@
+"""Charts of characters against literals, and what a picture holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deit_zoo.recipes import RECIPES
+from deit_zoo.runs.log import Run
+from deit_zoo.runs.plot import Line, chart, draw, draw_run, in_terminal, lines_of, summary
+
+UP = Line(label="up", points=[(1, 0.0), (5, 100.0)])
+DOWN = Line(label="down", points=[(1, 100.0), (5, 0.0)])
+BLUE, RED, GREY = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x66, 0x66, 0x66)
+
+
+def run_of(*top1: float, name: str | None = "deit_small", label: str = "mine") -> Run:
+    """A run that reached these top-1."""
+    log = [{"epoch": n, "train_loss": 7.0 - n, "val_top1": x} for n, x in enumerate(top1)]
+    return Run(label=label, log=log, recipe=RECIPES[name] if name else None)
+
+
+def test_a_line_is_drawn_from_corner_to_corner() -> None:
+    assert chart([UP], width=20, height=5, plain=True) == [
+        "100.0 +           **",
+        "      |        ***",
+        " 50.0 +     ***",
+        "      |  ***",
+        "  0.0 +**",
+        "      +-------------",
+        "       1   epoch   5",
+    ]
+
+
+def test_one_run_is_drawn_in_braille() -> None:
+    # 20 x 12 dots; the one of column n is round(11 n / 19) above the lowest. By hand.
+    assert chart([UP], width=17, height=3, plain=False) == [
+        "100.0 ┤      ⢀⡠⠔⠊",
+        " 50.0 ┤   ⢀⠤⠒⠁",
+        "  0.0 ┤⡠⠔⠊⠁",
+        "      └──────────",
+        "       1 epoch  5",
+    ]
+
+
+def test_several_runs_are_drawn_by_number_and_take_turns_where_they_meet() -> None:
+    assert chart([UP, DOWN], width=20, height=5, plain=False) == [
+        "100.0 ┤22         11",
+        "      │  222   111",
+        " 50.0 ┤     212",
+        "      │  111   222",
+        "  0.0 ┤11         22",
+        "      └─────────────",
+        "       1   epoch   5",
+    ]
+
+
+def test_the_published_curve_lies_under_the_run() -> None:
+    lines = [UP, replace(DOWN, published=True)]
+    assert chart(lines, width=20, height=5, plain=True)[:5] == [
+        "100.0 +..         **",
+        "      |  ...   ***",
+        " 50.0 +     ***",
+        "      |  ***   ...",
+        "  0.0 +**         ..",
+    ]
+
+
+def test_one_epoch_is_one_dot() -> None:
+    assert chart([Line(label="one", points=[(1, 10.0)])], width=16, height=3, plain=True) == [
+        "10.50 +",
+        "10.00 +*",
+        " 9.50 +",
+        "      +---------",
+        "       1",
+    ]
+
+
+def test_a_chart_without_a_figure_says_so() -> None:
+    empty = Line(label="none", points=[])
+    assert chart([empty], width=80, height=5, plain=True) == ["no figure that can be drawn"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 100, 1000])
+@pytest.mark.parametrize("width", [40, 79, 80, 200])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_chart_keeps_its_width_and_both_ends(epochs: int, width: int, plain: bool) -> None:
+    points = [(n, float(n % 7)) for n in range(1, epochs + 1)]
+    rows = chart([Line(label="x", points=points)], width=width, height=15, plain=plain)
+    assert max(map(len, rows)) == width if epochs > 1 else max(map(len, rows)) <= width
+    assert rows[-1].split()[0] == "1"
+    assert rows[-1].split()[-1] == str(epochs)
+
+
+def test_what_is_not_finite_is_left_out_of_a_line() -> None:
+    (line,) = lines_of([run_of(1.0, float("nan"), 3.0, name=None)], "top1")
+    assert line.points == [(1, 1.0), (3, 3.0)]
+
+
+def test_epochs_are_drawn_from_one_and_the_published_curve_a_little_ahead() -> None:
+    # The authors' log of DeiT-S has five epochs: 1.25 x 4 of them are seen, of two but two.
+    four, two = (lines_of([run_of(*[1.0] * count)], "top1") for count in (4, 2))
+    assert four[0].points == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)]
+    assert four[1].points == [(1, 0.346), (2, 0.608), (3, 2.782), (4, 5.822), (5, 7.616)]
+    assert two[1].points == [(1, 0.346), (2, 0.608)]
+
+
+def test_a_published_curve_is_of_top1_and_of_the_first_run() -> None:
+    tiny, small = run_of(1.0, name="deit_tiny"), run_of(1.0)
+    published = [
+        [line.published for line in lines_of(runs, metric)]
+        for runs, metric in (
+            ([small, tiny], "top1"),
+            ([tiny, small], "top1"),
+            ([small, tiny], "loss"),
+        )
+    ]
+    assert published == [[False, False, True], [False, False], [False, False]]
+
+
+def test_the_published_run_is_not_drawn_twice() -> None:
+    same = run_of(0.346, 0.608, 2.782, 5.822, 7.616)
+    assert [line.published for line in lines_of([same], "top1")] == [False]
+
+
+def test_a_summary_says_where_a_run_is_and_how_it_stands() -> None:
+    assert summary(replace(run_of(0.3, 0.1), differs=("lr 1, recipe 2",))) == (
+        "mine: epoch 2/300, loss 6.000, top-1 0.10 %; 0.5 points below the published curve since "
+        "epoch 2; first setting that differs: lr 1, recipe 2"
+    )
+    assert summary(run_of(0.3, name=None)) == "mine: epoch 1, loss 7.000, top-1 0.30 %"
+
+
+def test_the_terminal_shows_chart_legend_figure_and_standing() -> None:
+    text = in_terminal([run_of(0.3, 0.5, 2.7)], "top1", width=60, height=3)
+    assert text.splitlines()[0] == "validation top-1 (%)"
+    assert text.splitlines()[-6:] == [
+        "  ⠒ mine",
+        "  · published: public gist",
+        "    fmassa/0dbd0184a0adb904ef42277b487d8b53 (issue #16)",
+        "    published figure 79.85 %, band 0.15",
+        "mine: epoch 3/300, loss 5.000, top-1 2.70 %; within the band",
+        "    of the published curve",
+    ]
+
+
+def test_a_plain_terminal_is_given_ascii_only() -> None:
+    text = in_terminal([run_of(0.3, 0.5, label="lr×2")], "top1", plain=True)
+    assert text.isascii()
+    assert "  * lr\\xd72\n" in text
+
+
+def colours(file: Path) -> set[tuple[int, ...]]:
+    """The colours of a picture that fill more than a few pixels."""
+    with Image.open(file) as image:
+        found = image.convert("RGB").getcolors(1 << 20)
+    assert found is not None
+    return {colour for count, colour in found if count > 20 and isinstance(colour, tuple)}
+
+
+@pytest.mark.parametrize(
+    ("runs", "seen"),
+    [
+        ([run_of(1.0, 2.0, name=None)], {BLUE}),
+        ([run_of(1.0, 2.0)], {BLUE, GREY}),
+        ([run_of(1.0, 2.0), run_of(3.0, 2.0)], {BLUE, RED, GREY}),
+    ],
+)
+def test_a_picture_shows_each_run_and_the_published_curve(
+    tmp_path: Path, runs: Sequence[Run], seen: set[tuple[int, ...]]
+) -> None:
+    draw(runs, tmp_path / "p.png", metrics=["top1"])
+    assert colours(tmp_path / "p.png") & {BLUE, RED, GREY} == seen
+
+
+def test_the_band_is_shaded_once_the_figure_is_in_sight(tmp_path: Path) -> None:
+    # A fifth of the grey over white; the figure of DeiT-Ti is 72.2, in sight from its half.
+    shade = (0xE0, 0xE0, 0xE0)
+    for name, top1 in (("far", 36.0), ("near", 36.2)):
+        draw([run_of(1.0, top1, name="deit_tiny")], tmp_path / f"{name}.png", metrics=["top1"])
+    assert shade in colours(tmp_path / "near.png")
+    assert shade not in colours(tmp_path / "far.png")
+
+
+def test_a_run_of_one_epoch_is_seen(tmp_path: Path) -> None:
+    draw([run_of(1.0, name=None)], tmp_path / "p.png", metrics=["top1"])
+    assert BLUE in colours(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "size"), [(["loss"], (840, 456)), (["loss", "top1"], (840, 768))]
+)
+def test_each_metric_has_a_panel(tmp_path: Path, metrics: list[str], size: tuple[int, int]) -> None:
+    draw([run_of(1.0, 2.0)], tmp_path / "p.png", metrics=metrics)
+    with Image.open(tmp_path / "p.png") as image:
+        assert (image.format, image.size) == ("PNG", size)
+
+
+def test_a_runs_own_folder_gets_its_curve(tmp_path: Path) -> None:
+    log = "".join(f"{json.dumps(row)}\n" for row in run_of(1.0, 2.0).log)
+    (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
+    draw_run(tmp_path, "deit_small")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "log.jsonl"]

@@ -1,0 +1,249 @@
+"""One process of a group: it trains small models on digits and leaves what it saw as JSON.
+
+`python ranks.py DATA OUTPUT JOB...` under torchrun's variables; OUTPUT/SIZE-RANK.json maps each job
+to its result. The parts are those of a run: supply, loop, optimizer, DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deit_zoo.data.folder import ImageSet, open_set
+from deit_zoo.distributed import DistributedContext, init_distributed
+from deit_zoo.evaluation.accuracy import Prepared
+from deit_zoo.models.deit import VisionTransformer
+from deit_zoo.recipes.digits import DEIT_PICO
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.registry import MODELS
+from deit_zoo.training import trainer as run
+from deit_zoo.training.checkpoint import Place, Trained, load_state, save_state
+from deit_zoo.training.data import Supply
+from deit_zoo.training.loop import EpochStats, LossNotFinite, Parts, StepResult, train_one_epoch
+from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.training.teacher import teacher_for
+from deit_zoo.training.timm_bridge import train_transform
+from deit_zoo.zoo import create, transform
+
+EPOCH = 10  # the warm-up is over: a wrong gradient moves the next loss
+STEPS = 20  # of 64 of 1,280 images: one epoch
+MIDDLE = 10
+SHORT = 5
+NOT_FINITE = (3, 7, 12, 13, 14)  # single steps, and as many in a row as end an epoch
+SIZES = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=10)
+RECIPE = replace(
+    DEIT_PICO,
+    data="folder",
+    img_size=32,
+    batch_size=64,
+    replicas=4,
+    drop_path_rate=0.1,
+    rand_augment="rand-m9-mstd0.5-inc1",
+    random_erasing=0.25,
+    repeated_aug=3,
+    mixup=0.8,
+    cutmix=1.0,
+)
+
+
+class Enough(Exception):
+    """As many steps as were asked for are done."""
+
+
+@dataclass
+class Training:
+    """A model in training, and the losses of its steps."""
+
+    group: DistributedContext
+    images: ImageSet
+    dtype: torch.dtype
+    recipe: Recipe = RECIPE
+    workers: int = 0
+    distilled: bool = False
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        torch.set_default_dtype(torch.float32)  # in which the teacher is tried
+        self.plan = Plan(
+            recipe=self.recipe,
+            modified=True,
+            device="cpu",
+            processes=self.group.size,
+            workers=self.workers,
+            num_images=len(self.images),
+        )
+        device = self.group.device
+        teacher = teacher_for(self.recipe, 10, device) if self.recipe.teacher else None
+        if teacher is not None:
+            teacher.network.to(self.dtype)
+        torch.set_default_dtype(self.dtype)
+        seed_from_key(0, "init")
+        model = VisionTransformer(
+            img_size=self.recipe.img_size,
+            drop_path_rate=self.recipe.drop_path_rate,
+            distilled=self.distilled,
+            **SIZES,
+        )
+        model.spec = MODELS["deit_pico_distilled_digits" if self.distilled else "deit_pico_digits"]
+        self.parts: Parts = run.parts_for(self.plan, model, teacher, self.group)
+
+    def train(self, steps: int = STEPS, sums: EpochStats | None = None) -> None:
+        """Train until `steps` steps of the epoch are done."""
+
+        def noted(step: StepResult) -> None:
+            self.losses.append(step.loss)
+            if step.number + 1 == steps:
+                raise Enough
+
+        supply = Supply(self.images, train_transform(self.recipe), self.plan, self.parts.replicas)
+        batches = supply.epoch(EPOCH, sums.step if sums else 0)
+        try:
+            train_one_epoch(self.parts, self.plan, EPOCH, batches, noted, sums)
+        except Enough:
+            pass
+        finally:
+            supply.close()
+
+    def weights(self) -> str:
+        """A digest of every weight."""
+        tensors = self.parts.model.state_dict().values()
+        return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+
+    def trained(self) -> Trained:
+        return Trained(model=self.parts.model, optimizer=self.parts.optimizer)
+
+
+def losses(dtype: torch.dtype, workers: int = 0) -> Callable[[DistributedContext, Path], Any]:
+    """Twenty steps."""
+
+    def job(group: DistributedContext, data: Path) -> list[float]:
+        training = Training(group, open_set(data, "train"), dtype, workers=workers)
+        training.train()
+        return training.losses
+
+    return job
+
+
+def continued(group: DistributedContext, data: Path) -> list[float]:
+    """Ten steps, a state on disk, and ten steps of another model that takes the state up."""
+    images = open_set(data, "train")
+    first = Training(group, images, torch.float32)
+    first.train(MIDDLE)
+    second = Training(group, images, torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(epoch=EPOCH, step=MIDDLE)
+        file = save_state(Path(folder), place, first.trained(), RECIPE.digest)
+        held = load_state(file, second.trained(), RECIPE.digest)
+    second.train(sums=EpochStats(step=held.step))
+    return second.losses
+
+
+def taught(group: DistributedContext, data: Path) -> list[float]:
+    """Five steps of hard distillation from the embedded convnet."""
+    recipe = replace(
+        RECIPE, img_size=16, distillation="hard", teacher="convnet_pico_digits", repeated_aug=1
+    )
+    training = Training(group, open_set(data, "train"), torch.float64, recipe, distilled=True)
+    training.train(SHORT)
+    return training.losses
+
+
+def untaught(group: DistributedContext, data: Path) -> list[float]:
+    """Five steps of a distilled model without a teacher: its second head is never used."""
+    training = Training(group, open_set(data, "train"), torch.float64, distilled=True)
+    training.train(SHORT)
+    return training.losses
+
+
+def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
+    """Steps in which one replica of the last process alone has a loss that is no number."""
+    training = Training(group, open_set(data, "train"), torch.float64)
+    criterion, share, calls = training.parts.criterion, training.plan.replicas_per_process, 0
+
+    def sometimes(outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        step, place = divmod(calls, share)
+        calls += 1
+        loss = criterion(outputs, images, targets)
+        ill = step in NOT_FINITE and place == share - 1 and group.rank == group.size - 1
+        return loss * math.nan if ill else loss
+
+    training.parts = replace(training.parts, criterion=sometimes)
+    ended = None
+    try:
+        training.train()
+    except LossNotFinite as bad:
+        ended = bad.step.number
+    return {"losses": training.losses, "ended": ended, "weights": training.weights()}
+
+
+class Watched:
+    """The validation images, and the numbers of those that were opened."""
+
+    def __init__(self, data: Path) -> None:
+        self.images = open_set(data, "val")
+        self.opened: list[int] = []
+        self.classes, self.note = self.images.classes, ""
+        self.label_of, self.name_of = self.images.label_of, self.images.name_of
+        self.bytes_of = self.images.bytes_of
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> Image.Image:
+        self.opened.append(index)
+        return self.images.open(index)
+
+
+def evaluated(group: DistributedContext, data: Path) -> dict[str, Any]:
+    """A random model on the validation images, of which this process takes its share."""
+    torch.set_default_dtype(torch.float32)
+    seed_from_key(0, "init")
+    model = create("deit_pico_digits")
+    images = Watched(data)
+    reached = run.measure(model, Prepared(images, transform(model)), 0, group)
+    return {
+        "opened": images.opened,
+        "top1": reached.top1,
+        "loss": reached.loss,
+        "num_images": reached.num_images,
+    }
+
+
+JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
+    "float64": losses(torch.float64),
+    "float32": losses(torch.float32),
+    "one worker": losses(torch.float32, workers=1),
+    "three workers": losses(torch.float32, workers=3),
+    "continued": continued,
+    "taught": taught,
+    "untaught": untaught,
+    "not finite": not_finite,
+    "evaluated": evaluated,
+}
+
+
+def main() -> None:
+    """Do the jobs in order, all processes the same."""
+    data, output, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    torch.set_num_threads(1)
+    with init_distributed("cpu") as group:
+        results = {name: JOBS[name](group, data) for name in names}
+        file = output / f"{group.size}-{group.rank}.json"
+        file.write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""A signal is noted, told and left to the run; the second Ctrl-C is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+
+from deit_zoo.training.signals import SIGNALS, GracefulStop, Interrupted, handle_signals
+
+
+def ignored(_: str) -> None:
+    """Hear a sentence and say nothing."""
+
+
+def test_interrupt_terminate_and_slurms_warning_are_heard() -> None:
+    assert set(SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGTERM, "SIGTERM: stopping after this step"),
+        (signal.SIGUSR1, "SIGUSR1: stopping after this step"),
+        (signal.SIGINT, "SIGINT: stopping after this step; Ctrl-C again stops at once"),
+    ],
+)
+def test_a_signal_is_noted_and_told(number: int, sentence: str) -> None:
+    told: list[str] = []
+    with handle_signals(told.append) as stop:
+        assert stop.number == 0
+        os.kill(os.getpid(), number)
+        assert stop.number == number
+    assert told == [sentence]
+
+
+def test_the_second_interrupt_stops_at_once() -> None:
+    with handle_signals(ignored) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+
+
+def test_an_interrupt_after_another_signal_stops_at_once() -> None:
+    stop = GracefulStop(ignored)
+    stop(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+def test_under_a_launcher_a_second_interrupt_comes_as_a_termination(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    stop = GracefulStop(ignored)
+    stop(signal.SIGINT, None)
+    stop(signal.SIGINT, None)  # the terminal's, passed on by the launcher as well
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGTERM, None)
+
+
+def test_what_all_have_heard_is_told_once() -> None:
+    told: list[str] = []
+    stop = GracefulStop(told.append)
+    stop(signal.SIGTERM, None)
+    stop(signal.SIGTERM, None)
+    assert told == ["SIGTERM: stopping after this step"]
+
+
+def test_slurms_warning_may_come_before_the_end_itself() -> None:
+    # At the limit Slurm sends SIGTERM after SIGUSR1: it is no second interrupt.
+    with handle_signals(ignored) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGUSR1
+
+
+def test_what_was_done_with_signals_before_is_done_again_afterwards() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with contextlib.suppress(Interrupted), handle_signals(ignored) as stop:
+        assert [signal.getsignal(number) for number in SIGNALS] == [stop] * len(SIGNALS)
+        raise Interrupted(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_outside_the_main_thread_nothing_is_heard_and_nothing_fails() -> None:
+    found: list[int] = []
+
+    def run() -> None:
+        with handle_signals(ignored) as stop:
+            found.append(stop.number)
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [0]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_stop_says_which_signal_it_was() -> None:
+    assert str(Interrupted(signal.SIGUSR1)) == "stopped by SIGUSR1"

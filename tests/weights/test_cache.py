@@ -1,0 +1,176 @@
+"""The zoo's own cache: a file is hashed once and remembered, and nothing depends on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deit_zoo import files
+from deit_zoo.errors import IntegrityError, ZooError
+from deit_zoo.weights import cache
+from support.machine import sha256
+
+RIGHT, WRONG = b"the right bytes", b"the wrong bytes"
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DEIT_ZOO_CACHE", str(tmp_path / "zoo"))
+    return tmp_path / "zoo"
+
+
+@pytest.fixture
+def file(zoo: Path, tmp_path: Path) -> Path:
+    (tmp_path / "model.safetensors").write_bytes(RIGHT)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose bytes were read, one entry for each time."""
+    read: list[Path] = []
+    digest = files.digest
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(files, "digest", noted)
+    return read
+
+
+def swap_bytes(file: Path) -> None:
+    """Other bytes behind the same path, size, modification time and inode."""
+    before = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(WRONG)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_is_hashed_at_its_first_use_only(file: Path, hashed: list[Path]) -> None:
+    for _ in range(3):
+        cache.check(file, sha256(RIGHT))
+    assert hashed == [file]
+
+
+@pytest.mark.parametrize(("policy", "times"), [("once", 1), ("always", 3), ("never", 0)])
+def test_the_policy_says_how_often(
+    policy: str, times: int, file: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", policy)
+    for _ in range(3):
+        cache.check(file, sha256(RIGHT))
+    assert len(hashed) == times
+
+
+def test_another_policy_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", "sometimes")
+    with pytest.raises(ZooError) as caught:
+        cache.check(file, sha256(RIGHT))
+    assert str(caught.value) == "DEIT_ZOO_VERIFY is 'sometimes'; set it to once, always or never"
+
+
+def test_once_does_not_notice_bytes_that_leave_no_trace_but_always_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.check(file, sha256(RIGHT))
+    swap_bytes(file)
+    cache.check(file, sha256(RIGHT))
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", "always")
+    with pytest.raises(IntegrityError) as caught:
+        cache.check(file, sha256(RIGHT))
+    assert str(caught.value) == (
+        f"{file} has SHA-256 {sha256(WRONG)}, but {sha256(RIGHT)} is expected; remove it and get "
+        "it again"
+    )
+
+
+def touch(file: Path) -> None:
+    os.utime(file, ns=(0, 0))
+
+
+def copy(file: Path) -> None:
+    before = file.stat()
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes())
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+
+
+@pytest.mark.parametrize("change", [touch, copy])
+def test_a_file_of_another_time_or_inode_is_hashed_again(
+    change: Callable[[Path], None], file: Path, hashed: list[Path]
+) -> None:
+    cache.check(file, sha256(RIGHT))
+    change(file)
+    cache.check(file, sha256(RIGHT))
+    cache.check(file, sha256(RIGHT))
+    assert hashed == [file, file]
+
+
+def test_a_remembered_digest_is_no_proof_of_another(file: Path) -> None:
+    cache.check(file, sha256(RIGHT))
+    with pytest.raises(IntegrityError, match=f"{sha256(RIGHT)}, but {sha256(WRONG)} is expected"):
+        cache.check(file, sha256(WRONG))
+
+
+def test_a_file_that_failed_is_not_remembered(file: Path, zoo: Path) -> None:
+    with pytest.raises(IntegrityError):
+        cache.check(file, sha256(WRONG))
+    assert not zoo.exists()
+
+
+def test_a_link_is_remembered_as_the_file_behind_it(
+    file: Path, hashed: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(file)
+    cache.check(tmp_path / "link", sha256(RIGHT))
+    cache.check(file, sha256(RIGHT))
+    assert hashed == [tmp_path / "link"]
+
+
+def test_where_nothing_can_be_remembered_each_use_hashes(
+    file: Path, zoo: Path, hashed: list[Path]
+) -> None:
+    zoo.write_text("a file where the folder should be")
+    cache.check(file, sha256(RIGHT))
+    cache.check(file, sha256(RIGHT))
+    assert hashed == [file, file]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"size": 15}', "null"])
+def test_a_broken_record_is_no_record(
+    content: str, file: Path, zoo: Path, hashed: list[Path]
+) -> None:
+    cache.check(file, sha256(RIGHT))
+    (record,) = (zoo / "verified").iterdir()
+    record.write_text(content)
+    cache.check(file, sha256(RIGHT))
+    assert hashed == [file, file]
+
+
+def test_a_wanted_digest_is_checked_at_no_cost_the_second_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.check(file, sha256(RIGHT))
+
+    def opened(*arguments: object) -> str:
+        raise AssertionError("the file was opened")
+
+    monkeypatch.setattr(files, "digest", opened)
+    monkeypatch.setattr(cache, "write_whole", opened)
+    cache.check(file, sha256(RIGHT))
+
+
+def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEIT_ZOO_CACHE", "/one")
+    assert cache.folder() == Path("/one")
+    monkeypatch.delenv("DEIT_ZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert cache.folder() == Path("/two/deit_zoo")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert cache.folder() == Path("/home/ada/.cache/deit_zoo")
