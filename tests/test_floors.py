@@ -33,8 +33,6 @@ LEFT_CIRCLES = {
     "runs.receipt",
     "training.data",
     "training.throughput",
-    "data.folder",
-    "data.hub",
     "training.elastic",
     "training.launch",
     "training.trainer",

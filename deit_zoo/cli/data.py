@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +18,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import talk
 
 if TYPE_CHECKING:
-    from deit_zoo.data.folder import Survey
+    from deit_zoo.data.survey import Survey
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of images.")
 
@@ -46,7 +45,8 @@ def check_(
 
     Exit 0: training can begin; 1: a file is bad, or the classes do not fit.
     """
-    from deit_zoo.data.folder import scan
+    from deit_zoo.data.image_set import open_unchecked
+    from deit_zoo.data.survey import bad_images, scan
 
     bad: list[tuple[str, str]] = []
     # A file's name may be any bytes; it is printed as it is.
@@ -58,7 +58,9 @@ def check_(
         for label, line in found.lines():
             talk.print(f"[bold]{escape(label):<10}[/]  {escape(line)}")
         with _bar("images") as decoded:
-            for name, reason in _bad(found, workers or os.cpu_count() or 1, decoded):
+            both = (open_unchecked(data, "train"), open_unchecked(data, "val"))
+            threads = workers or os.cpu_count() or 1
+            for name, reason in bad_images(*both, workers=threads, progress=decoded):
                 bad.append((name, reason))
                 if not as_json:
                     sys.stdout.write(f"{name}\t{reason}\n")
@@ -74,23 +76,6 @@ def check_(
     talk.print(f"{images} read, {len(bad):,} bad")
     if bad or found.problem:
         raise typer.Exit(1)
-
-
-def _bad(
-    found: Survey, workers: int, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, str]]:
-    """The bad images of both splits."""
-    from deit_zoo.data.folder import bad_images, open_unchecked
-
-    total, before = found.train.images + found.val.images, 0
-    for images in (open_unchecked(found.data, "train"), open_unchecked(found.data, "val")):
-        told = partial(_advance, progress, before, total)
-        yield from bad_images(images, workers=workers, progress=told)
-        before += len(images)
-
-
-def _advance(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    progress(before + done, total)
 
 
 def _print_json(found: Survey, bad: list[tuple[str, str]]) -> None:

@@ -60,10 +60,10 @@ def reproduce_(
     num_images = None
     if dry_run or slurm is not None:
         if data is not None:
-            from deit_zoo.data.folder import survey
+            from deit_zoo.data.survey import validate
 
             with Bar("files") as bar:
-                num_images = survey(data, bar).train.images
+                num_images = validate(data, bar).train.images
         plan = make_plan(
             name,
             gpus=gpus,

@@ -11,49 +11,53 @@ from array import array
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from deit_zoo.data.folder import HFDS, SplitName
 from deit_zoo.errors import DataError, MissingExtraError
 from deit_zoo.labels import labels
 
 if TYPE_CHECKING:
     from PIL import Image
 
+HFDS = "hfds:"
+SplitName = Literal["train", "val"]
 # What a split may be called in a data set of the Hub; the first that there is.
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "test")}
 # Images whose bytes tell a split from another.
 SAMPLES = 64
 
 
+def is_hfds(data: str | Path) -> bool:
+    """Whether a data set is one of the Hub."""
+    return str(data).startswith(HFDS)
+
+
 class HubSet:
     """One split of a data set of the Hub, read as a folder of the same files would be."""
 
     def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
-        found, self.split = _hub_split(data, split)
+        rows, self.split = _load_split(data, split)
         import datasets
 
         self.data = data
-        kinds = {"image": datasets.Image, "label": datasets.ClassLabel}
-        columns = {kind: _column(found, kind, feature, data) for kind, feature in kinds.items()}
-        self._column = columns["image"]
-        label = columns["label"]
-        own = list(found.features[label].names)
+        self._column = _column_of_type(rows, "image", datasets.Image, data)
+        label = _column_of_type(rows, "label", datasets.ClassLabel, data)
+        own = list(rows.features[label].names)
         order, self.note = _class_order(data, own, classes)
         self.classes = list(classes) or own
-        numbers = found.with_format(None)[label][:]
-        unknown = sum(number is None or not 0 <= number < len(own) for number in numbers)
-        if unknown:
+        numbers = rows.with_format(None)[label][:]
+        unlabelled = sum(number is None or not 0 <= number < len(own) for number in numbers)
+        if unlabelled:
             raise DataError(
-                f"{unknown:,} of the {len(numbers):,} images of {data}[{self.split}] have no "
+                f"{unlabelled:,} of the {len(numbers):,} images of {data}[{self.split}] have no "
                 "label; give a data set whose every image has one"
             )
         self._labels = array("L", (order[number] for number in numbers))
         # Undecoded: the package would turn images by their EXIF, which upstream does not.
-        self._rows = found.select_columns([self._column]).cast_column(
+        self._rows = rows.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
-        self.bytes = int(found.data.nbytes)
+        self.bytes = int(rows.data.nbytes)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -92,69 +96,68 @@ class HubSet:
 
     def _source(self, index: int) -> Path | bytes:
         """The bytes of an image, or the file that holds them; no bytes where there is no image."""
-        held = self._rows[index][self._column]
-        if held is None:
+        image = self._rows[index][self._column]
+        if image is None:
             return b""
-        return Path(held["path"]) if held["bytes"] is None else held["bytes"]
+        return Path(image["path"]) if image["bytes"] is None else image["bytes"]
 
 
-def _hub_split(data: str, split: SplitName) -> tuple[Any, str]:
+def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     """The rows of a split, and what it is called there."""
     if find_spec("datasets") is None:
         raise MissingExtraError(f"{data} needs datasets; type: pip install 'deit_zoo[hfds]'")
     import datasets
 
     name = data.removeprefix(HFDS)
-    folder = Path(name)
-    saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+    saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     load = datasets.load_from_disk if saved else datasets.load_dataset
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        found = load(name)
+        loaded = load(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{data} cannot be read ({reason}); give hfds: and a data set of the Hub, or the "
             "folder of a saved one"
         ) from error
-    splits = list(found) if isinstance(found, datasets.DatasetDict) else []
-    for known in SPLITS[split]:
-        if known in splits:
-            return found[known], known
+    splits = list(loaded) if isinstance(loaded, datasets.DatasetDict) else []
+    for spelling in SPLITS[split]:
+        if spelling in splits:
+            return loaded[spelling], spelling
     raise DataError(
         f"{data} has no split {' or '.join(SPLITS[split])} (it has {', '.join(splits) or 'none'}); "
         "give a data set with one to train on and one to validate with"
     )
 
 
-def _column(rows: Any, kind: str, feature: Any, data: str) -> str:
+def _column_of_type(rows: Any, kind: str, feature: Any, data: str) -> str:
     """The one column of a feature."""
-    fitting = [name for name, held in rows.features.items() if isinstance(held, feature)]
-    if len(fitting) == 1:
-        return fitting[0]
-    among = ", ".join(fitting or rows.features)
+    columns = [name for name, own in rows.features.items() if isinstance(own, feature)]
+    if len(columns) == 1:
+        return columns[0]
+    among = ", ".join(columns or rows.features)
     raise DataError(
-        f"{data} has {len(fitting) or 'no'} {kind} columns among {among}; it must have one of type "
+        f"{data} has {len(columns) or 'no'} {kind} columns among {among}; it must have one of type "
         "Image and one of type ClassLabel: keep or cast columns with the package datasets"
     )
 
 
-def _class_order(data: str, own: list[str], wanted: Sequence[str]) -> tuple[list[int], str]:
-    """The wanted number of each own class: by name where the names are the same, else by place."""
+def _class_order(data: str, own: list[str], model: Sequence[str]) -> tuple[list[int], str]:
+    """The model's number of each class: by name where the names are the same, else by order."""
     numbers = list(range(len(own)))
-    if not wanted:
+    if not model:
         return numbers, ""
-    if sorted(own) == sorted(wanted):
-        return [list(wanted).index(name) for name in own], ""
-    if len(own) != len(wanted):
+    if sorted(own) == sorted(model):
+        return [list(model).index(name) for name in own], ""
+    if len(own) != len(model):
         raise DataError(
-            f"{data} has {len(own):,} classes and the model {len(wanted):,}; give a data set of "
-            f"the model's classes, from {wanted[0]!r} to {wanted[-1]!r}"
+            f"{data} has {len(own):,} classes and the model {len(model):,}; give a data set of "
+            f"the model's classes, from {model[0]!r} to {model[-1]!r}"
         )
     # The Hub's ImageNet names its classes in words, not by their folders.
-    known = {label.folder: label.name for label in labels("imagenet1k")}
-    words = [known.get(name, name) for name in wanted]
+    word_of = {label.folder: label.name for label in labels("imagenet1k")}
+    words = [word_of.get(folder, folder) for folder in model]
     same = [name == word for name, word in zip(own, words, strict=True)]
     moved = [name for name, here in zip(own, same, strict=True) if not here and name in words]
     if moved:

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from deit_zoo.data.folder import FolderSet, ImageSet, is_hfds, open_set
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.hub import is_hfds
+from deit_zoo.data.image_set import ImageSet, open_set
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import ZooError
 from deit_zoo.models.layers import ZooModel

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.folder import FolderSet, ImageSet, class_folders, is_hfds
+from deit_zoo.data.folder import FolderSet, class_folders
+from deit_zoo.data.hub import is_hfds
+from deit_zoo.data.image_set import ImageSet
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_folder, validation_set
 from deit_zoo.labels import labels

@@ -118,7 +118,7 @@ def write_receipt(
 
 def fingerprint(data: Path) -> dict[str, Any]:
     """Files, bytes and a digest of the listing (paths and sizes) of train/ and val/."""
-    from deit_zoo.data.folder import scan
+    from deit_zoo.data.survey import scan
 
     return scan(data).fingerprint()
 

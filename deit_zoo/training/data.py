@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deit_zoo.data.folder import ImageSet
+from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation.accuracy import (

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.data.split import HFDS, parted, shares
+from deit_zoo.data.hub import is_hfds
+from deit_zoo.data.split import link_split, train_val_split
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import MODEL_FILE, PLAN_FILE
 from deit_zoo.labels import labels
@@ -24,7 +25,7 @@ from deit_zoo.registry import ModelSpec, normalize, resolve, spellings
 from deit_zoo.training import launch
 
 if TYPE_CHECKING:
-    from deit_zoo.data.folder import Survey
+    from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.launch import Job
 
@@ -68,7 +69,7 @@ def finetune(
     )
     if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
         launch.check_output(output, plan.recipe, resume)
-    place = parted(data, output / launch.DATA_FOLDER, val_share)
+    place = link_split(data, output / launch.DATA_FOLDER, val_share)
 
     def fit(unfitted: Plan, found: Survey) -> Plan:
         classes = list(found.train.classes)
@@ -185,7 +186,7 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
         spec, knows = spellings().get(normalize(str(held.get("name")))), held.get("labels") or []
     if spec is None or not knows or sorted(knows) == sorted(classes):
         return
-    if str(data).startswith(HFDS) and len(knows) == len(classes):  # named there in other words
+    if is_hfds(data) and len(knows) == len(classes):  # named there in other words
         return
     taught = Path("runs") / f"{spec.name}_teacher"
     raise RecipeError(
@@ -209,13 +210,13 @@ def planned(
     progress: Callable[[int], None] = lambda files: None,
 ) -> tuple[Plan, str]:
     """A plan fitted to data of which nothing is parted or written, and what was changed."""
-    from deit_zoo.data.folder import survey
+    from deit_zoo.data.survey import validate
 
     if val_share is None:
-        found = survey(parted(data), progress).train
+        found = validate(link_split(data), progress).train
         images, classes = found.images, list(found.classes)
     else:
-        paths = shares(Path(data), val_share)["train"]
+        paths = train_val_split(Path(data), val_share)["train"]
         images, classes = len(paths), sorted({path.split("/")[0] for path in paths})
     check_teacher(plan.recipe, classes, data)
     return fitted(plan, images, mine)

@@ -28,7 +28,7 @@ from deit_zoo.recipes.stages import beginning, is_first_stage
 from deit_zoo.registry import MODELS, resolve
 
 if TYPE_CHECKING:
-    from deit_zoo.data.folder import Survey
+    from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
 
 DATA_FOLDER = "data"
@@ -218,7 +218,8 @@ def surveyed(
     progress: Callable[[int], None],
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
-    from deit_zoo.data.folder import is_hfds, survey
+    from deit_zoo.data.hub import is_hfds
+    from deit_zoo.data.survey import validate
 
     recipe = plan.recipe
     if data is None and recipe.data != "digits":
@@ -232,7 +233,7 @@ def surveyed(
             "every node sees it, and then --data DIR"
         )
     where = str(data) if data is not None else str(written_digits(output))
-    found = survey(where, progress)
+    found = validate(where, progress)
     if not is_hfds(where):
         where = str(Path(where).resolve())
     return Job(plan=fit(plan, found), data=where, fingerprint=found.fingerprint())
@@ -256,7 +257,7 @@ def check_same_data(output: Path, job: Job) -> None:
 
 def check_classes(recipe: Recipe, where: str, found: list[str]) -> None:
     """Raises DataError where a folder's classes are not those that the recipe is for."""
-    from deit_zoo.data.folder import is_hfds
+    from deit_zoo.data.hub import is_hfds
 
     wanted = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
     if found != wanted and not is_hfds(where):

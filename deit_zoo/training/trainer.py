@@ -18,7 +18,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from deit_zoo.data.folder import open_set
+from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext, init_distributed, lost_another
 from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import IN_PROCESS, Prepared, accuracy

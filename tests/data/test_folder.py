@@ -17,7 +17,9 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.data import hub as hfds
 from deit_zoo.data.digits import digits
-from deit_zoo.data.folder import FolderSet, bad_images, open_set, open_unchecked, scan, survey
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data.survey import bad_images, scan, validate
 from deit_zoo.errors import DataError, MissingExtraError
 from deit_zoo.labels import labels
 
@@ -99,7 +101,7 @@ def test_a_class_folder_may_be_a_link(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "red").rename(tmp_path / "elsewhere")
     (folder / "train" / "red").symlink_to(tmp_path / "elsewhere")
     assert len(open_set(folder, "train")) == 3
-    assert survey(folder).train.classes == {"blue": 1, "red": 2}
+    assert validate(folder).train.classes == {"blue": 1, "red": 2}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text here")
@@ -120,7 +122,7 @@ def test_a_set_travels_to_another_process(folder: Path) -> None:
 
 
 def test_a_survey_counts_classes_images_and_other_files(folder: Path) -> None:
-    found = survey(folder)
+    found = validate(folder)
     assert (found.train.classes, found.train.images) == ({"blue": 1, "red": 2}, 3)
     assert (found.val.classes, found.val.images) == ({"blue": 1, "red": 1}, 2)
     assert (found.train.others, found.val.others) == (1, 0)
@@ -150,7 +152,7 @@ def test_a_survey_tells_bytes_and_a_digest_of_the_listing(tmp_path: Path) -> Non
 
 def test_a_survey_says_how_far_it_is(folder: Path) -> None:
     told: list[int] = []
-    survey(folder, told.append)
+    validate(folder, told.append)
     # Entries of train/, then of val/, in alphabetical order: 1 + 1 + 2 files, then 1 + 1.
     assert told == [1, 2, 4, 5, 6]
 
@@ -158,13 +160,13 @@ def test_a_survey_says_how_far_it_is(folder: Path) -> None:
 def test_a_link_to_nothing_is_an_image_but_no_file(folder: Path) -> None:
     (folder / "val" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
     assert len(open_set(folder, "val")) == 3
-    assert survey(folder).val.identity["files"] == 2
+    assert validate(folder).val.identity["files"] == 2
 
 
 def test_classes_that_differ_are_named(folder: Path) -> None:
     write(folder, {"train/cat/1.png": b"", "train/dog/1.png": b""})
     (folder / "val" / "red").rename(folder / "val" / "rot")
-    assert refused(lambda: survey(folder)) == (
+    assert refused(lambda: validate(folder)) == (
         f"the classes of {folder} differ: 3 in train/ only (such as 'cat') and 1 in val/ only "
         "(such as 'rot'); give train and val the same classes"
     )
@@ -173,7 +175,7 @@ def test_classes_that_differ_are_named(folder: Path) -> None:
 def test_a_class_without_images_is_named(folder: Path) -> None:
     (folder / "val" / "red" / "4.png").unlink()
     write(folder, {"val/red/4.txt": b""})
-    assert refused(lambda: survey(folder)) == (
+    assert refused(lambda: validate(folder)) == (
         f"1 of the 2 class folders of {folder}/val hold no image (such as 'red'); give a folder "
         "with images of every class"
     )
@@ -181,7 +183,7 @@ def test_a_class_without_images_is_named(folder: Path) -> None:
 
 def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
-    assert refused(lambda: survey(tmp_path)).startswith(
+    assert refused(lambda: validate(tmp_path)).startswith(
         f"{tmp_path} holds no image in train/; give image files (.bmp, .gif, .jpeg, "
     )
 
@@ -189,7 +191,7 @@ def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_a_folder_without_both_splits_is_refused(folder: Path, missing: str) -> None:
     (folder / missing).rename(folder / "other")
-    assert refused(lambda: survey(folder)) == (
+    assert refused(lambda: validate(folder)) == (
         f"{folder} has no folder {missing}/; it must hold train/ and val/, each with one folder of "
         "images per class"
     )
@@ -213,8 +215,8 @@ def test_bad_images_are_named_with_a_reason_in_the_order_of_the_images(tmp_path:
     write(tmp_path / "val", files)
     (tmp_path / "val" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     images = open_unchecked(tmp_path, "val")
-    told: list[int] = []
-    found = list(bad_images(images, workers=2, progress=told.append))
+    told: list[tuple[int, int]] = []
+    found = list(bad_images(images, workers=2, progress=lambda *counts: told.append(counts)))
     assert [(Path(name).name, reason) for name, reason in found] == [
         ("bomb.png", "decompression bomb"),
         ("empty.jpg", "zero bytes"),
@@ -222,7 +224,7 @@ def test_bad_images_are_named_with_a_reason_in_the_order_of_the_images(tmp_path:
         ("half.jpg", "truncated"),
         ("text.png", "not an image"),
     ]
-    assert told == [6]
+    assert told == [(6, 6)]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_a_data_set_of_the_hub_is_read_by_the_types_of_its_columns(hub: str) -> 
 
 
 def test_a_survey_of_a_data_set_of_the_hub_says_which_split_validates(hub: str) -> None:
-    found = survey(hub)
+    found = validate(hub)
     assert found.lines() == [
         ("train", "3 images in 2 classes (1 to 2 each)"),
         ("validation", "2 images in 2 classes (1 each)"),
@@ -332,7 +334,7 @@ def test_a_fingerprint_does_not_depend_on_the_place_but_on_the_images(tmp_path: 
     smaller = [(photo("blue", (3, 2)), 0), *TRAIN[1:]]
     relabelled = [*TRAIN[:2], (photo("red"), 0)]
     found = [
-        survey(saved(tmp_path / str(number), {"train": rows, "test": VAL})).fingerprint()["train"]
+        validate(saved(tmp_path / str(number), {"train": rows, "test": VAL})).fingerprint()["train"]
         for number, rows in enumerate((TRAIN, TRAIN, smaller, relabelled))
     ]
     assert found[0] == found[1]
@@ -437,7 +439,7 @@ def test_another_number_of_classes_is_refused(hub: str) -> None:
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
     data = saved(tmp_path / "hub", {"train": TRAIN})
-    assert refused(lambda: survey(data)) == (
+    assert refused(lambda: validate(data)) == (
         f"{data} has no split validation or val or test (it has train); give a data set with one "
         "to train on and one to validate with"
     )
@@ -448,7 +450,7 @@ def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a"]}, features=features)
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
     data = f"hfds:{tmp_path / 'texts'}"
-    assert refused(lambda: survey(data)) == (
+    assert refused(lambda: validate(data)) == (
         f"{data} has no image columns among text; it must have one of type Image and one of type "
         "ClassLabel: keep or cast columns with the package datasets"
     )
@@ -460,14 +462,14 @@ def test_two_label_columns_are_refused_by_name(tmp_path: Path) -> None:
     held = {"image": [{"bytes": photo("red"), "path": None}], "fine": [0], "coarse": [0]}
     rows = datasets.Dataset.from_dict(held, features=features)
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
-    told = refused(lambda: survey(f"hfds:{tmp_path / 'two'}"))
+    told = refused(lambda: validate(f"hfds:{tmp_path / 'two'}"))
     assert "has 2 label columns among fine, coarse; it must have one" in told
 
 
 @pytest.mark.parametrize("label", [None, -1])
 def test_images_without_labels_are_refused(tmp_path: Path, label: int | None) -> None:
     data = saved(tmp_path / "hub", {"train": TRAIN, "test": [*VAL, (photo("red"), label)]})
-    assert refused(lambda: survey(data)) == (
+    assert refused(lambda: validate(data)) == (
         f"1 of the 3 images of {data}[test] have no label; give a data set whose every image has "
         "one"
     )
@@ -475,13 +477,13 @@ def test_images_without_labels_are_refused(tmp_path: Path, label: int | None) ->
 
 def test_classes_of_the_hub_without_images_are_refused(tmp_path: Path) -> None:
     data = saved(tmp_path / "hub", {"train": TRAIN, "test": VAL[:1]})
-    assert refused(lambda: survey(data)).startswith(
+    assert refused(lambda: validate(data)).startswith(
         f"1 of the 2 class folders of {data}/test hold no image (such as 'blue')"
     )
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence() -> None:
-    told = refused(lambda: survey("hfds:nobody/nothing"))
+    told = refused(lambda: validate("hfds:nobody/nothing"))
     assert told.startswith("hfds:nobody/nothing cannot be read (")
     assert told.endswith("); give hfds: and a data set of the Hub, or the folder of a saved one")
 
@@ -491,7 +493,7 @@ def test_without_the_extra_the_command_that_installs_it_is_said(
 ) -> None:
     monkeypatch.setattr(hfds, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
-        survey(hub)
+        validate(hub)
     assert str(caught.value) == f"{hub} needs datasets; type: pip install 'deit_zoo[hfds]'"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.data.split import parted, shares
+from deit_zoo.data.split import link_split, train_val_split
 from deit_zoo.errors import DataError
 
 # Of 10 and 4 paths a fifth, rounded, that comes first by its SHA-256 (sha256sum of `cat/3.jpg`:
@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 def refused(*arguments: object) -> str:
     """The sentence with which a folder is refused."""
     with pytest.raises(DataError) as caught:
-        parted(*arguments)  # type: ignore[arg-type]
+        link_split(*arguments)  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -41,8 +41,8 @@ def listed(folder: Path) -> list[str]:
 
 
 def test_a_fifth_of_each_class_is_kept_apart(photos: Path, tmp_path: Path) -> None:
-    place = tmp_path / "parted"
-    assert parted(photos, place, 0.2) == place
+    place = tmp_path / "split"
+    assert link_split(photos, place, 0.2) == place
     assert listed(place / "val") == VAL
     assert len(listed(place / "train")) == 11
     images = set(listed(photos)) - {"dog/notes.txt"}
@@ -50,8 +50,8 @@ def test_a_fifth_of_each_class_is_kept_apart(photos: Path, tmp_path: Path) -> No
 
 
 def test_the_images_are_links_and_stay_where_they_are(photos: Path, tmp_path: Path) -> None:
-    parted(photos, tmp_path / "parted", 0.5)
-    links = list((tmp_path / "parted").rglob("*.*"))
+    link_split(photos, tmp_path / "split", 0.5)
+    links = list((tmp_path / "split").rglob("*.*"))
     assert [link for link in links if not link.is_symlink()] == []
     assert {link.read_bytes() for link in links} == {
         path.read_bytes() for path in photos.rglob("*.*") if path.suffix != ".txt"
@@ -64,15 +64,15 @@ def test_what_is_kept_apart_does_not_depend_on_where_the_folder_lies(
 ) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     moved = photos.rename(tmp_path / "deep" / "er" / "pictures")
-    assert sorted(shares(moved, 0.2)["val"]) == VAL
+    assert sorted(train_val_split(moved, 0.2)["val"]) == VAL
 
 
 def test_a_folder_that_was_parted_before_is_left_as_it_is(photos: Path, tmp_path: Path) -> None:
-    place = tmp_path / "parted"
-    parted(photos, place, 0.2)
+    place = tmp_path / "split"
+    link_split(photos, place, 0.2)
     before = listed(place)
     (photos / "cat" / "new.jpg").write_bytes(b"new")
-    parted(photos, place, 0.2)
+    link_split(photos, place, 0.2)
     assert listed(place) == before
 
 
@@ -80,7 +80,7 @@ def test_of_two_images_one_is_kept_apart_whatever_the_share(photos: Path) -> Non
     for number in (2, 3):
         (photos / "dog" / f"{number}.jpg").unlink()
     for share in (0.01, 0.99):
-        found = shares(photos, share)
+        found = train_val_split(photos, share)
         assert [sum(path.startswith("dog") for path in part) for part in found.values()] == [1, 1]
 
 
@@ -88,13 +88,13 @@ def test_a_training_folder_without_its_validation_can_be_parted(photos: Path) ->
     (photos / "train").mkdir()
     for name in ("cat", "dog"):
         (photos / name).rename(photos / "train" / name)
-    assert sorted(shares(photos, 0.2)["val"]) == VAL
+    assert sorted(train_val_split(photos, 0.2)["val"]) == VAL
 
 
 def test_what_is_parted_already_is_used_as_it_is(photos: Path) -> None:
     (photos / "val").mkdir()
-    assert parted(photos) == photos
-    assert parted("hfds:beans") == "hfds:beans"
+    assert link_split(photos) == photos
+    assert link_split("hfds:beans") == "hfds:beans"
 
 
 def test_a_folder_of_class_folders_is_refused_with_what_to_type(photos: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_folder_of_class_folders_is_refused_with_what_to_type(photos: Path) ->
 
 def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path, tmp_path: Path) -> None:
     (photos / "val").mkdir()
-    assert refused(photos, tmp_path / "parted", 0.2) == (
+    assert refused(photos, tmp_path / "split", 0.2) == (
         f"--val-share parts a folder of class folders, and {photos} is none; leave it out"
     )
 
@@ -114,14 +114,14 @@ def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path, tmp_p
 def test_a_class_of_one_image_cannot_be_parted(photos: Path, tmp_path: Path) -> None:
     (photos / "fox").mkdir()
     (photos / "fox" / "0.jpg").write_bytes(b"fox")
-    assert refused(photos, tmp_path / "parted", 0.2) == (
+    assert refused(photos, tmp_path / "split", 0.2) == (
         f"{photos / 'fox'} holds 1 image; to keep some apart there must be 2 or more in each class"
     )
-    assert not (tmp_path / "parted").exists()
+    assert not (tmp_path / "split").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
 def test_a_share_must_be_a_share(photos: Path, tmp_path: Path, share: float) -> None:
-    assert refused(photos, tmp_path / "parted", share) == (
+    assert refused(photos, tmp_path / "split", share) == (
         f"--val-share is {json.dumps(share)}; it must be between 0 and 1, such as 0.2"
     )

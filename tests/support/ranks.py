@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deit_zoo.data.folder import ImageSet, open_set
+from deit_zoo.data.image_set import ImageSet, open_set
 from deit_zoo.distributed import DistributedContext, init_distributed
 from deit_zoo.evaluation.accuracy import Prepared
 from deit_zoo.models.deit import VisionTransformer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_zoo.data.folder import open_set
+from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import throughput as speed

@@ -1,0 +1,224 @@
+"""What lies in a data set before training: images counted by class, and every image decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deit_zoo.data.folder import (
+    IMAGE_SUFFIXES,
+    class_folders,
+    differences,
+    empty_classes,
+    is_image,
+    listing_errors,
+    path_parts,
+    walk,
+)
+from deit_zoo.data.hub import HubSet, SplitName, is_hfds
+from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.prefetch import prefetch
+from deit_zoo.errors import DataError
+
+# Listing a folder is waiting for a disk: threads wait at the same time.
+LISTERS = 16
+# Images that are decoded before their bad ones are reported.
+CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """What lies in one split: the images of each class, and what tells it from another."""
+
+    name: str
+    classes: dict[str, int]
+    others: int
+    bytes: int
+    identity: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        """All images."""
+        return sum(self.classes.values())
+
+    def line(self) -> str:
+        """The split in words."""
+        fewest, most = min(self.classes.values()), max(self.classes.values())
+        each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        line = f"{self.images:,} images in {len(self.classes):,} classes ({each} each)"
+        if self.others:
+            line += f"; {self.others:,} other file{'s are' if self.others > 1 else ' is'} ignored"
+        return line
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What lies in a data set. `problem` is the sentence that makes it useless for training."""
+
+    data: str
+    train: Split
+    val: Split
+    problem: str | None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Both splits, for people."""
+        return [("train", self.train.line()), (self.val.name, self.val.line())]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a receipt says of the data: enough to see that others are not the same."""
+        return {"train": self.train.identity, "val": self.val.identity}
+
+
+def validate(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
+    """What lies in a data set that can be trained on. `progress` gets the files listed so far.
+
+    Raises DataError where train and val have other classes, or a class has no image.
+    """
+    survey = scan(data, progress)
+    if survey.problem:
+        raise DataError(survey.problem)
+    return survey
+
+
+def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
+    """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
+    if is_hfds(data):
+        train, val = _scan_hub(str(data), "train"), _scan_hub(str(data), "val")
+    else:
+        for split in ("train", "val"):
+            if not (Path(data) / split).is_dir():
+                raise DataError(
+                    f"{data} has no folder {split}/; it must hold train/ and val/, each with one "
+                    "folder of images per class"
+                )
+        train = _scan_folder(Path(data) / "train", progress, 0)
+        val = _scan_folder(Path(data) / "val", progress, train.identity["files"])
+    return Survey(data=str(data), train=train, val=val, problem=_problem(str(data), train, val))
+
+
+def bad_images(
+    *image_sets: ImageSet,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[str, str]]:
+    """Decode every image, in threads; the names of those that cannot be read, each with a reason.
+
+    They come in the order of the images. `progress` gets (images done so far, all).
+    """
+    total, done = sum(map(len, image_sets)), 0
+    for images in image_sets:
+        decode, numbers = partial(decode_error, images), range(len(images))
+        with prefetch(numbers, decode, batch_size=CHUNK, threads=workers) as batches:
+            for errors in batches:
+                chunk, numbers = numbers[: len(errors)], numbers[len(errors) :]
+                for index, error in zip(chunk, errors, strict=True):
+                    if error:
+                        yield images.name_of(index), error
+                done += len(errors)
+                progress(done, total)
+
+
+def decode_error(images: ImageSet, index: int) -> str | None:
+    """Why an image cannot be read, in a few words; None where it can."""
+    try:
+        images.open(index)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"unreadable: {cause.strerror.lower()}"
+        return _reason(cause or error) if images.bytes_of(index) else "zero bytes"
+    return None
+
+
+def _problem(data: str, train: Split, val: Split) -> str | None:
+    words = ("in train/ only", f"in {val.name}/ only")
+    if other := differences(train.classes, val.classes, words):
+        return f"the classes of {data} differ: {other}; give train and val the same classes"
+    for split in (train, val):
+        empty = [name for name, images in split.classes.items() if not images]
+        if len(empty) == len(split.classes):
+            return (
+                f"{data} holds no image in {split.name}/; give image files "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        if empty:
+            return empty_classes(f"{data}/{split.name}", empty, len(split.classes))
+    return None
+
+
+def _scan_hub(data: str, split: SplitName) -> Split:
+    images = HubSet(data, split)
+    counts = Counter(images.label_of(index) for index in range(len(images)))
+    return Split(
+        name=images.split,
+        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        others=0,
+        bytes=images.bytes,
+        identity=images.identity(),
+    )
+
+
+def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Split:
+    """One walk over a split, in threads; files and digest are those of a sorted listing."""
+    folders = set(class_folders(root))
+    with listing_errors():
+        entries = sorted(entry.name for entry in os.scandir(root))
+    digest = hashlib.sha256()
+    classes: dict[str, int] = {}
+    files = num_bytes = 0
+    with ThreadPoolExecutor(LISTERS) as pool:
+        listings = pool.map(lambda name: _list_entry(root, name, name in folders), entries)
+        for name, listing in zip(entries, listings, strict=True):
+            digest.update(listing.lines)
+            files, num_bytes = files + listing.files, num_bytes + listing.bytes
+            if name in folders:
+                classes[name] = listing.images
+            progress(before + files)
+    return Split(
+        name=root.name,
+        classes=classes,
+        others=files - sum(classes.values()),
+        bytes=num_bytes,
+        identity={"files": files, "bytes": num_bytes, "listing_sha256": digest.hexdigest()},
+    )
+
+
+class _Listing(NamedTuple):
+    """The files of a class folder, or the one beside the class folders; a line for each."""
+
+    lines: bytes
+    files: int
+    images: int
+    bytes: int
+
+
+def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
+    with listing_errors():
+        if is_class:
+            entries = walk(str(root / name), f"{name}/")
+            sizes = {path: entry.stat().st_size for path, entry in entries if entry.is_file()}
+        else:
+            file = root / name
+            sizes = {name: file.stat().st_size} if file.is_file() else {}
+    paths = sorted(sizes, key=path_parts)
+    lines = b"".join(b"%s %d\n" % (os.fsencode(path), sizes[path]) for path in paths)
+    images = sum(map(is_image, paths)) if is_class else 0
+    return _Listing(lines, len(paths), images, sum(sizes.values()))
+
+
+def _reason(error: BaseException) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, Image.DecompressionBombError):
+        return "decompression bomb"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"
