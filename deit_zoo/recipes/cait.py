@@ -1,5 +1,5 @@
 """CaiT's recipes: DeiT's, with another drop-path rate and 400 epochs; then, above 224 pixels, a
-second stage of which only that of M48 was told (upstream's issue #108).
+second stage, of which only that of M48 was published (upstream's issue #108).
 
 No training command for CaiT was ever published. What stands on a second-hand copy or on nothing is
 in `assumed`. Drop-path is the same in every block, not growing as in DeiT (code).
@@ -82,7 +82,7 @@ M48_224 = replace(
     },
 )
 
-# Issue #108, the one second stage that was told.
+# Issue #108, the one second stage that was published.
 M48_448 = replace(
     M48_224,
     name="cait_m48_448",

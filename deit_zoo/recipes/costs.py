@@ -1,4 +1,4 @@
-"""What a recipe costs in GPU-hours, where that is known: told by somebody, or arithmetic on it.
+"""What a recipe costs in GPU-hours, where that is known: published, or arithmetic on that.
 
 No figure counts a teacher's pass: nobody published one that does.
 """
@@ -30,13 +30,13 @@ class Cost:
 _PAPER = "arXiv:2012.12877, section 6"
 
 
-def _paper(gpu_hours: float, epochs: int, told: str, at_most: bool = False) -> Cost:
+def _paper(gpu_hours: float, epochs: int, duration: str, at_most: bool = False) -> Cost:
     return Cost(
         gpu_hours=gpu_hours,
         hardware="V100",
         epochs=epochs,
         origin="published",
-        source=f"{told}, {_PAPER}",
+        source=f"{duration}, {_PAPER}",
         at_most=at_most,
     )
 
@@ -109,13 +109,13 @@ def estimate(recipe: Recipe, gpus: int, share: float = 1.0) -> list[str]:
     `share` is the part of the recipe's data that there is. A changed number of epochs or images
     scales the figure; another model, image size or data leaves none.
     """
-    known = RECIPES.get(recipe.name)
-    if known is None or any(
-        getattr(recipe, key) != getattr(known, key) for key in ("model", "img_size", "data")
+    shipped = RECIPES.get(recipe.name)
+    if shipped is None or any(
+        getattr(recipe, key) != getattr(shipped, key) for key in ("model", "img_size", "data")
     ):
         return [UNKNOWN]
     if recipe.data == "digits":
-        seconds = _shipped_seconds(recipe.name) * recipe.epochs / known.epochs * share
+        seconds = _shipped_seconds(recipe.name) * recipe.epochs / shipped.epochs * share
         return [f"{seconds:.0f} s on the machine that made the shipped weights (from their log)"]
     costs = COSTS.get(recipe.name, ())
     return [_sentence(cost, recipe, gpus, share) for cost in costs] or [UNKNOWN]
@@ -124,12 +124,12 @@ def estimate(recipe: Recipe, gpus: int, share: float = 1.0) -> list[str]:
 def _sentence(cost: Cost, recipe: Recipe, gpus: int, share: float) -> str:
     scale = recipe.epochs / cost.epochs * share
     hours = cost.gpu_hours * scale
-    told = f"{'at most ' if cost.at_most else ''}{_number(hours)} GPU-hours of {cost.hardware}"
+    line = f"{'at most ' if cost.at_most else ''}{_number(hours)} GPU-hours of {cost.hardware}"
     if gpus:
-        told += f", {_number(hours / gpus)} h on {gpus}"
+        line += f", {_number(hours / gpus)} h on {gpus}"
     if recipe.teacher:
-        told += ", the teacher's pass not counted"
-    return f"{told} ({'derived' if scale != 1.0 else cost.origin}: {cost.source})"
+        line += ", the teacher's pass not counted"
+    return f"{line} ({'derived' if scale != 1.0 else cost.origin}: {cost.source})"
 
 
 def _number(value: float) -> str:

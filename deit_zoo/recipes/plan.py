@@ -1,18 +1,30 @@
-"""From a recipe and a machine to what will happen: pure arithmetic, no torch."""
+"""From a recipe and a machine to what will happen, and where a second stage begins: no torch."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
+from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
-from deit_zoo.recipes.recipe import Recipe, differences, from_dict, read_change, shown
-from deit_zoo.registry import MODELS
+from deit_zoo.recipes.recipe import (
+    Recipe,
+    check_fields,
+    count,
+    differences,
+    from_dict,
+    read_change,
+    shown,
+    type_hints,
+)
+from deit_zoo.registry import MODELS, normalize, spellings
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 DIGITS_TRAIN = 1437
@@ -21,13 +33,7 @@ PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
 EPOCH_UNIT = 256
 # What `--set` may change of the machine; none of it marks a run as modified.
-SETTINGS = {
-    "precision": "str",
-    "compile": "bool | None",
-    "deterministic": "bool",
-    "state_minutes": "float",
-}
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+SETTINGS = ("precision", "compile", "deterministic", "state_minutes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +51,13 @@ class Plan:
     nodes: int = 1
     workers: int
     num_images: int
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     deterministic: bool = False
     state_minutes: float = 15.0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise RecipeError(
-                f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
-            )
+        check_fields(self)
         if self.precision == "fp16" and self.device == "cpu":
             raise RecipeError("precision is 'fp16' on the CPU; type --set precision=bf16 or fp32")
         if self.recipe.replicas % self.processes:
@@ -144,32 +147,32 @@ class Plan:
             *_rate_by_the_rule(recipe),
             ("distillation", _distillation(recipe)),
             *_unusual(recipe),
-            *(("time", told) for told in self._times()),
+            *(("time", sentence) for sentence in self._times()),
         ]
 
     def _length(self) -> str:
-        steps = "1 step" if self.steps_per_epoch == 1 else f"{self.steps_per_epoch} steps"
-        told = f"{self.recipe.epochs} epochs of {steps}, {self.unique_images:,} different images"
-        if self.recipe.repeated_aug > 1:
-            told += f", each shown {self.recipe.repeated_aug} times"
+        recipe = self.recipe
+        length = f"{recipe.epochs} epochs of {count(self.steps_per_epoch, 'step')}"
+        length += f", {self.unique_images:,} different images"
+        if recipe.repeated_aug > 1:
+            length += f", each shown {recipe.repeated_aug} times"
         if self.num_images < EPOCH_UNIT:
-            told += f"; fewer than {EPOCH_UNIT} images, so an epoch is of all of them"
-        return told
+            length += f"; fewer than {EPOCH_UNIT} images, so an epoch is of all of them"
+        return length
 
     def _batch(self) -> str:
         share = self.replicas_per_process
-        replicas = "1 replica" if self.recipe.replicas == 1 else f"{self.recipe.replicas} replicas"
-        told = f"{self.recipe.batch_size} = {replicas} x {self.replica_batch}"
+        replicas = count(self.recipe.replicas, "replica")
+        batch = f"{self.recipe.batch_size} = {replicas} x {self.replica_batch}"
         if share == 1:
-            return f"{told}, one to a process"
-        return f"{told}; a process takes {share} in turn, {share * self.replica_batch} images"
+            return f"{batch}, one to a process"
+        return f"{batch}; a process takes {share} in turn, {share * self.replica_batch} images"
 
     def _machine(self) -> str:
-        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         each = " each" if self.processes > 1 else ""
-        return f"{processes}{nodes} on {self.device}, {workers}{each}"
+        workers = count(self.workers, "worker")
+        return f"{count(self.processes, 'process')}{nodes} on {self.device}, {workers}{each}"
 
     def _precision(self) -> str:
         on_gpu = self.device != "cpu"
@@ -190,95 +193,90 @@ class Plan:
 
 def _modified(recipe: Recipe, modified: bool) -> str:
     """The fields that are not the recipe's, with the recipe's values."""
-    known = RECIPES.get(recipe.name)
-    found = differences(recipe, known) if known else []
-    if not found:
+    shipped = RECIPES.get(recipe.name)
+    changes = differences(recipe, shipped) if shipped else []
+    if not changes:
         return " (modified)" if modified else ""
-    told = ", ".join(f"{name} {shown(own)}, recipe {shown(its)}" for name, own, its in found)
-    return f" (modified: {told})"
+    fields_ = (f"{name} {shown(value)}, recipe {shown(its)}" for name, value, its in changes)
+    return f" (modified: {', '.join(fields_)})"
 
 
 def _assumed(recipe: Recipe) -> list[tuple[str, str]]:
     if not recipe.assumed:
         return []
     why = f"; deit-zoo info {recipe.name} says why" if recipe.name in MODELS else ""
-    told = f"{', '.join(recipe.assumed)} (nobody published them, or second-hand only{why})"
-    return [("partly assumed", told)]
+    names = ", ".join(recipe.assumed)
+    return [("partly assumed", f"{names} (nobody published them, or second-hand only{why})")]
 
 
 def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:
-    if recipe.init_from is None:
-        return []
     source = recipe.init_from
-    told = source
-    if stage := RECIPES.get(source):
-        told += f", {stage.epochs} epochs at {stage.img_size} px"
-        if source in MODELS:
-            told += ": its published weights"
-        else:
-            told += f": train it, then --set init_from=runs/{source}"
-    return [("first stage", told)]
+    if source is None:
+        return []
+    stage = RECIPES.get(source)
+    if stage is None:
+        return [("first stage", source)]
+    weights = f"train it, then --set init_from=runs/{source}"
+    if source in MODELS:
+        weights = "its published weights"
+    length = f"{stage.epochs} epochs at {stage.img_size} px"
+    return [("first stage", f"{source}, {length}: {weights}")]
 
 
 def _rate(recipe: Recipe) -> str:
-    told = f"peak {recipe.lr:.3g} after scaling"
+    rate = f"peak {recipe.lr:.3g} after scaling"
     if recipe.warmup_epochs:
-        epochs = (
-            "1 warm-up epoch"
-            if recipe.warmup_epochs == 1
-            else f"{recipe.warmup_epochs} warm-up epochs"
-        )
-        told += f", {epochs} from {recipe.warmup_lr:.3g}"
+        epochs = count(recipe.warmup_epochs, "warm-up epoch")
+        rate += f", {epochs} from {recipe.warmup_lr:.3g}"
     if recipe.schedule == "step":
-        return f"{told}, x {recipe.decay_rate:g} every {recipe.decay_epochs} epochs"
+        return f"{rate}, x {recipe.decay_rate:g} every {recipe.decay_epochs} epochs"
     if recipe.lr == recipe.min_lr:
-        return f"{told}, then constant"
-    return f"{told}, cosine to {recipe.min_lr:.3g}"
+        return f"{rate}, then constant"
+    return f"{rate}, cosine to {recipe.min_lr:.3g}"
 
 
 def _rate_by_the_rule(recipe: Recipe) -> list[tuple[str, str]]:
     """What the paper's rule gives where the batch was changed and the rate was not."""
-    known = RECIPES.get(recipe.name)
+    shipped = RECIPES.get(recipe.name)
     if (
-        known is None
-        or known.data != "imagenet1k"
-        or known.lr != PAPER_RATE * known.batch_size / 512
-        or recipe.batch_size == known.batch_size
-        or recipe.lr != known.lr
+        shipped is None
+        or shipped.data != "imagenet1k"
+        or shipped.lr != PAPER_RATE * shipped.batch_size / 512
+        or recipe.batch_size == shipped.batch_size
+        or recipe.lr != shipped.lr
     ):
         return []
-    rule = PAPER_RATE * recipe.batch_size / 512
-    told = f"{rule:.10g}"
-    return [("", f"the paper's rule, 5e-4 x batch / 512, gives {told}; type --set lr={told}")]
+    rate = f"{PAPER_RATE * recipe.batch_size / 512:.10g}"
+    return [("", f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}")]
 
 
 def _distillation(recipe: Recipe) -> str:
     if recipe.teacher is None:
         return "none"
-    told = f"{recipe.distillation} from {recipe.teacher}, alpha {recipe.alpha:g}"
+    line = f"{recipe.distillation} from {recipe.teacher}, alpha {recipe.alpha:g}"
     if recipe.distillation == "soft":
         over = {"numel": "batch x classes", "batchmean": "the batch"}[recipe.kl_reduction]
-        told += f", tau {recipe.tau:g}, divided by {over} ({recipe.kl_reduction})"
+        line += f", tau {recipe.tau:g}, divided by {over} ({recipe.kl_reduction})"
     spec = MODELS.get(recipe.architecture)
     token = spec is not None and spec.arch.get("distilled", False)
-    told += f", on the {'distillation token' if token else 'class head'}"
+    line += f", on the {'distillation token' if token else 'class head'}"
     if recipe.teacher_input == "own":
-        told += "; the teacher sees the images its own way"
-    return told
+        line += "; the teacher sees the images its own way"
+    return line
 
 
 def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
     """What most recipes leave alone."""
-    found = []
+    remarks = []
     if not recipe.train_mode:
-        found.append("eval mode: no drop-path")
+        remarks.append("eval mode: no drop-path")
     if recipe.loss != "cross_entropy":
-        found.append(recipe.loss.replace("_", " "))
+        remarks.append(recipe.loss.replace("_", " "))
     if recipe.ema_decay is not None:
-        found.append(f"moving average of the weights, decay {recipe.ema_decay:g}")
+        remarks.append(f"moving average of the weights, decay {recipe.ema_decay:g}")
     if recipe.clip_grad is not None:
-        found.append(f"gradients clipped at {recipe.clip_grad:g}")
-    return [("also", "; ".join(found))] if found else []
+        remarks.append(f"gradients clipped at {recipe.clip_grad:g}")
+    return [("also", "; ".join(remarks))] if remarks else []
 
 
 def epoch_images(num_images: int) -> int:
@@ -287,16 +285,59 @@ def epoch_images(num_images: int) -> int:
 
 
 def settings(changes: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """What `--set` says, parted into changes of the recipe and settings of the machine."""
-    mine = [change for change in changes if change.partition("=")[0] in SETTINGS]
-    of_recipe = [change for change in changes if change not in mine]
-    return of_recipe, dict(read_change(change, SETTINGS, "a plan") for change in mine)
+    """What `--set` says, split into changes of the recipe and settings of the machine."""
+    of_machine = [change for change in changes if change.partition("=")[0] in SETTINGS]
+    of_recipe = [change for change in changes if change not in of_machine]
+    hints = {name: type_hints(Plan)[name] for name in SETTINGS}
+    return of_recipe, dict(read_change(change, hints, "a plan") for change in of_machine)
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:
     """The plan that `to_dict` wrote, also after a journey through JSON."""
-    held = {f.name: values[f.name] for f in fields(Plan) if f.name != "recipe"}
-    return Plan(recipe=from_dict(values["recipe"]), **held)
+    machine = {f.name: values[f.name] for f in fields(Plan) if f.name != "recipe"}
+    return Plan(recipe=from_dict(values["recipe"]), **machine)
+
+
+def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
+    """The model to build and its checkpoint (None: the published one); None begins at random.
+
+    Raises RecipeError for a stage that nobody published and that is not given as a run.
+    """
+    source = recipe.init_from
+    if source is None:
+        return None
+    if (first := spellings().get(normalize(source))) is not None and not Path(source).exists():
+        own = MODELS[recipe.architecture]
+        if (first.builder, first.arch) != (own.builder, own.arch):
+            raise RecipeError(
+                f"init_from is {source!r}, which is not built as {own.name} is; give a first stage "
+                "of the same architecture"
+            )
+        return first.name, None
+    if source.startswith("hf://") or Path(source).expanduser().exists():
+        return recipe.architecture, source
+    if source in RECIPES:
+        raise RecipeError(
+            f"{recipe.name} begins from {source}, whose weights nobody published; train it first "
+            f"with deit-zoo reproduce {source}, then type --set init_from=runs/{source}"
+        )
+    raise RecipeError(
+        f"init_from is {source!r}, which is no model, no recipe and no file; give a model's name, "
+        "a run's folder, a .safetensors or .pth file, or hf://ORG/REPO"
+    )
+
+
+def is_first_stage(change: str, recipe: Recipe) -> bool:
+    """Whether `--set init_from=RUN` gives just the stage that the recipe names."""
+    name, _, value = change.partition("=")
+    file = Path(value).expanduser() / RECEIPT_FILE
+    if name != "init_from" or not file.is_file():
+        return False
+    try:
+        receipt = json.loads(file.read_text(encoding="utf-8"))
+        return bool(receipt["model"] == recipe.init_from and not receipt["modified"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:

@@ -6,48 +6,26 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from deit_zoo.errors import RecipeError
 
-_CHOICES = {
-    "data": ("imagenet1k", "digits", "folder"),
-    "optimizer": ("adamw", "sgd"),
-    "freeze": ("none", "backbone", "all-but-attention"),
-    "schedule": ("cosine", "step"),
-    "loss": ("cross_entropy", "binary_cross_entropy"),
-    "distillation": ("none", "soft", "hard"),
-    "kl_reduction": ("numel", "batchmean"),
-    "teacher_input": ("student", "own"),
-}
-_SHARES = (
-    "drop_path_rate",
-    "label_smoothing",
-    "hflip",
-    "random_erasing",
-    "mixup_prob",
-    "mixup_switch_prob",
-    "alpha",
-    "decay_rate",
-    "ema_decay",
-    "momentum",
-    "layer_decay",
-)
-_AMOUNTS = (
-    "lr",
-    "eps",
-    "weight_decay",
-    "warmup_epochs",
-    "warmup_lr",
-    "min_lr",
-    "mixup",
-    "cutmix",
-    "tau",
-    "band",
-)
-_COUNTS = ("epochs", "batch_size", "replicas", "repeated_aug", "img_size", "decay_epochs")
+
+class Bounds(NamedTuple):
+    """The numbers that a field may have, and how that is said."""
+
+    least: float
+    most: float
+    words: str
+
+
+_NOT_NEGATIVE = Bounds(0.0, math.inf, "0 or more")
+Share = Annotated[float, Bounds(0.0, 1.0, "a share from 0 to 1")]
+Amount = Annotated[float, _NOT_NEGATIVE]
+Count = Annotated[int, Bounds(1, math.inf, "at least 1")]
 _BELOW_ONE = ("drop_path_rate", "ema_decay")
 # RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
 _RAND_AUGMENT = re.compile(
@@ -65,85 +43,75 @@ class Recipe:
 
     `batch_size` images are spread over `replicas` virtual replicas, each with its own images,
     mixup draw and drop-path masks, whatever the number of processes that share them.
-    `lr` is the peak rate after scaling. `band` is the distance in points below the published
-    top-1 that still counts as reproduced. `assumed` names the fields whose values nobody published
-    and says why each was chosen.
+    `lr` is the peak rate after scaling. `band` is the tolerance: the distance in points below the
+    published top-1 that still counts as reproduced. `assumed` names the fields whose values nobody
+    published and says why each was chosen.
     """
 
     name: str
     source: str
     model: str | None = None  # the architecture, where it is not called as the recipe is
-    data: str
-    img_size: int
+    data: Literal["imagenet1k", "digits", "folder"]
+    img_size: Count
     init_from: str | None = None  # the recipe of the first stage, or a checkpoint
 
-    epochs: int
-    batch_size: int
-    replicas: int
+    epochs: Count
+    batch_size: Count
+    replicas: Count
     seed: int = 0
 
-    optimizer: str = "adamw"
-    lr: float
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Amount
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.9  # of sgd
-    layer_decay: float | None = None  # each block learns so much slower than the one above it
-    freeze: str = "none"  # what keeps its weights; attention alone: arXiv:2203.09795, section 4
-    weight_decay: float
+    eps: Amount = 1e-8
+    momentum: Share = 0.9  # of sgd
+    layer_decay: Share | None = None  # each block learns so much slower than the one above it
+    # What keeps its weights; attention alone: arXiv:2203.09795, section 4.
+    freeze: Literal["none", "backbone", "all-but-attention"] = "none"
+    weight_decay: Amount
     clip_grad: float | None = None
-    warmup_epochs: int
-    warmup_lr: float
-    min_lr: float
-    schedule: str = "cosine"
-    decay_epochs: int = 30  # of the step schedule: the rate is multiplied by decay_rate so often
-    decay_rate: float = 0.1
+    warmup_epochs: Annotated[int, _NOT_NEGATIVE]
+    warmup_lr: Amount
+    min_lr: Amount
+    schedule: Literal["cosine", "step"] = "cosine"
+    decay_epochs: Count = 30  # of the step schedule: the rate is multiplied by decay_rate so often
+    decay_rate: Share = 0.1
 
     train_mode: bool = True  # False: no drop-path, as upstream fine-tuned until 2022-07-29
-    ema_decay: float | None = None
-    loss: str = "cross_entropy"
-    drop_path_rate: float
-    label_smoothing: float
+    ema_decay: Share | None = None
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    drop_path_rate: Share
+    label_smoothing: Share
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float
+    hflip: Share
     rand_augment: str | None
-    random_erasing: float
-    repeated_aug: int
-    mixup: float
-    cutmix: float
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
+    random_erasing: Share
+    repeated_aug: Count
+    mixup: Amount
+    cutmix: Amount
+    mixup_prob: Share = 1.0
+    mixup_switch_prob: Share = 0.5
 
-    distillation: str = "none"
-    alpha: float = 0.5
-    tau: float = 1.0
-    kl_reduction: str = "numel"  # of soft distillation; the paper's code, not batchmean
+    distillation: Literal["none", "soft", "hard"] = "none"
+    alpha: Share = 0.5
+    tau: Amount = 1.0
+    # Of soft distillation; the paper's code, not batchmean.
+    kl_reduction: Literal["numel", "batchmean"] = "numel"
     teacher: str | None = None
-    teacher_input: str = "student"  # the very tensor that the student sees; own: the teacher's way
+    # The very tensor that the student sees; own: the teacher's way.
+    teacher_input: Literal["student", "own"] = "student"
 
-    band: float
+    band: Amount
     band_source: str
     assumed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, choices in _CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise RecipeError(
-                    f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(choices)}"
-                )
-        for key in _SHARES:
-            if not 0.0 <= (getattr(self, key) or 0.0) <= 1.0:
-                raise RecipeError(f"{key} is {getattr(self, key)}; it must be a share from 0 to 1")
+        check_fields(self)
         for key in _BELOW_ONE:
             if getattr(self, key) == 1.0:
                 raise RecipeError(f"{key} is 1.0; it must be below 1, or nothing would be learned")
-        for key in _AMOUNTS:
-            if not 0.0 <= getattr(self, key) < math.inf:
-                raise RecipeError(f"{key} is {getattr(self, key)}; it must be 0 or more")
-        for key in _COUNTS:
-            if getattr(self, key) < 1:
-                raise RecipeError(f"{key} is {getattr(self, key)}; it must be at least 1")
         self._check_batch()
         self._check_optimizer()
         self._check_images()
@@ -174,12 +142,12 @@ class Recipe:
             )
 
     def _check_images(self) -> None:
-        for key, most, told in (("crop_scale", 1.0, " and at most 1"), ("crop_ratio", 99.0, "")):
+        for key, most, words in (("crop_scale", 1.0, " and at most 1"), ("crop_ratio", 99.0, "")):
             low, high = getattr(self, key)
             if not 0.0 < low <= high <= most:
                 raise RecipeError(
-                    f"{key} is {low:g},{high:g}; it must be two numbers above 0{told}, the smaller "
-                    "first"
+                    f"{key} is {low:g},{high:g}; it must be two numbers above 0{words}, the "
+                    "smaller first"
                 )
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise RecipeError(
@@ -213,7 +181,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """SHA-256 of every value that decides the training: equal trainings, equal digests."""
-        hints = get_type_hints(Recipe)
+        hints = type_hints(Recipe)
         values = {
             key: float(value) if hints[key] is float else value  # 1 and 1.0 are one rate
             for key, value in self.to_dict().items()
@@ -238,46 +206,74 @@ def shown(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things in words: 1 step, 2 steps."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def from_dict(values: Mapping[str, Any]) -> Recipe:
     """The recipe that `to_dict` wrote, also after a journey through JSON."""
-    held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Recipe(**held)
+    own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Recipe(**own)
 
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with `field=value` changes, each read by the field's type."""
-    hints = {k: str(v) for k, v in get_type_hints(Recipe).items() if k not in _FIXED}
+    hints = {name: hint for name, hint in type_hints(Recipe).items() if name not in _FIXED}
     values = dict(read_change(change, hints, "a recipe") for change in changes)
     # What the user chose is no longer our assumption.
     assumed = {key: why for key, why in recipe.assumed.items() if key not in values}
     return replace(recipe, **values, assumed=assumed)
 
 
-def read_change(change: str, hints: Mapping[str, str], of: str) -> tuple[str, Any]:
+@cache
+def type_hints(kind: type, *, extras: bool = False) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their bounds where `extras` are asked for."""
+    return get_type_hints(kind, include_extras=extras)
+
+
+def check_fields(record: Any) -> None:
+    """Raises RecipeError where a field is none of its literals, or out of its bounds."""
+    for key, hint in type_hints(record.__class__, extras=True).items():
+        value = getattr(record, key)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise RecipeError(f"{key} is {value!r}; it must be one of {choices}")
+        for kind in (hint, *get_args(hint)):  # of `Share | None` the first
+            for limit in getattr(kind, "__metadata__", ()):
+                if value is None or (limit.least <= value <= limit.most and math.isfinite(value)):
+                    continue
+                raise RecipeError(f"{key} is {value}; it must be {limit.words}")
+
+
+def read_change(change: str, hints: Mapping[str, Any], of: str) -> tuple[str, Any]:
     """A `field=value` of `--set` as name and value. Raises RecipeError for what is neither."""
     name, sign, text = change.partition("=")
     if not sign or name not in hints:
         raise RecipeError(f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}")
-    return name, _read(name, text, hints[name])
-
-
-def _read(name: str, text: str, hint: str) -> Any:
-    if "None" in hint and text.lower() in ("none", "null"):
-        return None
-    wanted = "a number"
+    hint = hints[name]
+    # Of `float | None` the first; literals and strings are read as they are.
+    if type(None) in get_args(hint):
+        if text.lower() in ("none", "null"):
+            return name, None
+        hint = get_args(hint)[0]
+    if (kind := get_origin(hint) or hint) not in _READERS:
+        return name, text
+    read, words = _READERS[kind]
     try:
-        if "tuple" in hint:
-            wanted = "two numbers such as 0.5,1.0"
-            first, second = text.strip("()").split(",")
-            return float(first), float(second)
-        if "bool" in hint:
-            wanted = "true or false"
-            return {"true": True, "false": False}[text.lower()]
-        if "int" in hint:
-            wanted = "a whole number"
-            return int(text)
-        if "float" in hint:
-            return float(text)
+        return name, read(text)
     except (ValueError, KeyError) as error:
-        raise RecipeError(f"--set {name}={text}: {name} must be {wanted}") from error
-    return text
+        raise RecipeError(f"--set {change}: {name} must be {words}") from error
+
+
+def _read_pair(text: str) -> tuple[float, float]:
+    first, second = text.strip("()").split(",")
+    return float(first), float(second)
+
+
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    tuple: (_read_pair, "two numbers such as 0.5,1.0"),
+}

@@ -20,11 +20,12 @@ from deit_zoo.recipes.plan import (
     IMAGENET_TRAIN,
     Plan,
     default_workers,
+    is_first_stage,
     plan_from,
+    resolve_init_from,
     settings,
 )
 from deit_zoo.recipes.recipe import Recipe, changed
-from deit_zoo.recipes.stages import beginning, is_first_stage
 from deit_zoo.registry import MODELS, resolve
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def carry_out(
     if plan.processes > 1 and not rank:
         elastic.check_rendezvous(plan.nodes, rendezvous)
     check_device(plan)
-    beginning(plan.recipe)
+    resolve_init_from(plan.recipe)
 
     def prepared() -> Job:
         try:

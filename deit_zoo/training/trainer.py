@@ -25,9 +25,8 @@ from deit_zoo.evaluation.accuracy import IN_PROCESS, Prepared, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.inference.classify import class_names
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.recipes.plan import Plan, default_workers, learning_rate
+from deit_zoo.recipes.plan import Plan, default_workers, learning_rate, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.recipes.stages import beginning
 from deit_zoo.registry import MODELS
 from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot as picture
@@ -166,7 +165,7 @@ def model_for(recipe: Recipe, classes: list[str], group: DistributedContext) -> 
         "img_size": recipe.img_size,
         "drop_path_rate": recipe.drop_path_rate,
     }
-    begun = beginning(recipe)
+    begun = resolve_init_from(recipe)
     if begun is None:
         model = create(recipe.architecture, num_classes=len(classes), **options)
     else:

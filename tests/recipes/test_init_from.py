@@ -13,8 +13,8 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
+from deit_zoo.recipes.plan import resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.recipes.stages import beginning
 from deit_zoo.registry import MODELS
 from deit_zoo.training.launch import recipe_for
 from deit_zoo.training.trainer import model_for
@@ -37,29 +37,29 @@ def stage(tmp_path: Path) -> Path:
 
 
 def test_most_recipes_begin_at_random() -> None:
-    assert beginning(DEIT_PICO) is None
+    assert resolve_init_from(DEIT_PICO) is None
 
 
 def test_a_model_of_the_registry_gives_its_published_weights() -> None:
-    assert beginning(recipe_for("deit_base_384")) == ("deit_base", None)
+    assert resolve_init_from(recipe_for("deit_base_384")) == ("deit_base", None)
 
 
 def test_a_folder_gives_its_weights_to_the_recipes_model(stage: Path) -> None:
-    assert beginning(second(stage)) == ("deit_pico_digits", str(stage))
+    assert resolve_init_from(second(stage)) == ("deit_pico_digits", str(stage))
 
 
 def test_a_file_gives_its_weights_to_the_recipes_model(stage: Path) -> None:
     file = str(stage / "model.safetensors")
-    assert beginning(second(file)) == ("deit_pico_digits", file)
+    assert resolve_init_from(second(file)) == ("deit_pico_digits", file)
 
 
 def test_an_address_of_the_hub_is_left_for_later() -> None:
-    assert beginning(second("hf://org/repo")) == ("deit_pico_digits", "hf://org/repo")
+    assert resolve_init_from(second("hf://org/repo")) == ("deit_pico_digits", "hf://org/repo")
 
 
 def test_a_first_stage_that_nobody_published_is_named_with_the_commands() -> None:
     with pytest.raises(RecipeError) as caught:
-        beginning(recipe_for("cait_m48_448"))
+        resolve_init_from(recipe_for("cait_m48_448"))
     assert str(caught.value) == (
         "cait_m48_448 begins from cait_m48_224, whose weights nobody published; train it first "
         "with deit-zoo reproduce cait_m48_224, then type --set init_from=runs/cait_m48_224"
@@ -68,7 +68,7 @@ def test_a_first_stage_that_nobody_published_is_named_with_the_commands() -> Non
 
 def test_nonsense_is_refused_with_what_would_be_right() -> None:
     with pytest.raises(RecipeError) as caught:
-        beginning(second("no/such/run"))
+        resolve_init_from(second("no/such/run"))
     assert str(caught.value) == (
         "init_from is 'no/such/run', which is no model, no recipe and no file; give a model's "
         "name, a run's folder, a .safetensors or .pth file, or hf://ORG/REPO"
@@ -119,7 +119,7 @@ def test_a_fresh_head_is_a_draw_of_the_seed(stage: Path) -> None:
 @pytest.mark.parametrize("source", ["convnet_pico_digits", "deit_tiny"])
 def test_a_model_of_another_build_is_refused_before_anything_is_trained(source: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        beginning(second(source))
+        resolve_init_from(second(source))
     assert str(caught.value) == (
         f"init_from is {source!r}, which is not built as deit_pico_digits is; give a first stage "
         "of the same architecture"
@@ -130,10 +130,10 @@ def test_a_model_of_another_build_is_refused_before_anything_is_trained(source: 
 def test_every_shipped_second_stage_has_a_beginning_or_says_how_to_make_it(name: str) -> None:
     recipe = RECIPES[name]
     if recipe.init_from in MODELS:
-        assert beginning(recipe) == (recipe.init_from, None)
+        assert resolve_init_from(recipe) == (recipe.init_from, None)
     else:
         with pytest.raises(RecipeError, match=r", whose weights nobody published; train it first "):
-            beginning(recipe)
+            resolve_init_from(recipe)
 
 
 def test_a_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
