@@ -63,9 +63,9 @@ def _entry(name, spec):
 
 def _docstring(name, spec):
     """What torch.hub.help prints: what it is, how good, with which transform, an example."""
-    from deit_zoo.manifest import find, read
+    from deit_zoo.manifest import read_manifest
 
-    held = read(find()).get(spec.name)
+    held = read_manifest().get(spec.name)
     lines = [
         f"{spec.name} ({spec.source}): {spec.num_params:,} parameters, {spec.gmacs:g} GMACs.",
     ]

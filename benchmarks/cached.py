@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from measuring import arguments_of, write
 
-from deit_zoo.manifest import find
+from deit_zoo.manifest import manifest_path
 from support.hub_server import HubServer
 
 REPO, FILE = "timm/deit_small_patch16_224.fb_in1k", "model.safetensors"
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, HubServer() as hub:
         folder = Path(name)
         commit = hub.commit(REPO, {FILE: data})
-        manifest = json.loads(find().read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_path().read_text(encoding="utf-8"))
         pinned = manifest["checkpoints"]["deit_small"]["sources"][0]
         pinned |= {"revision": commit, "sha256": hashlib.sha256(data).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

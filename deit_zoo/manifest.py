@@ -116,7 +116,7 @@ class LocalCheckpoint:
     metadata: dict[str, Any]
 
 
-def find() -> Path:
+def manifest_path() -> Path:
     """The manifest in force: the user's, the wheel's, or the checkout's."""
     if chosen := os.environ.get(ENVIRONMENT):
         return Path(chosen)
@@ -125,10 +125,10 @@ def find() -> Path:
     return in_wheel if in_wheel.is_file() else package.parent / FILENAME
 
 
-def checkpoint(name: str) -> Checkpoint:
+def manifest_record(name: str) -> Checkpoint:
     """The record of a canonical name. Raises CheckpointError where the manifest has none."""
-    path = find()
-    records = read(path)
+    path = manifest_path()
+    records = read_manifest(path)
     if name not in records:
         raise CheckpointError(
             f"{path} has no checkpoint for {name!r}; create({name!r}) without pretrained=True "
@@ -137,8 +137,12 @@ def checkpoint(name: str) -> Checkpoint:
     return records[name]
 
 
-def read(path: Path) -> dict[str, Checkpoint]:
-    """All records of a manifest, checked. Raises CheckpointError naming the record and field."""
+def read_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
+    """All records of a manifest, or of the one in force, checked.
+
+    Raises CheckpointError naming the record and field.
+    """
+    path = path or manifest_path()
     try:
         status = path.stat()
         return _read(path, status.st_mtime_ns)

@@ -443,10 +443,15 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 def resolve(name: str) -> ModelSpec:
     """The row that a name means. Raises UnknownModelError with the three nearest names."""
-    spec = spellings().get(normalize(name)) if isinstance(name, str) else None
+    spec = lookup(name) if isinstance(name, str) else None
     if spec is None:
         raise UnknownModelError(_unknown(name))
     return spec
+
+
+def lookup(name: str) -> ModelSpec | None:
+    """The row that a name means; None where it means none."""
+    return spellings().get(normalize(name))
 
 
 def normalize(name: str) -> str:

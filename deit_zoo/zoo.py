@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.machine import usable_device
-from deit_zoo.manifest import Checkpoint, find, read
-from deit_zoo.manifest import checkpoint as record
-from deit_zoo.registry import MODELS, ModelSpec, normalize, resolve, spellings
+from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
+from deit_zoo.registry import MODELS, ModelSpec, lookup, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,7 @@ def list_models(
     """
     if sort not in _SORT_KEYS:
         raise ZooError(f"sort is {sort!r}; give one of {', '.join(_SORT_KEYS)}")
-    records = read(find())
+    records = read_manifest()
     excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def passes(spec: ModelSpec) -> bool:
@@ -125,7 +124,7 @@ def info(name: str) -> ModelInfo:
         gmacs=spec.gmacs,
         img_size=spec.img_size,
         source=spec.source,
-        checkpoint=read(find()).get(spec.name),
+        checkpoint=read_manifest().get(spec.name),
         recipe=recipe.source if recipe else None,
         recipe_assumed=dict(recipe.assumed) if recipe else {},
     )
@@ -192,7 +191,7 @@ def create(
         origin: Any = held
         file, metadata = held.path, held.metadata
     else:
-        origin = record(spec.name)
+        origin = manifest_record(spec.name)
         file, metadata = load.resolve_file(origin), {}
     model = load.load_checkpoint(
         spec,
@@ -271,7 +270,7 @@ def is_path(text: str) -> bool:
     """Whether a model is meant by a file, a folder or an address, not by its name."""
     if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
         return True
-    return normalize(text) not in spellings() and Path(text).exists()
+    return lookup(text) is None and Path(text).exists()
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError
-from deit_zoo.manifest import Checkpoint, checkpoint, find, read
+from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -313,12 +313,12 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture(scope="module")
 def records() -> dict[str, Checkpoint]:
     """The manifest of this checkout, whatever the environment says."""
-    return read(ROOT / "weights_manifest.json")
+    return read_manifest(ROOT / "weights_manifest.json")
 
 
 def fails(path: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        read(path)
+        read_manifest(path)
 
 
 def test_every_model_has_a_record_and_every_record_a_model(records: dict[str, Checkpoint]) -> None:
@@ -451,7 +451,7 @@ def test_the_best_figure_known_stands_for_a_model_without_a_published_one(
 
 @pytest.mark.parametrize("record", [UPSTREAM, REPRODUCED], ids=["upstream", "reproduced"])
 def test_a_whole_record_is_read(record: dict[str, Any], write: Write) -> None:
-    assert read(write(record=record))["deit_small"].origin == record["origin"]
+    assert read_manifest(write(record=record))["deit_small"].origin == record["origin"]
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_a_binary_file_is_no_manifest(tmp_path: Path) -> None:
 
 def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        read(tmp_path / "none.json")
+        read_manifest(tmp_path / "none.json")
     assert str(caught.value) == (
         f"the weights manifest {tmp_path / 'none.json'} cannot be read (No such file or "
         "directory); reinstall deit_zoo, or set DEIT_ZOO_MANIFEST to a manifest file"
@@ -620,8 +620,8 @@ def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_changes_is_read_again(write: Write) -> None:
-    before = read(write())["deit_small"].license
-    after = read(write("license", "mit"))["deit_small"].license
+    before = read_manifest(write())["deit_small"].license
+    after = read_manifest(write("license", "mit"))["deit_small"].license
     assert (before, after) == ("apache-2.0", "mit")
 
 
@@ -629,14 +629,14 @@ def test_the_environment_chooses_another_manifest(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(write("license", "cc-by-nc-4.0")))
-    assert checkpoint("deit_small").license == "cc-by-nc-4.0"
+    assert manifest_record("deit_small").license == "cc-by-nc-4.0"
 
 
 def test_the_chosen_manifest_is_the_only_one(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write()
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(file))
     with pytest.raises(CheckpointError) as caught:
-        checkpoint("deit_base")
+        manifest_record("deit_base")
     assert str(caught.value) == (
         f"{file} has no checkpoint for 'deit_base'; create('deit_base') without pretrained=True "
         "gives random weights"
@@ -652,7 +652,7 @@ def test_the_public_functions_honour_the_chosen_manifest(
 
 def test_an_empty_variable_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", "")
-    assert find().name == "weights_manifest.json"
+    assert manifest_path().name == "weights_manifest.json"
 
 
 def test_a_record_becomes_plain_data(records: dict[str, Checkpoint]) -> None:

@@ -15,9 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHOW = """
 import deit_zoo
-from deit_zoo import manifest, weights
+from deit_zoo import weights
+from deit_zoo.manifest import manifest_path
 model = deit_zoo.create("deit_pico_digits", pretrained=True)
-print(manifest.find(), model.checkpoint.name)
+print(manifest_path(), model.checkpoint.name)
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.files import digest, write_whole
-from deit_zoo.manifest import find
+from deit_zoo.manifest import manifest_path
 from deit_zoo.registry import MODELS
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def main() -> None:
 
 def write_record(name: str, sha256: str, metric: dict[str, Any]) -> None:
     """Put the record of an embedded model into the manifest."""
-    data = json.loads(find().read_text(encoding="utf-8"))
+    data = json.loads(manifest_path().read_text(encoding="utf-8"))
     spec = MODELS[name]
     data["checkpoints"][name] = {
         "sources": [{"kind": "builtin", "filename": f"{name}.safetensors", "sha256": sha256}],
@@ -59,7 +59,7 @@ def write_record(name: str, sha256: str, metric: dict[str, Any]) -> None:
         "log": f"{name}.log.jsonl",
     }
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    write_whole(find(), text.encode())
+    write_whole(manifest_path(), text.encode())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import AsJson, Name, complete_name, out, print_json, talk
-from deit_zoo.manifest import Checkpoint, checkpoint, find, read
-from deit_zoo.registry import normalize, resolve, spellings
+from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
+from deit_zoo.registry import lookup, resolve
 
 if TYPE_CHECKING:
     from deit_zoo.hub.verify import CachedFile, VerifyResult
@@ -35,7 +35,7 @@ def fetch_(
     as_json: AsJson = False,
 ) -> None:
     """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
-    records = [checkpoint(resolve(name).name) for name in names]
+    records = [manifest_record(resolve(name).name) for name in names]
     records = list({record.name: record for record in records}.values())
     from deit_zoo.hub import folder
     from deit_zoo.hub import verify as audit
@@ -78,7 +78,7 @@ def verify_(
     """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
     from deit_zoo.hub import verify as audit
 
-    asked = [(word, _held(word)) for word in names or read(find())]
+    asked = [(word, _held(word)) for word in names or read_manifest()]
     files = [holding.file for _, held in asked for holding in held if holding.file.is_file()]
     total = sum(file.stat().st_size for file in files)
     rows: list[tuple[str, VerifyResult | None]] = []
@@ -130,7 +130,7 @@ def pin_(
     """Ask the Hub for commit, size and digest of its files and write them into the manifest."""
     from deit_zoo.hub.pin import pin
 
-    path = manifest or find()
+    path = manifest or manifest_path()
     with _count_bar("records") as progress:
         changes = pin(path, [resolve(name).name for name in names or ()], progress)
     for change in changes:
@@ -181,9 +181,9 @@ def _held(word: str) -> list[CachedFile]:
     from deit_zoo.hub.verify import folder_holdings, holdings
 
     path = Path(word)
-    if path.is_dir() and (path.name != word or normalize(word) not in spellings()):
+    if path.is_dir() and (path.name != word or lookup(word) is None):
         return list(folder_holdings(path))
-    return list(holdings(checkpoint(resolve(word).name)))
+    return list(holdings(manifest_record(resolve(word).name)))
 
 
 def _as_dict(name: str, finding: VerifyResult | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.manifest import checkpoint
+from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.registry import ModelSpec
 
@@ -76,7 +76,7 @@ def eval_transform(
     spec: ModelSpec, img_size: int | Sequence[int], crop_pct: float | None = None
 ) -> EvalTransform:
     """The evaluation transform of a model at an image size; its own crop unless given."""
-    crop = float(checkpoint(spec.name).crop_pct) if crop_pct is None else crop_pct
+    crop = float(manifest_record(spec.name).crop_pct) if crop_pct is None else crop_pct
     return EvalTransform(img_size=as_pair(img_size), crop_pct=crop)
 
 

@@ -12,10 +12,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deit_zoo import manifest
 from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import MODEL_FILE, SUMS_FILE, digest, write_whole
 from deit_zoo.hub.verify import CachedFile, read_sums
+from deit_zoo.manifest import manifest_path
 
 RECORD_FILE = "checkpoint.json"
 # The weights come last: without them a folder is not used.
@@ -88,7 +88,7 @@ def _whole(folder: Path, holding: CachedFile) -> str | None:
 
 def _record(name: str) -> bytes:
     """The manifest's record of a name, as the manifest writes it."""
-    records = json.loads(manifest.find().read_text(encoding="utf-8"))["checkpoints"]
+    records = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"]
     return (json.dumps({name: records[name]}, indent=2, ensure_ascii=False) + "\n").encode()
 
 

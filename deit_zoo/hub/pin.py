@@ -13,10 +13,9 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants
 
-from deit_zoo import manifest
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
 from deit_zoo.files import write_whole
-from deit_zoo.manifest import Source
+from deit_zoo.manifest import Source, read_manifest
 from deit_zoo.version import __version__
 from deit_zoo.weights import fetch
 
@@ -43,7 +42,7 @@ def pin(
     Raises IntegrityError where the Hub contradicts what is pinned, DownloadError with each reason
     where it cannot tell; then nothing is written.
     """
-    records = manifest.read(path)
+    records = read_manifest(path)
     if unknown := [name for name in names if name not in records]:
         raise CheckpointError(f"{path} has no record of {', '.join(unknown)}; name others")
     if constants.HF_HUB_OFFLINE:

@@ -15,7 +15,6 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from deit_zoo import manifest
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import (
     CheckpointError,
@@ -29,7 +28,7 @@ from deit_zoo.hub.card import CardContext, model_card
 from deit_zoo.hub.folder import copy
 from deit_zoo.hub.verify import holding_of
 from deit_zoo.labels import labels
-from deit_zoo.manifest import Checkpoint
+from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.registry import ModelSpec, resolve
 from deit_zoo.version import __version__
 from deit_zoo.weights import fetch, load
@@ -48,7 +47,7 @@ _REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
 def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     """Leave the files of a repository in a new folder, all or none. Returns them."""
     spec = resolve(name)
-    record = manifest.checkpoint(spec.name)
+    record = manifest_record(spec.name)
     check_arguments(repo_id, folder)
     file = load.resolve_file(record)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -24,7 +24,7 @@ from deit_zoo.recipes.recipe import (
     shown,
     type_hints,
 )
-from deit_zoo.registry import MODELS, normalize, spellings
+from deit_zoo.registry import MODELS, lookup
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 DIGITS_TRAIN = 1437
@@ -306,7 +306,7 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
     source = recipe.init_from
     if source is None:
         return None
-    if (first := spellings().get(normalize(source))) is not None and not Path(source).exists():
+    if (first := lookup(source)) is not None and not Path(source).exists():
         own = MODELS[recipe.architecture]
         if (first.builder, first.arch) != (own.builder, own.arch):
             raise RecipeError(

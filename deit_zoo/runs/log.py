@@ -11,7 +11,7 @@ from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import Recipe, from_dict
-from deit_zoo.registry import normalize, spellings
+from deit_zoo.registry import lookup
 from deit_zoo.runs.reference import (
     Curve,
     CurveStatus,
@@ -102,7 +102,7 @@ def embedded_names() -> list[str]:
 
 def embedded(word: str) -> str | None:
     """The embedded model that a word names, in any spelling; ./NAME is a path."""
-    spec = spellings().get(normalize(word)) if Path(word).name == word else None
+    spec = lookup(word) if Path(word).name == word else None
     return spec.name if spec and spec.name in embedded_names() else None
 
 

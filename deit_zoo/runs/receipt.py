@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
-from deit_zoo.manifest import Metric, find, read
+from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
@@ -57,7 +57,7 @@ def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Ver
     same, and the verdict says what was modified.
     """
     published = published_figure(recipe)
-    record = None if recipe.data == "folder" else read(find()).get(recipe.name)
+    record = None if recipe.data == "folder" else read_manifest().get(recipe.name)
     reproduced = None
     if published is not None and published.top1 is not None:
         reproduced = reached.top1 >= published.top1 - recipe.band - 1e-9

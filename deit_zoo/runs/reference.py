@@ -14,7 +14,7 @@ from typing import Any
 
 from deit_zoo.errors import DataError
 from deit_zoo.files import ASSETS, LOG_FILE
-from deit_zoo.manifest import Metric, find, read
+from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import DIGITS_TRAIN, IMAGENET_TRAIN, Plan
 from deit_zoo.recipes.recipe import Recipe, differences, shown
@@ -65,7 +65,7 @@ def published(recipe_name: str) -> Curve | None:
 
     None where none is known. A manifest may name a log that lies beside weights elsewhere.
     """
-    record = read(find()).get(recipe_name)
+    record = read_manifest().get(recipe_name)
     if record and record.log and (ASSETS / record.log).is_file():
         log = read_log(ASSETS / record.log)
         points = {row["epoch"]: float(row["val_top1"]) for row in log}
@@ -94,7 +94,7 @@ def published_figure(recipe: Recipe) -> Metric | None:
     if recipe.data == "folder":
         return None
     if recipe.name in MODELS:
-        record = read(find()).get(recipe.name)
+        record = read_manifest().get(recipe.name)
         return record.metric if record else None
     curve = published(recipe.name)
     if curve is None or curve.final is None:

@@ -17,11 +17,11 @@ from deit_zoo.data.split import link_split, train_val_split
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import MODEL_FILE, PLAN_FILE
 from deit_zoo.labels import labels
-from deit_zoo.manifest import find, read
+from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, default_workers, settings
 from deit_zoo.recipes.recipe import Recipe, changed
-from deit_zoo.registry import ModelSpec, normalize, resolve, spellings
+from deit_zoo.registry import ModelSpec, lookup, resolve
 from deit_zoo.training import launch
 
 if TYPE_CHECKING:
@@ -176,14 +176,14 @@ def fitted(plan: Plan, images: int, mine: Collection[str]) -> tuple[Plan, str]:
 
 def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
-    spec = spellings().get(normalize(recipe.teacher or ""))
+    spec = lookup(recipe.teacher or "")
     if spec is not None:
         knows = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
         from deit_zoo.weights import load
 
         held = load.open_local(recipe.teacher).metadata
-        spec, knows = spellings().get(normalize(str(held.get("name")))), held.get("labels") or []
+        spec, knows = lookup(str(held.get("name"))), held.get("labels") or []
     if spec is None or not knows or sorted(knows) == sorted(classes):
         return
     if is_hfds(data) and len(knows) == len(classes):  # named there in other words
@@ -313,7 +313,7 @@ def _number(value: float) -> str:
 def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
     from deit_zoo.zoo import create
 
-    if recipe.init_from == spec.name and spec.name not in read(find()):
+    if recipe.init_from == spec.name and spec.name not in read_manifest():
         raise RecipeError(
             f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
             "with one of yours, or train it with deit-zoo reproduce --set data=folder"

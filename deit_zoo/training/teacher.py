@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import digest
-from deit_zoo.manifest import LocalCheckpoint
-from deit_zoo.manifest import checkpoint as record
+from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.registry import ModelSpec, nearest, normalize, spellings
+from deit_zoo.registry import ModelSpec, lookup, nearest
 from deit_zoo.training import timm_bridge as timm_parts
 from deit_zoo.weights import load
 from deit_zoo.weights.formats import PICKLES
@@ -127,7 +126,7 @@ def own_way(teacher: Teacher, device: torch.device) -> Callable[[Tensor], Tensor
 
 
 def _of_the_zoo(name: str) -> ModelSpec | None:
-    return spellings().get(normalize(name))
+    return lookup(name)
 
 
 def _ours(recipe: Recipe, spec: ModelSpec, place: str | None) -> Teacher:
@@ -136,7 +135,11 @@ def _ours(recipe: Recipe, spec: ModelSpec, place: str | None) -> Teacher:
     size = None if own else recipe.img_size
     network = create(spec.name, pretrained=True, checkpoint=place, img_size=size)
     held = network.checkpoint
-    file = held.path if isinstance(held, LocalCheckpoint) else load.resolve_file(record(spec.name))
+    file = (
+        held.path
+        if isinstance(held, LocalCheckpoint)
+        else load.resolve_file(manifest_record(spec.name))
+    )
     return Teacher(
         network=network,
         num_classes=network.num_classes,

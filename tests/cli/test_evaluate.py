@@ -20,7 +20,7 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.cli.evaluate import judge, published_for
 from deit_zoo.data.digits import write_folder
-from deit_zoo.manifest import find
+from deit_zoo.manifest import manifest_path
 from deit_zoo.results import Evaluation
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import info
@@ -50,7 +50,7 @@ def evaluate(*arguments: object, **environment: str) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def claiming(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose manifest claims that a top-1 of 99 was published for the model."""
-    manifest = json.loads(find().read_text())
+    manifest = json.loads(manifest_path().read_text())
     manifest["checkpoints"][MODEL]["metrics"]["digits_val"]["top1"] = 99.0
     file = tmp_path_factory.mktemp("manifest") / "manifest.json"
     file.write_text(json.dumps(manifest))

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deit_zoo as zoo
-from deit_zoo import manifest
 from deit_zoo.cli.main import main
 from deit_zoo.files import ASSETS, digest
+from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
 from deit_zoo.weights import formats as original
 from support.command import Done, deit_zoo, hub_source, python, sentence, sha256, write_manifest
 from support.hub_server import HubServer
@@ -145,7 +145,7 @@ def test_the_record_in_a_folder_is_the_manifests(
     typed: Callable[..., Done], tmp_path: Path
 ) -> None:
     typed("fetch", NAME, "--to", tmp_path / "a")
-    bundled = json.loads(manifest.find().read_text(encoding="utf-8"))["checkpoints"][NAME]
+    bundled = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"][NAME]
     assert json.loads((tmp_path / "a" / "checkpoint.json").read_text()) == {NAME: bundled}
 
 
@@ -155,7 +155,7 @@ def test_several_names_get_a_folder_each(typed: Callable[..., Done], tmp_path: P
     assert len(done.out.splitlines()) == 3
     for name in (NAME, OTHER):
         folder = tmp_path / "all" / name
-        assert digest(folder / "model.safetensors") == manifest.checkpoint(name).sha256
+        assert digest(folder / "model.safetensors") == manifest_record(name).sha256
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted((NAME, OTHER))
 
 
@@ -215,7 +215,7 @@ def test_verify_reads_what_is_here_and_names_what_is_not(alone: dict[str, str]) 
     done = deit_zoo("weights", "verify", "--json", env=alone)
     assert (done.status, done.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(done.out)}
-    assert set(rows) == set(manifest.read(manifest.find()))
+    assert set(rows) == set(read_manifest())
     embedded = {name for name, row in rows.items() if row["status"] == "whole"}
     assert embedded == {"convnet_pico_digits", NAME, OTHER}
     assert {row["status"] for row in rows.values()} == {"whole", "not cached"}
@@ -276,7 +276,7 @@ def test_convert_writes_the_same_bytes_every_time_and_prints_the_record(
     assert done.err == f"{output} is written; its tensors are exactly the model's\n"
     record: dict[str, Any] = json.loads(done.out)[NAME]
     assert list(record) == list(
-        json.loads(manifest.find().read_text())["checkpoints"]["deit_tiny"]
+        json.loads(manifest_path().read_text())["checkpoints"]["deit_tiny"]
     ), "in the order of the manifest"
     hub_record, url_record = record["sources"]
     assert (hub_record["sha256"], hub_record["bytes"]) == (digest(output), output.stat().st_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.manifest import find, read
+from deit_zoo.manifest import manifest_path, read_manifest
 from support.command import deit_zoo, hub_source, sentence, sha256, write_manifest
 from support.hub_server import HubServer
 
@@ -43,7 +43,7 @@ def test_pin_writes_commit_digest_and_size_one_line_each(hub: HubServer, tmp_pat
         f'"sha256": "{sha256(DATA)}",',
         f'"bytes": {len(DATA)}',
     ]
-    [source] = read(manifest)["deit_tiny"].sources
+    [source] = read_manifest(manifest)["deit_tiny"].sources
     assert (source.revision, source.proof) == (commit, "pinned")
 
 
@@ -63,7 +63,7 @@ def test_a_pinned_commit_stays_when_main_moves_on(hub: HubServer, tmp_path: Path
     source = hub_source(REPO, revision=commit)
     manifest = write_manifest(tmp_path / "m.json", {"deit_tiny": [source]})
     assert deit_zoo("weights", "pin", "--manifest", manifest, env=hub.environment(tmp_path))[0] == 0
-    [pinned] = read(manifest)["deit_tiny"].sources
+    [pinned] = read_manifest(manifest)["deit_tiny"].sources
     assert (pinned.revision, pinned.sha256, pinned.bytes) == (commit, sha256(DATA), len(DATA))
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_the_hub_keeps_in_git_has_no_digest_to_pin(
     source = hub_source(REPO, filename="config.json")
     manifest = write_manifest(tmp_path / "m.json", {"deit_tiny": [source]})
     deit_zoo("weights", "pin", "--manifest", manifest, env=hub.environment(tmp_path))
-    [pinned] = read(manifest)["deit_tiny"].sources
+    [pinned] = read_manifest(manifest)["deit_tiny"].sources
     assert (pinned.sha256, pinned.bytes) == (None, 2)
 
 
@@ -119,5 +119,5 @@ def test_pin_without_a_network_says_so(tmp_path: Path) -> None:
 
 
 def test_the_bundled_manifest_is_written_as_pin_writes_it() -> None:
-    text = find().read_text(encoding="utf-8")
+    text = manifest_path().read_text(encoding="utf-8")
     assert json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n" == text

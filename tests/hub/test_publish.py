@@ -13,10 +13,10 @@ import torch
 from huggingface_hub import ModelCard
 
 import deit_zoo as zoo
-from deit_zoo import manifest
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.hub import publish
 from deit_zoo.hub.card import CardContext, model_card
+from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import MODELS
 from support.command import deit_zoo, python, sentence
 from support.hub_server import TOKEN, HubServer
@@ -52,7 +52,7 @@ def test_a_dry_run_leaves_every_file_of_the_repository(folder: Path) -> None:
 
 
 def test_the_weights_are_the_very_bytes(folder: Path) -> None:
-    assert digest(folder / "model.safetensors") == manifest.checkpoint(NAME).sha256
+    assert digest(folder / "model.safetensors") == manifest_record(NAME).sha256
     for ours, theirs in (("log.jsonl", "log.jsonl"), ("receipt.json", "receipt.json")):
         assert (folder / theirs).read_bytes() == (ASSETS / f"{NAME}.{ours}").read_bytes()
 
@@ -85,7 +85,7 @@ def test_timm_builds_every_published_model_from_its_configuration(
     name: str, tmp_path: Path
 ) -> None:
     spec = MODELS[name]
-    config = publish.config(spec, manifest.checkpoint(name))
+    config = publish.config(spec, manifest_record(name))
     (tmp_path / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
         theirs = timm.create_model(f"local-dir:{tmp_path}")
@@ -122,14 +122,14 @@ def test_the_card_has_its_sections_and_no_other_links_than_true_ones(folder: Pat
         "Citation",
     ]
     assert f'deit_zoo.create("{NAME}", checkpoint="hf://{REPO}")' in text
-    assert str(manifest.checkpoint(NAME).sha256) in text
+    assert str(manifest_record(NAME).sha256) in text
     assert "| `teacher` | convnet_pico_digits |" in text
     assert all((folder / link).is_file() for link in re.findall(r"\]\(([^):]+)\)", text))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_card_can_be_written_for_every_record(name: str) -> None:
-    record = manifest.checkpoint(name)
+    record = manifest_record(name)
     story = CardContext(
         spec=MODELS[name],
         record=record,
@@ -172,7 +172,7 @@ def test_an_upload_is_a_commit_that_deit_zoo_and_timm_load(hub: HubServer, tmp_p
         "x = torch.randn(2, 3, 16, 16)\n"
         "print(torch.allclose(ours(x), theirs(x), atol=1e-5), ours.checkpoint.sha256)\n"
     )
-    assert python(code, env=environment).split() == ["True", manifest.checkpoint(NAME).sha256]
+    assert python(code, env=environment).split() == ["True", manifest_record(NAME).sha256]
 
 
 def test_without_a_token_nothing_is_sent(hub: HubServer, tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ def test_a_file_says_how_to_use_it_and_where_it_is_from(as_onnx: Export, as_pt2:
         "dtype": "float32",
     }
     assert texts["labels"] == texts["folders"] == LABELS
-    record = json.loads(Path(deit_zoo.manifest.find()).read_text())["checkpoints"][DISTILLED]
+    record = json.loads(Path(deit_zoo.manifest.manifest_path()).read_text())["checkpoints"][
+        DISTILLED
+    ]
     assert texts["source_sha256"] == record["sources"][0]["sha256"]
     assert texts["license"] == record["license"]
     assert (texts["name"], texts["opset"]) == (DISTILLED, "18")

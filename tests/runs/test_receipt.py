@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deit_zoo.manifest import checkpoint
+from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
@@ -166,7 +166,7 @@ def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
 
 def test_the_same_bytes_as_the_published_file_are_named_in_the_verdict() -> None:
     reached = Evaluation(top1=98.333, top5=100.0, loss=0.2, num_images=360)
-    own = checkpoint("deit_pico_digits").sha256
+    own = manifest_record("deit_pico_digits").sha256
     same = judge(DEIT_PICO, reached, own).sentence()
     assert same.endswith("; the weights are the published file, byte for byte")
     assert "byte for byte" not in judge(DEIT_PICO, reached, "0" * 64).sentence()
@@ -189,7 +189,7 @@ def test_a_stage_is_judged_by_the_papers_figure(top1: float, reproduced: bool) -
 
 def test_training_on_ones_own_images_is_not_judged() -> None:
     own = replace(RECIPES["deit_small"], data="folder")
-    found = judge(own, REACHED, checkpoint("deit_small").sha256)
+    found = judge(own, REACHED, manifest_record("deit_small").sha256)
     assert (found.published, found.reproduced, found.identical) == (None, None, False)
     assert found.sentence().startswith("no verdict: top-1 82.00 % on 50,000 images, and no publis")
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deit_zoo.manifest import find
+from deit_zoo.manifest import manifest_path
 
 
 class Done(NamedTuple):
@@ -71,7 +71,7 @@ def hub_source(repo_id: str, **facts: Any) -> dict[str, Any]:
 
 def write_manifest(file: Path, sources: dict[str, list[dict[str, Any]]]) -> Path:
     """The bundled records of these names, with other sources."""
-    bundled = json.loads(find().read_text(encoding="utf-8"))["checkpoints"]
+    bundled = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"]
     records = {name: bundled[name] | {"sources": these} for name, these in sources.items()}
     text = json.dumps({"schema_version": 1, "checkpoints": records}, indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")

@@ -23,12 +23,12 @@ pauses = []
 if {instant}:
     time.sleep = pauses.append
 {before}
-from deit_zoo import manifest
+from deit_zoo.manifest import manifest_record
 from deit_zoo.errors import ZooError
-from deit_zoo.hub import fetch
+from deit_zoo.weights import fetch
 from deit_zoo.files import digest
 try:
-    file = fetch.locate(manifest.checkpoint("deit_pico_digits"))
+    file = fetch.locate(manifest_record("deit_pico_digits"))
     told = {{"file": str(file), "sha256": digest(file)}}
 except ZooError as error:
     told = {{"error": type(error).__name__, "message": str(error)}}
@@ -41,7 +41,7 @@ from pathlib import Path
 pauses = []
 time.sleep = pauses.append
 {before}
-from deit_zoo.hub import fetch
+from deit_zoo.weights import fetch
 from deit_zoo.files import digest
 try:
     fetch.download({url!r}, Path({file!r}))

@@ -11,7 +11,7 @@ import pytest
 import deit_zoo
 from deit_zoo.data.digits import write_folder
 from deit_zoo.files import ASSETS, digest
-from deit_zoo.manifest import checkpoint
+from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 
 NAMES = ("convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits")
@@ -23,7 +23,7 @@ def receipt(name: str) -> dict[str, Any]:
 
 
 def log(name: str) -> list[dict[str, Any]]:
-    lines = (ASSETS / str(checkpoint(name).log)).read_text().splitlines()
+    lines = (ASSETS / str(manifest_record(name).log)).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -49,7 +49,7 @@ def test_a_shipped_checkpoint_was_trained_by_the_recipe_in_the_tree_unmodified(n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recorded_figure_is_the_last_epoch_of_the_log(name: str) -> None:
-    held = checkpoint(name).metric
+    held = manifest_record(name).metric
     assert held is not None
     assert len(log(name)) == RECIPES[name].epochs
     assert log(name)[-1]["val_top1"] == pytest.approx(held.top1, abs=1e-3)
@@ -71,4 +71,4 @@ def test_a_shipped_checkpoint_reaches_its_recorded_top1(
     assert reached.num_images == 360
     # One image is 0.28: another processor may round one of them to the other side.
     assert reached.top1 == pytest.approx(top1, abs=0.3)
-    assert reached.loss == pytest.approx(checkpoint(name).metric.loss, abs=1e-3)  # type: ignore[union-attr]
+    assert reached.loss == pytest.approx(manifest_record(name).metric.loss, abs=1e-3)  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ from deit_zoo.errors import (
     OfflineError,
     ZooError,
 )
-from deit_zoo.manifest import find, read
+from deit_zoo.manifest import read_manifest
 from deit_zoo.weights import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -302,7 +302,7 @@ def test_a_pretrained_model_that_is_not_cached_names_every_path_and_the_cure_off
 
 
 def test_every_embedded_checkpoint_loads_and_says_where_it_came_from() -> None:
-    embedded = [name for name, held in read(find()).items() if held.sources[0].kind == "builtin"]
+    embedded = [name for name, held in read_manifest().items() if held.sources[0].kind == "builtin"]
     loaded = [deit_zoo.create(name, pretrained=True) for name in embedded]
     assert [model.checkpoint.name for model in loaded] == embedded
 
