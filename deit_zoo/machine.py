@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import MissingExtraError, ZooError
 
 if TYPE_CHECKING:
     import torch
@@ -24,3 +24,13 @@ def usable_device(device: str | torch.device) -> torch.device:
             "PyTorch finds a GPU"
         ) from error
     return place
+
+
+def require_matplotlib() -> None:
+    """Raises MissingExtraError where no picture can be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "a picture needs matplotlib; type: pip install 'deit_zoo[train]'"
+        ) from error

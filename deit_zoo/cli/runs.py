@@ -48,7 +48,7 @@ def plot_(
 ) -> None:
     """Curves of runs over the published one: a chart in the terminal and a picture."""
     from deit_zoo.runs.log import read_run
-    from deit_zoo.runs.plot import in_terminal
+    from deit_zoo.runs.plot import terminal_plot
 
     found = [read_run(word) for word in runs]
     file = None if as_json and output is None else output or PICTURE
@@ -59,7 +59,7 @@ def plot_(
     else:
         width = max(NARROWEST, shutil.get_terminal_size().columns)
         chosen = metric or Metric.TOP1
-        _print(in_terminal(found, chosen.value, width=width, plain=not _is_unicode()))
+        _print(terminal_plot(found, chosen.value, width=width, plain=not _is_unicode()))
     if file is not None:
         _write_picture(found, file, [metric.value] if metric else ["loss", "top1"])
         talk.print(f"the picture is {escape(str(file))}")
@@ -121,7 +121,7 @@ def _figures(runs: list[Run]) -> dict[str, Any]:
                 "run": run.label,
                 "recipe": run.recipe.name if run.recipe else None,
                 "differs": list(run.differs),
-                "standing": stood.to_dict(run.differs) if (stood := run.standing) else None,
+                "standing": stood.to_dict(run.differs) if (stood := run.status) else None,
                 "epochs": run.log,
             }
             for run in runs

@@ -19,7 +19,6 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import (
     CheckpointError,
     IntegrityError,
-    MissingExtraError,
     OfflineError,
     ZooError,
 )
@@ -194,14 +193,9 @@ def _draw_curve(folder: Path, title: str) -> bool:
     """Draw the curve where there is a log; says whether there is."""
     if not (folder / LOG_FILE).is_file():
         return False
-    from deit_zoo.runs.receipt import draw_curve
+    from deit_zoo.runs.plot import draw_run
 
-    try:
-        draw_curve(folder, title)
-    except ImportError as error:
-        raise MissingExtraError(
-            "the card's curve needs matplotlib; type: pip install 'deit_zoo[train]'"
-        ) from error
+    draw_run(folder, title)
     return True
 
 

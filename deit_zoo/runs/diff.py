@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# In the order in which they are told; a field belongs to the first of which a name begins it.
+# In the order in which they are printed; a field belongs to the first of which a name begins it.
 GROUPS: dict[str, tuple[str, ...]] = {
     "recipe": (
         "plan.recipe",
@@ -51,24 +51,18 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """The difference as plain data; a side that lacks the field is not named."""
         sides = {"left": self.left, "right": self.right}
-        held = {side: value for side, value in sides.items() if value is not ABSENT}
-        return {"field": self.field} | held
+        return {"field": self.field} | {k: v for k, v in sides.items() if v is not ABSENT}
 
 
 def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
     """The differences in the order of their groups, then as the receipts have them."""
-    mine, theirs = dict(_leaves(left, "")), dict(_leaves(right, ""))
-    found = [
-        Difference(
-            group=group_of(name),
-            field=name,
-            left=mine.get(name, ABSENT),
-            right=theirs.get(name, ABSENT),
-        )
-        for name in mine | theirs
-        if not _same(mine.get(name, ABSENT), theirs.get(name, ABSENT))
+    first, second = dict(_leaves(left, "")), dict(_leaves(right, ""))
+    differences = [
+        Difference(group=group_of(field), field=field, left=value, right=other)
+        for field in first | second
+        if not _same(value := first.get(field, ABSENT), other := second.get(field, ABSENT))
     ]
-    return sorted(found, key=lambda one: ORDER.index(one.group))
+    return sorted(differences, key=lambda difference: ORDER.index(difference.group))
 
 
 def group_of(field: str) -> str:
@@ -77,8 +71,8 @@ def group_of(field: str) -> str:
     timed = first in ("environment", "run") and rest.rpartition("_")[2] in CLOCK_NAMES
     if field in CLOCK or timed:
         return "clock"
-    for group, beginnings in GROUPS.items():
-        if any(f"{field}.".startswith(f"{name}." if name else "") for name in beginnings):
+    for group, prefixes in GROUPS.items():
+        if any(f"{field}.".startswith(f"{prefix}." if prefix else "") for prefix in prefixes):
             return group
     raise AssertionError(f"{field} has no group, though one takes all that is left")
 
@@ -94,8 +88,8 @@ def shown(value: Any) -> str:
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
-        for key, held in value.items():
-            yield from _leaves(held, f"{name}.{key}" if name else key)
+        for key, child in value.items():
+            yield from _leaves(child, f"{name}.{key}" if name else key)
     else:
         yield name, value
 

@@ -15,10 +15,10 @@ from deit_zoo.registry import lookup
 from deit_zoo.runs.reference import (
     Curve,
     CurveStatus,
-    curve_of,
+    compare_to_reference,
+    published_curve,
     read_log,
     setting_differences,
-    standing,
 )
 
 
@@ -38,42 +38,44 @@ class Run:
     @property
     def curve(self) -> Curve | None:
         """The published curve of the run's recipe, which it is to be compared with."""
-        return curve_of(self.recipe) if self.recipe and not self.shipped else None
+        return published_curve(self.recipe) if self.recipe and not self.shipped else None
 
     @property
-    def standing(self) -> CurveStatus | None:
-        """Where the newest epoch stands."""
-        curve = self.curve
-        return standing(curve, self.log, self.recipe.band) if curve and self.recipe else None
+    def status(self) -> CurveStatus | None:
+        """Where the newest epoch stands beside that curve."""
+        if self.recipe is None or (curve := self.curve) is None:
+            return None
+        return compare_to_reference(curve, self.log, self.recipe.band)
 
 
-def read_run(word: str) -> Run:
-    """The run that a word names: a run's folder, a log, or an embedded model.
+def read_run(name_or_path: str) -> Run:
+    """The run of a folder, a log, or an embedded model.
 
     Raises DataError where it is none of these, or where no epoch has ended yet.
     """
-    path = Path(word)
-    if (name := embedded(word)) is not None:
+    path = Path(name_or_path)
+    if (name := embedded(name_or_path)) is not None:
         log = read_log(ASSETS / f"{name}.{LOG_FILE}")
         return Run(label=name, log=log, recipe=RECIPES.get(name), shipped=True)
     if path.is_dir():
         return _run_in(path)
     if not path.is_file():
         raise DataError(
-            f"{word} is no run; give a run's folder, its {LOG_FILE}, or one of "
+            f"{name_or_path} is no run; give a run's folder, its {LOG_FILE}, or one of "
             f"{', '.join(embedded_names())}"
         )
-    recipe, differs = _planned(path.parent) if path.name == LOG_FILE else (None, ())
-    return Run(label=word, log=_begun(read_log(path), path), recipe=recipe, differs=differs)
+    recipe, differs = _recipe_of(path.parent) if path.name == LOG_FILE else (None, ())
+    log = _not_empty(read_log(path), path)
+    return Run(label=name_or_path, log=log, recipe=recipe, differs=differs)
 
 
-def read_receipt(word: str) -> dict[str, Any]:
-    """The receipt that a word names: a file, a run's folder, or an embedded model.
+def read_receipt(name_or_path: str) -> dict[str, Any]:
+    """The receipt of a file, a run's folder, or an embedded model.
 
     Raises DataError where there is none.
     """
-    file = Path(word)
-    if (name := embedded(word)) is not None:
+    file = Path(name_or_path)
+    if (name := embedded(name_or_path)) is not None:
         file = ASSETS / f"{name}.{RECEIPT_FILE}"
     elif file.is_dir():
         file = file / RECEIPT_FILE
@@ -92,6 +94,15 @@ def read_receipt(word: str) -> dict[str, Any]:
             f"{file} is no receipt of a deit_zoo run; give the {RECEIPT_FILE} that "
             "`deit-zoo reproduce` left"
         )
+    return _in_current_words(receipt)
+
+
+def _in_current_words(receipt: dict[str, Any]) -> dict[str, Any]:
+    """Earlier receipts say band for tolerance; the word alone is no difference of two runs."""
+    if isinstance(verdict := receipt.get("verdict"), str):
+        receipt["verdict"] = verdict.replace(", band ", ", tolerance ")
+    if isinstance(status := receipt.get("standing"), dict) and "sentence" in status:
+        status["sentence"] = str(status["sentence"]).replace("the band of", "tolerance of")
     return receipt
 
 
@@ -100,9 +111,11 @@ def embedded_names() -> list[str]:
     return sorted(path.name.removesuffix(f".{LOG_FILE}") for path in ASSETS.glob(f"*.{LOG_FILE}"))
 
 
-def embedded(word: str) -> str | None:
-    """The embedded model that a word names, in any spelling; ./NAME is a path."""
-    spec = lookup(word) if Path(word).name == word else None
+def embedded(name_or_path: str) -> str | None:
+    """The embedded model of this name, in any spelling; ./NAME is a path."""
+    if Path(name_or_path).name != name_or_path:
+        return None
+    spec = lookup(name_or_path)
     return spec.name if spec and spec.name in embedded_names() else None
 
 
@@ -113,21 +126,23 @@ def _run_in(folder: Path) -> Run:
             "of a `deit-zoo reproduce`"
         )
     log = read_log(folder / LOG_FILE) if (folder / LOG_FILE).is_file() else []
-    recipe, differs = _planned(folder)
+    recipe, differs = _recipe_of(folder)
     label = str(folder) if folder.name else folder.resolve().name
-    return Run(label=label, log=_begun(log, folder), recipe=recipe, differs=differs)
+    return Run(label=label, log=_not_empty(log, folder), recipe=recipe, differs=differs)
 
 
-def _begun(log: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _not_empty(log: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     if not log:
         raise DataError(f"{path} has no finished epoch yet; type it again when the first has ended")
     return log
 
 
-def _planned(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:
+def _recipe_of(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:
     """The recipe of a run and what differs from the shipped one, by its plan or its receipt."""
-    file = next((folder / n for n in (PLAN_FILE, RECEIPT_FILE) if (folder / n).is_file()), None)
-    if file is None:
+    file = folder / PLAN_FILE
+    if not file.is_file():
+        file = folder / RECEIPT_FILE
+    if not file.is_file():
         return None, ()
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
+from string import ascii_lowercase, digits
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from deit_zoo.files import write_whole
+from deit_zoo.machine import require_matplotlib
+from deit_zoo.recipes.recipe import count
 from deit_zoo.runs.log import Run, read_run
 from deit_zoo.runs.reference import published_figure
 
@@ -42,16 +46,16 @@ class Line:
 def lines_of(runs: Sequence[Run], metric: str) -> list[Line]:
     """The runs, and after them the published curve of the first where there is one to see."""
     key = {"loss": "train_loss", "top1": "val_top1"}[metric]
-    found = [Line(label=run.label, points=_points(run, key)) for run in runs]
+    lines = [Line(label=run.label, points=_points(run, key)) for run in runs]
     curve = runs[0].curve
     if metric == "top1" and curve and curve.points:
-        last = max(line.points[-1][0] for line in found) * AHEAD
+        last = max(line.points[-1][0] for line in lines) * AHEAD
         points = [(epoch + 1, top1) for epoch, top1 in sorted(curve.points.items())]
-        seen = [point for point in points if point[0] <= last]
+        in_range = [point for point in points if point[0] <= last]
         # A shipped model's own log is the published curve.
-        if seen and all(seen != line.points for line in found):
-            found.append(Line(label=f"published: {curve.source}", points=seen, published=True))
-    return found
+        if in_range and all(in_range != line.points for line in lines):
+            lines.append(Line(label=f"published: {curve.source}", points=in_range, published=True))
+    return lines
 
 
 def _points(run: Run, key: str) -> list[tuple[int, float]]:
@@ -65,14 +69,15 @@ def draw_run(output: Path, title: str) -> None:
     draw(
         [run],
         output / CURVE_FILE,
-        title=f"{title}: {last['val_top1']:.2f} % after {_epochs(last['epoch'] + 1)}",
+        title=f"{title}: {last['val_top1']:.2f} % after {count(last['epoch'] + 1, 'epoch')}",
     )
 
 
 def draw(
     runs: Sequence[Run], file: Path, *, metrics: Sequence[str] = ("loss", "top1"), title: str = ""
 ) -> None:
-    """Write a PNG with one panel for each metric. Raises ImportError without matplotlib."""
+    """Write a PNG with one panel for each metric. Raises MissingExtraError without matplotlib."""
+    require_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -114,40 +119,39 @@ def _draw_line(panel: Axes, line: Line, colour: str) -> None:
 
 
 def _draw_figure(panel: Axes, runs: Sequence[Run]) -> None:
-    """The published figure as a line over its band, or its name where it is far above."""
-    found = _figure(runs[0])
-    if found is None:
+    """The published figure as a line over its tolerance, or its name where it is far above."""
+    if (figure := _figure(runs[0])) is None:
         return
-    figure, band, label = found
-    if max(row["val_top1"] for run in runs for row in run.log) * IN_SIGHT < figure:
+    top1, tolerance, label = figure
+    if max(row["val_top1"] for run in runs for row in run.log) * IN_SIGHT < top1:
         panel.plot([], [], " ", label=f"{label}: far above")
         return
-    panel.axhline(figure, color=GREY, linewidth=0.9, label=label)
-    panel.axhspan(figure - band, figure, color=GREY, alpha=0.2, linewidth=0)
+    panel.axhline(top1, color=GREY, linewidth=0.9, label=label)
+    panel.axhspan(top1 - tolerance, top1, color=GREY, alpha=0.2, linewidth=0)
 
 
 def _figure(run: Run) -> tuple[float, float, str] | None:
-    """The published figure of a run's recipe, its band, and both in words."""
+    """The published figure of a run's recipe, its tolerance, and both in words."""
     metric = published_figure(run.recipe) if run.recipe else None
     if run.recipe is None or metric is None or metric.top1 is None:
         return None
     band = run.recipe.band
-    return metric.top1, band, f"published figure {metric.top1:.2f} %, band {band:g}"
+    return metric.top1, band, f"published figure {metric.top1:.2f} %, tolerance {band:g}"
 
 
-def in_terminal(
+def terminal_plot(
     runs: Sequence[Run], metric: str, *, width: int = 80, height: int = 15, plain: bool = False
 ) -> str:
     """A chart of characters with a line on each run; `plain` for a terminal of ASCII only."""
     lines = lines_of(runs, metric)
-    told = [METRICS[metric], *chart(lines, width=width, height=height, plain=plain)]
+    rows = [METRICS[metric], *chart(lines, width=width, height=height, plain=plain)]
     for mark, line in zip(_marks(lines, plain), lines, strict=True):
-        told += wrap(f"{mark} {line.label}", width, initial_indent="  ", subsequent_indent="    ")
-    if metric == "top1" and (found := _figure(runs[0])):
-        told.append(f"    {found[2]}")
+        rows += wrap(f"{mark} {line.label}", width, initial_indent="  ", subsequent_indent="    ")
+    if metric == "top1" and (figure := _figure(runs[0])):
+        rows.append(f"    {figure[2]}")
     for run in runs:
-        told += wrap(summary(run), width, subsequent_indent="    ")
-    text = "\n".join(told) + "\n"
+        rows += wrap(summary(run), width, subsequent_indent="    ")
+    text = "\n".join(rows) + "\n"
     return text.encode("ascii", "backslashreplace").decode() if plain else text
 
 
@@ -156,8 +160,8 @@ def summary(run: Run) -> str:
     last = run.log[-1]
     epochs = f"{last['epoch'] + 1}/{run.recipe.epochs}" if run.recipe else str(last["epoch"] + 1)
     figures = f"epoch {epochs}, loss {last['train_loss']:.3f}, top-1 {last['val_top1']:.2f} %"
-    stood = run.standing
-    return f"{run.label}: {figures}" + (f"; {stood.sentence(run.differs)}" if stood else "")
+    status = run.status
+    return f"{run.label}: {figures}" + (f"; {status.sentence(run.differs)}" if status else "")
 
 
 def chart(lines: Sequence[Line], *, width: int, height: int, plain: bool) -> list[str]:
@@ -168,27 +172,29 @@ def chart(lines: Sequence[Line], *, width: int, height: int, plain: bool) -> lis
     points = [point for line in lines for point in line.points]
     if not points:
         return ["no figure that can be drawn"]
-    low, high = _range([value for _, value in points])
-    digits = 1 if high - low >= 5 else 2 if high - low >= 0.5 else 4
-    ticks = {0: high, height // 2: high - (high - low) * (height // 2) / (height - 1)}
-    names = {row: f"{value:.{digits}f}" for row, value in (ticks | {height - 1: low}).items()}
-    margin = max(map(len, names.values())) + 1
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    decimals = 1 if high - low >= 5 else 2 if high - low >= 0.5 else 4
+    middle = height // 2
+    ticks = {0: high, middle: high - (high - low) * middle / (height - 1), height - 1: low}
+    labels = {row: f"{value:.{decimals}f}" for row, value in ticks.items()}
+    margin = max(map(len, labels.values())) + 1
     columns = width - margin - 1
     first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
-    frame = _Frame(first=first, last=last, low=low, high=high, columns=columns, rows=height)
-    rows = _cells(lines, frame, plain)
+    axes = _Axes(first=first, last=last, low=low, high=high, columns=columns, rows=height)
     side, tick, corner, base = "|++-" if plain else "│┤└─"
-    told = [
-        f"{names.get(n, ''):>{margin - 1}} {tick if n in names else side}{row}".rstrip()
-        for n, row in enumerate(rows)
+    rows = [
+        f"{labels.get(n, ''):>{margin - 1}} {tick if n in labels else side}{row}".rstrip()
+        for n, row in enumerate(_cells(lines, axes, plain))
     ]
-    told.append(" " * margin + corner + base * columns)
     ends = f"{first}{'epoch':^{columns - len(str(first)) - len(str(last))}}{last}"
-    return [*told, " " * (margin + 1) + (ends if last > first else str(first))]
+    x_axis = [" " * margin + corner + base * columns, " " * (margin + 1) + ends]
+    return [*rows, *x_axis] if last > first else [*rows, x_axis[0], f"{' ' * margin} {first}"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Frame:
+class _Axes:
     """What part of the plane is drawn, on how many characters."""
 
     first: int
@@ -201,15 +207,15 @@ class _Frame:
     def trace(self, points: Points, across: int, down: int) -> list[tuple[int, int]]:
         """The dots of a line where a character holds `across` x `down`: column and row."""
         right, bottom = self.columns * across - 1, self.rows * down - 1
-        places = [
+        corners = [
             (
                 round((epoch - self.first) / max(1, self.last - self.first) * right),
                 round((self.high - value) / (self.high - self.low) * bottom),
             )
             for epoch, value in points
         ]
-        dots = places[:1]
-        for (x, y), (to_x, to_y) in pairwise(places):
+        dots = corners[:1]
+        for (x, y), (to_x, to_y) in pairwise(corners):
             steps = max(abs(to_x - x), abs(to_y - y), 1)
             dots += [
                 (x + round((to_x - x) * n / steps), y + round((to_y - y) * n / steps))
@@ -222,45 +228,39 @@ class _Frame:
 _BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
-def _cells(lines: Sequence[Line], frame: _Frame, plain: bool) -> list[str]:
-    rows = [[" "] * frame.columns for _ in range(frame.rows)]
-    runs = [line for line in lines if not line.published]
+def _cells(lines: Sequence[Line], axes: _Axes, plain: bool) -> list[str]:
+    """The rows within the axes; the published curve lies under the runs."""
+    cells: dict[tuple[int, int], str] = {}
     marks = _marks(lines, plain)
-    for line in lines:
-        if line.published:
-            for column, row in frame.trace(line.points, 1, 1):
-                rows[row][column] = marks[-1]
-    if len(runs) == 1 and not plain:
-        bits: dict[tuple[int, int], int] = {}
-        for x, y in frame.trace(runs[0].points, 2, 4):
-            place = (x // 2, y // 4)
-            bits[place] = bits.get(place, 0) | _BRAILLE[y % 4][x % 2]
-        for (column, row), dots in bits.items():
-            rows[row][column] = chr(0x2800 + dots)
+    of_runs: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    for mark, line in zip(marks, lines, strict=True):
+        for cell in dict.fromkeys(axes.trace(line.points, 1, 1)):
+            if line.published:
+                cells[cell] = mark
+            else:
+                of_runs[cell].append(mark)
+    if marks[0] == _STROKE:
+        dots: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for x, y in axes.trace(lines[0].points, 2, 4):
+            dots[x // 2, y // 4] |= _BRAILLE[y % 4][x % 2]
+        cells |= {cell: chr(0x2800 + bits) for cell, bits in dots.items()}
     else:
-        held: dict[tuple[int, int], list[str]] = {}
-        for mark, line in zip(marks[: len(runs)], runs, strict=True):
-            for place in dict.fromkeys(frame.trace(line.points, 1, 1)):
-                held.setdefault(place, []).append(mark)
         # Where runs meet, their marks take turns.
-        for (column, row), those in held.items():
-            rows[row][column] = those[column % len(those)]
-    return ["".join(row) for row in rows]
+        cells |= {cell: those[cell[0] % len(those)] for cell, those in of_runs.items()}
+    return [
+        "".join(cells.get((column, row), " ") for column in range(axes.columns))
+        for row in range(axes.rows)
+    ]
+
+
+_STROKE = "\u2812"
 
 
 def _marks(lines: Sequence[Line], plain: bool) -> list[str]:
     """The character of each line: one run is a stroke, several have numbers."""
     runs = sum(not line.published for line in lines)
-    numbers = "123456789abcdefghijklmnopqrstuvwxyz"
-    one = "*" if plain else "\u2812"
-    marks = [one] if runs == 1 else [numbers[n % len(numbers)] for n in range(runs)]
+    numbers = digits[1:] + ascii_lowercase
+    marks = [numbers[n % len(numbers)] for n in range(runs)]
+    if runs == 1:
+        marks = ["*" if plain else _STROKE]
     return marks + ["." if plain else "·"] * (len(lines) - runs)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"

@@ -13,12 +13,12 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.reference import (
-    curve_of,
+    compare_to_reference,
     plan_differences,
+    published_curve,
     published_figure,
     read_log,
     recipe_differences,
-    standing,
 )
 
 
@@ -26,6 +26,7 @@ from deit_zoo.runs.reference import (
 class Verdict:
     """What a run reached beside what was published; `reproduced` is None where nothing was.
 
+    `band` is the recipe's tolerance.
     `modified` names the fields in which the recipe was not the shipped one.
     """
 
@@ -44,14 +45,14 @@ class Verdict:
         if self.published is None or self.published.top1 is None:
             return f"no verdict: {reached}, and no published figure to compare with{modified}"
         difference = self.reached.top1 - self.published.top1
-        against = f"published {self.published.top1:.2f} %, {difference:+.2f}, band {self.band:g}"
+        published = f"published {self.published.top1:.2f} %, {difference:+.2f}"
         bytes_ = "; the weights are the published file, byte for byte" if self.identical else ""
         word = "reproduced" if self.reproduced else "not reproduced"
-        return f"{word}: {reached} ({against}){bytes_}{modified}"
+        return f"{word}: {reached} ({published}, tolerance {self.band:g}){bytes_}{modified}"
 
 
 def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Verdict:
-    """Compare with what was published: at most `band` points below its top-1 is reproduced.
+    """Compare with what was published: reproduced is at most the tolerance below its top-1.
 
     `sha256` is the digest of the weights that were measured. A modified recipe is judged all the
     same, and the verdict says what was modified.
@@ -89,8 +90,9 @@ def write_receipt(
     images that could not be read.
     """
     differs = plan_differences(plan)
-    curve = curve_of(plan.recipe)
-    stood = standing(curve, read_log(output / LOG_FILE), plan.recipe.band) if curve else None
+    status = None
+    if curve := published_curve(plan.recipe):
+        status = compare_to_reference(curve, read_log(output / LOG_FILE), plan.recipe.band)
     receipt = {
         "model": plan.recipe.name,
         "verdict": verdict.sentence(),
@@ -103,7 +105,7 @@ def write_receipt(
         "modified": plan.modified,
         "assumed": plan.recipe.assumed,
         "differs": differs,
-        "standing": stood.to_dict(differs) if stood else None,
+        "standing": status.to_dict(differs) if status else None,
         "teacher": teacher,
         "run": run,
         "seed": plan.recipe.seed,
@@ -114,17 +116,3 @@ def write_receipt(
     }
     text = json.dumps(receipt, indent=2, sort_keys=True) + "\n"
     write_whole(output / RECEIPT_FILE, text.encode())
-
-
-def fingerprint(data: Path) -> dict[str, Any]:
-    """Files, bytes and a digest of the listing (paths and sizes) of train/ and val/."""
-    from deit_zoo.data.survey import scan
-
-    return scan(data).fingerprint()
-
-
-def draw_curve(output: Path, title: str) -> None:
-    """Draw `curve.png` from a run's log, over the published curve."""
-    from deit_zoo.runs.plot import draw_run
-
-    draw_run(output, title)

@@ -1,6 +1,5 @@
-"""Published curves, and where a run stands beside them.
+"""Published curves and figures, and where a run stands beside them.
 
-The rule of `standing` is ours; the band that it uses is the recipe's.
 Epochs are counted from 0 in data, as in `log.jsonl`, and from 1 in sentences.
 """
 
@@ -38,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurveStatus:
-    """The newest epoch beside the published one; below the band since epoch `since`, or None."""
+    """The newest epoch beside the published one; out of tolerance since epoch `since`, or None."""
 
     epoch: int
     top1: float
@@ -46,44 +45,42 @@ class CurveStatus:
     since: int | None
 
     def sentence(self, differs: Sequence[str] = ()) -> str:
-        """The standing in one line, with the first setting that may explain it."""
+        """The status in one line, with the first setting that may explain it."""
         if self.since is None:
-            return "within the band of the published curve"
-        why = f"first setting that differs: {differs[0]}" if differs else ""
+            return "within tolerance of the published curve"
+        why = "no setting differs from the recipe"
+        if differs:
+            why = f"first setting that differs: {differs[0]}"
         return (
             f"{self.published - self.top1:.1f} points below the published curve since epoch "
-            f"{self.since + 1}; {why or 'no setting differs from the recipe'}"
+            f"{self.since + 1}; {why}"
         )
 
     def to_dict(self, differs: Sequence[str] = ()) -> dict[str, Any]:
-        """The standing as plain data."""
+        """The status as plain data."""
         return asdict(self) | {"sentence": self.sentence(differs)}
 
 
-def published(recipe_name: str) -> Curve | None:
+def published_curve(recipe: Recipe) -> Curve | None:
     """The published curve of a recipe: the log shipped with the model, or the authors' own.
 
-    None where none is known. A manifest may name a log that lies beside weights elsewhere.
+    None where there is none, and for training on one's own images. A manifest may name a log that
+    lies beside weights elsewhere.
     """
-    record = read_manifest().get(recipe_name)
+    if recipe.data == "folder":
+        return None
+    record = read_manifest().get(recipe.name)
     if record and record.log and (ASSETS / record.log).is_file():
         log = read_log(ASSETS / record.log)
-        points = {row["epoch"]: float(row["val_top1"]) for row in log}
         return Curve(
-            points=points,
+            points={row["epoch"]: float(row["val_top1"]) for row in log},
             source=f"{record.log}, shipped with deit_zoo",
             final=log[-1]["val_top1"],
         )
-    held = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    if recipe_name not in held:
+    curve = json.loads(PUBLISHED.read_text(encoding="utf-8")).get(recipe.name)
+    if curve is None:
         return None
-    found = held[recipe_name]
-    return Curve(points=dict(found["points"]), source=found["source"], final=found["final"])
-
-
-def curve_of(recipe: Recipe) -> Curve | None:
-    """The published curve of a recipe; training on one's own images has none."""
-    return None if recipe.data == "folder" else published(recipe.name)
+    return Curve(points=dict(curve["points"]), source=curve["source"], final=curve["final"])
 
 
 def published_figure(recipe: Recipe) -> Metric | None:
@@ -96,17 +93,20 @@ def published_figure(recipe: Recipe) -> Metric | None:
     if recipe.name in MODELS:
         record = read_manifest().get(recipe.name)
         return record.metric if record else None
-    curve = published(recipe.name)
+    curve = published_curve(recipe)
     if curve is None or curve.final is None:
         return None
     return Metric(top1=curve.final, top5=None, loss=None, source=curve.source)
 
 
-def standing(curve: Curve, log: Sequence[dict[str, Any]], band: float) -> CurveStatus | None:
+def compare_to_reference(
+    curve: Curve, log: Sequence[dict[str, Any]], tolerance: float
+) -> CurveStatus | None:
     """Where the newest epoch stands; None where no point of it is published.
 
-    An epoch is below when its top-1 is more than `band` points below the lowest of the published
-    points at it and at its two neighbours: where a curve is steep, a step late is no failure.
+    The rule is ours: an epoch is below when its top-1 is more than `tolerance` points below the
+    lowest of the published points at it and at its two neighbours: where a curve is steep, a step
+    late is no failure.
     One such epoch is no verdict: with another seed deit_pico_digits, which was then reproduced,
     was below in 7 of 140 epochs, and never in three on end.
     `since` is the first of the epochs that are below without one between them that is not;
@@ -118,7 +118,7 @@ def standing(curve: Curve, log: Sequence[dict[str, Any]], band: float) -> CurveS
     since = None
     for row in reversed(log):
         if row["epoch"] in curve.points:
-            if not _is_below(curve, row, band):
+            if not _is_below(curve, row, tolerance):
                 break
             since = row["epoch"]
     return CurveStatus(
@@ -129,22 +129,22 @@ def standing(curve: Curve, log: Sequence[dict[str, Any]], band: float) -> CurveS
     )
 
 
-def _is_below(curve: Curve, row: dict[str, Any], band: float) -> bool:
-    near = (row["epoch"] - 1, row["epoch"], row["epoch"] + 1)
-    lowest = min(curve.points[epoch] for epoch in near if epoch in curve.points)
+def _is_below(curve: Curve, row: dict[str, Any], tolerance: float) -> bool:
+    neighbours = (row["epoch"] - 1, row["epoch"], row["epoch"] + 1)
+    lowest = min(curve.points[epoch] for epoch in neighbours if epoch in curve.points)
     # A rounding error decides nothing; a top-1 that is not a number is below all.
-    return not row["val_top1"] >= lowest - band - 1e-9
+    return not row["val_top1"] >= lowest - tolerance - 1e-9
 
 
 def recipe_differences(recipe: Recipe) -> list[tuple[str, Any, Any]]:
     """The fields in which a recipe is not the shipped one of its name; seed and band last."""
-    known = RECIPES.get(recipe.name)
-    if known is None:
+    shipped = RECIPES.get(recipe.name)
+    if shipped is None:
         return []
-    found = differences(recipe, known)
-    if recipe.band != known.band:
-        found.append(("band", recipe.band, known.band))
-    return sorted(found, key=lambda one: one[0] in _LAST)
+    changes = differences(recipe, shipped)
+    if recipe.band != shipped.band:
+        changes.append(("band", recipe.band, shipped.band))
+    return sorted(changes, key=lambda change: change[0] in _LAST)
 
 
 def plan_differences(plan: Plan) -> list[str]:
@@ -152,24 +152,19 @@ def plan_differences(plan: Plan) -> list[str]:
     return setting_differences(plan.recipe, plan.num_images, plan.precision)
 
 
-def first_difference(plan: Plan) -> str | None:
-    """The first setting that may explain another figure."""
-    return next(iter(plan_differences(plan)), None)
-
-
 def setting_differences(recipe: Recipe, num_images: int, precision: str) -> list[str]:
     """The same for a plan of another version, of which only this is read."""
-    found = [
-        (name, f"{name} {shown(mine)}, recipe {shown(known)}")
-        for name, mine, known in recipe_differences(recipe)
-    ]
-    told = [sentence for name, sentence in found if name not in _LAST]
+    sentences = {
+        name: f"{name} {shown(value)}, recipe {shown(its)}"
+        for name, value, its in recipe_differences(recipe)
+    }
+    last = [sentences.pop(name) for name in _LAST if name in sentences]
     expected = TRAIN_IMAGES.get(recipe.data, num_images)
     if num_images != expected:
-        told.append(f"training images {num_images:,}, recipe {expected:,}")
+        sentences["images"] = f"training images {num_images:,}, recipe {expected:,}"
     if precision != "auto":
-        told.append(f"precision {precision}, default auto")
-    return told + [sentence for name, sentence in found if name in _LAST]
+        sentences["precision"] = f"precision {precision}, default auto"
+    return [*sentences.values(), *last]
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, write_whole
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.runs.reference import curve_of, plan_differences, standing
+from deit_zoo.runs.reference import compare_to_reference, plan_differences, published_curve
 from deit_zoo.training.loop import EpochStats, StepResult
 
 LINE_SECONDS, STEP_LINE_SECONDS = 10.0, 60.0
@@ -46,7 +46,7 @@ class MetricLogger:
         self.log = output / LOG_FILE
         self.console = console
         self.active = not console.quiet
-        self.curve = curve_of(plan.recipe)
+        self.curve = published_curve(plan.recipe)
         self.progress = Progress(
             TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
             BarColumn(bar_width=None),
@@ -117,13 +117,13 @@ class MetricLogger:
             return
         log = [*self._rows(), record]
         recipe = self.plan.recipe
-        place = standing(self.curve, log, recipe.band) if self.curve else None
+        status = compare_to_reference(self.curve, log, recipe.band) if self.curve else None
         number, last = record["epoch"] + 1, record["epoch"] + 1 == recipe.epochs
         if last or self._rested(LINE_SECONDS):
             told = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
             told += f"  {record['images_per_second']:,.0f} img/s"
-            if place is not None:
-                told += f"  {place.sentence(plan_differences(self.plan))}"
+            if status is not None:
+                told += f"  {status.sentence(plan_differences(self.plan))}"
             self._line(f"epoch {number}/{recipe.epochs}  {told}")
         with writing(self.log), self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deit_zoo.recipes import RECIPES
 from deit_zoo.runs.log import Run
-from deit_zoo.runs.plot import Line, chart, draw, draw_run, in_terminal, lines_of, summary
+from deit_zoo.runs.plot import Line, chart, draw, draw_run, lines_of, summary, terminal_plot
 
 UP = Line(label="up", points=[(1, 0.0), (5, 100.0)])
 DOWN = Line(label="down", points=[(1, 100.0), (5, 0.0)])
@@ -136,21 +136,21 @@ def test_a_summary_says_where_a_run_is_and_how_it_stands() -> None:
     assert summary(run_of(0.3, name=None)) == "mine: epoch 1, loss 7.000, top-1 0.30 %"
 
 
-def test_the_terminal_shows_chart_legend_figure_and_standing() -> None:
-    text = in_terminal([run_of(0.3, 0.5, 2.7)], "top1", width=60, height=3)
+def test_the_terminal_shows_chart_legend_figure_and_status() -> None:
+    text = terminal_plot([run_of(0.3, 0.5, 2.7)], "top1", width=60, height=3)
     assert text.splitlines()[0] == "validation top-1 (%)"
     assert text.splitlines()[-6:] == [
         "  ⠒ mine",
         "  · published: public gist",
         "    fmassa/0dbd0184a0adb904ef42277b487d8b53 (issue #16)",
-        "    published figure 79.85 %, band 0.15",
-        "mine: epoch 3/300, loss 5.000, top-1 2.70 %; within the band",
-        "    of the published curve",
+        "    published figure 79.85 %, tolerance 0.15",
+        "mine: epoch 3/300, loss 5.000, top-1 2.70 %; within",
+        "    tolerance of the published curve",
     ]
 
 
-def test_a_plain_terminal_is_given_ascii_only() -> None:
-    text = in_terminal([run_of(0.3, 0.5, label="lr×2")], "top1", plain=True)
+def test_a_platerminal_plot_is_given_ascii_only() -> None:
+    text = terminal_plot([run_of(0.3, 0.5, label="lr×2")], "top1", plain=True)
     assert text.isascii()
     assert "  * lr\\xd72\n" in text
 
@@ -178,7 +178,7 @@ def test_a_picture_shows_each_run_and_the_published_curve(
     assert colours(tmp_path / "p.png") & {BLUE, RED, GREY} == seen
 
 
-def test_the_band_is_shaded_once_the_figure_is_in_sight(tmp_path: Path) -> None:
+def test_the_tolerance_is_shaded_once_the_figure_is_in_sight(tmp_path: Path) -> None:
     # A fifth of the grey over white; the figure of DeiT-Ti is 72.2, in sight from its half.
     shade = (0xE0, 0xE0, 0xE0)
     for name, top1 in (("far", 36.0), ("near", 36.2)):

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deit_zoo.data.survey import scan
 from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
-from deit_zoo.runs.receipt import Verdict, draw_curve, fingerprint, judge, write_receipt
+from deit_zoo.runs.plot import draw_run
+from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 
 RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
 
@@ -61,7 +63,7 @@ def test_without_a_record_there_is_no_verdict(
     assert (found.published, found.reproduced) == (None, None)
 
 
-def test_a_verdict_states_band_and_source(
+def test_a_verdict_states_tolerance_and_source(
     judged: Callable[[float, float | None], Verdict],
 ) -> None:
     found = judged(97.0, 97.0)
@@ -74,17 +76,18 @@ def test_a_verdict_states_band_and_source(
         (
             97.25,
             97.0,
-            "reproduced: top-1 97.25 % on 1,234 images (published 97.00 %, +0.25, band 0.5)",
+            "reproduced: top-1 97.25 % on 1,234 images (published 97.00 %, +0.25, tolerance 0.5)",
         ),
         (
             96.5,
             97.0,
-            "reproduced: top-1 96.50 % on 1,234 images (published 97.00 %, -0.50, band 0.5)",
+            "reproduced: top-1 96.50 % on 1,234 images (published 97.00 %, -0.50, tolerance 0.5)",
         ),
         (
             90.0,
             97.0,
-            "not reproduced: top-1 90.00 % on 1,234 images (published 97.00 %, -7.00, band 0.5)",
+            "not reproduced: top-1 90.00 % on 1,234 images (published 97.00 %, -7.00, tolerance "
+            "0.5)",
         ),
         (
             97.25,
@@ -110,6 +113,11 @@ def folder(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True)
         file.write_text(text, encoding="utf-8")
     return tmp_path / "data"
+
+
+def fingerprint(data: Path) -> dict[str, Any]:
+    """What a receipt says of a folder."""
+    return scan(data).fingerprint()
 
 
 def test_a_fingerprint_counts_files_and_bytes_and_hashes_the_listing(folder: Path) -> None:
@@ -159,7 +167,7 @@ def test_a_fingerprint_keeps_the_splits_apart(folder: Path) -> None:
 
 def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
     write_log(tmp_path, 50.0, 50.0)
-    draw_curve(tmp_path, "deit_pico_digits")
+    draw_run(tmp_path, "deit_pico_digits")
     with Image.open(tmp_path / "curve.png") as image:
         assert (image.format, image.size) == ("PNG", (840, 768))
 
@@ -197,15 +205,15 @@ def test_training_on_ones_own_images_is_not_judged() -> None:
 def test_a_modified_recipe_is_judged_and_said_to_be_modified() -> None:
     modified = replace(RECIPES["deit_small"], epochs=400, seed=2)
     assert judge(modified, REACHED).sentence() == (
-        "reproduced: top-1 82.00 % on 50,000 images (published 79.85 %, +2.15, band 0.15); "
+        "reproduced: top-1 82.00 % on 50,000 images (published 79.85 %, +2.15, tolerance 0.15); "
         "modified: epochs, seed"
     )
 
 
-def test_a_wider_band_is_a_modification() -> None:
+def test_a_wider_tolerance_is_a_modification() -> None:
     wide = replace(RECIPES["deit_small"], band=20.0)
     assert judge(wide, replace(REACHED, top1=60.0)).sentence() == (
-        "reproduced: top-1 60.00 % on 50,000 images (published 79.85 %, -19.85, band 20); "
+        "reproduced: top-1 60.00 % on 50,000 images (published 79.85 %, -19.85, tolerance 20); "
         "modified: band"
     )
 
@@ -264,7 +272,7 @@ def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
 
 
 def test_a_receipt_says_how_the_last_epoch_stands(tmp_path: Path) -> None:
-    # The authors' log of DeiT-S: 0.346, 0.608, 2.782; the band is 0.15.
+    # The authors' log of DeiT-S: 0.346, 0.608, 2.782; the tolerance is 0.15.
     write_log(tmp_path, 0.3, 0.1, 0.2)
     assert receipt_of(tmp_path)["standing"] == {
         "epoch": 2,
@@ -279,7 +287,7 @@ def test_a_receipt_says_how_the_last_epoch_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("epochs", "changes"), [(6, {}), (1, {"data": "folder"}), (1, {"name": "deit_tiny"})]
 )
-def test_where_no_epoch_is_published_a_receipt_has_no_standing(
+def test_where_no_epoch_is_published_a_receipt_has_no_status(
     tmp_path: Path, epochs: int, changes: dict[str, Any]
 ) -> None:
     write_log(tmp_path, *[0.0] * epochs)

@@ -1,4 +1,4 @@
-"""Published curves against their sources, the standing of a run, and what differs from a recipe."""
+"""Published curves against their sources, where a run stands, and what differs from a recipe."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from deit_zoo.runs.reference import (
     TRAIN_IMAGES,
     Curve,
     CurveStatus,
-    curve_of,
-    first_difference,
+    compare_to_reference,
     plan_differences,
-    published,
+    published_curve,
     published_figure,
     read_log,
     recipe_differences,
-    standing,
 )
 
 STEEP = Curve(points={0: 10.0, 1: 30.0, 2: 60.0, 3: 80.0}, source="a test", final=80.0)
@@ -53,7 +51,7 @@ def plan_of(recipe: Recipe, num_images: int = 1_281_167, precision: str = "auto"
 
 def test_the_curve_of_deit_small_is_the_five_epochs_of_the_authors_log() -> None:
     # facts/curves.json, deit_small_official_partial, column acc1.
-    assert published("deit_small") == Curve(
+    assert published_curve(RECIPES["deit_small"]) == Curve(
         points={0: 0.346, 1: 0.608, 2: 2.782, 3: 5.822, 4: 7.616},
         source="public gist fmassa/0dbd0184a0adb904ef42277b487d8b53 (issue #16)",
         final=79.828,
@@ -62,7 +60,7 @@ def test_the_curve_of_deit_small_is_the_five_epochs_of_the_authors_log() -> None
 
 def test_the_curve_of_deit_base_is_the_five_epochs_of_the_authors_log() -> None:
     # facts/curves.json, deit_base_official_partial, column acc1.
-    assert published("deit_base") == Curve(
+    assert published_curve(RECIPES["deit_base"]) == Curve(
         points={0: 0.668, 1: 0.748, 2: 3.168, 3: 5.416, 4: 5.638},
         source="public gist fmassa/0497ed4e382d5de19b98bb7168815610; issue #40",
         final=81.66,
@@ -81,7 +79,7 @@ def test_the_curve_of_an_embedded_model_is_its_shipped_log(
     name: str, epochs: int, final: float
 ) -> None:
     # Epochs by the recipe; the figure is the manifest's.
-    found = published(name)
+    found = published_curve(RECIPES[name])
     assert found is not None
     assert list(found.points) == list(range(epochs))
     assert found.source == f"{name}.log.jsonl, shipped with deit_zoo"
@@ -91,19 +89,19 @@ def test_the_curve_of_an_embedded_model_is_its_shipped_log(
 
 @pytest.mark.parametrize("name", ["deit_tiny", "deit_small_distilled", "cait_s24_224", "mine"])
 def test_where_no_log_is_public_there_is_no_curve(name: str) -> None:
-    assert published(name) is None
+    assert published_curve(replace(RECIPES["deit_small"], name=name)) is None
 
 
 def test_a_manifest_may_name_a_log_that_is_not_here(
     manifest_of: Callable[[float | None], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(97.0)))
-    assert published("deit_pico_digits") is None
+    assert published_curve(RECIPES["deit_pico_digits"]) is None
 
 
 def test_training_on_ones_own_images_has_no_published_curve() -> None:
-    assert curve_of(RECIPES["deit_small"]) is not None
-    assert curve_of(replace(RECIPES["deit_small"], data="folder")) is None
+    assert published_curve(RECIPES["deit_small"]) is not None
+    assert published_curve(replace(RECIPES["deit_small"], data="folder")) is None
 
 
 def test_every_published_curve_belongs_to_a_recipe() -> None:
@@ -142,7 +140,7 @@ def test_training_on_ones_own_images_has_no_figure_to_reach() -> None:
 @pytest.mark.parametrize(
     ("top1", "epoch", "within"),
     [
-        # A band of 1 below the lowest of 10, 30 and 60.
+        # A tolerance of 1 below the lowest of 10, 30 and 60.
         (9.0, 1, True),
         (8.9, 1, False),
         # 30, 60 and 80.
@@ -157,10 +155,10 @@ def test_training_on_ones_own_images_has_no_figure_to_reach() -> None:
         (float("nan"), 0, False),
     ],
 )
-def test_an_epoch_is_below_when_it_is_a_band_below_its_lowest_neighbour(
+def test_an_epoch_is_below_when_it_is_a_tolerance_below_its_lowest_neighbour(
     top1: float, epoch: int, within: bool
 ) -> None:
-    found = standing(STEEP, log(top1, first=epoch), 1.0)
+    found = compare_to_reference(STEEP, log(top1, first=epoch), 1.0)
     assert found is not None
     assert (found.since is None) is within
 
@@ -168,7 +166,7 @@ def test_an_epoch_is_below_when_it_is_a_band_below_its_lowest_neighbour(
 @pytest.mark.parametrize(("top1", "within"), [(39.0, True), (38.9, False)])
 def test_a_dip_that_comes_a_step_early_is_no_failure(top1: float, within: bool) -> None:
     dip = Curve(points={0: 50.0, 1: 40.0}, source="a test", final=None)
-    found = standing(dip, log(top1), 1.0)
+    found = compare_to_reference(dip, log(top1), 1.0)
     assert found is not None
     assert (found.since is None) is within
 
@@ -185,7 +183,7 @@ def test_a_dip_that_comes_a_step_early_is_no_failure(top1: float, within: bool) 
 def test_a_run_is_below_since_the_last_epoch_that_was_not(
     top1: tuple[float, ...], since: int | None
 ) -> None:
-    found = standing(STEEP, log(*top1), 1.0)
+    found = compare_to_reference(STEEP, log(*top1), 1.0)
     assert found is not None
     assert found.since == since
 
@@ -193,34 +191,34 @@ def test_a_run_is_below_since_the_last_epoch_that_was_not(
 def test_epochs_without_a_published_point_do_not_interrupt() -> None:
     sparse = Curve(points={0: 50.0, 4: 60.0, 9: 70.0}, source="a test", final=None)
     rows = [50.0, 0.0, 0.0, 0.0, 40.0, 99.0, 99.0, 99.0, 99.0, 40.0]
-    assert standing(sparse, log(*rows), 1.0) == CurveStatus(
+    assert compare_to_reference(sparse, log(*rows), 1.0) == CurveStatus(
         epoch=9, top1=40.0, published=70.0, since=4
     )
 
 
-def test_an_epoch_without_a_published_point_has_no_standing() -> None:
-    assert standing(STEEP, log(0.0, 0.0, 0.0, 0.0, 0.0), 1.0) is None
+def test_an_epoch_without_a_published_point_has_no_status() -> None:
+    assert compare_to_reference(STEEP, log(0.0, 0.0, 0.0, 0.0, 0.0), 1.0) is None
 
 
-def test_a_run_without_epochs_has_no_standing() -> None:
-    assert standing(STEEP, [], 1.0) is None
+def test_a_run_without_epochs_has_no_status() -> None:
+    assert compare_to_reference(STEEP, [], 1.0) is None
 
 
 def test_the_shipped_run_is_nowhere_below_itself() -> None:
-    curve = published("deit_pico_digits")
+    curve = published_curve(RECIPES["deit_pico_digits"])
     assert curve is not None
     rows = log(*curve.points.values())
-    stood = [standing(curve, rows[:count], 2.5) for count in range(1, 141)]
-    assert [one.epoch for one in stood if one is None or one.since is not None] == []
+    status = [compare_to_reference(curve, rows[:count], 2.5) for count in range(1, 141)]
+    assert [one.epoch for one in status if one is None or one.since is not None] == []
 
 
 BELOW = CurveStatus(epoch=13, top1=60.0, published=62.1, since=11)
 
 
 @pytest.mark.parametrize(
-    ("stood", "differs", "sentence"),
+    ("status", "differs", "sentence"),
     [
-        (replace(BELOW, since=None), ["lr 1, recipe 2"], "within the band of the published curve"),
+        (replace(BELOW, since=None), ["lr 1, recipe 2"], "within tolerance of the published curve"),
         (
             BELOW,
             ["batch_size 512, recipe 1024", "seed 1, recipe 0"],
@@ -235,13 +233,13 @@ BELOW = CurveStatus(epoch=13, top1=60.0, published=62.1, since=11)
         ),
     ],
 )
-def test_a_standing_is_one_sentence_that_counts_epochs_from_one(
-    stood: CurveStatus, differs: list[str], sentence: str
+def test_a_status_is_one_sentence_that_counts_epochs_from_one(
+    status: CurveStatus, differs: list[str], sentence: str
 ) -> None:
-    assert stood.sentence(differs) == sentence
+    assert status.sentence(differs) == sentence
 
 
-def test_a_standing_as_plain_data_counts_epochs_as_the_log_does() -> None:
+def test_a_status_as_plain_data_counts_epochs_as_the_log_does() -> None:
     assert BELOW.to_dict() == {
         "epoch": 13,
         "top1": 60.0,
@@ -285,11 +283,6 @@ def test_the_data_and_the_precision_differ_after_the_recipe() -> None:
         "precision fp16, default auto",
         "seed 3, recipe 0",
     ]
-    assert first_difference(plan) == "epochs 10, recipe 300"
-
-
-def test_where_nothing_differs_there_is_no_first_difference() -> None:
-    assert first_difference(plan_of(RECIPES["deit_small"])) is None
 
 
 def test_ones_own_images_may_be_as_many_as_they_are() -> None:

@@ -162,7 +162,7 @@ def test_where_a_process_is_not_the_first_nothing_is_seen_or_written(tmp_path: P
 @pytest.mark.parametrize(
     ("top1", "told"),
     [
-        (100.0, "within the band of the published curve"),
+        (100.0, "within tolerance of the published curve"),
         # The shipped log has 96.67 at this epoch.
         (
             0.0,

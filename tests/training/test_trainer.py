@@ -255,7 +255,7 @@ def test_the_receipt_says_what_it_ran_on(receipt: dict[str, Any]) -> None:
 def test_the_receipt_ends_in_a_verdict(receipt: dict[str, Any]) -> None:
     expected = (
         r"not reproduced: top-1 \d+\.\d\d % on 60 images "
-        r"\(published 100\.00 %, -\d+\.\d\d, band 1\.5\); modified: epochs, .*"
+        r"\(published 100\.00 %, -\d+\.\d\d, tolerance 1\.5\); modified: epochs, .*"
     )
     assert receipt["reproduced"] is False
     assert re.fullmatch(expected, receipt["verdict"])
