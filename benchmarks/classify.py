@@ -28,7 +28,7 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.bench import keep_freed_memory, rotated
 from deit_zoo.data.prefetch import default_threads, prefetch
-from deit_zoo.data.transforms import EvalTransform, open_photo
+from deit_zoo.data.transforms import EvalTransform, as_tensor
 from deit_zoo.inference.classify import BATCH_SIZE, predictions
 from deit_zoo.models.layers import ZooModel
 
@@ -60,7 +60,7 @@ def ways(
     """What is measured, each over all files."""
 
     def read(file: Path) -> torch.Tensor:
-        return prepare.pixels(open_photo(file))
+        return as_tensor(file, prepare.pixels)
 
     pixels = [read(file) for file in files]
     starts = range(0, len(files), BATCH_SIZE)

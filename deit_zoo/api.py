@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from deit_zoo.data.transforms import ImageLike
     from deit_zoo.distributed import DistributedContext
     from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.inference.attention import AttentionMap, Method
-    from deit_zoo.inference.classify import ImageLike
     from deit_zoo.inference.optimize import OptimizedModel
 
 
@@ -51,7 +51,8 @@ def classify(
     '7'
     """
     from deit_zoo.data.prefetch import prefetch
-    from deit_zoo.inference.classify import as_tensor, predictions
+    from deit_zoo.data.transforms import as_tensor
+    from deit_zoo.inference.classify import predictions
 
     single = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "convert")
     many: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
@@ -133,8 +134,8 @@ def attention_map(
     torch.Size([1, 4, 4, 4])
     >>> found.save("attention.png")
     """
+    from deit_zoo.data.transforms import as_tensor
     from deit_zoo.inference import attention
-    from deit_zoo.inference.classify import as_tensor
     from deit_zoo.models.layers import spec_of
 
     if isinstance(model, str):

@@ -283,7 +283,7 @@ def real_images(case: Case, folder: Path | None) -> Tensor | None:
 
     import deit_zoo
     from deit_zoo.data.folder import IMAGE_SUFFIXES
-    from deit_zoo.data.transforms import open_photo
+    from deit_zoo.data.transforms import as_tensor
 
     prepare = deit_zoo.transform(case.model, img_size=case.img_size)
     if folder is not None:
@@ -291,7 +291,7 @@ def real_images(case: Case, folder: Path | None) -> Tensor | None:
         if not files:
             raise DataError(f"{folder} holds no image; give a folder of images to --images")
         step = max(1, len(files) // NUM_IMAGES)
-        return torch.stack([prepare(open_photo(file)) for file in files[::step][:NUM_IMAGES]])
+        return torch.stack([as_tensor(file, prepare) for file in files[::step][:NUM_IMAGES]])
     if resolve(case.model).labels != "digits":
         return None
     from deit_zoo.data.digits import digits

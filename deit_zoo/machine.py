@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from deit_zoo.errors import MissingExtraError, ZooError
@@ -26,11 +27,19 @@ def usable_device(device: str | torch.device) -> torch.device:
     return place
 
 
+def require_extra(extra: str, what: str, *modules: str) -> None:
+    """Raises MissingExtraError, with what to type, where a module of an extra is not installed."""
+    names = [module.split(".")[0] for module in modules]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{what} needs {listed}; type: pip install 'deit_zoo[{extra}]'"
+            ) from error
+
+
 def require_matplotlib() -> None:
     """Raises MissingExtraError where no picture can be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "a picture needs matplotlib; type: pip install 'deit_zoo[train]'"
-        ) from error
+    require_extra("train", "a picture", "matplotlib.figure")

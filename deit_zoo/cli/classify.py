@@ -142,16 +142,14 @@ def _is_url(name: str) -> bool:
 
 def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor] | DataError:
     """The name and the pixels of an image, or why it cannot be read."""
-    from deit_zoo.data.transforms import error_context, open_photo
+    from deit_zoo.data.transforms import as_tensor
 
     if isinstance(source, DataError):
         return source
     name = "stdin" if isinstance(source, bytes) else source
     try:
         content = _fetch(name) if _is_url(name) else source
-        photo = open_photo(Path(content) if isinstance(content, str) else content, name)
-        with error_context(name):
-            return name, prepare.pixels(photo)
+        return name, as_tensor(content, prepare.pixels, name)
     except DataError as error:
         return error
 

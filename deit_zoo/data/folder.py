@@ -65,9 +65,9 @@ class FolderSet:
 
     def open(self, index: int) -> Image.Image:
         """An image in RGB. Raises DataError naming its file."""
-        from deit_zoo.data.transforms import open_rgb
+        from deit_zoo.data.transforms import open_image
 
-        return open_rgb(self.path_of(index))
+        return open_image(self.path_of(index), reading="upstream")
 
 
 class _Strings:

@@ -9,12 +9,12 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
+from deit_zoo.machine import require_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,9 +72,9 @@ class HubSet:
 
     def open(self, index: int) -> Image.Image:
         """An image in RGB. Raises DataError naming its row."""
-        from deit_zoo.data.transforms import open_rgb
+        from deit_zoo.data.transforms import open_image
 
-        return open_rgb(self._source(index), self.name_of(index))
+        return open_image(self._source(index), self.name_of(index), reading="upstream")
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
@@ -104,8 +104,7 @@ class HubSet:
 
 def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     """The rows of a split, and what it is called there."""
-    if find_spec("datasets") is None:
-        raise MissingExtraError(f"{data} needs datasets; type: pip install 'deit_zoo[hfds]'")
+    require_extra("hfds", data, "datasets")
     import datasets
 
     name = data.removeprefix(HFDS)

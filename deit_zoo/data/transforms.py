@@ -6,12 +6,15 @@ evaluation transform, section "Evaluate" of its README). Pillow alone; bit-equal
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
+from typing import Literal, TypeAlias
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,6 +29,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Pillow's own bound on a decoded image, applied to a resized one as well (1 x 10000 pixels grow).
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+_DECODING = Lock()
+
+Reading = Literal["upright", "upstream"]
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,36 +130,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_photo(source: Path | bytes, name: str = "") -> Image.Image:
-    """An image as a person sees it: upright (EXIF) and in RGB. Raises DataError naming the file."""
-    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
-    return _open(source, name, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Image.Image:
+    """An image in RGB. Raises DataError naming the file.
 
-
-def open_rgb(source: Path | bytes, name: str = "") -> Image.Image:
-    """An image as upstream's loader reads it: converted to RGB, EXIF ignored."""
-    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
-    return _open(source, name, lambda image: image.convert("RGB"))
-
-
-@contextmanager
-def error_context(name: object) -> Iterator[None]:
-    """Within it, a DataError about pixels also says whose they are."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-
-
-def _open(
-    source: Path | bytes, name: str, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+    "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
+    upstream's loader reads it: EXIF ignored, and converted by Pillow alone.
+    """
+    name = name or _name_of(source)
     try:
         with warnings.catch_warnings(), error_context(name):
             # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return convert(image)
+                if reading == "upstream":
+                    return image.convert("RGB")
+                return to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -166,6 +158,34 @@ def _open(
             f"{name} cannot be read as an image ({_reason(error)}); give a whole JPEG, PNG, WebP, "
             "GIF, BMP or TIFF file"
         ) from error
+
+
+def as_tensor(
+    image: ImageLike, transform: Callable[[Image.Image], Tensor], name: str = ""
+) -> Tensor:
+    """An image of any kind, read upright and transformed. Raises DataError naming it."""
+    if isinstance(image, str | os.PathLike | bytes):
+        source = image if isinstance(image, bytes) else Path(image)
+        photo = open_image(source, name, reading="upright")
+        with error_context(name or _name_of(source)):
+            return transform(photo)
+    # The same image may be given twice, and no image is decoded by two threads at once.
+    with _DECODING:
+        image.load()
+    return transform(image)
+
+
+@contextmanager
+def error_context(name: object) -> Iterator[None]:
+    """Within it, a DataError about pixels also says whose they are."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _name_of(source: Path | bytes) -> str:
+    return "the given bytes" if isinstance(source, bytes) else str(source)
 
 
 def _reason(error: Exception) -> str:

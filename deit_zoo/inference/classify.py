@@ -1,29 +1,19 @@
-"""The most probable classes of images, read in threads while the model looks at others."""
+"""The most probable classes of images, and what a model calls them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deit_zoo.data.transforms import error_context, normalized, open_photo
+from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import Label, labels
 from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.results import Prediction
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    ImageLike = str | os.PathLike[str] | bytes | Image.Image
-
 BATCH_SIZE = 32  # images classified at once
-_DECODING = Lock()
 
 
 def class_names(model: ZooModel) -> tuple[Any, ...]:
@@ -57,16 +47,3 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         ]
         for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-
-
-def as_tensor(image: ImageLike, prepare: Callable[[Image.Image], Tensor]) -> Tensor:
-    if isinstance(image, bytes):
-        return prepare(open_photo(image))
-    if not isinstance(image, str | os.PathLike):
-        # The same image may be given twice, and no image is decoded by two threads at once.
-        with _DECODING:
-            image.load()
-        return prepare(image)
-    photo = open_photo(Path(image))
-    with error_context(image):
-        return prepare(photo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 from PIL import Image
 
 import deit_zoo
-from deit_zoo.data import hub as hfds
 from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.image_set import open_set, open_unchecked
@@ -491,7 +491,7 @@ def test_a_data_set_that_is_not_there_is_one_sentence() -> None:
 def test_without_the_extra_the_command_that_installs_it_is_said(
     hub: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hfds, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as caught:
         validate(hub)
     assert str(caught.value) == f"{hub} needs datasets; type: pip install 'deit_zoo[hfds]'"

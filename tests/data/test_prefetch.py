@@ -12,7 +12,7 @@ from PIL import Image
 
 from deit_zoo.data import prefetch as module
 from deit_zoo.data.prefetch import default_threads, ordered_map, prefetch
-from deit_zoo.data.transforms import open_photo
+from deit_zoo.data.transforms import open_image
 from deit_zoo.errors import DataError
 
 PATIENCE = 30.0  # seconds until a test that waits in vain fails
@@ -38,7 +38,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 def width(file: Path) -> int:
-    return open_photo(file).width
+    return open_image(file, reading="upright").width
 
 
 @pytest.mark.parametrize("threads", [1, 3, 50])

@@ -19,11 +19,11 @@ from torchvision.transforms import functional as TF
 
 from deit_zoo.data.transforms import (
     EvalTransform,
+    Reading,
     center_crop,
     normalize,
     normalized,
-    open_photo,
-    open_rgb,
+    open_image,
     to_rgb,
 )
 from deit_zoo.errors import DataError, ImageSizeError
@@ -36,6 +36,8 @@ STD = (0.229, 0.224, 0.225)
 WHITE, RED, GREEN, BLUE = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 Save = Callable[..., Path]
+
+READINGS: tuple[Reading, ...] = ("upright", "upstream")
 
 
 @pytest.fixture
@@ -299,30 +301,30 @@ KINDS: dict[str, tuple[Image.Image, dict[str, Any], tuple[int, int, int]]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_a_photo_is_what_a_person_sees(name: str, save: Save) -> None:
     image, options, colour = KINDS[name]
-    photo = open_photo(save(image, name, **options))
+    photo = open_image(save(image, name, **options), reading="upright")
     assert (photo.mode, photo.getpixel((0, 0)), photo.getpixel((7, 7))) == ("RGB", colour, colour)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_evaluation_reads_every_kind_without_a_warning(name: str, save: Save) -> None:
     image, options, _ = KINDS[name]
-    reread = open_rgb(save(image, name, **options))
+    reread = open_image(save(image, name, **options), reading="upstream")
     assert (reread.mode, reread.size) == ("RGB", (8, 8))
 
 
 def test_evaluation_ignores_alpha_as_upstream_does(save: Save) -> None:
     path = save(one_colour("RGBA", (255, 0, 0, 0)), "clear.png")
-    assert open_rgb(path).getpixel((0, 0)) == RED
+    assert open_image(path, reading="upstream").getpixel((0, 0)) == RED
 
 
 def test_encoded_bytes_are_an_image_too(save: Save) -> None:
     path = save(one_colour("RGB", (10, 20, 30)), "a.png")
-    assert open_photo(path.read_bytes()).getpixel((3, 3)) == (10, 20, 30)
+    assert open_image(path.read_bytes(), reading="upright").getpixel((3, 3)) == (10, 20, 30)
 
 
 def test_the_suffix_is_not_believed(save: Save) -> None:
     path = save(one_colour("RGB", (10, 20, 30)), "a.jpg", format="PNG")
-    assert open_photo(path).getpixel((3, 3)) == (10, 20, 30)
+    assert open_image(path, reading="upright").getpixel((3, 3)) == (10, 20, 30)
 
 
 def test_an_rgb_image_is_not_copied() -> None:
@@ -357,14 +359,14 @@ def rotated(save: Save, orientation: int) -> Path:
 
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_photo_is_upright(orientation: int, save: Save) -> None:
-    photo = open_photo(rotated(save, orientation))
+    photo = open_image(rotated(save, orientation), reading="upright")
     seen = [photo.getpixel(place) for place in ((24, 16), (72, 16), (24, 48), (72, 48))]
     assert photo.size == (96, 64)
     assert np.abs(np.subtract(seen, (RED, GREEN, BLUE, WHITE))).max() <= 2
 
 
 def test_evaluation_ignores_the_orientation_as_upstream_does(save: Save) -> None:
-    assert open_rgb(rotated(save, 6)).size == (64, 96)
+    assert open_image(rotated(save, 6), reading="upstream").size == (64, 96)
 
 
 @pytest.mark.parametrize(
@@ -372,19 +374,17 @@ def test_evaluation_ignores_the_orientation_as_upstream_does(save: Save) -> None
     [b"Exif\0\0not a header", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"],
     ids=["no header", "cut short"],
 )
-@pytest.mark.parametrize("read", [open_photo, open_rgb])
-def test_broken_exif_does_not_spoil_a_photo(
-    read: Callable[[Path], Image.Image], exif: bytes, save: Save
-) -> None:
+@pytest.mark.parametrize("reading", READINGS)
+def test_broken_exif_does_not_spoil_a_photo(reading: Reading, exif: bytes, save: Save) -> None:
     path = save(one_colour("L", 77), "a.jpg", quality=100, exif=exif)
-    assert read(path).getpixel((0, 0)) == (77, 77, 77)
+    assert open_image(path, reading=reading).getpixel((0, 0)) == (77, 77, 77)
 
 
 def refused(source: Path, reason: str) -> None:
-    """Both readers refuse the file in one sentence that names it."""
-    for read in (open_photo, open_rgb):
+    """Both readings refuse the file in one sentence that names it."""
+    for reading in READINGS:
         with pytest.raises(DataError) as caught:
-            read(source)
+            open_image(source, reading=reading)
         assert str(caught.value) == f"{source} {reason}"
 
 
@@ -395,9 +395,9 @@ UNREADABLE = "cannot be read as an image ({}); give a whole JPEG, PNG, WebP, GIF
 def test_a_truncated_file_is_refused_by_name(suffix: str, save: Save) -> None:
     path = save(noise(64, 64, seed=5), f"cut.{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for read in (open_photo, open_rgb):
+    for reading in READINGS:
         with pytest.raises(DataError) as caught:
-            read(path)
+            open_image(path, reading=reading)
         assert str(caught.value).startswith(f"{path} cannot be read as an image (")
 
 
@@ -407,7 +407,7 @@ def test_a_truncated_jpeg_is_refused_by_name(save: Save) -> None:
     with pytest.raises(
         DataError, match=r"cut\.jpg cannot be read as an image \(image file is trunc"
     ):
-        open_photo(path)
+        open_image(path, reading="upright")
 
 
 def test_an_empty_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -430,12 +430,12 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_broken_bytes_are_refused_by_the_name_they_were_given() -> None:
     with pytest.raises(DataError, match=r"^the picture from the web cannot be read as an image"):
-        open_photo(b"<html>", "the picture from the web")
+        open_image(b"<html>", "the picture from the web", reading="upright")
 
 
 def test_broken_bytes_without_a_name_are_not_printed() -> None:
     with pytest.raises(DataError) as caught:
-        open_photo(b"\x89PNG")
+        open_image(b"\x89PNG", reading="upright")
     assert str(caught.value) == "the given bytes " + UNREADABLE.format("its format is not known")
 
 
@@ -466,7 +466,7 @@ def test_a_large_photo_is_no_bomb_and_no_warning(tmp_path: Path) -> None:
 def test_floating_point_pixels_are_refused_by_name(save: Save) -> None:
     path = save(one_colour("F", 0.5), "depth.tiff")
     with pytest.raises(DataError) as caught:
-        open_photo(path)
+        open_image(path, reading="upright")
     assert str(caught.value) == (
         f"{path}: 32-bit float pixels have no defined range; save the image with 8 bits"
     )
