@@ -1,6 +1,6 @@
 """Data-efficient image Transformers, exact and verified. Importing deit_zoo imports no torch."""
 
-from deit_zoo.api import attention_map, classify, evaluate, optimize
+from deit_zoo.api import attention_map, classify, evaluate, export, optimize
 from deit_zoo.results import Evaluation, Prediction
 from deit_zoo.version import __version__
 from deit_zoo.zoo import ModelInfo, create, info, list_models, transform
@@ -14,6 +14,7 @@ __all__ = [
     "classify",
     "create",
     "evaluate",
+    "export",
     "info",
     "list_models",
     "optimize",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deit_zoo.distributed import DistributedContext
     from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.inference.attention import AttentionMap, Method
+    from deit_zoo.inference.export import Export
     from deit_zoo.inference.optimize import OptimizedModel
 
 
@@ -146,7 +147,55 @@ def attention_map(
         attention.check_attentive(spec_of(network))
         attention.check_size(network, img_size)
     pixels = as_tensor(image, transform(network))
-    return attention.look(network, pixels, layer=layer, method=method)
+    return attention.attention_map(network, pixels, layer=layer, method=method)
+
+
+def export(
+    model: str | nn.Module,
+    file: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    opset: int | None = None,
+    aot: bool = False,
+    images: ImageLike | Iterable[ImageLike] | None = None,
+    limit: float = 1e-4,
+    overwrite: bool = False,
+    device: str | torch.device | None = None,
+    say: Callable[[str], None] = lambda doing: None,
+) -> Export:
+    """Write a model as a file that runs without this package, once it answers as the model does.
+
+    Args:
+        model: a name (its checkpoint is loaded), the folder of a run, or a model from `create`,
+            which stays as it is; what is written is its eval mode in float32.
+        file: ends in .onnx or .pt2.
+        to: "onnx" or "pt2"; the file's suffix says it too.
+        opset: of ONNX; 18 unless given.
+        aot: compile the .pt2 by AOTInductor, for the processor or GPU of this machine.
+        images: paths, folders, bytes or PIL images to compare on; some of the embedded digits
+            unless given.
+        limit: the largest difference of a logit that passes.
+        overwrite: replace a file that is there.
+        device: where a .pt2 is traced and will run; the CPU unless given.
+        say: called with what is being done.
+
+    Raises:
+        DifferenceError: the logits differ by more than the limit; nothing was written.
+        MissingExtraError: ONNX without `deit_zoo[export]`.
+        DataError: the file must not or cannot be put there, or an image cannot be read.
+
+    >>> deit_zoo.export("deit_pico_digits", "digits.onnx").agreed
+    8
+    """
+    from deit_zoo.inference import export as inference
+
+    file = Path(file)
+    options: dict[str, Any] = dict(
+        to=to, opset=opset, aot=aot, limit=limit, overwrite=overwrite, device=device
+    )
+    inference.check_options(file, **options)
+    network = resolve_model(model, None)
+    return inference.export(network, file, images=images, say=say, **options)
 
 
 def evaluate(

@@ -1,13 +1,9 @@
-"""Moved to `deit_zoo.inference.export`; this name goes in 0.3."""
+"""Moved to `deit_zoo.export`; this name goes in 0.3."""
 
 import warnings
 
-from deit_zoo.inference.export import export
+from deit_zoo.api import export
 
-warnings.warn(
-    "deit_zoo.exports has moved; import from deit_zoo.inference.export",
-    DeprecationWarning,
-    stacklevel=2,
-)
+warnings.warn("deit_zoo.exports has moved; use deit_zoo.export", DeprecationWarning, stacklevel=2)
 
 __all__ = ["export"]

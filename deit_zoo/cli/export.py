@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -75,25 +75,22 @@ def export_(
     file = output or Path(f"{stem(name)}.{Format(to).value}")
     from deit_zoo.inference import export as exports
 
-    form = exports.format_of(file, to.value if to else None)
-    tolerance = exports.LIMIT if limit is None else limit
-    exports.check_options(form, opset=opset, aot=aot, limit=tolerance, device=device)
-    exports.check_place(file, force)
+    options: dict[str, Any] = dict(
+        to=to.value if to else None,
+        opset=opset,
+        aot=aot,
+        limit=exports.LIMIT if limit is None else limit,
+        overwrite=force,
+        device=device,
+    )
+    exports.check_options(file, **options)
     if not is_path(name) and (implied := resolve(name).name) != name.lower():
         talk.print(f"model: {implied}")
     with talk.status("loading") as status:
         try:
+            network = model_of(name, checkpoint, img_size)
             done = exports.export(
-                model_of(name, checkpoint, img_size),
-                file,
-                to=form,
-                opset=opset,
-                aot=aot,
-                images=images or None,
-                limit=tolerance,
-                overwrite=force,
-                device=device,
-                say=status.update,
+                network, file, images=images or None, say=status.update, **options
             )
         except DifferenceError as error:
             talk.print(f"[bold red]error:[/] {escape(str(error))}")

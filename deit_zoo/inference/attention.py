@@ -21,14 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from deit_zoo.errors import DataError, ImageSizeError, MissingExtraError, ZooError
+from deit_zoo.errors import DataError, ImageSizeError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.files import write_whole
+from deit_zoo.machine import require_extra
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.registry import ModelSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Method = Literal["all", "heads", "mean", "rollout"]
 METHODS = ("all", "heads", "mean", "rollout")
@@ -39,7 +41,7 @@ WITHOUT = ("convnet", "regnet")  # families
 COLOURS, OPACITY = "viridis", 0.65
 # Inches: a square panel's side and the sheet's bounds; then what titles, bars and labels need.
 SIDE, NARROWEST, WIDEST = 1.65, 5.6, 13.2
-MARGIN, GAP, HEADING, ABOVE, BELOW, LABEL = 0.15, 0.2, 0.2, 0.26, 0.32, 0.4
+GAP, PAD, HEADING, AROUND, LABEL, BAR = 0.2, 0.07, 0.2, 0.62, 0.42, 0.07
 LETTERS = 10  # of a title, in an inch
 DPI = 120
 
@@ -63,7 +65,7 @@ class AttentionMap:
 
     def save(self, file: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Draw the maps over the image into a PNG. Raises MissingExtraError without matplotlib."""
-        draw(self, Path(file), title=title)
+        plot(self, Path(file), title=title)
 
     def to_dict(self) -> dict[str, Any]:
         """The maps in figures, ready for JSON; entropy in nats, rows and columns from 0."""
@@ -100,7 +102,7 @@ def check_size(network: ZooModel, img_size: int | tuple[int, int] | None) -> Non
         )
 
 
-def look(
+def attention_map(
     network: ZooModel, pixels: Tensor, *, layer: int = -1, method: Method = "heads"
 ) -> AttentionMap:
     """The attention of a model's prefix tokens on one prepared image (3, height, width)."""
@@ -109,33 +111,31 @@ def look(
     assert network.spec is not None, "a model without a spec came this far"
     name = network.spec.name
     number = _layer_number(network, name, layer)
-    rolled = method in ("all", "rollout")
-    attend: Any = network
-    where = next(network.parameters())
-    batch = pixels[None].to(where.device, where.dtype)
+    through = method in ("all", "rollout")
+    transformer: Any = network
+    num_prefix: int = transformer.num_prefix_tokens
+    weight = next(network.parameters())
+    batch = pixels[None].to(weight.device, weight.dtype)
     with eval_mode(network), torch.no_grad():
-        found = attend.attention(batch, range(number + 1) if rolled else [number])
-        layers = [one[0].float() for one in found]
-        prefix: int = attend.num_prefix_tokens
-        heads = layers[-1][:, :prefix]  # (H, prefix, T)
-        parts = {
-            "heads": heads,
-            "mean": heads.mean(dim=0, keepdim=True),
-            "rollout": rollout(layers, prefix)[None] if rolled else heads[:0],
-        }
-    asked = ("heads", "mean", "rollout") if method == "all" else (method,)
-    rows = torch.cat([parts[part] for part in asked]).transpose(0, 1).cpu()  # (prefix, panels, T)
+        maps = transformer.attention(batch, range(number + 1) if through else [number])
+    layers = [layer_map[0].float() for layer_map in maps]
+    heads = layers[-1][:, :num_prefix]  # (H, prefix, T)
+    kinds = {
+        "heads": ([f"head {head}" for head in range(len(heads))], heads),
+        "mean": (["mean"], heads.mean(dim=0, keepdim=True)),
+        "rollout": (["rollout"], rollout(layers, num_prefix)[None] if through else heads[:0]),
+    }
+    shown = [kinds[kind] for kind in kinds if method in ("all", kind)]
+    rows = torch.cat([part for _, part in shown]).transpose(0, 1).cpu()  # (prefix, panels, T)
     if not rows.isfinite().all():
         raise ZooError(f"the attention of {name} is not finite; its weights are broken")
-    heads_named = [f"head {head}" for head in range(len(heads))]
-    grid = attend.patch_embed.grid_size
     return AttentionMap(
         model=name,
         layer=number,
-        tokens=TOKENS[:prefix],
-        panels=tuple(n for part in asked for n in (heads_named if part == "heads" else [part])),
-        maps=rows[..., prefix:].reshape(*rows.shape[:2], *grid),
-        on_tokens=rows[..., :prefix].contiguous(),
+        tokens=TOKENS[:num_prefix],
+        panels=tuple(panel for panels, _ in shown for panel in panels),
+        maps=rows[..., num_prefix:].reshape(*rows.shape[:2], *transformer.patch_embed.grid_size),
+        on_tokens=rows[..., :num_prefix].contiguous(),
         image=as_image(pixels),
     )
 
@@ -173,115 +173,68 @@ def as_image(pixels: Tensor) -> Image.Image:
     return Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), bytes(values))
 
 
-def draw(attention: AttentionMap, file: Path, *, title: str | None = None) -> None:
+def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> None:
     """Write a PNG: for each token the image, then each map over it with a scale of its own."""
     if file.suffix.lower() != ".png":
         raise DataError(f"{file} is no name of a PNG; give a file that ends in .png")
-    require_matplotlib()
-    sheet = _Sheet(attention, _title(attention) if title is None else title)
-    for number in range(len(attention.tokens)):
-        sheet.draw_token(number)
+    require_extra("train", "a picture", "matplotlib.figure")
     data = BytesIO()
-    sheet.figure.savefig(data, format="png", dpi=DPI)
+    figure(attention, _title(attention) if title is None else title).savefig(data, format="png")
     write_whole(file, data.getvalue())
 
 
-def require_matplotlib() -> None:
-    """Raises MissingExtraError where no picture can be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "a picture needs matplotlib; type: pip install 'deit_zoo[train]'"
-        ) from error
+def figure(attention: AttentionMap, title: str) -> Figure:
+    """The picture: a block of panels for each token, all of one size."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    width, height = _panel_size(attention.image)
+    num_tokens, num_panels = len(attention.tokens), 1 + len(attention.panels)
+    lines = ceil(num_panels / max(1, int(WIDEST / (width + GAP))))
+    columns = ceil(num_panels / lines)
+    across = max(NARROWEST, columns * (width + GAP))
+    titles = wrap(title, int(across * LETTERS))
+    down = HEADING * (1 + len(titles)) + num_tokens * (lines * (height + AROUND) + LABEL)
+    space = GAP / 2 / height
+    layout = ConstrainedLayoutEngine(w_pad=GAP / 2, h_pad=PAD, wspace=0, hspace=space)
+    sheet = Figure(figsize=(across, down), dpi=DPI, layout=layout)
+    sheet.suptitle("\n".join(titles), x=GAP / 2 / across, ha="left", fontsize=11)
+    blocks = sheet.subfigures(num_tokens, squeeze=False)[:, 0]
+    for block, token, maps in zip(blocks, attention.tokens, attention.maps, strict=True):
+        label = f"colours: attention, share of the {token} token"
+        block.supxlabel(label, x=GAP / 2 / across, ha="left", fontsize=9)
+        panels = block.subplots(lines, columns, squeeze=False).flatten()
+        for panel in panels:
+            panel.set_axis_off()
+        panels[0].imshow(attention.image)
+        panels[0].set_title("image", fontsize=9)
+        for panel, name, weights in zip(panels[1:], attention.panels, maps, strict=False):
+            panel.set_title(name, fontsize=9)
+            _plot_map(panel, attention.image, weights, bar_height=BAR / height)
+    return sheet
 
 
-class _Sheet:
-    """The picture as it is drawn: a block of lines for each token; places in inches, from above."""
-
-    def __init__(self, attention: AttentionMap, title: str) -> None:
-        from matplotlib.figure import Figure
-
-        self.attention = attention
-        self.side = _panel_size(attention.image)
-        count = 1 + len(attention.panels)
-        most = max(1, int((WIDEST - 2 * MARGIN + GAP) / (self.side[0] + GAP)))
-        self.lines = ceil(count / most)
-        self.columns = ceil(count / self.lines)
-        self.line = ABOVE + self.side[1] + BELOW
-        self.block = self.lines * self.line + LABEL
-        width = max(NARROWEST, 2 * MARGIN + self.columns * (self.side[0] + GAP) - GAP)
-        titles = wrap(title, int(width * LETTERS))
-        self.heading = MARGIN + len(titles) * HEADING + MARGIN
-        self.size = (width, self.heading + len(attention.tokens) * self.block)
-        self.figure = Figure(figsize=self.size)
-        for number, line in enumerate(titles):
-            self.write(MARGIN, MARGIN + (number + 0.5) * HEADING, line, size=11)
-
-    def draw_token(self, number: int) -> None:
-        """One token's panels: the image and every map over it."""
-        attention = self.attention
-        image = self.panel(number, 0, "image")
-        image.imshow(attention.image)
-        for place, name in enumerate(attention.panels):
-            self.draw_map(number, place + 1, name, attention.maps[number, place])
-        bottom = self.heading + number * self.block + self.lines * self.line
-        said = f"colours: attention, share of the {attention.tokens[number]} token"
-        self.write(MARGIN, bottom + 0.06, said, size=9)
-
-    def draw_map(self, number: int, place: int, name: str, shares: Tensor) -> None:
-        """Shares over a faint image, one flat square per patch, from 0 to the panel's largest."""
-        panel = self.panel(number, place, name)
-        image, peak = self.attention.image, float(shares.max())
-        edges = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-        # Greys from a third to two thirds: what is bright in the image must not pass for attention.
-        panel.imshow(image.convert("L"), cmap="gray", vmin=-255, vmax=510, extent=edges)
-        drawn = panel.imshow(
-            shares.numpy(),
-            cmap=COLOURS,
-            alpha=OPACITY,
-            vmin=0,
-            vmax=peak or 1.0,
-            extent=edges,
-            interpolation="nearest",
-        )
-        left, top = self.place(number, place)
-        width, below = self.side[0], top + ABOVE + self.side[1]
-        bar = self.axes(left, below + 0.05, width, 0.07)
-        bar.set_facecolor("0.5")
-        self.figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[])
-        self.write(left, below + 0.2, "0", size=7)
-        self.write(left + width, below + 0.2, f"{100 * peak:.3g} %", size=7, align="right")
-
-    def panel(self, number: int, place: int, name: str) -> Axes:
-        """Empty axes in a token's block, with a title."""
-        left, top = self.place(number, place)
-        self.write(left + self.side[0] / 2, top + 0.13, name, size=9, align="center")
-        panel = self.axes(left, top + ABOVE, *self.side)
-        panel.set_axis_off()
-        return panel
-
-    def place(self, number: int, place: int) -> tuple[float, float]:
-        """Where a panel with its title begins."""
-        line, column = divmod(place, self.columns)
-        left = MARGIN + column * (self.side[0] + GAP)
-        return left, self.heading + number * self.block + line * self.line
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes at a place of the sheet."""
-        across, down = self.size
-        return self.figure.add_axes(
-            (left / across, 1 - (top + height) / down, width / across, height / down)
-        )
-
-    def write(
-        self, left: float, middle: float, text: str, *, size: int, align: str = "left"
-    ) -> None:
-        """Text at a place of the sheet."""
-        across, down = self.size
-        self.figure.text(
-            left / across, 1 - middle / down, text, fontsize=size, ha=align, va="center"
-        )
+def _plot_map(panel: Axes, image: Image.Image, weights: Tensor, bar_height: float) -> None:
+    """A map over a faint image, one flat square per patch, coloured from 0 to its largest share."""
+    peak = float(weights.max())
+    edges = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+    # Greys from a third to two thirds: what is bright in the image must not pass for attention.
+    panel.imshow(image.convert("L"), cmap="gray", vmin=-255, vmax=510, extent=edges)
+    colours = panel.imshow(
+        weights.numpy(),
+        cmap=COLOURS,
+        alpha=OPACITY,
+        vmin=0,
+        vmax=peak or 1.0,
+        extent=edges,
+        interpolation="nearest",
+    )
+    bar = panel.inset_axes((0, -1.7 * bar_height, 1, bar_height))
+    bar.set_facecolor("0.5")
+    panel.figure.colorbar(colours, cax=bar, orientation="horizontal", ticks=[])
+    bar.annotate("0", (0, -0.5), xycoords="axes fraction", va="top", fontsize=7)
+    share = f"{100 * peak:.3g} %"
+    bar.annotate(share, (1, -0.5), xycoords="axes fraction", ha="right", va="top", fontsize=7)
 
 
 def _layer_number(network: ZooModel, name: str, layer: int) -> int:

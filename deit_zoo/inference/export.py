@@ -30,26 +30,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deit_zoo.data.digits import digits
-from deit_zoo.data.folder import IMAGE_SUFFIXES
+from deit_zoo.data.folder import is_image
 from deit_zoo.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EvalTransform,
-    error_context,
-    open_photo,
+    as_tensor,
+    eval_transform,
 )
-from deit_zoo.errors import DataError, DifferenceError, MissingExtraError, ZooError
+from deit_zoo.errors import DataError, DifferenceError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.inference.classify import class_names
-from deit_zoo.machine import usable_device
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.machine import require_extra, usable_device
+from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.version import __version__
-from deit_zoo.zoo import load_model, transform
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    ImageLike = str | os.PathLike[str] | bytes | Image.Image
+    from deit_zoo.data.transforms import ImageLike
+
+    Run = Callable[[Tensor], Tensor]
 
 FORMATS = ("onnx", "pt2")
 INPUT, OUTPUT = "images", "logits"
@@ -100,8 +101,8 @@ class Comparison:
 
 
 def export(
-    model: str | nn.Module,
-    file: str | os.PathLike[str],
+    model: nn.Module,
+    file: Path,
     *,
     to: str | None = None,
     opset: int | None = None,
@@ -112,40 +113,16 @@ def export(
     device: str | torch.device | None = None,
     say: Callable[[str], None] = lambda doing: None,
 ) -> Export:
-    """Write a model as a file that runs without this package, once it answers as the model does.
-
-    Args:
-        model: a name (its checkpoint is loaded), the folder of a run, or a model from `create`,
-            which stays as it is; what is written is its eval mode in float32.
-        file: ends in .onnx or .pt2.
-        to: "onnx" or "pt2"; the file's suffix says it too.
-        opset: of ONNX; 18 unless given.
-        aot: compile the .pt2 by AOTInductor, for the processor or GPU of this machine.
-        images: paths, folders, bytes or PIL images to compare on; some of the embedded digits
-            unless given.
-        limit: the largest difference of a logit that passes.
-        overwrite: replace a file that is there.
-        device: where a .pt2 is traced and will run; the CPU unless given.
-        say: called with what is being done.
-
-    Raises:
-        DifferenceError: the logits differ by more than the limit; nothing was written.
-        MissingExtraError: ONNX without `deit_zoo[export]`.
-        DataError: the file must not or cannot be put there, or an image cannot be read.
-
-    >>> deit_zoo.inference.export.export("deit_pico_digits", "digits.onnx").agreed
-    8
-    """
-    file = Path(file)
-    form = format_of(file, to)
-    check_options(form, opset=opset, aot=aot, limit=limit, device=device)
-    check_place(file, overwrite)
-    network = _own(model, device)
-    prepare = transform(network)
+    """Write a model as a file; the arguments are those of `deit_zoo.export`."""
+    form = check_options(
+        file, to, opset=opset, aot=aot, limit=limit, overwrite=overwrite, device=device
+    )
+    network = _prepared_copy(model, device)
+    transform = eval_transform(spec_of(network), network.img_size)
     sources = _sources(images)
     with torch.inference_mode():  # an image or a model that does not fit is known at once
-        _logits(network, [_prepared(sources[0], prepare)])
-    texts = metadata(network, prepare)
+        _logits(network, torch.stack([as_tensor(sources[0], transform)]))
+    texts = metadata(network, transform)
     name = texts["name"]
     say(f"tracing {name}")
     with _quiet():
@@ -153,21 +130,21 @@ def export(
         if form == "onnx":
             say(f"converting {name} to ONNX")
             data = _to_onnx(program, opset or OPSET, texts)
-            answer = _onnx_answer(data)
+            run = _run_onnx(data)
         elif aot:
             say(f"compiling {name}")
-            data, answer = _to_package(program, texts)
+            data, run = _to_package(program, texts)
         else:
             say(f"saving {name}")
             data = _to_pt2(program, texts)
-            answer = cast("Answer", torch.export.load(BytesIO(data)).module())
+            run = cast("Run", torch.export.load(BytesIO(data)).module())
         say(f"comparing on {len(sources)} images")
-        found = compare(network, answer, _batches(sources, prepare))
-    if not found.max_difference <= limit:  # nor does NaN pass
+        comparison = compare(network, run, _batches(sources, transform))
+    if not comparison.max_difference <= limit:  # nor does NaN pass
         raise DifferenceError(
-            f"{name} as {form} gives logits up to {found.max_difference:.3g} from the model's on "
-            f"{found.num_images} images, and the limit is {limit:g}; nothing was written, give "
-            "another format or, if that is near enough, another limit"
+            f"{name} as {form} gives logits up to {comparison.max_difference:.3g} from the model's "
+            f"on {comparison.num_images} images, and the limit is {limit:g}; nothing was written, "
+            "give another format or, if that is near enough, another limit"
         )
     write_whole(file, data)
     return Export(
@@ -176,36 +153,32 @@ def export(
         format=form,
         compiled=aot,
         opset=(opset or OPSET) if form == "onnx" else None,
-        img_size=prepare.img_size,
+        img_size=transform.img_size,
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        num_images=found.num_images,
-        agreed=found.agreed,
-        max_difference=found.max_difference,
+        num_images=comparison.num_images,
+        agreed=comparison.agreed,
+        max_difference=comparison.max_difference,
         limit=limit,
     )
 
 
-Answer = Callable[[Tensor], Tensor]
-
-
-def format_of(file: Path, to: str | None) -> str:
-    """The format that is meant. Raises ZooError where nothing says it, or two things differ."""
-    suffix = file.suffix.lower().removeprefix(".")
-    if to is not None and to not in FORMATS:
-        raise ZooError(f"no export is named {to!r}; give onnx or pt2")
-    if suffix not in FORMATS:
-        wanted = f"FILE.{to}" if to else "FILE.onnx or FILE.pt2"
-        raise ZooError(f"{file} is no name of an exported model; give {wanted}")
-    if to not in (None, suffix):
-        raise ZooError(f"{file} is no {to} file by its name; give FILE.{to}")
-    return suffix
-
-
 def check_options(
-    form: str, *, opset: int | None, aot: bool, limit: float, device: str | torch.device | None
-) -> None:
-    """Raises ZooError for options that do not go together, MissingExtraError without the extra."""
+    file: Path,
+    to: str | None = None,
+    *,
+    opset: int | None = None,
+    aot: bool = False,
+    limit: float = LIMIT,
+    overwrite: bool = False,
+    device: str | torch.device | None = None,
+) -> str:
+    """The format that is meant.
+
+    Raises ZooError for options that do not go together, MissingExtraError without the extra, and
+    DataError where the file must not or cannot be put.
+    """
+    form = _format_of(file, to)
     if not limit >= 0:
         raise ZooError(f"limit is {limit}; give the largest difference of a logit, such as 1e-4")
     if form == "onnx":
@@ -213,7 +186,7 @@ def check_options(
             raise ZooError("AOTInductor makes .pt2 files; give --to pt2, or leave out --aot")
         if device is not None and str(device) != "cpu":
             raise ZooError("an ONNX file has no device; leave it out, the runtime chooses")
-        require_onnx()
+        require_extra("export", "ONNX", "onnx", "onnxscript", "onnxruntime")
         import onnx
 
         newest = onnx.defs.onnx_opset_version()
@@ -222,11 +195,8 @@ def check_options(
     elif opset is not None:
         raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
     elif aot:
-        require_compiler()
-
-
-def check_place(file: Path, overwrite: bool = False) -> None:
-    """Raises DataError where a file must not or cannot be put."""
+        _check_compiler()
+    usable_device(device or "cpu")
     if file.is_dir():
         raise DataError(f"{file} is a folder; give the name of a file")
     if not file.parent.is_dir():
@@ -235,22 +205,22 @@ def check_place(file: Path, overwrite: bool = False) -> None:
         raise DataError(f"{file} is there already; give another --output, or --force to replace it")
     if not os.access(file.parent, os.W_OK):
         raise DataError(f"{file} cannot be written (permission denied); give another --output")
+    return form
 
 
-def require_onnx() -> None:
-    """Raises MissingExtraError where ONNX cannot be written and run."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "ONNX needs onnx, onnxscript and onnxruntime; type: pip install 'deit_zoo[export]'"
-        ) from error
+def _format_of(file: Path, to: str | None) -> str:
+    suffix = file.suffix.lower().removeprefix(".")
+    if to is not None and to not in FORMATS:
+        raise ZooError(f"no export is named {to!r}; give onnx or pt2")
+    if suffix not in FORMATS:
+        examples = f"FILE.{to}" if to else "FILE.onnx or FILE.pt2"
+        raise ZooError(f"{file} is no name of an exported model; give {examples}")
+    if to not in (None, suffix):
+        raise ZooError(f"{file} is no {to} file by its name; give FILE.{to}")
+    return suffix
 
 
-def require_compiler() -> None:
-    """Raises ZooError where AOTInductor finds no C++ compiler."""
+def _check_compiler() -> None:
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise ZooError(
@@ -259,15 +229,14 @@ def require_compiler() -> None:
         )
 
 
-def metadata(network: ZooModel, prepare: EvalTransform) -> dict[str, str]:
+def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:
     """What a file says of itself; lists and records are JSON, and what is not known is left out."""
-    assert network.spec is not None, "transform() refuses a model without a spec"
     classes = class_names(network)
-    height, width = prepare.img_size
+    height, width = transform.img_size
     preprocessing = {
         "img_size": [height, width],
-        "resize": [int(height / prepare.crop_pct), int(width / prepare.crop_pct)],
-        "crop_pct": prepare.crop_pct,
+        "resize": [int(height / transform.crop_pct), int(width / transform.crop_pct)],
+        "crop_pct": transform.crop_pct,
         "interpolation": "bicubic",
         "color": "RGB",
         "scale": 1 / 255,
@@ -277,7 +246,7 @@ def metadata(network: ZooModel, prepare: EvalTransform) -> dict[str, str]:
         "dtype": "float32",
     }
     texts = {
-        "name": network.spec.name,
+        "name": spec_of(network).name,
         "preprocessing": json.dumps(preprocessing),
         "labels": json.dumps([label.name for label in classes], ensure_ascii=False),
         "folders": json.dumps([label.folder for label in classes], ensure_ascii=False),
@@ -290,42 +259,38 @@ def metadata(network: ZooModel, prepare: EvalTransform) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def compare(network: nn.Module, answer: Answer, batches: Iterable[list[Tensor]]) -> Comparison:
-    """How far two answers to the same images are apart; a wrong shape is infinitely far."""
+def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Comparison:
+    """How far the logits of a file and of its model are apart; a wrong shape is infinitely far."""
     largest = torch.zeros(())
     num_images = agreed = 0
-    for batch in batches:
-        images = torch.stack(batch)
-        wanted = _logits(network, batch)
-        found = answer(images.to(_place(network))).float().cpu()
-        if found.shape != wanted.shape:
+    for images in batches:
+        expected = _logits(network, images)
+        logits = run(images.to(_device_of(network))).float().cpu()
+        if logits.shape != expected.shape:
             return Comparison(num_images, agreed, float("inf"))
-        largest = torch.maximum(largest, (found - wanted).abs().max())
-        num_images += len(batch)
-        agreed += int((found.argmax(-1) == wanted.argmax(-1)).sum())
+        largest = torch.maximum(largest, (logits - expected).abs().max())
+        num_images += len(images)
+        agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
     return Comparison(num_images, agreed, largest.item())
 
 
-def _logits(network: nn.Module, batch: list[Tensor]) -> Tensor:
-    logits: Tensor = network(torch.stack(batch).to(_place(network)))
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = network(images.to(_device_of(network)))
     return logits.float().cpu()
 
 
-def _place(network: nn.Module) -> torch.device:
+def _device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _own(model: str | nn.Module, device: str | torch.device | None) -> ZooModel:
-    """The model that was meant, in eval mode and float32, to do with as we like."""
-    place = usable_device(device or "cpu")
-    if isinstance(model, str):
-        network = load_model(model, place)
-    else:
-        transform(model)  # refuses what `create` did not make
-        network = copy.deepcopy(cast(ZooModel, model))
+def _prepared_copy(model: nn.Module, device: str | torch.device | None) -> ZooModel:
+    """A copy on the device, in eval mode and float32."""
+    spec_of(model)  # refuses what `create` did not make
+    network = copy.deepcopy(cast(ZooModel, model))
     if network.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to export")
-    return network.to(device=place, dtype=torch.float32).eval().requires_grad_(False)
+    network = network.to(device=usable_device(device or "cpu"), dtype=torch.float32)
+    return network.eval().requires_grad_(False)
 
 
 def _sources(images: ImageLike | Iterable[ImageLike] | None) -> Sequence[ImageLike]:
@@ -334,38 +299,29 @@ def _sources(images: ImageLike | Iterable[ImageLike] | None) -> Sequence[ImageLi
         return [image for image, _ in islice(digits(), BATCH)]
     single = isinstance(images, str | bytes | os.PathLike | Image.Image)
     many = cast("list[ImageLike]", [images] if single else list(cast("Iterable[Any]", images)))
-    found: list[ImageLike] = []
+    sources: list[ImageLike] = []
     for image in many:
         if isinstance(image, str | os.PathLike) and (folder := Path(image)).is_dir():
-            held = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not held:
+            files = sorted(file for file in folder.rglob("*") if is_image(file.name))
+            if not files:
                 raise DataError(f"{folder} holds no image; give a folder of JPEG, PNG, ... files")
-            found += held
+            sources += files
         else:
-            found.append(image)
-    if not found:
+            sources.append(image)
+    if not sources:
         raise DataError("there are no images to compare on; give some, or leave images out")
-    return found
+    return sources
 
 
-def _batches(sources: Sequence[ImageLike], prepare: EvalTransform) -> Iterator[list[Tensor]]:
+def _batches(sources: Sequence[ImageLike], transform: EvalTransform) -> Iterator[Tensor]:
     """One image alone, then the others together, since a traced batch must be any."""
-    yield [_prepared(sources[0], prepare)]
-    for start in range(1, len(sources), BATCH):
-        yield [_prepared(source, prepare) for source in sources[start : start + BATCH]]
-
-
-def _prepared(source: ImageLike, prepare: EvalTransform) -> Tensor:
-    if isinstance(source, Image.Image):
-        return prepare(source)
-    photo = open_photo(source if isinstance(source, bytes) else Path(source))
-    with error_context("the given bytes" if isinstance(source, bytes) else source):
-        return prepare(photo)
+    for batch in (sources[:1], *(sources[n : n + BATCH] for n in range(1, len(sources), BATCH))):
+        yield torch.stack([as_tensor(image, transform) for image in batch])
 
 
 def _traced(network: ZooModel) -> ExportedProgram:
     """The computation as a graph whose batch may be any number."""
-    images = torch.zeros(2, 3, *network.img_size, device=_place(network))
+    images = torch.zeros(2, 3, *network.img_size, device=_device_of(network))
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         program = torch.export.export(
@@ -413,7 +369,7 @@ def _to_onnx(program: ExportedProgram, opset: int, texts: dict[str, str]) -> byt
     return cast(bytes, proto.SerializeToString(deterministic=True))
 
 
-def _onnx_answer(data: bytes) -> Answer:
+def _run_onnx(data: bytes) -> Run:
     """The file as a function, by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -430,15 +386,15 @@ def _to_pt2(program: ExportedProgram, texts: dict[str, str]) -> bytes:
     return stream.getvalue()
 
 
-def _to_package(program: ExportedProgram, texts: dict[str, str]) -> tuple[bytes, Answer]:
+def _to_package(program: ExportedProgram, texts: dict[str, str]) -> tuple[bytes, Run]:
     """The bytes of an AOTInductor package, and what was loaded of them."""
     with TemporaryDirectory() as folder:
         file = f"{folder}/model.pt2"
         torch._inductor.aoti_compile_and_package(
             program, package_path=file, inductor_configs={"aot_inductor.metadata": texts}
         )
-        answer = torch._inductor.aoti_load_package(file)
-        return Path(file).read_bytes(), cast(Answer, answer)
+        run = torch._inductor.aoti_load_package(file)
+        return Path(file).read_bytes(), cast("Run", run)
 
 
 @contextmanager

@@ -64,12 +64,12 @@ def test_attention_writes_attention_png_and_nothing_else(typed: Callable[..., Do
     done = typed("7.png", "--model", PLAIN)
     assert done == Done(0, "", "the picture is attention.png\n", None)
     assert files() == ["7.png", "attention.png"]
-    assert size_of("attention.png") == (1566, 375)
+    assert size_of("attention.png") == (1554, 370)
 
 
 @pytest.mark.parametrize(
     ("method", "size"),
-    [("all", (1566, 691)), ("heads", (1122, 691)), ("mean", (672, 691)), ("rollout", (672, 691))],
+    [("all", (1554, 693)), ("heads", (1110, 693)), ("mean", (672, 693)), ("rollout", (672, 693))],
 )
 def test_attention_draws_the_maps_asked_for(
     typed: Callable[..., Done], method: str, size: tuple[int, int]
@@ -132,7 +132,7 @@ def test_attention_takes_weights_of_the_users_own(typed: Callable[..., Done]) ->
 def test_attention_replaces_an_older_picture(typed: Callable[..., Done]) -> None:
     Image.new("RGB", (1, 1)).save("attention.png")
     assert typed("7.png", "--model", PLAIN).status == 0
-    assert size_of("attention.png") == (1566, 375)
+    assert size_of("attention.png") == (1554, 370)
 
 
 def test_attention_never_overwrites_what_is_no_picture(typed: Callable[..., Done]) -> None:

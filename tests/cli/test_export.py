@@ -19,11 +19,11 @@ import typer
 from typer.testing import CliRunner
 
 import deit_zoo
+from deit_zoo.api import export
 from deit_zoo.cli.export import export_
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
-from deit_zoo.inference.export import export
 from deit_zoo.weights import load
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"

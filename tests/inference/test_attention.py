@@ -354,16 +354,27 @@ def drawn(attention: AttentionMap, file: Path, **how: Any) -> Image.Image:
         return image.convert("RGB")
 
 
+def panels_of(picture: Image.Image, colour: tuple[int, int, int]) -> list[Image.Image]:
+    """The image's panel, which begins in this colour, and the map's half a picture to the right."""
+    places = ((x, y) for y in range(picture.height) for x in range(picture.width))
+    left, top = next(place for place in places if picture.getpixel(place) == colour)
+    row = [picture.getpixel((x, top + 1)) for x in range(left, picture.width // 2)]
+    side = row.index((255, 255, 255))
+    half = picture.width // 2
+    return [picture.crop((x, top, x + side, top + side)) for x in (left, left + half)]
+
+
 def test_a_picture_shows_the_image_and_beside_it_the_map(
     small: AttentionMap, tmp_path: Path
 ) -> None:
-    picture = drawn(small, tmp_path / "a.png")
-    # 120 dots an inch: the image begins at 18 dots, the map at 240; both are 198 wide, below 84.
-    assert picture.size == (672, 375)
-    assert picture.getpixel((18 + 50, 180)) == (255, 0, 0)
-    assert picture.getpixel((18 + 150, 180)) == (0, 0, 255)
+    image, panel = panels_of(drawn(small, tmp_path / "a.png"), (255, 0, 0))
+    # 1.65 inches of 120 dots.
+    assert image.width == pytest.approx(198, abs=3)
+    quarter = image.width // 4
+    assert image.getpixel((quarter, 2 * quarter)) == (255, 0, 0)
+    assert image.getpixel((3 * quarter, 2 * quarter)) == (0, 0, 255)
     quarters = {
-        (row, column): picture.getpixel((240 + 50 + 99 * column, 90 + 50 + 99 * row))
+        (row, column): panel.getpixel((quarter + 2 * quarter * column, quarter + 2 * quarter * row))
         for row in (0, 1)
         for column in (0, 1)
     }
@@ -380,16 +391,17 @@ def test_a_picture_shows_the_image_and_beside_it_the_map(
 
 
 def test_a_patch_is_one_flat_square(small: AttentionMap, tmp_path: Path) -> None:
-    grey = replace(small, image=Image.new("RGB", (16, 16), (128, 128, 128)))
-    picture = drawn(grey, tmp_path / "a.png")
-    square = picture.crop((240 + 99 + 4, 91 + 4, 240 + 198 - 4, 91 + 99 - 4))
+    plain = replace(small, image=Image.new("RGB", (16, 16), (10, 200, 30)))
+    _, panel = panels_of(drawn(plain, tmp_path / "a.png"), (10, 200, 30))
+    half = panel.width // 2
+    square = panel.crop((half + 4, 4, panel.width - 4, half - 4))
     assert len(square.getcolors()) == 1
 
 
 def test_a_picture_has_a_row_for_each_token(digit: Image.Image, tmp_path: Path) -> None:
     plain = drawn(deit_zoo.attention_map(digit, PLAIN, method="all"), tmp_path / "a.png")
     both = drawn(deit_zoo.attention_map(digit, DISTILLED, method="all"), tmp_path / "b.png")
-    assert (plain.size, both.size) == ((1566, 375), (1566, 691))
+    assert (plain.size, both.size) == ((1554, 370), (1554, 693))
     assert min(len(picture.getcolors(1 << 24)) for picture in (plain, both)) > 500
 
 
@@ -401,7 +413,7 @@ def test_many_heads_break_into_lines_and_nothing_is_cut(
         small, panels=names, maps=small.maps.expand(1, 16, 2, 2), on_tokens=torch.zeros(1, 16, 1)
     )
     picture = drawn(many, tmp_path / "a.png")
-    assert picture.size == (1344, 910)
+    assert picture.size == (1332, 915)
     assert has_white_edges(picture)
 
 
@@ -430,7 +442,7 @@ def test_a_long_title_takes_more_lines(small: AttentionMap, tmp_path: Path) -> N
 
 def test_a_map_without_any_attention_is_drawn(small: AttentionMap, tmp_path: Path) -> None:
     nothing = replace(small, maps=torch.zeros(1, 1, 2, 2), on_tokens=torch.ones(1, 1, 1))
-    assert drawn(nothing, tmp_path / "a.png").size == (672, 375)
+    assert drawn(nothing, tmp_path / "a.png").size == (672, 370)
 
 
 def test_a_picture_is_a_png(small: AttentionMap, tmp_path: Path) -> None:

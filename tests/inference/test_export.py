@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 import deit_zoo
+from deit_zoo.api import export
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import CheckpointError, DataError, DifferenceError, ImageSizeError, ZooError
 from deit_zoo.files import digest
 from deit_zoo.inference import export as exports
-from deit_zoo.inference.export import Export, compare, export
+from deit_zoo.inference.export import Export, compare
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.weights import load
 
@@ -290,8 +291,8 @@ def digits_files(tmp_path: Path) -> list[Path]:
     return files
 
 
-def batches() -> list[list[Tensor]]:
-    return [[torch.zeros(3)], [torch.ones(3), torch.full((3,), 2.0)]]
+def batches() -> list[Tensor]:
+    return [torch.zeros(1, 3), torch.stack([torch.ones(3), torch.full((3,), 2.0)])]
 
 
 class Rising(torch.nn.Module):
