@@ -54,7 +54,7 @@ def attention_(
     """What the class token looks at: a map for each head, their mean, and rollout."""
     from deit_zoo.api import attention_map
     from deit_zoo.inference.attention import check_attentive
-    from deit_zoo.machine import require_extra
+    from deit_zoo.machine import require_matplotlib
     from deit_zoo.zoo import create
 
     spec = resolve(model)
@@ -62,7 +62,7 @@ def attention_(
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_picture(file)
-        require_extra("train", "a picture", "matplotlib.figure")
+        require_matplotlib()
     if spec.name != model.lower():
         talk.print(f"model: {spec.name}")
     source = _source(image)

@@ -24,7 +24,7 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import DataError, ImageSizeError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.files import write_whole
-from deit_zoo.machine import require_extra
+from deit_zoo.machine import require_matplotlib
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.registry import ModelSpec
 
@@ -177,7 +177,7 @@ def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> No
     """Write a PNG: for each token the image, then each map over it with a scale of its own."""
     if file.suffix.lower() != ".png":
         raise DataError(f"{file} is no name of a PNG; give a file that ends in .png")
-    require_extra("train", "a picture", "matplotlib.figure")
+    require_matplotlib()
     data = BytesIO()
     figure(attention, _title(attention) if title is None else title).savefig(data, format="png")
     write_whole(file, data.getvalue())
