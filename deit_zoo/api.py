@@ -225,7 +225,7 @@ def evaluate(
         gpus: the number of GPUs to share the images between, one process each; 0 is the CPU.
         processes: the same on the CPU. The figures are those of one process.
         labels: None for the model's own classes; for one of ImageNet-1k also `real`, `v2`, `a`,
-            `r` or `sketch`, as label_sets.py describes them.
+            `r` or `sketch`, as imagenet_variants.py describes them.
         label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
         progress: called with the images done and the images in all.
@@ -236,9 +236,9 @@ def evaluate(
 
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
-    from deit_zoo.evaluation import parallel as sharing
-    from deit_zoo.evaluation.accuracy import IN_PROCESS, Prepared, accuracy
-    from deit_zoo.evaluation.imagenet_variants import labelled
+    from deit_zoo.evaluation import parallel
+    from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
+    from deit_zoo.evaluation.imagenet_variants import open_eval_set
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
 
@@ -247,29 +247,34 @@ def evaluate(
             f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
             "0 or more worker processes"
         )
-    devices = sharing.devices_for(device, gpus, processes)
+    devices = parallel.devices_for(device, gpus, processes)
     if group is not None:
         devices = [group.device] * group.size
         if isinstance(name_or_model, str):  # one process fetches; the others find the file
             name = name_or_model
             group.run_on_main(lambda: bool(load_model(name)))
-    alone = len(devices) == 1 or group is not None
-    model = resolve_classifier(name_or_model, devices[0] if alone else None)
+    in_process = len(devices) == 1 or group is not None
+    model = resolve_classifier(name_or_model, devices[0] if in_process else None)
 
-    def found() -> EvalSet:
+    def open_images() -> EvalSet:
         folders = [label.folder for label in class_names(model)]
         file = None if label_file is None else Path(label_file)
-        return labelled(os.fspath(data), folders, labels, file)
+        return open_eval_set(os.fspath(data), folders, labels, file)
 
-    held = found() if group is None else group.run_on_main(found)
-    if held.images.note:
-        say(held.images.note)
+    eval_set = open_images() if group is None else group.run_on_main(open_images)
+    if eval_set.images.note:
+        say(eval_set.images.note)
     if workers is None:
-        workers = 0 if len(held.images) < IN_PROCESS else default_workers(len(devices))
-    images = Prepared(held.images, transform(model), columns=held.columns, answers=held.answers)
-    work = sharing.EvalJob(model=model, images=images, batch_size=batch_size, workers=workers)
+        workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(len(devices))
+    dataset = EvalDataset(
+        eval_set.images,
+        transform(model),
+        class_subset=eval_set.class_subset,
+        multi_labels=eval_set.multi_labels,
+    )
+    job = parallel.EvalJob(model=model, images=dataset, batch_size=batch_size, workers=workers)
     if group is not None:
-        return sharing.evaluate_in_group(work, group, progress)
-    if not alone:
-        return sharing.evaluate_in_processes(work, devices, progress)
-    return accuracy(model, images, batch_size=batch_size, workers=workers, progress=progress)
+        return parallel.evaluate_in_group(job, group, progress)
+    if not in_process:
+        return parallel.evaluate_in_processes(job, devices, progress)
+    return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)

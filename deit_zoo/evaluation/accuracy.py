@@ -26,11 +26,11 @@ IN_PROCESS = 2_000  # fewer images need no processes to read them
 LOSS_DIGITS = 6
 
 
-class Prepared(Dataset[tuple[Any, int]]):
+class EvalDataset(Dataset[tuple[Any, int]]):
     """The images of a set, each transformed, with its label.
 
-    `columns` are the classes of the model that compete, all unless given. With `answers` an
-    image's label is its own number, and its answer lists the classes that are right: several, or
+    `class_subset` are the classes of the model that compete, all unless given. With `multi_labels`
+    an image's label is its own number, and its entry lists the classes that are right: several, or
     none where the image does not count.
     """
 
@@ -39,31 +39,31 @@ class Prepared(Dataset[tuple[Any, int]]):
         images: ImageSet,
         transform: Callable[[Image.Image], Any],
         *,
-        columns: Sequence[int] | None = None,
-        answers: Sequence[Sequence[int]] | None = None,
+        class_subset: Sequence[int] | None = None,
+        multi_labels: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
-        self.columns = columns
-        self.answers = answers
+        self.class_subset = class_subset
+        self.multi_labels = multi_labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images.open(index)
-        label = self.images.label_of(index) if self.answers is None else index
+        label = self.images.label_of(index) if self.multi_labels is None else index
         with error_context(self.images.name_of(index)):
             return self.transform(image), label
 
-    def right(self, labels: Tensor, num_classes: int) -> Tensor:
+    def label_mask(self, labels: Tensor, num_classes: int) -> Tensor:
         """Which classes are right for each image: (B, num_classes) of bool."""
-        right = torch.zeros(len(labels), num_classes, dtype=torch.bool)
-        if self.answers is None:
-            return right.scatter_(1, labels[:, None], True)
-        for row, label in zip(right, labels.tolist(), strict=True):
-            row[list(self.answers[label])] = True
-        return right
+        mask = torch.zeros(len(labels), num_classes, dtype=torch.bool)
+        if self.multi_labels is None:
+            return mask.scatter_(1, labels[:, None], True)
+        for row, label in zip(mask, labels.tolist(), strict=True):
+            row[list(self.multi_labels[label])] = True
+        return mask
 
 
 def validation_set(data: str | Path, classes: Sequence[str] = ()) -> ImageSet:
@@ -105,7 +105,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @torch.inference_mode()
 def accuracy(
     model: ZooModel,
-    images: Prepared,
+    dataset: EvalDataset,
     *,
     batch_size: int,
     workers: int,
@@ -118,18 +118,18 @@ def accuracy(
     Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
     and `add` sums over all of them. The batches are the same for any number of processes.
     """
-    sums = tally(
-        model, images, batch_size=batch_size, workers=workers, progress=progress, shard=shard
+    sums = accumulate(
+        model, dataset, batch_size=batch_size, workers=workers, progress=progress, shard=shard
     )
-    where = next(model.parameters()).device
-    added = add(torch.tensor(sums, dtype=torch.float64, device=where))
-    return evaluation_of(added.tolist(), images)
+    device = next(model.parameters()).device
+    total = add(torch.tensor(sums, dtype=torch.float64, device=device))
+    return evaluation_of(total.tolist(), dataset)
 
 
 @torch.inference_mode()
-def tally(
+def accumulate(
     model: ZooModel,
-    images: Prepared,
+    dataset: EvalDataset,
     *,
     batch_size: int,
     workers: int,
@@ -138,47 +138,47 @@ def tally(
 ) -> list[float]:
     """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses."""
     rank, size = shard
-    starts = range(0, len(images), batch_size)[rank::size]
-    mine = [[*range(start, min(start + batch_size, len(images)))] for start in starts]
-    total, done = sum(map(len, mine)), 0
-    where = next(model.parameters())
-    sums = torch.zeros(4, dtype=torch.float64, device=where.device)
-    with eval_mode(model), one_sentence(), oom_as_error(batch_size, where.device):
-        for batch, labels in _loaded(images, mine, workers):
-            logits = model(batch.to(where.device, where.dtype)).float()
-            if images.columns is not None:
-                logits = logits[:, list(images.columns)]
-            right = images.right(labels, logits.shape[1]).to(where.device)
-            judged = right.any(dim=1)
-            best = right.gather(1, logits.topk(min(5, logits.shape[1])).indices)
-            sums[0] += best[:, 0].sum()
-            sums[1] += best.any(dim=1).sum()
-            sums[2] += judged.sum()
-            sums[3] += cross_entropy(logits[judged].double(), right[judged]).sum()
+    starts = range(0, len(dataset), batch_size)[rank::size]
+    batches = [[*range(start, min(start + batch_size, len(dataset)))] for start in starts]
+    total, done = sum(map(len, batches)), 0
+    weight = next(model.parameters())
+    sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
+    with eval_mode(model), one_sentence(), oom_as_error(batch_size, weight.device):
+        for images, labels in _load(dataset, batches, workers):
+            logits = model(images.to(weight.device, weight.dtype)).float()
+            if dataset.class_subset is not None:
+                logits = logits[:, list(dataset.class_subset)]
+            mask = dataset.label_mask(labels, logits.shape[1]).to(weight.device)
+            counts = mask.any(dim=1)
+            correct = mask.gather(1, logits.topk(min(5, logits.shape[1])).indices)
+            sums[0] += correct[:, 0].sum()
+            sums[1] += correct.any(dim=1).sum()
+            sums[2] += counts.sum()
+            sums[3] += cross_entropy(logits[counts].double(), mask[counts]).sum()
             done += len(labels)
             if progress:
                 progress(done, total)
-    top1, top5, counting, loss = sums.tolist()
-    return [top1, top5, counting, float(done), loss]
+    top1, top5, num_judged, loss = sums.tolist()
+    return [top1, top5, num_judged, float(done), loss]
 
 
-def evaluation_of(sums: Sequence[float], images: Prepared) -> Evaluation:
-    """The figures from what all shards counted together."""
-    top1, top5, judged, seen, loss = sums
-    assert seen == len(images), f"{seen:.0f} of {len(images)} images were counted"
+def evaluation_of(sums: Sequence[float], dataset: EvalDataset) -> Evaluation:
+    """The figures from what all shards accumulated together."""
+    top1, top5, num_judged, num_images, loss = sums
+    assert num_images == len(dataset), f"{num_images:.0f} of {len(dataset)} images were counted"
     return Evaluation(
-        top1=100.0 * top1 / judged,
-        top5=100.0 * top5 / judged,
-        loss=round(loss / judged, LOSS_DIGITS),
-        num_images=int(seen),
-        num_unjudged=int(seen - judged),
+        top1=100.0 * top1 / num_judged,
+        top5=100.0 * top5 / num_judged,
+        loss=round(loss / num_judged, LOSS_DIGITS),
+        num_images=int(num_images),
+        num_unjudged=int(num_images - num_judged),
     )
 
 
-def cross_entropy(logits: Tensor, right: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Of each image, minus the logarithm of the probability of its right classes together."""
-    told: Tensor = logits.masked_fill(~right, -torch.inf).logsumexp(dim=1)
-    return logits.logsumexp(dim=1) - told
+    right: Tensor = logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)
+    return logits.logsumexp(dim=1) - right
 
 
 @contextmanager
@@ -193,11 +193,11 @@ def oom_as_error(batch_size: int, device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _loaded(
-    images: Prepared, batches: list[list[int]], workers: int
+def _load(
+    dataset: EvalDataset, batches: list[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
-        images,
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_main_process,
@@ -225,8 +225,8 @@ def block_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -53,11 +53,11 @@ PUBLISHED: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalSet:
-    """Images and what is right for them; `columns` and `answers` as in `evaluation.Prepared`."""
+    """Images and what is right for them; the other two as in `EvalDataset`."""
 
     images: ImageSet
-    columns: tuple[int, ...] | None = None
-    answers: tuple[tuple[int, ...], ...] | None = None
+    class_subset: tuple[int, ...] | None = None
+    multi_labels: tuple[tuple[int, ...], ...] | None = None
 
 
 def published(name: str, kind: str) -> Metric | None:
@@ -66,7 +66,7 @@ def published(name: str, kind: str) -> Metric | None:
     return None if top1 is None else Metric(top1=top1, top5=None, loss=None, source=SOURCE)
 
 
-def labelled(
+def open_eval_set(
     data: str | Path, folders: Sequence[str], kind: str | None = None, file: Path | None = None
 ) -> EvalSet:
     """The images of a data set for a model with these class folders.
@@ -108,26 +108,26 @@ def _real(root: Path, folders: Sequence[str], file: Path | None) -> EvalSet:
         )
     lists = read_real(file, len(folders))
     images = FolderSet(root, folders)
-    answers: list[tuple[int, ...]] = []
-    seen: dict[int, Path] = {}
+    multi_labels: list[tuple[int, ...]] = []
+    path_of: dict[int, Path] = {}
     for index in range(len(images)):
         path = images.path_of(index)
         number = _number(path)
-        if number in seen:
+        if number in path_of:
             raise DataError(
-                f"{path} and {seen[number]} are the same image of the validation set; remove one"
+                f"{path} and {path_of[number]} are the same image of the validation set; remove one"
             )
-        seen[number] = path
-        answers.append(lists[number - 1])
-    if not any(answers):
+        path_of[number] = path
+        multi_labels.append(lists[number - 1])
+    if not any(multi_labels):
         raise DataError(f"{file} has no label for any of the {len(images):,} images of {root}")
-    return EvalSet(images=images, answers=tuple(answers))
+    return EvalSet(images=images, multi_labels=tuple(multi_labels))
 
 
 def _number(path: Path) -> int:
     """The place of an image in the validation set, from 1."""
-    found = REAL_NAME.fullmatch(path.name)
-    number = int(found[1]) if found else 0
+    match = REAL_NAME.fullmatch(path.name)
+    number = int(match[1]) if match else 0
     if not 1 <= number <= REAL_IMAGES:
         raise DataError(
             f"{path} has not the name of a validation image, by which ReaL finds its labels; give "
@@ -139,42 +139,42 @@ def _number(path: Path) -> int:
 
 def read_real(file: Path, num_classes: int) -> list[tuple[int, ...]]:
     """The classes that are right for each image, in the order of the validation set."""
-    wanted = f"give real.json: {REAL_IMAGES:,} lists of class numbers from 0 to {num_classes - 1}"
+    advice = f"give real.json: {REAL_IMAGES:,} lists of class numbers from 0 to {num_classes - 1}"
     try:
         lists: Any = json.loads(_text(file))
     except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); {wanted}") from error
+        raise DataError(f"{file} is not JSON ({error}); {advice}") from error
     if not isinstance(lists, list) or len(lists) != REAL_IMAGES:
-        what = f"{len(lists):,} entries" if isinstance(lists, list) else "no list"
-        raise DataError(f"{file} holds {what}; {wanted}")
-    for number, held in enumerate(lists, start=1):
-        if not isinstance(held, list) or not all(
-            type(label) is int and 0 <= label < num_classes for label in held
+        content = f"{len(lists):,} entries" if isinstance(lists, list) else "no list"
+        raise DataError(f"{file} holds {content}; {advice}")
+    for number, entry in enumerate(lists, start=1):
+        if not isinstance(entry, list) or not all(
+            type(label) is int and 0 <= label < num_classes for label in entry
         ):
-            raise DataError(f"entry {number:,} of {file} is {held!r}; {wanted}")
-    return [tuple(held) for held in lists]
+            raise DataError(f"entry {number:,} of {file} is {entry!r}; {advice}")
+    return [tuple(entry) for entry in lists]
 
 
 def _subset(root: Path, folders: Sequence[str], kind: str, file: Path | None) -> EvalSet:
     """Images of some of the classes; no other competes, as in the benchmarks' own evaluation."""
-    chosen = class_folders(root) if file is None else read_synsets(file)
-    what = f"class folders of {root}" if file is None else f"lines of {file}"
+    synsets = class_folders(root) if file is None else read_synsets(file)
+    source = f"class folders of {root}" if file is None else f"lines of {file}"
     number_of = {folder: number for number, folder in enumerate(folders)}
-    unknown = [name for name in chosen if name not in number_of]
+    unknown = [name for name in synsets if name not in number_of]
     if unknown:
         raise DataError(
-            f"{len(unknown):,} of the {what} are no class of ImageNet-1k (such as {unknown[0]!r}); "
-            f"give the {SUBSET_CLASSES} synsets of {TITLES[kind]}, such as {folders[0]!r}"
+            f"{len(unknown):,} of the {source} are no class of ImageNet-1k (such as "
+            f"{unknown[0]!r}); give the {SUBSET_CLASSES} synsets of {TITLES[kind]}, such as "
+            f"{folders[0]!r}"
         )
-    if len(chosen) != SUBSET_CLASSES:
+    if len(synsets) != SUBSET_CLASSES:
         raise DataError(
-            f"there are {len(chosen):,} {what}, and {TITLES[kind]} has {SUBSET_CLASSES} classes; "
-            "give all of them and no other"
+            f"there are {len(synsets):,} {source}, and {TITLES[kind]} has {SUBSET_CLASSES} "
+            "classes; give all of them and no other"
         )
-    columns = sorted(number_of[name] for name in chosen)
-    return EvalSet(
-        images=FolderSet(root, [folders[column] for column in columns]), columns=tuple(columns)
-    )
+    class_subset = tuple(sorted(number_of[name] for name in synsets))
+    images = FolderSet(root, [folders[number] for number in class_subset])
+    return EvalSet(images=images, class_subset=class_subset)
 
 
 def read_synsets(file: Path) -> list[str]:

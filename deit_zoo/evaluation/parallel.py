@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import Prepared, evaluation_of, tally
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 
@@ -46,7 +46,7 @@ class EvalJob:
     """What every process does: this model, on its share of these images."""
 
     model: ZooModel
-    images: Prepared
+    images: EvalDataset
     batch_size: int
     workers: int
 
@@ -59,7 +59,7 @@ class EvalJob:
         self, rank: int, size: int, progress: Callable[[int, int], None] | None
     ) -> list[float]:
         """What one of `size` processes counts."""
-        return tally(
+        return accumulate(
             self.model,
             self.images,
             batch_size=self.batch_size,

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext, init_distributed, lost_another
 from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import IN_PROCESS, Prepared, accuracy
+from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.inference.classify import class_names
 from deit_zoo.models.layers import ZooModel
@@ -79,7 +79,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> report.Verdict:
             say(images.note)
         classes = images.classes
         model = model_for(recipe, classes, group)
-        held_out = Prepared(open_set(job.data, "val", classes), transform(model))
+        held_out = EvalDataset(open_set(job.data, "val", classes), transform(model))
         teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
         parts = parts_for(plan, model, teacher, group)
         readers = 0 if len(held_out) < IN_PROCESS else plan.workers
@@ -234,7 +234,7 @@ def autocast_dtype(plan: Plan, group: DistributedContext) -> torch.dtype | None:
 
 
 def measure(
-    model: ZooModel, held_out: Prepared, workers: int, group: DistributedContext
+    model: ZooModel, held_out: EvalDataset, workers: int, group: DistributedContext
 ) -> Evaluation:
     """The model on the validation images, each seen by exactly one process."""
     return accuracy(
@@ -270,7 +270,11 @@ def epoch_record(
 
 
 def conclude(
-    job: Job, keeper: CheckpointManager, held_out: Prepared, readers: int, teacher: Teacher | None
+    job: Job,
+    keeper: CheckpointManager,
+    held_out: EvalDataset,
+    readers: int,
+    teacher: Teacher | None,
 ) -> report.Verdict:
     """Export the weights, load them as a user would, and judge what that file reaches."""
     plan, recipe, parts, output = job.plan, job.plan.recipe, keeper.parts, keeper.output

@@ -14,7 +14,7 @@ import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.accuracy import Prepared, accuracy
+from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 
@@ -72,7 +72,7 @@ def test_the_sums_of_shards_are_those_of_the_whole(
     model: ZooModel, folder: Path, whole: Evaluation, size: int, batch_size: int
 ) -> None:
     counted = Counted(deit_zoo.transform(model))
-    images = Prepared(FolderSet(folder), counted)
+    images = EvalDataset(FolderSet(folder), counted)
     sums: list[Tensor] = []
 
     class Alone(Exception):
@@ -100,7 +100,7 @@ def test_the_sums_of_shards_are_those_of_the_whole(
 
 
 def test_images_that_were_not_counted_are_no_accuracy(model: ZooModel, folder: Path) -> None:
-    images = Prepared(FolderSet(folder), deit_zoo.transform(model))
+    images = EvalDataset(FolderSet(folder), deit_zoo.transform(model))
     with pytest.raises(AssertionError, match=r"^\d\d of 61 images were counted$"):
         accuracy(model, images, batch_size=7, workers=0, shard=(0, 2))
 
@@ -113,7 +113,7 @@ def test_a_broken_image_is_one_sentence_also_from_a_worker(
         Image.new("RGB", (8, 8)).save(tmp_path / str(number) / "a.png")
     bad = tmp_path / "3" / "b.png"
     bad.write_bytes(b"no image")
-    images = Prepared(FolderSet(tmp_path), deit_zoo.transform(model))
+    images = EvalDataset(FolderSet(tmp_path), deit_zoo.transform(model))
     with pytest.raises(DataError) as caught:
         accuracy(model, images, batch_size=4, workers=1)
     assert str(caught.value).startswith(f"{bad} cannot be read as an image (")

@@ -14,8 +14,14 @@ from PIL import Image
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError, DataError
-from deit_zoo.evaluation.accuracy import Prepared, accuracy, cross_entropy
-from deit_zoo.evaluation.imagenet_variants import PUBLISHED, SOURCE, TITLES, labelled, published
+from deit_zoo.evaluation.accuracy import EvalDataset, accuracy, cross_entropy
+from deit_zoo.evaluation.imagenet_variants import (
+    PUBLISHED,
+    SOURCE,
+    TITLES,
+    open_eval_set,
+    published,
+)
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Metric
 from deit_zoo.models.layers import ZooModel
@@ -96,12 +102,12 @@ def real(tmp_path: Path) -> Callable[[dict[int, list[int]]], Path]:
 
 def refuses(told: str, *arguments: object, **options: object) -> None:
     with pytest.raises(DataError) as caught:
-        labelled(*arguments, **options)  # type: ignore[arg-type]
+        open_eval_set(*arguments, **options)  # type: ignore[arg-type]
     assert str(caught.value) == told
 
 
 def test_v2_goes_by_the_number_of_a_folder_not_by_its_place(numbered: Path) -> None:
-    found = labelled(numbered, SYNSETS, "v2").images
+    found = open_eval_set(numbered, SYNSETS, "v2").images
     told = {found.name_of(index): found.label_of(index) for index in range(len(found))}
     # Sorted as text, folder 10 is the third.
     assert told[str(numbered / "10" / "0.png")] == 10
@@ -173,15 +179,15 @@ def test_a_subset_of_another_size_is_refused(subset: Path) -> None:
 def test_a_file_may_list_the_synsets(subset: Path, tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(f"{synset} some words" for synset in reversed(SUBSET)) + "\n\n")
-    found = labelled(subset, SYNSETS, "a", file)
-    assert found.columns == tuple(range(0, 1000, 5))
+    found = open_eval_set(subset, SYNSETS, "a", file)
+    assert found.class_subset == tuple(range(0, 1000, 5))
 
 
 def test_the_folders_must_be_those_of_the_file(subset: Path, tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("\n".join([SYNSETS[1], *SUBSET[1:]]))
     with pytest.raises(DataError, match=r"1 that are no class .*'n01440764'.* and 1 missing"):
-        labelled(subset, SYNSETS, "a", file)
+        open_eval_set(subset, SYNSETS, "a", file)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,7 @@ def test_a_list_of_synsets_is_checked(
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
-        labelled(subset, SYNSETS, "a", file)
+        open_eval_set(subset, SYNSETS, "a", file)
     assert str(caught.value).startswith(told.format(file=file))
 
 
@@ -217,9 +223,9 @@ def test_real_counts_any_of_its_classes_and_leaves_out_images_without_one(
     assert (found.num_images, found.num_unjudged) == (1000, 996)
     assert (found.top1, found.top5) == (50.0, 75.0)
     # Class 0 is not in the list of image 1000: the folder's own label says nothing.
-    images = labelled(synsets, SYNSETS, "real", file)
-    assert images.answers is not None
-    assert (images.answers[0], images.answers[999]) == ((7, 3), (999, 8))
+    images = open_eval_set(synsets, SYNSETS, "real", file)
+    assert images.multi_labels is not None
+    assert (images.multi_labels[0], images.multi_labels[999]) == ((7, 3), (999, 8))
 
 
 @pytest.mark.slow
@@ -284,7 +290,7 @@ def test_an_image_that_is_there_twice_is_told(
     twin.write_bytes(png())
     try:
         with pytest.raises(DataError, match="are the same image of the validation set; remove one"):
-            labelled(synsets, SYNSETS, "real", file)
+            open_eval_set(synsets, SYNSETS, "real", file)
     finally:
         twin.unlink()
 
@@ -418,7 +424,7 @@ def test_an_answer_may_be_several_classes_or_none() -> None:
     model = tenfold([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     # Class 0 is best, 4 the fifth: right at 1, right at 5, wrong, not counted.
     answers = [(7, 0), (4, 9), (5,), ()]
-    images = Prepared(Grey(4), deit_zoo.transform(model), answers=answers)
+    images = EvalDataset(Grey(4), deit_zoo.transform(model), multi_labels=answers)
     found = accuracy(model, images, batch_size=3, workers=0)
     assert (found.top1, found.top5) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
     assert (found.num_images, found.num_unjudged) == (4, 1)
@@ -427,7 +433,7 @@ def test_an_answer_may_be_several_classes_or_none() -> None:
 def test_classes_that_do_not_compete_win_nothing() -> None:
     model = tenfold([float(number) for number in range(10)])
     # Without 8 and 9 the best is 7, the second of the two columns; one image of each.
-    images = Prepared(Grey(2), deit_zoo.transform(model), columns=(3, 7))
+    images = EvalDataset(Grey(2), deit_zoo.transform(model), class_subset=(3, 7))
     found = accuracy(model, images, batch_size=2, workers=0)
     assert (found.top1, found.top5) == (50.0, 100.0)
     expected = (math.log1p(math.exp(4)) + math.log1p(math.exp(-4))) / 2

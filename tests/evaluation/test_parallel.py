@@ -17,7 +17,7 @@ import deit_zoo
 from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
-from deit_zoo.evaluation.accuracy import Prepared, accuracy, evaluation_of, tally
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
 from deit_zoo.models.layers import ZooModel
 
 NAMES = ["convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits"]
@@ -75,8 +75,8 @@ def model() -> ZooModel:
     return deit_zoo.create("deit_pico_digits", pretrained=True)
 
 
-def prepared(model: ZooModel, count: int) -> Prepared:
-    return Prepared(Numbered(count), deit_zoo.transform(model))
+def prepared(model: ZooModel, count: int) -> EvalDataset:
+    return EvalDataset(Numbered(count), deit_zoo.transform(model))
 
 
 def children() -> set[int]:
@@ -99,7 +99,7 @@ def test_the_shards_hold_every_image_once(count: int, size: int, batch_size: int
     model = deit_zoo.create("deit_pico_digits").eval()
     images = prepared(model, count)
     for rank in range(size):
-        tally(model, images, batch_size=batch_size, workers=0, shard=(rank, size))
+        accumulate(model, images, batch_size=batch_size, workers=0, shard=(rank, size))
     assert sorted(images.images.opened) == list(range(count))  # type: ignore[attr-defined]
 
 
@@ -107,7 +107,8 @@ def test_the_shards_hold_every_image_once(count: int, size: int, batch_size: int
 def test_the_shards_together_count_what_one_process_counts(size: int, model: ZooModel) -> None:
     images = prepared(model, 90)
     shards = [
-        tally(model, images, batch_size=7, workers=0, shard=(rank, size)) for rank in range(size)
+        accumulate(model, images, batch_size=7, workers=0, shard=(rank, size))
+        for rank in range(size)
     ]
     together = evaluation_of([sum(column) for column in zip(*shards, strict=True)], images)
     assert together == accuracy(model, images, batch_size=7, workers=0)
@@ -191,7 +192,7 @@ def test_an_error_in_a_process_is_its_own_sentence(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_told_in_one_sentence(
     images: Deadly, how: str, model: ZooModel
 ) -> None:
-    held = Prepared(images, deit_zoo.transform(model))
+    held = EvalDataset(images, deit_zoo.transform(model))
     work = sharing.EvalJob(model=model, images=held, batch_size=2, workers=0)
     with pytest.raises(ZooError) as caught:
         sharing.evaluate_in_processes(work, ["cpu"])

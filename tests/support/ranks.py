@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deit_zoo.data.image_set import ImageSet, open_set
 from deit_zoo.distributed import DistributedContext, init_distributed
-from deit_zoo.evaluation.accuracy import Prepared
+from deit_zoo.evaluation.accuracy import EvalDataset
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
@@ -213,7 +213,7 @@ def evaluated(group: DistributedContext, data: Path) -> dict[str, Any]:
     seed_from_key(0, "init")
     model = create("deit_pico_digits")
     images = Watched(data)
-    reached = run.measure(model, Prepared(images, transform(model)), 0, group)
+    reached = run.measure(model, EvalDataset(images, transform(model)), 0, group)
     return {
         "opened": images.opened,
         "top1": reached.top1,
