@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import tempfile
+from contextlib import ExitStack
 
 import pytest
 import torch
 
+from support.command import fork_servers
+from support.fork_server import refuse_the_network
+
 pytest_plugins = ["support.hub_fixtures", "support.run_fixtures"]
 
+# The workers of a session share the caches and the servers of the process that started them.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Before anything imports huggingface_hub: a test that reaches for the Hub must fail, not fetch.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor may it read or write what the user has cached, or send the user's token.
-CACHES = tempfile.TemporaryDirectory(prefix="deit_zoo_tests_")
-os.environ["HF_HOME"] = f"{CACHES.name}/huggingface"
-os.environ["DEIT_ZOO_CACHE"] = f"{CACHES.name}/deit_zoo"
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{CACHES.name}/torchinductor"
+if not IS_WORKER:
+    CACHES = tempfile.TemporaryDirectory(prefix="deit_zoo_tests_")
+    os.environ["HF_HOME"] = f"{CACHES.name}/huggingface"
+    os.environ["DEIT_ZOO_CACHE"] = f"{CACHES.name}/deit_zoo"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{CACHES.name}/torchinductor"
 for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "DEIT_ZOO_VERIFY", "DEIT_ZOO_MANIFEST"):
     os.environ.pop(name, None)
 
@@ -31,18 +37,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse connections to anything but this machine."""
-    connect = socket.socket.connect
+refuse_the_network()
 
-    def guarded(self: socket.socket, address: object) -> None:
-        if self.family != socket.AF_UNIX:
-            host = address[0] if isinstance(address, tuple) else str(address)
-            assert host in {"127.0.0.1", "::1", "localhost"}, f"a test tried to reach {address}"
-        connect(self, address)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the servers that fork the processes of tests."""
+    if not IS_WORKER:
+        servers = ExitStack()
+        servers.enter_context(fork_servers())
+        config.add_cleanup(servers.close)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ A comment above a block of Python says what is special: `<!-- test: slow -->` le
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from deit_zoo import errors
 from deit_zoo.data import digits
+from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]
 SLOW = "slow"
@@ -62,7 +62,8 @@ def place(block: Block) -> str:
     return f"{block.page}:{block.line}"
 
 
-def parameters(long: bool) -> list[str]:
+def typed(long: bool) -> list[str]:
+    """The commands in their order, each once."""
     unique = dict.fromkeys(command for command, is_long in commands() if is_long == long)
     return [command for command in unique if not command.startswith("make ")]
 
@@ -76,30 +77,27 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    program = f"{shlex.quote(sys.executable)} -m deit_zoo"
-    return subprocess.run(
-        command.replace("deit-zoo", program, 1).replace("--output digits", "--output again"),
-        shell=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def failures(long: bool, folder: Path) -> dict[str, str]:
+    """The commands that do not work, typed one after the other, and what they say."""
+    failed = {}
+    for command in typed(long):
+        words, _, output = command.replace("--output digits", "--output again").partition(" > ")
+        done = deit_zoo(*shlex.split(words)[1:], server="training", cwd=folder)
+        if output:
+            (folder / output).write_text(done.out, encoding="utf-8")
+        # Another machine's receipt differs from the shipped one, and `diff` then exits 1.
+        if done.status not in ((0, 1) if " diff " in command else (0,)):
+            failed[command] = done.err
+    return failed
 
 
-@pytest.mark.parametrize("command", parameters(long=False))
-def test_a_command_of_the_documentation_works(command: str, workplace: Path) -> None:
-    done = run(command, workplace)
-    assert done.returncode == 0, done.stderr
+def test_every_command_of_the_documentation_works(workplace: Path) -> None:
+    assert failures(long=False, folder=workplace) == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", parameters(long=True))
-def test_a_long_command_of_the_documentation_works(command: str, workplace: Path) -> None:
-    done = run(command, workplace)
-    # Another machine's receipt differs from the shipped one, and `diff` then exits 1.
-    assert done.returncode == 0 or (" diff " in command and done.returncode == 1), done.stderr
+def test_every_long_command_of_the_documentation_works(workplace: Path) -> None:
+    assert failures(long=True, folder=workplace) == {}
 
 
 def execute(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,30 +134,27 @@ def test_a_long_python_block_of_the_documentation_works(
     execute(block, workplace, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "target", sorted({c.split()[1] for c, _ in commands() if c.startswith("make ")})
-)
-def test_a_make_target_of_the_documentation_exists(target: str) -> None:
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0
+def test_every_make_target_of_the_documentation_exists() -> None:
+    targets = sorted({c.split()[1] for c, _ in commands() if c.startswith("make ")})
+    assert targets
+    done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_of_models_is_fresh() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_zoo", "list", "--markdown"],
-        capture_output=True,
-        check=True,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-    )
-    held = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert done.stdout.decode() == held, "stale: deit-zoo list --markdown > docs/models.md"
+    fresh = deit_zoo("list", "--markdown").out
+    shipped = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert fresh == shipped, "stale: deit-zoo list --markdown > docs/models.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
-    local = [link for link in links if not link.startswith("https://")]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+def test_every_link_of_a_page_leads_to_a_file() -> None:
+    broken = [
+        f"{page.name}: {link}"
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+        if not link.startswith("https://") and not (page.parent / link).exists()
+    ]
+    assert broken == []
 
 
 def test_the_readme_is_short() -> None:

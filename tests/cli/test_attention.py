@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from deit_zoo.cli.attention import attention_
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
+from support.command import run_python
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"
 
@@ -203,10 +203,6 @@ def test_attention_as_json_needs_no_matplotlib(typed: Callable[..., Done]) -> No
         "heavy = 'torch' in sys.modules; app(standalone_mode=False); "
         "sys.exit(heavy or 'matplotlib' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "7.png", "--model", PLAIN, "--json"],
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    done = run_python(["-c", code, "7.png", "--model", PLAIN, "--json"], server="light")
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["model"] == PLAIN

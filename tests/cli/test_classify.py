@@ -11,34 +11,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 from deit_zoo.data.digits import digits
+from support.command import Process, deit_zoo
 
 MODEL = "deit_pico_distilled_digits"
-COMMAND = (sys.executable, "-m", "deit_zoo", "classify", "--model", MODEL, "--topk", "1")
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-def deit_zoo(*arguments: str | Path, stdin: bytes = b"") -> Done:
-    """Run `deit-zoo` and return how it ended."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_zoo", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+COMMAND = ("-m", "deit_zoo", "classify", "--model", MODEL, "--topk", "1")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +172,7 @@ def test_a_batch_is_printed_before_the_next_is_read_and_ctrl_c_waits_for_no_thre
 ) -> None:
     # An image without an end in the second batch: the thread that reads it hangs for ever.
     os.mkfifo(many / "05.pipe.png")
-    running = subprocess.Popen(
+    running = Process(
         [*COMMAND, many, "--batch-size", "4", "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,7 +191,7 @@ def test_a_batch_is_printed_before_the_next_is_read_and_ctrl_c_waits_for_no_thre
 def test_a_bar_on_the_terminal_leaves_the_results_to_the_file(many: Path, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
-    run = subprocess.Popen(
+    run = Process(
         [*COMMAND, many, "--batch-size", "4"],
         stdout=subprocess.PIPE,
         stderr=stderr,

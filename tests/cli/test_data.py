@@ -7,32 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from deit_zoo.data.digits import digits
+from support.command import Done, Process, deit_zoo, run_python
 
-COMMAND = [sys.executable, "-m", "deit_zoo", "data"]
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
+COMMAND = ["-m", "deit_zoo", "data"]
 
 
 def data(*arguments: str | Path) -> Done:
     """Run `deit-zoo data` and return how it ended."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return deit_zoo("data", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +78,7 @@ def test_bad_files_are_listed_one_per_line_and_exit_1(folder: Path) -> None:
 def test_the_name_of_a_bad_file_is_printed_byte_for_byte(folder: Path) -> None:
     name = os.fsencode(folder / "val" / "7") + b"/\xff.png"
     Path(os.fsdecode(name)).write_bytes(b"")
-    done = subprocess.run([*COMMAND, "check", folder], capture_output=True, check=False)
+    done = run_python([*COMMAND, "check", folder], text=False)
     assert (done.returncode, done.stdout) == (1, name + b"\tzero bytes\n")
 
 
@@ -142,7 +130,7 @@ def test_ctrl_c_stops_a_check_without_a_traceback(folder: Path) -> None:
     pipe = folder / "val" / "9" / "9.png"
     os.mkfifo(pipe)
     (folder / "train" / "0" / "0.png").write_bytes(b"")
-    running = subprocess.Popen(
+    running = Process(
         [*COMMAND, "check", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     writer = opened_to_write(pipe)

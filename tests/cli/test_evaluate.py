@@ -24,9 +24,10 @@ from deit_zoo.manifest import manifest_path
 from deit_zoo.results import Evaluation
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import info
+from support.command import Process, run_python
 
 MODEL = "deit_pico_digits"
-COMMAND = [sys.executable, "-m", "deit_zoo", "evaluate"]
+COMMAND = ["-m", "deit_zoo", "evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=os.environ | environment,
-    )
+    return run_python([*COMMAND, *map(str, arguments)], env=os.environ | environment)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +199,7 @@ def interrupted(*arguments: object) -> tuple[int, str, str]:
     """
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
-    run = subprocess.Popen(
+    process = Process(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -221,12 +215,12 @@ def interrupted(*arguments: object) -> tuple[int, str, str]:
         except OSError:  # Linux's end of a terminal that nobody holds any more
             break
         if not sent and re.search(r"[1-9]\d*/10000", shown):
-            os.killpg(run.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             sent = True
     os.close(terminal)
-    out, _ = run.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
     assert sent, shown
-    return run.returncode, out, shown
+    return process.returncode, out, shown
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
@@ -279,7 +273,7 @@ def running(pids: set[int]) -> set[int]:
 def test_processes_end_with_the_one_that_began_them(many: Path) -> None:
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
-    run = subprocess.Popen(
+    process = Process(
         [*COMMAND, MODEL, "--data", str(many), "--processes", "2", "--batch-size", "1"],
         stderr=stderr,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm", "OMP_NUM_THREADS": "1"},
@@ -288,12 +282,12 @@ def test_processes_end_with_the_one_that_began_them(many: Path) -> None:
     shown = ""
     while not re.search(r"[1-9]\d*/10000", shown):  # they have begun to work
         shown += os.read(terminal, 4096).decode(errors="replace")
-    listed = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     begun = {int(pid) for pid in listed.read_text().split()}
     assert len(begun) == 2
     assert running(begun) == begun
-    run.kill()
-    run.wait()
+    process.kill()
+    process.wait()
     os.close(terminal)
     until = time.monotonic() + 10
     while running(begun) and time.monotonic() < until:

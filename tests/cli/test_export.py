@@ -25,6 +25,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from deit_zoo.weights import load
+from support.command import Process, run_python
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"
 
@@ -60,7 +61,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done
 
 def program(*arguments: str, before: str = "pass") -> list[str]:
     code = f"import sys; {before}; from deit_zoo.cli.main import main; main()"
-    return [sys.executable, "-W", "default", "-c", code, "export", *arguments]
+    return ["-W", "default", "-c", code, "export", *arguments]
 
 
 def files() -> list[str]:
@@ -71,7 +72,7 @@ def test_a_process_prints_rows_no_chatter_and_writes_the_same_bytes(tmp_path: Pa
     here = export(PLAIN, tmp_path / f"{PLAIN}.onnx")
     here.file.unlink()
     done = subprocess.run(
-        program(PLAIN, "--to", "onnx"),
+        [sys.executable, *program(PLAIN, "--to", "onnx")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONHASHSEED": "1"},  # and with it the order of sets
         capture_output=True,
@@ -209,12 +210,8 @@ def test_export_refuses_in_one_sentence_and_writes_nothing(
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_onnx_without_the_extra_names_it(package: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        program(PLAIN, "--to", "onnx", before=f"sys.modules[{package!r}] = None"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_python(
+        program(PLAIN, "--to", "onnx", before=f"sys.modules[{package!r}] = None"), cwd=tmp_path
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -225,13 +222,7 @@ def test_onnx_without_the_extra_names_it(package: str, tmp_path: Path) -> None:
 
 def test_a_program_of_torch_needs_no_extra(tmp_path: Path) -> None:
     blocked = "sys.modules.update(onnx=None, onnxscript=None, onnxruntime=None)"
-    done = subprocess.run(
-        program(PLAIN, "--to", "pt2", before=blocked),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(program(PLAIN, "--to", "pt2", before=blocked), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -250,7 +241,7 @@ def test_a_stopped_export_leaves_nothing(
         "import deit_zoo.inference.export as e; whole = e._to_onnx; "
         "e._to_onnx = lambda *a: (print('converting', flush=True), whole(*a))[1]"
     )
-    with subprocess.Popen(
+    with Process(
         program(PLAIN, "--to", "onnx", before=before),
         cwd=tmp_path,
         stdout=subprocess.PIPE,

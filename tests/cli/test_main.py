@@ -10,40 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from support.command import Process, deit_zoo, sentence
+
 MODEL = "deit_pico_distilled_digits"
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-def deit_zoo(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> Done:
-    """Run `deit-zoo` and return how it ended."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_zoo", *map(str, arguments)],
-        input=stdin,
-        cwd=cwd,
-        capture_output=True,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def sentence(done: Done) -> str:
-    """The one sentence of a refusal."""
-    assert done.status == 2
-    assert done.out == ""
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    return done.err.removeprefix("error: ").strip()
 
 
 @pytest.mark.parametrize(
@@ -172,9 +144,10 @@ def test_an_unknown_option_exits_2() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_run_and_says_how_it_continues(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deit_zoo", "reproduce", "deit_pico_digits", "--gpus", "0"]
-    run = subprocess.Popen(
+    command = ["-m", "deit_zoo", "reproduce", "deit_pico_digits", "--gpus", "0"]
+    run = Process(
         [*command, "--output", str(tmp_path / "run")],
+        server="training",
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -186,5 +159,5 @@ def test_ctrl_c_stops_a_run_and_says_how_it_continues(tmp_path: Path) -> None:
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "Traceback" not in err
-    typed = shlex.join(["deit-zoo", *command[3:], "--output", str(tmp_path / "run")])
+    typed = shlex.join(["deit-zoo", *command[2:], "--output", str(tmp_path / "run")])
     assert err.endswith(f"stopped; this continues the run: {typed}\n")

@@ -20,6 +20,7 @@ from deit_zoo.cli.runs import diff_, plot_
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from deit_zoo.recipes import RECIPES
+from support.command import run_python
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROWS = [
@@ -247,8 +248,7 @@ def test_plot_as_json_needs_no_torch(run: Path) -> None:
         "app = typer.Typer(); app.command()(plot_); app(standalone_mode=False); "
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
-    arguments = [sys.executable, "-c", code, str(run), "--json"]
-    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    assert run_python(["-c", code, run, "--json"], server="light").returncode == 0
 
 
 def test_diff_of_a_receipt_with_itself_is_one_word(typed: Callable[..., Done]) -> None:

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from deit_zoo.data.digits import digits
+from support.command import deit_zoo, sentence
 
 PICO = ("reproduce", "deit_pico_digits", "--gpus", "0")
 OPTIONS = "gpus data output set workers processes nodes rendezvous resume slurm dry-run"
 SMALL = ("reproduce", "deit_s", "--gpus", "8")
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-def deit_zoo(*arguments: str | Path, cwd: Path | None = None, **env: str) -> Done:
-    """Run `deit-zoo` and return how it ended."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_zoo", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def sentence(done: Done) -> str:
-    """The one sentence of a refusal."""
-    assert done.status == 2, done.err
-    assert done.out == ""
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    return done.err.removeprefix("error: ").strip()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +41,7 @@ def test_the_help_says_what_each_exit_means(status: str, helped: str) -> None:
 @pytest.fixture(scope="module")
 def helped() -> str:
     """The help, on one line."""
-    done = deit_zoo("reproduce", "--help", COLUMNS="200", TERM="dumb")
+    done = deit_zoo("reproduce", "--help", env={"COLUMNS": "200", "TERM": "dumb"})
     assert (done.status, done.err) == (0, "")
     return " ".join(done.out.replace("│", " ").split())
 

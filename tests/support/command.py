@@ -1,51 +1,257 @@
-"""`deit-zoo` as a process beside a loopback Hub, and manifests for it."""
+"""Python programs and `deit-zoo` as processes, forked by a server that has imported already."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import IO, Any, NamedTuple
 
 from deit_zoo.manifest import manifest_path
+from support.fork_server import IMPORTS, LENGTH_BYTES
+
+ROOT = Path(__file__).resolve().parents[2]
+# The folder of the servers' sockets: they serve the whole session, all its workers.
+SERVERS = "TEST_FORK_SERVERS"
+# A slow machine is no failure; a process that hangs is.
+PATIENCE = 180.0
+
+
+@contextmanager
+def fork_servers() -> Iterator[None]:
+    """Servers for this process and those that it starts; one imports when it is first needed."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fork_")))
+        for name in IMPORTS:
+            server = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("fork_server.py"), folder / name],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            stack.enter_context(server)
+            assert server.stdout
+            assert server.stdout.readline() == b"ready\n"
+        os.environ[SERVERS] = str(folder)
+        yield
+        del os.environ[SERVERS]
+
+
+class Process:
+    """`python ARGUMENTS`, forked by a server: what tests use of `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        server: str = "torch",
+        stdin: int | IO[Any] = subprocess.DEVNULL,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        text: bool = False,
+        start_new_session: bool = False,
+    ) -> None:
+        self.args = [str(argument) for argument in arguments]
+        self.text = text
+        self.returncode: int | None = None
+        filters, words = [], self.args
+        while words[0] == "-W":
+            filters, words = [*filters, words[1]], words[2:]
+        kind, program, *rest = words
+        assert kind in {"-c", "-m"}, kind
+        request = {
+            "kind": kind,
+            "program": program,
+            "arguments": rest,
+            "warnings": filters,
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(os.environ if env is None else env),
+            "start_new_session": start_new_session,
+        }
+        data = json.dumps(request).encode()
+        with ExitStack() as stack:
+            files, self._pipes = _descriptors((stdin, stdout, stderr), stack)
+            self._answers = socket.socket(socket.AF_UNIX)
+            self._answers.connect(str(Path(os.environ[SERVERS]) / server))
+            socket.send_fds(self._answers, [b"+"], files)
+            self._answers.sendall(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+        self.stdin, self.stdout, self.stderr = (
+            None if pipe is None else os.fdopen(pipe, mode + ("" if text else "b"), encoding=utf8)
+            for pipe, mode in zip(self._pipes, "wrr", strict=True)
+            for utf8 in ["utf-8" if text else None]
+        )
+        self._lines = self._answers.makefile("r")
+        self.pid = int(self._lines.readline())
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _end(self) -> None:
+        self.returncode = int(self._lines.readline())
+        self._lines.close()
+        self._answers.close()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Write `input`, read both streams to their ends and wait."""
+        until = None if timeout is None else time.monotonic() + timeout
+        read: dict[IO[Any], Any] = {}
+        streams = [stream for stream in (self.stdout, self.stderr) if stream is not None]
+        threads = [
+            threading.Thread(target=lambda s=stream: read.update({s: s.read()}), daemon=True)
+            for stream in streams
+        ]
+        for thread in threads:
+            thread.start()
+        if self.stdin is not None:
+            try:
+                self.stdin.write(input or ("" if self.text else b""))
+                self.stdin.close()
+            except BrokenPipeError:
+                pass
+        for thread in threads:
+            thread.join(None if until is None else until - time.monotonic())
+            if thread.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        self.wait(None if until is None else max(0.0, until - time.monotonic()))
+        for stream in streams:
+            stream.close()
+        return read.get(self.stdout), read.get(self.stderr)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.kill()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        self.wait()
+
+
+def _descriptors(
+    streams: Sequence[int | IO[Any] | None], stack: ExitStack
+) -> tuple[list[int], list[int | None]]:
+    """The child's three descriptors, and this side's ends of those that are pipes."""
+    theirs: list[int] = []
+    pipes: list[int | None] = [None, None, None]
+    for number, stream in enumerate(streams):
+        if stream is None:
+            theirs.append(number)
+        elif not isinstance(stream, int):
+            theirs.append(stream.fileno())
+        elif stream == subprocess.STDOUT:
+            theirs.append(theirs[1])
+        elif stream == subprocess.DEVNULL:
+            theirs.append(os.open(os.devnull, os.O_RDWR))
+            stack.callback(os.close, theirs[-1])
+        elif stream == subprocess.PIPE:
+            reading, writing = os.pipe()
+            theirs.append(writing if number else reading)
+            pipes[number] = reading if number else writing
+            stack.callback(os.close, theirs[-1])
+        else:
+            theirs.append(stream)
+    return theirs, pipes
+
+
+def run_python(
+    arguments: Sequence[str | Path],
+    *,
+    server: str = "torch",
+    input: bytes = b"",
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = False,
+    text: bool = True,
+    timeout: float = PATIENCE,
+) -> subprocess.CompletedProcess[Any]:
+    """`python ARGUMENTS` to its end, and what it wrote."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(input)
+        files[0].seek(0)
+        stdin, stdout, stderr = files
+        process = Process(
+            arguments, server=server, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env
+        )
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+        for file in files:
+            file.seek(0)
+        out, err = (file.read().decode() if text else file.read() for file in files[1:])
+    done = subprocess.CompletedProcess(process.args, process.wait(), out, err)
+    if check:
+        assert done.returncode == 0, err
+    return done
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """How a command ended: its exit status, negative for a signal, and what it said."""
 
     status: int
     out: str
     err: str
 
 
-def deit_zoo(*arguments: str | Path, env: dict[str, str], cwd: Path | None = None) -> Done:
-    """Run `deit-zoo` with some variables more and return how it ended."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_zoo", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def deit_zoo(
+    *arguments: object,
+    server: str = "torch",
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Done:
+    """Run `deit-zoo`, with some variables more, and return how it ended."""
+    words = ["-m", "deit_zoo", *map(str, arguments)]
+    done = run_python(words, server=server, input=stdin, cwd=cwd, env=os.environ | (env or {}))
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def python(code: str, *, env: dict[str, str], cwd: Path | None = None) -> str:
+def python(code: str, *, env: Mapping[str, str], cwd: Path | None = None) -> str:
     """Run a program that must succeed; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    printed: str = run_python(["-c", code], cwd=cwd, env=os.environ | env, check=True).stdout
+    return printed
 
 
 def sentence(done: Done) -> str:

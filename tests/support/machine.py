@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.command import ROOT, Process
 from support.hub_server import HubServer
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME, REPO, FILE, PTH = "deit_pico_digits", "org/pico", "model.safetensors", "/deit/pico.pth"
 
 # Fetches, and prints what came of it; pauses are noted instead of waited for.
@@ -104,10 +103,11 @@ class Machine:
         manifest.write_text(json.dumps({"schema_version": 1, "checkpoints": {NAME: record}}))
         self.environment["DEIT_ZOO_MANIFEST"] = str(manifest)
 
-    def start(self, code: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, code: str, *, server: str = "torch", **environment: str) -> Process:
         """A process that runs code."""
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code],
+        return Process(
+            ["-W", "error", "-c", code],
+            server=server,
             cwd=ROOT,
             env=os.environ | self.environment | environment,
             stdout=subprocess.PIPE,
@@ -115,23 +115,19 @@ class Machine:
             text=True,
         )
 
-    def starts(
-        self, *, before: str = "", instant: bool = True, **environment: str
-    ) -> subprocess.Popen[str]:
+    def starts(self, *, before: str = "", instant: bool = True, **options: str) -> Process:
         """A process that fetches; `before` runs in it first, `instant` skips pauses."""
-        return self.start(LOCATE.format(before=before, instant=instant), **environment)
+        return self.start(LOCATE.format(before=before, instant=instant), **options)
 
-    def fetch(
-        self, *, before: str = "", instant: bool = True, **environment: str
-    ) -> dict[str, Any]:
+    def fetch(self, *, before: str = "", instant: bool = True, **options: str) -> dict[str, Any]:
         """Fetch in a process of its own; returns `file` and `sha256`, or `error` and `message`."""
-        return told(self.starts(before=before, instant=instant, **environment))
+        return told(self.starts(before=before, instant=instant, **options))
 
-    def download(self, url: str, *, before: str = "", **environment: str) -> dict[str, Any]:
+    def download(self, url: str, *, before: str = "", **options: str) -> dict[str, Any]:
         """Bring a URL to `pico.pth`; returns `sha256` or `message`, and `pauses`."""
         file = str(self.folder / "pico.pth")
         code = DOWNLOAD.format(url=url, file=file, before=before)
-        return told(self.start(code, **environment))
+        return told(self.start(code, **options))
 
     def leftovers(self) -> list[str]:
         """Files of unfinished downloads in either cache."""
@@ -140,7 +136,7 @@ class Machine:
         return sorted(str(p.relative_to(self.folder)) for p in found)
 
 
-def told(process: subprocess.Popen[str]) -> dict[str, Any]:
+def told(process: Process) -> dict[str, Any]:
     """What a fetching process printed, once it has ended."""
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err

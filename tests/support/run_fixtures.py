@@ -1,31 +1,25 @@
-"""One thread, a small image folder of real digits, manifests, and a warm process for commands."""
+"""One thread, a small image folder of real digits, manifests, and training commands."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import deit_zoo
 from deit_zoo.data.digits import digits
+from support.command import ROOT, Done, run_python
 
-ROOT = Path(deit_zoo.__file__).parents[1]
 # 320 training images are one sampler unit of 256 and a rest; 60 of other writers validate.
 NUM_TRAIN, FIRST_VAL, NUM_VAL = 320, 1437, 60
-# Imports everything once and becomes `deit-zoo` again and again: every command is a process of its
-# own, which a signal can end, and none pays for the imports.
-WARM = """
+# Runs some Python and then `deit-zoo`.
+HOOKED = """
 import json, os, signal, sys
 from pathlib import Path
-import matplotlib.figure
-import torch.utils.tensorboard
 from deit_zoo.cli.main import main
 from deit_zoo.training import checkpoint_manager, loop
 from deit_zoo.training import trainer as run
@@ -42,66 +36,21 @@ def at_call(owner, name, number, act=die):
         return real(*values, **options)
     setattr(owner, name, called)
 
-for line in sys.stdin:
-    asked = json.loads(line)
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-        continue
-    for number in (1, 2):
-        os.dup2(os.open(asked["files"][number - 1], os.O_CREAT | os.O_WRONLY), number)
-    os.environ.update(asked["env"])
-    exec(asked["before"])
-    sys.argv = ["deit-zoo", *asked["words"]]
-    main()
-    sys.exit(0)
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended: its exit status, negative for a signal, and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
 Command = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+def command() -> Command:
     """Run `deit-zoo` with these words in a process; `before` is Python that runs in it first."""
-    folder = tmp_path_factory.mktemp("commands")
-    warm = subprocess.Popen(
-        [sys.executable, "-c", WARM],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert warm.stdin
-    assert warm.stdout
 
-    def run(*words: str | Path, before: str = "", **env: str | Path) -> Done:
-        files = [folder / "out", folder / "err"]
-        for file in files:
-            file.write_text("")
-        asked = {
-            "words": [str(word) for word in words],
-            "before": before,
-            "env": {name: str(value) for name, value in env.items()},
-            "files": [str(file) for file in files],
-        }
-        print(json.dumps(asked), file=warm.stdin, flush=True)
-        status = int(warm.stdout.readline())
-        return Done(status, *(file.read_text(encoding="utf-8") for file in files))
+    def typed(*words: str | Path, before: str = "", **env: str | Path) -> Done:
+        code = f"{HOOKED}{before}\nsys.argv[0] = 'deit-zoo'\nmain()"
+        more = {name: str(value) for name, value in env.items()}
+        done = run_python(["-c", code, *words], server="training", cwd=ROOT, env=os.environ | more)
+        return Done(done.returncode, done.stdout, done.stderr)
 
-    yield run
-    warm.stdin.close()
-    assert warm.wait(timeout=60) == 0
-    warm.stdout.close()
+    return typed
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -630,7 +630,7 @@ def test_eight_processes_fetch_a_hub_file_once(
 
 
 def test_eight_processes_fetch_a_url_once(by_url: Machine, weights: bytes, pth: bytes) -> None:
-    processes = [by_url.starts(instant=False) for _ in range(8)]
+    processes = [by_url.starts(instant=False, server="light") for _ in range(8)]
     answers = [told(process) for process in processes]
     assert [answer["sha256"] for answer in answers] == 8 * [sha256(weights)]
     assert by_url.hub.sent == len(pth)
@@ -808,7 +808,7 @@ def test_what_is_cached_needs_no_network(
     machine.fetch()
     machine.hub.requests.clear()
     for offline in "01":
-        answer = machine.fetch(before=NO_SOCKETS, HF_HUB_OFFLINE=offline)
+        answer = machine.fetch(before=NO_SOCKETS, server="light", HF_HUB_OFFLINE=offline)
         assert (answer["sha256"], answer["torch"]) == (sha256(weights), False)
     assert machine.hub.requests == []
 

@@ -12,8 +12,6 @@ import os
 import pickle
 import re
 import struct
-import subprocess
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ import golden
 from deit_zoo.errors import CheckpointError
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.weights import formats as original
+from support.command import run_python
 from support.machine import NAME, ROOT, sha256
 
 State = dict[str, Tensor]
@@ -190,9 +189,7 @@ def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Pat
         "print(original.convert(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_python(["-c", code, *arguments], cwd=ROOT)
     assert {done.stdout.strip()} == digests, done.stderr
 
 
