@@ -6,8 +6,10 @@ PARALLEL := --numprocesses auto --dist loadfile
 DEMO := demo
 # Of everybody in benchmarks: with one, two processes of a shared machine do not meet.
 THREADS ?= 1
-BENCHMARKS := cold_start load cached startup forward optimized cait cait_memory \
-	train_forward_backward train_step classify
+BENCHMARKS := cold_start load cached startup cait_memory train_step classify
+# Of benchmarks/compare.py.
+SUITES := forward optimized cait train_forward_backward
+MEASURED := build/benchmarks
 
 .PHONY: demo test test-all lint benchmark clean
 
@@ -37,13 +39,21 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything that was ever measured, and docs/performance.md of it; on a quiet machine.
+# Everything that was ever measured, and docs/performance.md of it; on a quiet machine. What was
+# broken off leaves the former results as they were.
 benchmark: .venv/installed
-	mkdir -p benchmarks/results
+	rm -rf $(MEASURED)
+	mkdir -p $(MEASURED)
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --threads $(THREADS) \
-			--json benchmarks/results/$$name.json || exit 1; \
+			--json $(MEASURED)/$$name.json || exit 1; \
 	done
+	for name in $(SUITES); do \
+		$(BIN)/python benchmarks/compare.py $$name --threads $(THREADS) \
+			--json $(MEASURED)/$$name.json || exit 1; \
+	done
+	mkdir -p benchmarks/results
+	cp $(MEASURED)/*.json benchmarks/results
 	$(BIN)/python benchmarks/page.py
 
 clean:

@@ -12,8 +12,8 @@ from typing import Any
 
 from measuring import arguments_of, write
 
-from deit_zoo.bench import Case, as_row, in_fresh_process
-from deit_zoo.peers import OURS
+from deit_zoo.inference.throughput import OURS, Case, title
+from harness.timing import in_fresh_process
 
 KEYS = ("peak_mb", "grown_mb")
 
@@ -38,22 +38,22 @@ def main() -> None:
                 precision=precision,
                 threads=arguments.threads,
             )
-            found: dict[str, list[dict[str, Any]]] = {OURS: [], "timm": []}
+            answers: dict[str, list[dict[str, Any]]] = {OURS: [], "timm": []}
             for _ in range(arguments.rounds):
-                for who, measured in found.items():
+                for who, measured in answers.items():
                     task = {"case": asdict(case), "who": who, "mode": "eager", "graphs": None}
-                    measured.append(in_fresh_process("deit_zoo.peers:memory_of", task))
-            held = {
+                    measured.append(in_fresh_process("harness.backends:memory_of", task))
+            peaks = {
                 who: {key: median(one[key] for one in measured) for key in KEYS}
-                for who, measured in found.items()
+                for who, measured in answers.items()
             }
             rows += [
-                as_row(case) | {"who": who, "mode": "eager"} | peaks for who, peaks in held.items()
+                case.row | {"who": who, "mode": "eager"} | figures for who, figures in peaks.items()
             ]
-            ratios[case.title] = {key: held[OURS][key] / held["timm"][key] for key in KEYS}
-            for who, peaks in held.items():
-                told = f"{peaks['peak_mb']:,.0f} MB, {peaks['grown_mb']:,.0f} of them after imports"
-                print(f"{case.title}: {who} {told}")
+            ratios[title(case.row)] = {key: peaks[OURS][key] / peaks["timm"][key] for key in KEYS}
+            for who, figures in peaks.items():
+                memory = f"{figures['peak_mb']:,.0f} MB, {figures['grown_mb']:,.0f} after imports"
+                print(f"{title(case.row)}: {who} {memory}")
     write(arguments, rows, ratios)
 
 

@@ -26,11 +26,12 @@ from measuring import arguments_of, write
 from PIL import Image
 
 import deit_zoo
-from deit_zoo.bench import keep_freed_memory, rotated
 from deit_zoo.data.prefetch import default_threads, prefetch
 from deit_zoo.data.transforms import EvalTransform, as_tensor
 from deit_zoo.inference.classify import BATCH_SIZE, predictions
+from deit_zoo.inference.throughput import keep_freed_memory
 from deit_zoo.models.layers import ZooModel
+from harness.timing import rotated
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (500, 375)

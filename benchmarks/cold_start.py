@@ -9,7 +9,7 @@ import argparse
 
 from measuring import arguments_of, write
 
-from deit_zoo.bench_cold import cold_starts
+from harness.cold import cold_starts
 
 
 def models(parser: argparse.ArgumentParser) -> None:
@@ -21,20 +21,19 @@ def models(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Measure and print."""
     arguments = arguments_of(__doc__, more=models)
-    found = cold_starts(
+    report = cold_starts(
         arguments.models,
         peers=arguments.peers,
         rounds=arguments.rounds,
         threads=arguments.threads,
     )
     print(f"{'':32}{'seconds':>9}{'loading':>9}{'peak MB':>9}")
-    for row in found["rows"]:
-        told = f"{row['model']}, {row['who']}"
-        print(f"{told:32}{row['seconds']:9.3f}{row['load_seconds']:9.4f}{row['peak_mb'] or 0:9.0f}")
-    for name, ratio in found["ratios"].items():
-        told = f"{name}:"
-        print(f"{told:32}" + "".join(f"{value:9.3f}" for value in ratio.values()))
-    write(arguments, found["rows"], found["ratios"], failed=found["failed"])
+    for row in report["rows"]:
+        name = f"{row['model']}, {row['who']}"
+        print(f"{name:32}{row['seconds']:9.3f}{row['load_seconds']:9.4f}{row['peak_mb'] or 0:9.0f}")
+    for name, ratio in report["ratios"].items():
+        print(f"{name + ':':32}" + "".join(f"{value:9.3f}" for value in ratio.values()))
+    write(arguments, report["rows"], report["ratios"], failed=report["failed"])
 
 
 if __name__ == "__main__":

@@ -10,16 +10,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deit_zoo.bench import machine, now
-from deit_zoo.bench_compare import Request, compare
-from deit_zoo.cli.benchmark import failures, print_report
 from deit_zoo.files import write_whole
+from deit_zoo.inference.throughput import machine
+from harness.compare import EVERY_PACKAGE, now
 
 
 def arguments_of(
@@ -32,11 +30,11 @@ def arguments_of(
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if more:
+        more(parser)
     parser.add_argument("rounds", nargs="?", type=int, default=rounds)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    if more:
-        more(parser)
     return parser.parse_args()
 
 
@@ -44,55 +42,24 @@ def write(
     arguments: argparse.Namespace,
     rows: Sequence[dict[str, Any]],
     ratios: dict[str, Any],
+    *,
+    name: str | None = None,
+    device: str = "cpu",
     **more: Any,
 ) -> None:
-    """The results file, where one was asked for."""
+    """The results file, where one was asked for; by the script's name unless another is given."""
     if arguments.json is None:
         return
     script = Path(sys.argv[0])
-    told = [one for one in sys.argv[1:] if one not in ("--json", str(arguments.json))]
+    typed = [word for word in sys.argv[1:] if word not in ("--json", str(arguments.json))]
     report = {
-        "benchmark": script.stem,
-        "command": " ".join(["python", f"benchmarks/{script.name}", *told]),
+        "benchmark": name or script.stem,
+        "command": " ".join(["python", f"benchmarks/{script.name}", *typed]),
         "date": now(),
-        "machine": machine("cpu", arguments.threads),
+        "machine": machine(device, arguments.threads, EVERY_PACKAGE),
         "rounds": arguments.rounds,
         "rows": rows,
         "ratios": ratios,
     }
     data = json.dumps(report | more, indent=1, ensure_ascii=False) + "\n"
     write_whole(arguments.json, data.encode())
-
-
-def run_cases(text: str | None, requests: Sequence[Request]) -> None:
-    """A script that is a table of cases: measure them beside the peers, print, write."""
-    arguments = arguments_of(text, more=_filters)
-    chosen = [_narrowed(request, arguments) for request in requests]
-    report = compare([request for request in chosen if request.models])
-    told = {key: report[key] for key in ("peaks_gflops", "failed", "seconds")}
-    write(arguments, report["rows"], report["ratios"], **told)
-    print_report(report | {"agreement": []})
-    for sentence in failures(report):
-        print("left out:", sentence)
-
-
-def _filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", help="only these of the table")
-    parser.add_argument("--batch-sizes", nargs="+", type=int)
-    parser.add_argument("--precisions", nargs="+")
-    parser.add_argument("--img-size", type=int, help="of every model")
-    parser.add_argument("--seconds", type=float, help="of each turn")
-
-
-def _narrowed(request: Request, arguments: argparse.Namespace) -> Request:
-    given = {
-        "batch_sizes": arguments.batch_sizes,
-        "precisions": arguments.precisions,
-        "img_size": arguments.img_size,
-        "seconds": arguments.seconds,
-        "rounds": arguments.rounds,
-        "threads": arguments.threads,
-    }
-    if arguments.models:
-        given["models"] = [name for name in request.models if name in arguments.models]
-    return replace(request, **{key: value for key, value in given.items() if value is not None})

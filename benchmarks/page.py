@@ -1,4 +1,4 @@
-"""docs/performance.md, made of the results files alone: `make benchmark` writes both.
+"""docs/performance.md, made of page.md and the results files: `make benchmark` writes both.
 
 python benchmarks/page.py [--print]
 """
@@ -6,31 +6,25 @@ python benchmarks/page.py [--print]
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
+TEXT = Path(__file__).with_suffix(".md")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-NAMES = (
-    "cold_start",
-    "load",
-    "cached",
-    "startup",
-    "forward",
-    "optimized",
-    "cait",
-    "cait_memory",
-    "train_forward_backward",
-    "train_step",
-    "classify",
-)
+# Beside those of TABLES. They have a section where they are there, and may be of another machine.
+PLAIN, GPU = "plain", "gpu_*"
 OURS = "deit_zoo"
 
-Results = dict[str, dict[str, Any]]
+Report = dict[str, Any]  # what a results file holds
+Results = dict[str, Report]
+Rows = Callable[[Report], Iterable[Sequence[str]]]
 Cells = dict[str, float]
 
 # Why a goal is not met, as far as it is known; by the goal's text.
@@ -76,7 +70,8 @@ class Goal:
 
     def holds(self, value: float) -> bool:
         """Whether a cell is good enough."""
-        return value >= self.at_least if self.at_least is not None else value <= self.at_most
+        enough = self.at_least is None or value >= self.at_least
+        return enough and (self.at_most is None or value <= self.at_most)
 
 
 def cold(key: str) -> Callable[[Results], Cells]:
@@ -92,19 +87,19 @@ def against(name: str, peer: Callable[[str], str | None], word: str = "") -> Any
     """Speeds, ours to that of the peer which `peer` chooses for a mode; cases with `word` alone."""
 
     def cells(results: Results) -> Cells:
-        found = {}
+        values = {}
         for case, ratios in results[name]["ratios"].items():
             chosen = peer(case.rpartition(": ")[2]) or ratios["best peer"]
             if word in case and chosen in ratios:
-                found[case] = ratios[chosen]
-        return found
+                values[case] = ratios[chosen]
+        return values
 
     return cells
 
 
 def memory(results: Results) -> Cells:
     """Peak memory of CaiT, ours to timm's, in what came after the imports."""
-    return {case: found["grown_mb"] for case, found in results["cait_memory"]["ratios"].items()}
+    return {case: ratio["grown_mb"] for case, ratio in results["cait_memory"]["ratios"].items()}
 
 
 def together(results: Results) -> Cells:
@@ -163,75 +158,58 @@ def main() -> None:
 
 def read(folder: Path) -> Results:
     """Every results file, by its name."""
-    missing = [name for name in NAMES if not (folder / f"{name}.json").is_file()]
+    missing = [name for name in TABLES if not (folder / f"{name}.json").is_file()]
     if missing:
         sys.exit(f"{folder} has no {', '.join(missing)}; type: make benchmark")
-    files = {name: folder / f"{name}.json" for name in NAMES}
-    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    files = [folder / f"{name}.json" for name in TABLES]
+    files += [file for name in (PLAIN, GPU) for file in sorted(folder.glob(f"{name}.json"))]
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def page(results: Results) -> str:
     """The page, from the results alone."""
-    parts = [
-        "# Performance",
-        INTRODUCTION.format(where=where(results)),
-        "## Goals",
-        "\n".join(goals(results)),
-        "## Cold start",
-        COLD_START.format(command=told(results, "cold_start")),
-        table(("", "seconds", "of them loading", "peak MB"), cold_rows(results["cold_start"])),
-        LOADING.format(command=told(results, "load")),
-        table(("", "seconds", "peak MB"), load_rows(results["load"])),
-        CACHED.format(command=told(results, "cached")),
-        table(("", "seconds"), cached_rows(results["cached"])),
-        STARTUP.format(command=told(results, "startup")),
-        table(("", "seconds", "ratio"), startup_rows(results["startup"])),
-        "## The plain forward pass",
-        FORWARD.format(command=told(results, "forward")),
-        table(("", OURS, "timm", "ratio"), pairs(results["forward"])),
-        "## Optimized",
-        OPTIMIZED.format(command=told(results, "optimized")),
-        table(
-            ("", "p50 ms", "p95 ms", "images/s", "of the peak", "ours to it"),
-            optimized_rows(results["optimized"]),
-        ),
-        "## CaiT",
-        CAIT.format(command=told(results, "cait")),
-        table(("", OURS, "timm", "ratio"), pairs(results["cait"])),
-        CAIT_MEMORY.format(command=told(results, "cait_memory")),
-        table(("", OURS, "timm", "ratio", "ratio of the whole"), memory_rows(results)),
-        "## Classifying a folder",
-        CLASSIFY.format(command=told(results, "classify")),
-        table(("", "images/s"), classify_rows(results["classify"])),
-        "## Training",
-        TRAINING.format(command=told(results, "train_forward_backward")),
-        table(("", OURS, "timm", "ratio"), pairs(results["train_forward_backward"])),
-        STEP.format(command=told(results, "train_step"), **step(results["train_step"])),
-        table(("", "images/s", "of the peak", "of timm"), step_rows(results["train_step"])),
-        LARGE,
-    ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    step = results["train_step"]["rows"][0]
+    parts = {
+        "where": where(results),
+        "goals": "\n".join(goals(results)),
+        "plain": plain_section(results),
+        "gpu": gpu_section(results),
+        "batch_size": step["batch_size"],
+        "size": step["img_size"][0],
+        "precision": results["train_step"]["precision"],
+    }
+    parts |= {name: measured(results[name], *TABLES[name]) for name in TABLES}
+    text = TEXT.read_text(encoding="utf-8").format(**parts)
+    return re.sub(r"\n{3,}", "\n\n", text)  # around a section that is not there
 
 
 def where(results: Results) -> str:
-    """The machine, the versions and the days, in words. All files must be of one machine."""
-    machines = [one["machine"] for one in results.values() if "machine" in one]
-    names = {(one["cpu"], one["cores"]) for one in machines}
+    """The machine, the versions and the days, in words. All of TABLES must be of one machine."""
+    of_one = [results[name] for name in TABLES if "machine" in results[name]]
+    names = {(one["machine"]["cpu"], one["machine"]["cores"]) for one in of_one}
     if len(names) > 1:
         sys.exit(f"the results are of several machines ({names}); type: make benchmark")
-    first = machines[0]
-    days = sorted(one["date"][:10] for one in results.values() if "date" in one)
+    days = sorted(one["date"][:10] for one in of_one)
     when = f"on {days[0]}" if days[0] == days[-1] else f"from {days[0]} to {days[-1]}"
-    amx = " and AMX" if first["amx"] else ""
-    threads = sorted({one["threads"] for one in machines})
-    packages = ", ".join(
-        f"{name} {version}" for name, version in first["packages"].items() if name != OURS
-    )
+    threads = sorted({one["machine"]["threads"] for one in of_one})
     return filled(
-        f"Measured {when} on a machine without a GPU: {first['cpu']} with {first['cores']} cores, "
-        f"{first['capability']}{amx}; threads for everybody: {' or '.join(map(str, threads))}. "
-        f"Python {first['python']}, {packages}."
+        f"Measured {when} on a machine without a GPU: {processor(of_one[0])}; threads for "
+        f"everybody: {' or '.join(map(str, threads))}. {versions(of_one[0])}."
     )
+
+
+def processor(report: Report) -> str:
+    """What computed, in words."""
+    machine = report["machine"]
+    amx = " and AMX" if machine["amx"] else ""
+    return f"{machine['cpu']} with {machine['cores']} cores, {machine['capability']}{amx}"
+
+
+def versions(report: Report) -> str:
+    """Of Python and of the packages."""
+    machine = report["machine"]
+    packages = (f"{name} {one}" for name, one in machine["packages"].items() if name != OURS)
+    return f"Python {machine['python']}, {', '.join(packages)}"
 
 
 def filled(text: str) -> str:
@@ -239,14 +217,14 @@ def filled(text: str) -> str:
     return "\n".join(wrap(" ".join(text.split()), 98, break_on_hyphens=False))
 
 
-def told(results: Results, name: str) -> str:
+def command(report: Report) -> str:
     """The command that measured, without the place where its results went."""
-    words = results[name]["command"].split()
+    words = report["command"].split()
     if "--json" in words:
-        place = words.index("--json")
-        del words[place : place + 2]
-    rounds = results[name]["rounds"]
-    return f"`{' '.join(words)}`, {rounds} {'round' if rounds == 1 else 'rounds'}"
+        position = words.index("--json")
+        del words[position : position + 2]
+    rounds = report["rounds"]
+    return f"`{' '.join(words)}`, {rounds} {'round' if rounds == 1 else 'rounds'}:"
 
 
 def goals(results: Results) -> Iterator[str]:
@@ -285,216 +263,188 @@ def number(value: float | None, decimals: int = 1) -> str:
     return "–" if value is None else f"{value:,.{decimals}f}"
 
 
-def cold_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def share(value: float | None) -> str:
+    """A part of the device's peak."""
+    return "–" if value is None else f"{value:.1%}"
+
+
+def cold_rows(report: Report) -> Iterator[list[str]]:
     """Medians, then ours to each peer's."""
-    for row in found["rows"]:
+    for row in report["rows"]:
         figures = (row["seconds"], 2), (row["load_seconds"], 3), (row["peak_mb"], 0)
         yield [f"{row['model']}, {row['who']}", *(number(*figure) for figure in figures)]
-    for name, ratio in found["ratios"].items():
+    for name, ratio in report["ratios"].items():
         keys = ("seconds", "load_seconds", "peak_mb")
         yield [f"ratio, {name}", *(number(ratio.get(key), 3) for key in keys)]
 
 
-def load_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def load_rows(report: Report) -> Iterator[list[str]]:
     """Medians, then ours to timm's."""
-    for row in found["rows"]:
+    for row in report["rows"]:
         yield [row["who"], number(row["seconds"], 3), number(row["peak_mb"], 0)]
-    [ratio] = found["ratios"].values()
+    [ratio] = report["ratios"].values()
     yield ["ratio", number(ratio["seconds"], 3), number(ratio["peak_mb"], 2)]
 
 
-def cached_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def cached_rows(report: Report) -> Iterator[list[str]]:
     """The calls, then the cached one to timm's."""
-    for row in found["rows"]:
+    for row in report["rows"]:
         yield [row["what"], number(row["seconds"], 3)]
-    yield ["ratio, cached to timm", number(found["ratios"]["cached to timm"]["seconds"], 3)]
+    yield ["ratio, cached to timm", number(report["ratios"]["cached to timm"]["seconds"], 3)]
 
 
-def startup_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def startup_rows(report: Report) -> Iterator[list[str]]:
     """Whole processes, and what part of `import torch` each takes."""
-    ratios = found["ratios"]["to import torch"]
-    for row in found["rows"]:
+    ratios = report["ratios"]["to import torch"]
+    for row in report["rows"]:
         yield [f"`{row['what']}`", number(row["seconds"], 3), number(ratios[row["what"]], 2)]
 
 
-def by_case(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of contestants, by the case that they share."""
+def by_case(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Rows of backends, by the case that they share."""
     cases: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
+    for row in report["rows"]:
         size = row["img_size"][0]
         name = f"{row['model']}, {size} px, batch {row['batch_size']}, {row['precision']}"
         cases.setdefault(name, []).append(row)
     return cases
 
 
-def pairs(found: dict[str, Any]) -> Iterator[list[str]]:
+def pairs(report: Report) -> Iterator[list[str]]:
     """Images per second of ours and timm's in the same mode, and the ratio of the rounds."""
-    for case, rows in by_case(found).items():
+    for case, rows in by_case(report).items():
         speeds = {(row["who"], row["mode"]): row["images_per_second"] for row in rows}
         for who, mode in speeds:
             peer = f"timm {mode}"
             if who != OURS:
                 continue
             key = f"{case}, training: {mode}" if rows[0]["train"] else f"{case}: {mode}"
-            ratio = found["ratios"].get(key, {}).get(peer)
+            ratio = report["ratios"].get(key, {}).get(peer)
             speed, theirs = speeds[who, mode], speeds.get(("timm", mode))
             yield [f"{case}, {mode}", number(speed), number(theirs), number(ratio, 3)]
 
 
-def optimized_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def optimized_rows(report: Report) -> Iterator[list[str]]:
     """Every contestant, and how many times as fast as it ours is."""
-    for case, rows in by_case(found).items():
-        ratios = found["ratios"].get(f"{case}: optimized", {})
+    for case, rows in by_case(report).items():
+        ratios = report["ratios"].get(f"{case}: optimized", {})
         for row in rows:
             name = f"{row['who']} {row['mode']}"
-            share = row["share_of_peak"]
             yield [
                 f"{case}, {name}",
                 number(row["p50_ms"]),
                 number(row["p95_ms"]),
                 number(row["images_per_second"]),
-                "–" if share is None else f"{share:.1%}",
+                share(row["share_of_peak"]),
                 number(ratios[name], 3) if name in ratios else "",
             ]
 
 
-def memory_rows(results: Results) -> Iterator[list[str]]:
+def memory_rows(report: Report) -> Iterator[list[str]]:
     """What building and running took after the imports, and ratios of that and of all."""
-    found = results["cait_memory"]
-    for case, rows in by_case(found).items():
-        held = {row["who"]: row["grown_mb"] for row in rows}
-        ratio = found["ratios"][case]
+    for case, rows in by_case(report).items():
+        peaks = {row["who"]: row["grown_mb"] for row in rows}
+        ratio = report["ratios"][case]
         yield [
             case,
-            number(held[OURS], 0),
-            number(held["timm"], 0),
+            number(peaks[OURS], 0),
+            number(peaks["timm"], 0),
             number(ratio["grown_mb"], 2),
             number(ratio["peak_mb"], 2),
         ]
 
 
-def classify_rows(found: dict[str, Any]) -> Iterator[list[str]]:
+def classify_rows(report: Report) -> Iterator[list[str]]:
     """Each way, then the ratios."""
-    for row in found["rows"]:
+    for row in report["rows"]:
         yield [row["what"], number(row["images_per_second"])]
-    for name, ratio in found["ratios"].items():
+    for name, ratio in report["ratios"].items():
         yield [name, number(ratio, 3)]
 
 
-def step(found: dict[str, Any]) -> dict[str, Any]:
-    """What the training step was measured on."""
-    row = found["rows"][0]
-    size, batch = row["img_size"][0], row["batch_size"]
-    return {"size": size, "batch": batch, "precision": found["precision"]}
+def plain_rows(report: Report) -> Iterator[list[str]]:
+    """Every entry of every case, and how many times as fast as timm, eager, ours is."""
+    for case, rows in by_case(report).items():
+        for row in rows:
+            ratio = report["ratios"].get(f"{case}: {row['mode']}", {}).get("timm eager")
+            name = f"{case}, {row['who']} {row['mode']}"
+            ours = number(ratio, 3) if row["who"] == OURS else ""
+            yield [name, number(row["p50_ms"]), number(row["images_per_second"]), ours]
 
 
-def step_rows(found: dict[str, Any]) -> Iterator[list[str]]:
-    """Each side in each mode."""
-    for row in found["rows"]:
-        share = f"{row['share_of_peak']:.1%}"
-        ratio = number(found["ratios"][row["model"]][row["who"]], 3)
-        yield [f"{row['model']}, {row['who']}", number(row["images_per_second"]), share, ratio]
+def step_rows(report: Report) -> Iterator[list[str]]:
+    """Each side in each mode; its ratio lies in the row or, by model and side, beside the rows."""
+    for row in report["rows"]:
+        ratio = row.get("ratio", report["ratios"].get(row["model"], {}).get(row["who"]))
+        name = f"{row['model']}, {row['who']}"
+        yield [
+            name,
+            number(row["images_per_second"]),
+            share(row["share_of_peak"]),
+            number(ratio, 3),
+        ]
 
 
-INTRODUCTION = """
-Every figure comes with the command that measured it. Machines are shared and noisy: contestants
-take turns, figures are medians, and a ratio is the median of the ratios of each round.
-`make benchmark` measures all of it and writes this page from `benchmarks/results/`.
+def plain_section(results: Results) -> str:
+    """The models as they are and optimized, where that was measured."""
+    if (report := results.get(PLAIN)) is None:
+        return ""
+    parts = (
+        "## Plain models and optimize",
+        filled(
+            "The models as they are and by `deit_zoo.optimize`, beside timm. Measured on "
+            f"{report['date'][:10]}: {processor(report)}. {versions(report)}."
+        ),
+        measured(report, ("", "p50 ms", "images/s", "to timm eager"), plain_rows),
+    )
+    return "\n\n".join(parts)
 
-{where}
 
-Your own machine, beside the peers that are installed there unless told otherwise; `--help` has the
-rest:
+def gpu_section(results: Results) -> str:
+    """Every file of a GPU, where one was at hand."""
+    parts = []
+    for name, report in results.items():
+        if not fnmatch(name, GPU):
+            continue
+        machine, row = report["machine"], report["rows"][0]
+        parts.append(
+            filled(
+                f"{report['benchmark'].replace('_', ' ').capitalize()} on "
+                f"{machine.get('gpu', machine['device'])} with torch "
+                f"{machine['packages']['torch']}, {report['date'][:10]}: "
+                f"{row.get('precision') or report['precision']}, batch {row['batch_size']}, "
+                f"{row['img_size'][0]} pixels."
+            )
+        )
+        # Predictions are compared as those of a CPU; in training each row is a side.
+        key = "optimized" if "mode" in row else "train_step"
+        parts.append(measured(report, *TABLES[key]))
+    return "\n\n".join(["## On a GPU", *parts]) if parts else ""
 
-```sh
-deit-zoo benchmark deit_pico_digits --quick --no-peers
-```
 
-Without options it measures `deit_tiny` and `deit_small` at batch 1 and 8, in float32 and bfloat16,
-plain and by `deit_zoo.optimize`, and takes its time. All get the same weights, and whoever's logits
-are not those of the plain model is left out. Runtimes run timm's graph, which is the peer, and our
-own file, which is not. `--output` keeps everything as JSON, `--plot` draws it.
+def measured(report: Report, headers: Sequence[str], rows: Rows) -> str:
+    """The command, and the table of what it measured."""
+    return f"{command(report)}\n\n{table(headers, rows(report))}"
 
-On a GPU nothing has been measured yet: none was at hand.
 
-The tables held here are of several runs on one day, some beside other work, not of one
-`make benchmark`, and all older than these changes, which have only been tried beside the code
-before them: GELU and CaiT's branches in place, compiled CaiT by a few images at a time, and loading
-in one step for each call. Classifying was measured with two threads of torch.
-"""
-COLD_START = """
-From the start of a process to its first prediction: imports, one model from a file in the disk's
-cache, one JPEG file.
-
-{command}:
-"""
-LOADING = """
-Loading DeiT-B from one safetensors file, the imports done before. The peak is that of the whole
-process after every parameter was read once.
-
-{command}:
-"""
-CACHED = """
-DeiT-S, `pretrained=True`, from a Hub on loopback. The first call fetches 88 MB and hashes them; the
-cached call makes no request.
-
-{command}:
-"""
-STARTUP = """
-Whole processes beside `import torch`.
-
-{command}:
-"""
-FORWARD = """
-Images per second in eval mode, eager.
-
-{command}:
-"""
-OPTIMIZED = """
-`deit_zoo.optimize` beside timm, eager and compiled and frozen, and OpenVINO on timm's graph and on
-our file. The peak of the device is a large matrix product in the same run.
-
-{command}:
-"""
-CAIT = """
-Images per second, each mode against the same of timm.
-
-{command}:
-"""
-CAIT_MEMORY = """
-Peak memory at large images in MB, in a fresh process each, counted from after the imports; the
-last column counts those too.
-
-{command}:
-"""
-CLASSIFY = """
-`deit-zoo classify` on a folder of JPEG files: threads read while the model works.
-
-{command}:
-"""
-TRAINING = """
-Forward and backward in training mode, images per second.
-
-{command}:
-"""
-STEP = """
-A whole step: the loop that trains beside a plain timm loop (timm's model, mixup, loss and
-optimizer), on one batch of {batch} at {size} pixels in {precision}.
-
-{command}:
-"""
-LARGE = """
-On a CPU the two are equal within the noise. The fused optimizer, bf16 and the compiled step are
-meant for a GPU.
-
-## Training in the large
-
-Largest relative difference of the losses of 20 steps against one process (gloo, CPU,
-`pytest tests/training/test_processes.py`): 1.9e-16 in float64 and 5.3e-8 in float32, with 2 and
-with 4 processes. Counting and listing 350,000 files before a run: 1.6 s; `deit-zoo data check`
-decodes 744 JPEG files of 500x375 pixels a second with one thread and 1,412 with two. Measured on
-2026-11-21, not part of `make benchmark`.
-"""
+PAIR = ("", OURS, "timm", "ratio")
+# Where each goes, and what is said of it, stands in page.md.
+TABLES: dict[str, tuple[Sequence[str], Rows]] = {
+    "cold_start": (("", "seconds", "of them loading", "peak MB"), cold_rows),
+    "load": (("", "seconds", "peak MB"), load_rows),
+    "cached": (("", "seconds"), cached_rows),
+    "startup": (("", "seconds", "ratio"), startup_rows),
+    "forward": (PAIR, pairs),
+    "optimized": (
+        ("", "p50 ms", "p95 ms", "images/s", "of the peak", "ours to it"),
+        optimized_rows,
+    ),
+    "cait": (PAIR, pairs),
+    "cait_memory": ((*PAIR, "ratio of the whole"), memory_rows),
+    "classify": (("", "images/s"), classify_rows),
+    "train_forward_backward": (PAIR, pairs),
+    "train_step": (("", "images/s", "of the peak", "of timm"), step_rows),
+}
 
 if __name__ == "__main__":
     main()

@@ -171,7 +171,8 @@ def main() -> None:
         for row in report(name, batch, img_size, times, highest):
             ratios[name][row["who"]] = row.pop("ratio")
             rows.append(row)
-    write(arguments, rows, ratios, precision="bfloat16" if gpu else "float32")
+    precision = "bfloat16" if gpu else "float32"
+    write(arguments, rows, ratios, device=str(DEVICE), precision=precision)
 
 
 def report(
@@ -186,8 +187,8 @@ def report(
         theirs = times[key.replace("deit_zoo", "timm")]
         ratio = statistics.median(their / our for our, their in zip(seconds, theirs, strict=True))
         print(f"{key:24}{speed:>10.1f}{share:>10.1%}{ratio:>10.3f}")
-        told = {"model": name, "img_size": [img_size, img_size], "batch_size": batch, "who": key}
-        yield told | {"images_per_second": speed, "share_of_peak": share, "ratio": ratio}
+        facts = {"model": name, "img_size": [img_size, img_size], "batch_size": batch, "who": key}
+        yield facts | {"images_per_second": speed, "share_of_peak": share, "ratio": ratio}
 
 
 if __name__ == "__main__":

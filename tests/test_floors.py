@@ -25,7 +25,6 @@ MAX_ROOMS = 30
 # Former paths, each of which only points to the new one; they go in 0.3.
 SHIMS = {"digits", "exports", "training.group", "training.recipes"}
 # Still to be moved; nothing may be added.
-LEFT = {"bench", "bench_cold", "bench_compare", "bench_picture", "peers"}
 LEFT_CIRCLES = {
     "evaluation.accuracy",
     "inference.classify",
@@ -87,7 +86,7 @@ def modules() -> tuple[str, ...]:
     """Every module below `deit_zoo`, without the shims; a package goes by its folder's name."""
     paths = [path.relative_to(ROOT / "deit_zoo") for path in (ROOT / "deit_zoo").rglob("*.py")]
     names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
-    return tuple(sorted((names | {"hubconf"}) - SHIMS - LEFT))
+    return tuple(sorted((names | {"hubconf"}) - SHIMS))
 
 
 def room(module: str) -> str:

@@ -1,13 +1,15 @@
-"""`deit-zoo benchmark`: how fast models are here, beside every peer that is installed."""
+"""`deit-zoo benchmark`: how fast our models are on this machine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,28 +27,14 @@ from deit_zoo.cli.console import (
     talk,
     writing,
 )
-from deit_zoo.errors import DataError, MissingExtraError, ZooError
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole
+from deit_zoo.machine import require_matplotlib, usable_device
 
 if TYPE_CHECKING:
-    from deit_zoo.bench_compare import Request
+    from deit_zoo.inference.throughput import Case
 
-WIDTH = 88
-MODELS = ["deit_tiny", "deit_small"]
-
-
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """What is measured where nothing else was asked for."""
-
-    rounds: int
-    seconds: float
-    modes: tuple[str, ...]
-    processes: bool  # memory and cold start take one each time
-
-
-USUAL = Usual(rounds=7, seconds=0.5, modes=("eager", "optimized"), processes=True)
-QUICK = Usual(rounds=1, seconds=0.05, modes=("eager",), processes=False)
+BLUE = "#0072B2"
 
 
 def benchmark_(
@@ -72,15 +60,8 @@ def benchmark_(
     img_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="The same number for all.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    peer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="timm, transformers, onnxruntime or openvino; again for more; all installed."
-        ),
-    ] = None,
-    peers: Annotated[bool, typer.Option(help="Measure others in the same run.")] = True,
     rounds: Annotated[
         int | None, typer.Option(help="Turns of each, 7; figures are medians.")
     ] = None,
@@ -113,39 +94,59 @@ def benchmark_(
         Path | None, typer.Option(metavar="FILE.png", help="Images per second as bars.")
     ] = None,
     as_json: AsJson = False,
+    peers: Annotated[bool, typer.Option(hidden=True)] = False,
+    peer: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Latency, throughput, memory and cold start of models, beside timm and other peers.
+    """Latency, throughput, memory and cold start of models on this machine.
 
-    All get the same weights (random unless asked otherwise; speed does not depend on them) and
-    take turns. Exit 1: one of ours could not be measured.
+    Modes take turns; weights are random unless asked otherwise, as speed does not depend on them.
+    Exit 1: something could not be measured.
     """
-    _check_files(output, plot, images, pretrained)
-    from deit_zoo import peers as doors
-    from deit_zoo.bench_compare import Request
-    from deit_zoo.inference.optimize import SHORT
-    from deit_zoo.machine import usable_device
+    if peers or peer:
+        raise ZooError(
+            "others are measured in a checkout: python benchmarks/compare.py models --models "
+            "deit_small; leave out --peers and --peer"
+        )
+    for option, file, suffix in (("--output", output, ".json"), ("--plot", plot, ".png")):
+        if file is not None:
+            check_file(option, file, suffix)
+    if images is not None and not pretrained:
+        raise ZooError("random weights agree by chance on --images; add --pretrained")
+    if images is not None and not images.is_dir():
+        raise DataError(f"--images is {str(images)!r}, which is no folder; give a folder of images")
+    import torch
 
-    if not peers and peer:
-        raise ZooError("--no-peers and --peer exclude each other; give one of them")
-    usual = QUICK if quick else USUAL
-    request = Request(
-        models=names or MODELS,
-        batch_sizes=batch_size or (1, 8),
-        precisions=[SHORT.get(one, one) for one in precision or ()]
-        or (("float32",) if train else ("float32", "bfloat16")),
-        modes=mode or (("eager",) if train else usual.modes),
-        peers=doors.chosen(peer) if peers else (),
+    from deit_zoo.inference.optimize import SHORT
+    from deit_zoo.inference.throughput import cases_of
+
+    rounds = (1 if quick else 7) if rounds is None else rounds
+    seconds = (0.05 if quick else 0.5) if seconds is None else seconds
+    precisions = precision or (["float32"] if train else ["float32", "bfloat16"])
+    modes = mode or (["eager"] if train or quick else ["eager", "optimized"])
+    cases = cases_of(
+        names or ["deit_tiny", "deit_small"],
+        batch_sizes=batch_size or [1, 8],
+        precisions=[SHORT.get(one, one) for one in precisions],
+        modes=modes,
         img_size=None if img_size is None else pixels(img_size),
         device=str(usable_device(device)),
-        threads=_threads() if threads is None else threads,
-        rounds=usual.rounds if rounds is None else rounds,
-        seconds=usual.seconds if seconds is None else seconds,
-        memory=usual.processes if memory is None else memory,
+        threads=torch.get_num_threads() if threads is None else threads,
         train=train,
         pretrained=pretrained,
     )
-    starts = usual.processes if cold_start is None else cold_start
-    report = measured(request, images, starts and not train and device == "cpu")
+    if rounds < 1:
+        raise ZooError(f"--rounds is {rounds}; give 1 or more")
+    if seconds <= 0:
+        raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
+    report = measured(
+        cases,
+        modes,
+        rounds=rounds,
+        seconds=seconds,
+        memory=not quick if memory is None else memory,
+        cold=(not quick if cold_start is None else cold_start) and not train and device == "cpu",
+        folder=images,
+    )
     if output is not None:
         with writing(output):
             write_whole(output, json.dumps(report, indent=1).encode() + b"\n")
@@ -154,51 +155,88 @@ def benchmark_(
     else:
         print_report(report)
     if plot is not None:
-        _draw(report, plot)
-    for sentence in failures(report):
-        talk.print(f"[bold red]left out:[/] {escape(sentence)}")
-    if any(one["who"] == doors.OURS for one in report["failed"]):
+        draw(report, plot)
+    failures = {(one["mode"], one["reason"]): one["model"] for one in report["failed"]}
+    for (failed, reason), model in failures.items():
+        talk.print(f"[bold red]left out:[/] {escape(f'{failed}: {reason} ({model})')}")
+    if failures:
         raise typer.Exit(1)
 
 
-def measured(request: Request, images: Path | None, cold_start: bool) -> dict[str, Any]:
+def measured(
+    cases: Sequence[Case],
+    modes: Sequence[str],
+    *,
+    rounds: int,
+    seconds: float,
+    memory: bool,
+    cold: bool,
+    folder: Path | None,
+) -> dict[str, Any]:
     """Everything that is asked for, as the JSON file has it."""
-    from deit_zoo.bench_cold import cold_starts
-    from deit_zoo.bench_compare import agreement_rows, compare, typed
+    from deit_zoo.inference import optimize, throughput
 
-    agreement = agreement_rows(request, images)
-    with Bar("turns") as bar:
-        report = compare([request], bar)
-    if cold_start:
-        with Bar("cold starts") as bar:
-            started = cold_starts(
-                request.models,
-                peers=request.peers,
-                rounds=request.rounds,
-                threads=request.threads,
-                progress=bar,
+    of_lower = {(one.model, one.precision): one for one in cases if one.precision != "float32"}
+    lower = list(of_lower.values()) if "optimized" in modes else []
+    for case in lower:
+        if case.precision == "int8":  # refused where it would lose, before the rest is measured
+            model = throughput.plain_model(case).to(case.device)
+            optimize.optimize(model, case.precision, compile=False)
+    agreement = [row for case in lower if (row := throughput.agreement_row(case, folder))]
+    rows, failed = [], []
+    with Bar("cases") as bar:
+        for number, case in enumerate(cases):
+            bar(number, len(cases))
+            measured, missing = throughput.measure_case(
+                case, modes, rounds=rounds, seconds=seconds, memory=memory
             )
-        report["cold_start"] = started
-    head = {"benchmark": "deit-zoo benchmark", "command": typed()}
-    return head | report | {"agreement": agreement}
+            rows += measured
+            failed += missing
+    report: dict[str, Any] = {
+        "benchmark": "deit-zoo benchmark",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": throughput.machine(cases[0].device, cases[0].threads),
+        "rounds": rounds,
+        "seconds": seconds,
+        "weights": "pretrained" if all(case.pretrained for case in cases) else "random",
+        "rows": rows,
+        "failed": failed,
+        "agreement": agreement,
+    }
+    if cold:
+        models = {case.model: case for case in cases}
+        with Bar("cold starts") as bar:
+            report["cold_start"] = []
+            for number, case in enumerate(models.values()):
+                bar(number, len(models))
+                report["cold_start"].append(throughput.cold_start(case, rounds))
+    return report
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The figures for people: a block for each model, a table for each case."""
-    for sentence in heading(report):
-        for line in wrap(sentence, WIDTH, break_on_hyphens=False):
-            out.print(escape(line))
-    for case, rows in groupby(report["rows"], key=_case):
-        ratios = {
-            name.rpartition(": ")[2]: ratio
-            for name, ratio in report["ratios"].items()
-            if name.rpartition(": ")[0] == case
-        }
-        out.print(f"\n[bold]{escape(case)}[/]")
-        out.print(_table(list(rows), ratios))
+    """The figures for people: a table for each case."""
+    from deit_zoo.inference.throughput import title
+
+    machine = report["machine"]
+    amx = " with AMX" if machine["amx"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    out.print(f"{where(machine)}, {machine['cores']} cores, {machine['capability']}{amx}")
+    out.print(f"{packages}, Python {machine['python']}")
+    if report["weights"] == "random":
+        out.print("random weights: speed does not depend on them")
+    for case, rows in groupby(report["rows"], key=title):
+        out.print(f"\n[bold]{case}[/]")
+        print_table(
+            rows,
+            "mode",
+            {"p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_second": "images/s"}
+            | {"of_eager": "times eager", "peak_mb": "MB"},
+        )
     if "cold_start" in report:
         out.print("\n[bold]cold start, from the start of a process to its first prediction[/]")
-        out.print(_cold_table(report["cold_start"]))
+        headers = {"seconds": "seconds", "load_seconds": "of them loading", "peak_mb": "MB"}
+        print_table(report["cold_start"], "model", headers)
     for row in report["agreement"]:
         out.print(
             f"\n{row['model']}, optimized {row['precision']}: the plain model's top-1 answer on "
@@ -207,124 +245,57 @@ def print_report(report: dict[str, Any]) -> None:
         )
 
 
-def heading(report: dict[str, Any]) -> Iterator[str]:
-    """What was measured on, and what the figures mean."""
-    machine = report["machine"]
-    where = machine.get("gpu", machine["cpu"])
-    count = machine["threads"]
-    amx = " with AMX" if machine["amx"] else ""
-    yield f"{where}, {machine['cores']} cores, {machine['capability']}{amx}"
-    yield f"{count} {'thread' if count == 1 else 'threads'}; " + ", ".join(
-        f"{name} {version}" for name, version in machine["packages"].items() if name != "deit_zoo"
-    )
-    for precision, peak in report["peaks_gflops"].items():
-        yield f"the largest matrix product in {precision}: {peak:,.0f} GFLOP/s"
-    if report["weights"] == "random":
-        yield "random weights: speed does not depend on them"
-    if report["ratios"]:
-        yield "under a mode's name: how many times as fast as that peer; * the best of them"
-
-
-def failures(report: dict[str, Any]) -> Iterator[str]:
-    """Who was left out and why, each reason once."""
-    from deit_zoo.bench import label
-
-    failed = report["failed"] + report.get("cold_start", {}).get("failed", [])
-    told = {(label(one["who"], one["mode"]), one["reason"]): one for one in failed}
-    for (who, reason), one in told.items():
-        yield f"{who}: {reason} ({one['model']})"
-
-
-def _case(row: dict[str, Any]) -> str:
-    from deit_zoo.bench import title
-
-    return title(row)
-
-
-def _table(rows: Sequence[dict[str, Any]], ratios: dict[str, dict[str, Any]]) -> Table:
-    from deit_zoo.bench import label
-    from deit_zoo.bench_compare import BEST
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("", no_wrap=True)
-    for column in ("p50 ms", "p95 ms", "images/s", "of peak", "MB", *ratios):
-        table.add_column(column, justify="right", no_wrap=True)
+def print_table(rows: Iterable[dict[str, Any]], name: str, headers: dict[str, str]) -> None:
+    """A line for each row, with the figures of these keys."""
+    table = Table("", box=None, pad_edge=False, header_style="bold")
+    for header in headers.values():
+        table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        name = label(row["who"], row["mode"])
-        best = any(ratio[BEST] == name for ratio in ratios.values())
-        share, peak = row["share_of_peak"], row["peak_mb"]
-        table.add_row(
-            escape(f"{name} *" if best else name),
-            f"{row['p50_ms']:,.2f}",
-            f"{row['p95_ms']:,.2f}",
-            f"{row['images_per_second']:,.1f}",
-            "–" if share is None else f"{share:.1%}",
-            "–" if peak is None else f"{peak:,.0f}",
-            *(f"{ratio[name]:.2f}×" if name in ratio else "" for ratio in ratios.values()),
-        )
-    return table
+        values = (row[key] for key in headers)
+        table.add_row(row[name], *("–" if one is None else f"{one:,.4g}" for one in values))
+    out.print(table)
 
 
-def _cold_table(report: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "seconds", "of them loading", "MB"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in report["rows"]:
-        peak = row["peak_mb"]
-        table.add_row(
-            f"{row['model']}, {row['who']}",
-            f"{row['seconds']:.2f}",
-            f"{row['load_seconds']:.3f}",
-            "–" if peak is None else f"{peak:,.0f}",
-        )
-    for name, ratio in report["ratios"].items():
-        told = [f"{ratio[key]:.2f}" if key in ratio else "–" for key in _COLD_KEYS]
-        table.add_row(f"ratio, {name}", *told)
-    return table
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Write a PNG: images per second as bars, a panel for each case."""
+    from matplotlib.figure import Figure
 
+    from deit_zoo.inference.throughput import title
 
-_COLD_KEYS = ("seconds", "load_seconds", "peak_mb")
-
-
-def _check_files(
-    output: Path | None, plot: Path | None, images: Path | None, pretrained: bool
-) -> None:
-    """Before an hour is measured: raises ZooError for what could not be written or read after."""
-    for option, file, suffix in (("--output", output, ".json"), ("--plot", plot, ".png")):
-        if file is None:
-            continue
-        if file.suffix.lower() != suffix or file.is_dir():
-            raise DataError(f"{option} is {str(file)!r}; give a FILE{suffix}")
-        if not file.parent.is_dir():
-            raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
-    if plot is not None and plot.exists() and not plot.read_bytes().startswith(PNG):
-        raise DataError(f"{plot} is there and no PNG; give another --plot")
-    if plot is not None:
-        _require_matplotlib()
-    if images is None:
-        return
-    if not pretrained:
-        raise ZooError("random weights agree by chance on --images; add --pretrained")
-    if not images.is_dir():
-        raise DataError(f"--images is {str(images)!r}, which is no folder; give a folder of images")
-
-
-def _require_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("a picture needs matplotlib; type: pip install 'deit_zoo[train]'")
-
-
-def _draw(report: dict[str, Any], file: Path) -> None:
-    from deit_zoo.bench_picture import draw
-
+    cases = [(case, list(rows)) for case, rows in groupby(report["rows"], key=title)]
+    heights = [0.6 + 0.25 * len(rows) for _, rows in cases] or [0.6]
+    figure = Figure(figsize=(8, 0.5 + sum(heights)), layout="constrained")
+    figure.suptitle(f"{where(report['machine'])}: images per second", fontsize="medium")
+    panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (case, rows) in zip(panels, cases, strict=False):
+        rows.sort(key=lambda row: row["images_per_second"])
+        speeds = [row["images_per_second"] for row in rows]
+        bars = panel.barh([row["mode"] for row in rows], speeds, color=BLUE)
+        panel.bar_label(bars, fmt="{:,.4g}", padding=4)
+        panel.set_title(case, loc="left", fontsize="medium")
+        panel.set_xlim(0, max(speeds) * 1.15)
+        panel.spines[["top", "right"]].set_visible(False)
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=120)
     with writing(file):
-        draw(report, file)
+        write_whole(file, data.getvalue())
     talk.print(f"the picture is {escape(str(file))}")
 
 
-def _threads() -> int:
-    import torch
+def where(machine: dict[str, Any]) -> str:
+    """What computes, and by how many threads."""
+    count = machine["threads"]
+    name = machine.get("gpu", machine["cpu"])
+    return f"{name}, {count} {'thread' if count == 1 else 'threads'}"
 
-    return torch.get_num_threads()
+
+def check_file(option: str, file: Path, suffix: str) -> None:
+    """Before an hour is measured: raises ZooError for what could not be written after it."""
+    if file.suffix.lower() != suffix or file.is_dir():
+        raise DataError(f"{option} is {str(file)!r}; give a FILE{suffix}")
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
+    if suffix == ".png":
+        require_matplotlib()
+        if file.exists() and not file.read_bytes().startswith(PNG):
+            raise DataError(f"{file} is there and no PNG; give another {option}")

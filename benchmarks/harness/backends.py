@@ -1,7 +1,8 @@
-"""Contestants: ours and, through this one door, timm, transformers, ONNX Runtime and OpenVINO.
+"""Backends: ours, timm, transformers, ONNX Runtime and OpenVINO.
 
 All get the same weights and the same images, and their logits must agree: nobody is measured on
-something else. What a peer cannot do it says by `UnfitError`, and is left out with the reason.
+something else. What a peer cannot do it says by `UnsupportedError`, and is left out with the
+reason.
 """
 
 from __future__ import annotations
@@ -11,24 +12,22 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from deit_zoo.bench import PRECISIONS, Case, Contestant, peak_mb
 from deit_zoo.errors import MissingExtraError, ZooError
+from deit_zoo.inference.throughput import OURS, Case, peak_mb, plain_model, random_images, run_of
 from deit_zoo.registry import ModelSpec, resolve
+from harness.timing import Backend
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-OURS = "deit_zoo"
 PEERS = ("timm", "transformers", "onnxruntime", "openvino")
-# How ours is run: as it is; by torch.compile; by deit_zoo.optimize.
-MODES = ("eager", "compiled", "optimized")
 # Whose graph a runtime runs: what its users export of timm's model, or our own file.
 GRAPHS = {"timm's graph": "timm", "our file": OURS}
 RUNTIMES = ("onnxruntime", "openvino")
@@ -41,13 +40,13 @@ NOISE = 0.1
 Run = Callable[[], Any]
 
 
-class UnfitError(Exception):
-    """A contestant has no such model, or cannot do what the case asks; the message says why."""
+class UnsupportedError(Exception):
+    """A backend has no such model, or cannot do what the case asks; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Given:
-    """What the contestants share. Without weights and images each takes its own, for memory."""
+class SharedInputs:
+    """What the backends share. Without weights and images each takes its own, for memory."""
 
     state: dict[str, Tensor] | None = None
     images: Tensor | None = None
@@ -76,22 +75,7 @@ def is_installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def check_asked(precisions: Sequence[str], modes: Sequence[str], train: bool) -> None:
-    """Raises ZooError for a precision or mode that is not known, or that training has not got."""
-    for what, asked, known in (("precision", precisions, PRECISIONS), ("mode", modes, MODES)):
-        for one in asked:
-            if one not in known:
-                raise ZooError(f"--{what} is {one!r}; give {', '.join(known)}")
-    if train and ("optimized" in modes or "int8" in precisions):
-        raise ZooError(
-            "an optimized or int8 model cannot be trained; give --mode eager or compiled, and "
-            "--precision float32 or bfloat16"
-        )
-    if "int8" in precisions and "optimized" not in modes:
-        raise ZooError("int8 is what optimize makes; add --mode optimized")
-
-
-def entrants(case: Case, modes: Sequence[str], peers: Sequence[str]) -> Iterator[tuple[str, str]]:
+def entries(case: Case, modes: Sequence[str], peers: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Who is measured in a case, and how: ours first. onnxruntime runs float32 files only."""
     compiled = "compiled" in modes or "optimized" in modes
     for mode in modes:
@@ -108,12 +92,12 @@ def entrants(case: Case, modes: Sequence[str], peers: Sequence[str]) -> Iterator
             yield from ((peer, graph) for graph, of in GRAPHS.items() if of in (OURS, *peers))
 
 
-def built(who: str, mode: str, case: Case, given: Given) -> Contestant:
-    """A contestant, ready to run. Raises UnfitError, or whatever its makers raise."""
+def built(who: str, mode: str, case: Case, shared: SharedInputs) -> Backend:
+    """A backend, ready to run. Raises UnsupportedError, or whatever its makers raise."""
     if who == OURS:
-        return Contestant(who=who, mode=mode, run=_ours(mode, case, given))
+        return Backend(who=who, mode=mode, run=_ours(mode, case, shared))
     with quiet():
-        return Contestant(who=who, mode=mode, run=_BUILDERS[who](mode, case, given))
+        return Backend(who=who, mode=mode, run=_BUILDERS[who](mode, case, shared))
 
 
 def plain(case: Case) -> nn.Module:
@@ -124,46 +108,30 @@ def plain(case: Case) -> nn.Module:
     """
     import torch
 
-    import deit_zoo
-
+    model = plain_model(case)
     if case.pretrained:
-        return deit_zoo.create(case.model, pretrained=True, img_size=case.img_size)
+        return model
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = deit_zoo.create(case.model, img_size=case.img_size)
         for parameter in model.parameters():
             if bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return model.eval()
+    return model
 
 
-def check_int8(case: Case) -> None:
-    """Raises what optimize raises where int8 would lose, before an hour was spent on the rest."""
-    import deit_zoo
-
-    deit_zoo.optimize(plain(case).to(case.device), dtype="int8", compile=False)
-
-
-def pictures(case: Case) -> Tensor:
-    """A batch of noise, normalised as images are."""
-    import torch
-
-    return torch.randn(case.shape, generator=torch.Generator().manual_seed(1))
-
-
-def check_logits(found: Any, expected: Tensor, precision: str) -> float:
+def check_logits(logits: Any, expected: Tensor, precision: str) -> float:
     """The distance of logits from the expected ones, as a share of their size.
 
-    Raises UnfitError where it is too large for the precision: another thing would be measured.
+    Raises UnsupportedError where it is too large for the precision: it is another model.
     """
     import torch
 
-    logits = torch.as_tensor(found).detach().float().cpu()
+    logits = torch.as_tensor(logits).detach().float().cpu()
     if logits.shape != expected.shape:
-        raise UnfitError(f"its logits are {tuple(logits.shape)}, not {tuple(expected.shape)}")
+        raise UnsupportedError(f"its logits are {tuple(logits.shape)}, not {tuple(expected.shape)}")
     distance = float((logits - expected).norm() / expected.norm())
     if not distance <= LIMITS[precision]:
-        raise UnfitError(
+        raise UnsupportedError(
             f"its logits are {distance:.2g} of their size away from the plain model's, more than "
             f"{precision} explains ({LIMITS[precision]:g}); it is not the same model"
         )
@@ -171,21 +139,23 @@ def check_logits(found: Any, expected: Tensor, precision: str) -> float:
 
 
 def memory_of(task: dict[str, Any]) -> dict[str, float | None]:
-    """The peak memory of a process that does nothing but build a contestant and run it thrice.
+    """The peak memory of a process that does nothing but build a backend and run it thrice.
 
     `grown_mb` is the part that came after the imports.
     """
-    case = Case.from_dict(task["case"])
+    case = Case(**task["case"])
     on_gpu = case.device.startswith("cuda")
     if task["who"] not in RUNTIMES:
-        set_threads(case.threads)
+        import torch
+
+        torch.set_num_threads(case.threads)
     with quiet():
         import_module(task["who"])
     before = peak_mb()
     folder = Path(task["graphs"]) if task["graphs"] else None
-    contestant = built(task["who"], task["mode"], case, Given(graphs=folder))
+    backend = built(task["who"], task["mode"], case, SharedInputs(graphs=folder))
     for _ in range(3):
-        contestant.run()
+        backend.run()
     peak = peak_mb()
     if on_gpu:
         import torch
@@ -195,18 +165,11 @@ def memory_of(task: dict[str, Any]) -> dict[str, float | None]:
     return {"peak_mb": peak, "grown_mb": grown}
 
 
-def set_threads(threads: int) -> None:
-    """torch's threads, for everything that follows in this process."""
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def save_graphs(case: Case, given: Given, owners: Sequence[str]) -> dict[str, str]:
+def save_graphs(case: Case, shared: SharedInputs, owners: Sequence[str]) -> dict[str, str]:
     """Write the ONNX files of a model into the folder; why some could not be, by their owner."""
     failed = {}
     for owner in owners:
-        file = _graph_file(owner, given)
+        file = _graph_file(owner, shared)
         if file.exists():
             continue
         try:
@@ -214,7 +177,7 @@ def save_graphs(case: Case, given: Given, owners: Sequence[str]) -> dict[str, st
                 if owner == OURS:
                     _export_ours(case, file)
                 else:
-                    _export(_timms_network(case, given).eval(), case, file)
+                    _export(_timms_network(case, shared).eval(), case, file)
         except Exception as error:  # whatever an exporter makes of a model
             failed[owner] = reason(error)
     return failed
@@ -224,47 +187,42 @@ def reason(error: Exception) -> str:
     """What went wrong, in one line."""
     # Results are published: folders of this machine say nothing to others.
     text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", " ".join(str(error).split()))
-    if isinstance(error, UnfitError | ZooError):
+    if isinstance(error, UnsupportedError | ZooError):
         return text
     return f"{type(error).__name__}: {text[:200]}".removesuffix(": ")
 
 
 def timm_name(spec: ModelSpec) -> str:
-    """timm's name of a model. Raises UnfitError where it has none."""
+    """timm's name of a model. Raises UnsupportedError where it has none."""
     tagged = (alias for alias in spec.aliases if "." in alias)
     if (name := next(tagged, None)) is None:
-        raise UnfitError(f"timm has no {spec.name}")
+        raise UnsupportedError(f"timm has no {spec.name}")
     return name.partition(".")[0]
 
 
-def _ours(mode: str, case: Case, given: Given) -> Run:
-    model = plain(case)
-    if mode != "optimized":
-        return _torch_run(model, mode, case, given)
-    import deit_zoo
-
-    model = deit_zoo.optimize(model.to(case.device), dtype=case.precision, compile=True)
-    return _forward(model, _images(case, given).to(case.device))
+def _ours(mode: str, case: Case, shared: SharedInputs) -> Run:
+    return run_of(plain(case), mode, case, _images(case, shared))
 
 
-def _timm(mode: str, case: Case, given: Given) -> Run:
-    return _torch_run(_timms_network(case, given), mode, case, given)
+def _timm(mode: str, case: Case, shared: SharedInputs) -> Run:
+    return run_of(_timms_network(case, shared), mode, case, _images(case, shared))
 
 
-def _timms_network(case: Case, given: Given) -> Any:
+def _timms_network(case: Case, shared: SharedInputs) -> Any:
     import timm
 
     name = timm_name(resolve(case.model))
     network: Any = timm.create_model(name, img_size=case.img_size)
-    if given.state is not None:
-        network.load_state_dict(given.state, strict=True)
+    if shared.state is not None:
+        network.load_state_dict(shared.state, strict=True)
     if case.train and hasattr(network, "set_distilled_training"):
         network.set_distilled_training(True)
     return network
 
 
-def _transformers(mode: str, case: Case, given: Given) -> Run:
-    return _torch_run(transformers_model(case, given.state), mode, case, given)
+def _transformers(mode: str, case: Case, shared: SharedInputs) -> Run:
+    network = transformers_model(case, shared.state)
+    return run_of(_logits_of(network), mode, case, _images(case, shared))
 
 
 def transformers_model(case: Case, state: dict[str, Tensor] | None) -> Any:
@@ -273,7 +231,7 @@ def transformers_model(case: Case, state: dict[str, Tensor] | None) -> Any:
 
     spec = resolve(case.model)
     if spec.family != "deit":
-        raise UnfitError(f"transformers has no {spec.name}")
+        raise UnsupportedError(f"transformers has no {spec.name}")
     distilled = bool(spec.arch.get("distilled"))
     names = (
         ("DeiTConfig", "DeiTForImageClassificationWithTeacher")
@@ -304,6 +262,13 @@ def save_transformers(case: Case, state: dict[str, Tensor], folder: Path) -> Non
     transformers_model(case, state).save_pretrained(folder)
     height, width = case.img_size
     ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+
+
+def _logits_of(network: Any) -> nn.Module:
+    """The same network, which returns logits and not a record that holds them."""
+    forward = network.forward
+    network.forward = lambda images: forward(images).logits
+    return cast("nn.Module", network)
 
 
 # Our part of a key and transformers'; a layer's keys come after its number.
@@ -343,98 +308,45 @@ def _as_transformers(state: dict[str, Tensor], distilled: bool) -> dict[str, Ten
     return renamed
 
 
-def _torch_run(model: nn.Module, mode: str, case: Case, given: Given) -> Run:
-    import torch
-
-    kind = getattr(torch, case.precision)
-    images = _images(case, given).to(case.device)
-    network: Any = model.to(case.device).train(case.train)
-    if case.train:
-        return _backward(torch.compile(network) if mode == "compiled" else network, case, images)
-    network = network.to(kind)
-    if mode == "compiled":
-        network = torch.compile(network, dynamic=False)
-        run = _forward(network, images.to(kind))
-        # Dynamo asks the process, not the options of one model, whether weights are constants.
-        from torch._inductor import config
-
-        with config.patch(freezing=True):
-            run()
-        return run
-    return _forward(network, images.to(kind))
-
-
-def _forward(network: Any, images: Tensor) -> Run:
-    import torch
-
-    def run() -> Any:
-        with torch.inference_mode():
-            out = network(images)
-            return getattr(out, "logits", out)
-
-    return run
-
-
-def _backward(network: Any, case: Case, images: Tensor) -> Run:
-    """Forward and backward, with the precision that training uses: weights stay in float32."""
-    import torch
-
-    kind = getattr(torch, case.precision)
-    lower = case.precision != "float32"
-    device = torch.device(case.device).type
-
-    def run() -> Any:
-        network.zero_grad(set_to_none=True)
-        with torch.autocast(device, kind) if lower else nullcontext():
-            out = network(images)
-            out = getattr(out, "logits", out)
-            logits = out if isinstance(out, tuple) else (out,)
-            loss = cast("Tensor", sum(one.float().logsumexp(dim=-1).mean() for one in logits))
-        torch.autograd.backward(loss)
-        return logits[0]
-
-    return run
-
-
-def _onnxruntime(mode: str, case: Case, given: Given) -> Run:
+def _onnxruntime(mode: str, case: Case, shared: SharedInputs) -> Run:
     import onnxruntime
 
-    wanted = "CUDA" if case.device.startswith("cuda") else "CPU"
-    provider = f"{wanted}ExecutionProvider"
+    kind = "CUDA" if case.device.startswith("cuda") else "CPU"
+    provider = f"{kind}ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise UnfitError(f"this onnxruntime has no {provider}")
+        raise UnsupportedError(f"this onnxruntime has no {provider}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        str(_graph_file(GRAPHS[mode], given)), options, providers=[provider]
+        str(_graph_file(GRAPHS[mode], shared)), options, providers=[provider]
     )
-    images = _arrays(case, given)
+    images = _arrays(case, shared)
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: images})[0]
 
 
-def _openvino(mode: str, case: Case, given: Given) -> Run:
+def _openvino(mode: str, case: Case, shared: SharedInputs) -> Run:
     if case.device != "cpu":
-        raise UnfitError("openvino runs on Intel's processors only, not on CUDA")
+        raise UnsupportedError("openvino runs on Intel's processors only, not on CUDA")
     if case.precision == "float16":
-        raise UnfitError("openvino has no float16 on a CPU")
+        raise UnsupportedError("openvino has no float16 on a CPU")
     import openvino
 
     core = openvino.Core()
-    network = core.read_model(_graph_file(GRAPHS[mode], given))
-    network.reshape(list(case.shape))
+    network = core.read_model(_graph_file(GRAPHS[mode], shared))
+    network.reshape([case.batch_size, 3, *case.img_size])
     settings = {
         "INFERENCE_NUM_THREADS": case.threads,
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[case.precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(network, "CPU", settings).create_infer_request()
-    images = _arrays(case, given)
+    images = _arrays(case, shared)
     return lambda: request.infer({0: images})[0]
 
 
-_BUILDERS: dict[str, Callable[[str, Case, Given], Run]] = {
+_BUILDERS: dict[str, Callable[[str, Case, SharedInputs], Run]] = {
     "timm": _timm,
     "transformers": _transformers,
     "onnxruntime": _onnxruntime,
@@ -442,22 +354,23 @@ _BUILDERS: dict[str, Callable[[str, Case, Given], Run]] = {
 }
 
 
-def _images(case: Case, given: Given) -> Tensor:
-    return pictures(case) if given.images is None else given.images
+def _images(case: Case, shared: SharedInputs) -> Tensor:
+    return random_images(case) if shared.images is None else shared.images
 
 
-def _arrays(case: Case, given: Given) -> Any:
+def _arrays(case: Case, shared: SharedInputs) -> Any:
     """The images for what is not torch; a process that measures memory never imports it."""
-    if given.images is not None:
-        return given.images.numpy()
+    if shared.images is not None:
+        return shared.images.numpy()
     import numpy
 
-    return numpy.random.default_rng(0).standard_normal(case.shape, dtype=numpy.float32)
+    shape = (case.batch_size, 3, *case.img_size)
+    return numpy.random.default_rng(0).standard_normal(shape, dtype=numpy.float32)
 
 
-def _graph_file(owner: str, given: Given) -> Path:
-    assert given.graphs is not None, "a runtime needs a folder of graphs"
-    return given.graphs / f"{owner}.onnx"
+def _graph_file(owner: str, shared: SharedInputs) -> Path:
+    assert shared.graphs is not None, "a runtime needs a folder of graphs"
+    return shared.graphs / f"{owner}.onnx"
 
 
 def _export_ours(case: Case, file: Path) -> None:
@@ -470,7 +383,7 @@ def _export(network: nn.Module, case: Case, file: Path) -> None:
     """A graph with a dynamic batch; an example of one image would fix it to one."""
     import torch
 
-    example = pictures(replace(case, batch_size=2))
+    example = random_images(replace(case, batch_size=2))
     torch.onnx.export(
         network,
         (example,),
@@ -486,11 +399,11 @@ def _export(network: nn.Module, case: Case, file: Path) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within it, other people's warnings, logs and prints are not ours to pass on."""
-    held = logging.root.manager.disable
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(held)
+        logging.disable(level)

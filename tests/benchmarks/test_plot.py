@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from deit_zoo.bench_picture import draw
+from harness.plot import draw
 
 SKY, BLUE, GREY = (0x56, 0xB4, 0xE9), (0x00, 0x72, 0xB2), (0xA6, 0xA6, 0xA6)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from deit_zoo import peers as doors
-from deit_zoo.bench import Case, ChildError, rotated
+from deit_zoo.inference.throughput import OURS, Case
 from deit_zoo.registry import resolve
+from harness import backends
+from harness.timing import ChildError, rotated
 
 # argv: the model, its weights, the image, the number of threads. Imports that a call would make
 # are made before the load's clock starts. The peak is read last, after the answer is out.
@@ -28,7 +29,7 @@ name, weights, image, threads = sys.argv[1:]
 import torch
 torch.set_num_threads(int(threads))
 from PIL import Image
-import deit_zoo, deit_zoo.data.transforms, deit_zoo.load.load_checkpoint
+import deit_zoo, deit_zoo.data.transforms, deit_zoo.weights.load
 from deit_zoo.models import cait, deit
 started = time.perf_counter()
 model = deit_zoo.create(name, checkpoint=weights)
@@ -69,10 +70,10 @@ with torch.inference_mode():
 _LAST = """
 import json
 print(json.dumps({"answer": answer, "load_seconds": loaded}), flush=True)
-from deit_zoo.bench import peak_mb
+from deit_zoo.inference.throughput import peak_mb
 print(json.dumps({"peak_mb": peak_mb()}))
 """
-PROGRAMS = {doors.OURS: _OURS, "timm": _TIMM, "transformers": _TRANSFORMERS}
+PROGRAMS = {OURS: _OURS, "timm": _TIMM, "transformers": _TRANSFORMERS}
 MEASURED = ("seconds", "load_seconds", "peak_mb")
 
 
@@ -88,26 +89,26 @@ def cold_starts(
 
     A ratio is ours to the peer's: below 1 we take less. The first round warms the disk's cache.
     """
-    who = [name for name in PROGRAMS if name == doors.OURS or name in peers]
+    who = [name for name in PROGRAMS if name == OURS or name in peers]
     total, done = len(models) * len(who) * (rounds + 1), 0
     rows: list[dict[str, Any]] = []
     ratios: dict[str, dict[str, float]] = {}
     failed: list[dict[str, Any]] = []
     for model in dict.fromkeys(resolve(name).name for name in models):
-        found: dict[str, list[dict[str, Any]]] = {}
+        answers: dict[str, list[dict[str, Any]]] = {}
         with tempfile.TemporaryDirectory() as folder:
             commands = _prepared(model, who, Path(folder), threads, failed)
             for number in range(rounds + 1):
                 for name in rotated(list(commands), number):
                     measured = first_prediction(commands[name])
                     if number:
-                        found.setdefault(name, []).append(measured)
+                        answers.setdefault(name, []).append(measured)
                     done += 1
                     progress(done, total)
         for name in commands:
-            rows.append({"model": model, "who": name} | _medians(found[name]))
-        for name in found.keys() - {doors.OURS}:
-            ratios[f"{model}, to {name}"] = _ratios(found[doors.OURS], found[name])
+            rows.append({"model": model, "who": name} | _medians(answers[name]))
+        for name in answers.keys() - {OURS}:
+            ratios[f"{model}, to {name}"] = _ratios(answers[OURS], answers[name])
     return {"rows": rows, "ratios": ratios, "failed": failed}
 
 
@@ -135,18 +136,18 @@ def _prepared(
     """The files and the commands that use them; a peer that has no such model is left out."""
     spec = resolve(model)
     case = Case(model=model, img_size=(spec.img_size, spec.img_size))
-    network: Any = doors.plain(case)
+    network: Any = backends.plain(case)
     image = folder / "photo.jpg"
     _photo(image)
     commands = {}
     for name in who:
         try:
-            told, weights = _saved(name, case, network, folder)
-        except doors.UnfitError as error:
+            own_name, weights = _saved(name, case, network, folder)
+        except backends.UnsupportedError as error:
             failed.append({"model": model, "who": name, "mode": "", "reason": str(error)})
             continue
         program = PROGRAMS[name] + _LAST
-        commands[name] = [sys.executable, "-c", program, told, str(weights), str(image)]
+        commands[name] = [sys.executable, "-c", program, own_name, str(weights), str(image)]
         commands[name].append(str(threads))
     return commands
 
@@ -158,13 +159,13 @@ def _saved(who: str, case: Case, network: Any, folder: Path) -> tuple[str, Path]
     file = folder / "model.safetensors"
     if not file.exists():
         load.save_model(network, file)
-    if who == doors.OURS:
+    if who == OURS:
         return case.model, file
     if who == "timm":
-        return doors.timm_name(resolve(case.model)), file
+        return backends.timm_name(resolve(case.model)), file
     saved = folder / "transformers"
-    with doors.quiet():
-        doors.save_transformers(case, network.state_dict(), saved)
+    with backends.quiet():
+        backends.save_transformers(case, network.state_dict(), saved)
     return case.model, saved
 
 
@@ -179,11 +180,11 @@ def _photo(file: Path) -> None:
 
 
 def _medians(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    medians: dict[str, Any] = {}
     for key in MEASURED:
         values = [one[key] for one in measured]
-        found[key] = None if None in values else median(values)
-    return found | {"answer": measured[0]["answer"]}
+        medians[key] = None if None in values else median(values)
+    return medians | {"answer": measured[0]["answer"]}
 
 
 def _ratios(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, float]:

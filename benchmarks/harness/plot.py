@@ -8,9 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.bench import label, title
 from deit_zoo.files import write_whole
-from deit_zoo.peers import GRAPHS, OURS
+from deit_zoo.inference.throughput import OURS, title
+from harness.backends import GRAPHS
+from harness.timing import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

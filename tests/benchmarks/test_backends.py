@@ -1,4 +1,4 @@
-"""Contestants: who is measured, with the same weights, and who is found out."""
+"""Backends: who is measured, with the same weights, and who is found out."""
 
 from __future__ import annotations
 
@@ -8,41 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_zoo import peers
-from deit_zoo.bench import Case
 from deit_zoo.errors import MissingExtraError, ZooError
-from deit_zoo.peers import Given, UnfitError
+from deit_zoo.inference.throughput import Case, random_images
+from harness import backends
+from harness.backends import SharedInputs, UnsupportedError
 
 TINY = Case(model="deit_tiny", img_size=(32, 32), batch_size=2)
 
 
-def given(case: Case) -> Given:
-    return Given(state=peers.plain(case).state_dict(), images=peers.pictures(case))
+def inputs(case: Case) -> SharedInputs:
+    return SharedInputs(state=backends.plain(case).state_dict(), images=random_images(case))
 
 
 def expected(case: Case) -> torch.Tensor:
     with torch.inference_mode():
-        logits: torch.Tensor = peers.plain(case)(peers.pictures(case))
+        logits: torch.Tensor = backends.plain(case)(random_images(case))
     return logits
 
 
 def distance(who: str, mode: str, case: Case) -> float:
-    contestant = peers.built(who, mode, case, given(case))
-    return peers.check_logits(contestant.run(), expected(case), case.precision)
+    backend = backends.built(who, mode, case, inputs(case))
+    return backends.check_logits(backend.run(), expected(case), case.precision)
 
 
 def test_random_weights_are_the_same_each_time_and_no_constant_is_left() -> None:
-    state = peers.plain(TINY).state_dict()
-    again = peers.plain(TINY).state_dict()
+    state = backends.plain(TINY).state_dict()
+    again = backends.plain(TINY).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in state.items())
     # Zeros and ones, as biases and norms start, would hide a mix-up.
     assert [key for key, value in state.items() if value.unique().numel() == 1] == []
-
-
-def test_random_weights_leave_the_random_state_as_it_was() -> None:
-    before = torch.get_rng_state()
-    peers.plain(TINY)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("model", ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"])
@@ -60,43 +54,43 @@ def test_transformers_gets_the_same_weights(model: str) -> None:
 
 def test_transformers_has_no_cait() -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(UnfitError, match=r"^transformers has no cait_xxs24_224$"):
+    with pytest.raises(UnsupportedError, match=r"^transformers has no cait_xxs24_224$"):
         distance("transformers", "eager", replace(TINY, model="cait_xxs24_224"))
 
 
 def test_timm_has_no_digits() -> None:
     case = Case(model="deit_pico_digits", img_size=(16, 16))
-    with pytest.raises(UnfitError, match=r"^timm has no deit_pico_digits$"):
+    with pytest.raises(UnsupportedError, match=r"^timm has no deit_pico_digits$"):
         distance("timm", "eager", case)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_other_weights_are_found_out(precision: str) -> None:
-    contestant = peers.built("timm", "eager", TINY, Given(images=peers.pictures(TINY)))
-    with pytest.raises(UnfitError, match=r"it is not the same model$"):
-        peers.check_logits(contestant.run(), expected(TINY), precision)
+    backend = backends.built("timm", "eager", TINY, SharedInputs(images=random_images(TINY)))
+    with pytest.raises(UnsupportedError, match=r"it is not the same model$"):
+        backends.check_logits(backend.run(), expected(TINY), precision)
 
 
 def test_one_bias_that_is_missing_is_found_out() -> None:
-    given_ = given(TINY)
-    assert given_.state is not None
-    given_.state["blocks.5.mlp.fc2.bias"].zero_()
-    contestant = peers.built("timm", "eager", TINY, given_)
-    with pytest.raises(UnfitError, match=r"it is not the same model$"):
-        peers.check_logits(contestant.run(), expected(TINY), "float32")
+    shared = inputs(TINY)
+    assert shared.state is not None
+    shared.state["blocks.5.mlp.fc2.bias"].zero_()
+    backend = backends.built("timm", "eager", TINY, shared)
+    with pytest.raises(UnsupportedError, match=r"it is not the same model$"):
+        backends.check_logits(backend.run(), expected(TINY), "float32")
 
 
 def test_logits_that_are_not_numbers_are_found_out() -> None:
-    with pytest.raises(UnfitError, match=r"^its logits are nan of their size away"):
-        peers.check_logits(torch.full((2, 3), torch.nan), torch.ones(2, 3), "int8")
-    with pytest.raises(UnfitError, match=r"^its logits are \(1, 3\), not \(2, 3\)$"):
-        peers.check_logits(torch.ones(1, 3), torch.ones(2, 3), "int8")
+    with pytest.raises(UnsupportedError, match=r"^its logits are nan of their size away"):
+        backends.check_logits(torch.full((2, 3), torch.nan), torch.ones(2, 3), "int8")
+    with pytest.raises(UnsupportedError, match=r"^its logits are \(1, 3\), not \(2, 3\)$"):
+        backends.check_logits(torch.ones(1, 3), torch.ones(2, 3), "int8")
 
 
 @pytest.mark.parametrize("who", ["deit_zoo", "timm"])
 def test_training_leaves_fresh_gradients(who: str) -> None:
     case = replace(TINY, train=True, model="deit_tiny_distilled")
-    run = peers.built(who, "eager", case, given(case)).run
+    run = backends.built(who, "eager", case, inputs(case)).run
     first = run()
     assert first.requires_grad
     assert torch.equal(first, run())
@@ -107,12 +101,12 @@ def test_training_leaves_fresh_gradients(who: str) -> None:
 @pytest.mark.parametrize("graph", ["timm's graph", "our file"])
 def test_runtimes_get_the_same_weights(who: str, graph: str, tmp_path: Path) -> None:
     pytest.importorskip(who)
-    shared = replace(given(TINY), graphs=tmp_path)
-    assert peers.save_graphs(TINY, shared, [peers.GRAPHS[graph]]) == {}
+    shared = replace(inputs(TINY), graphs=tmp_path)
+    assert backends.save_graphs(TINY, shared, [backends.GRAPHS[graph]]) == {}
     for batch_size in (1, 3):
         case = replace(TINY, batch_size=batch_size)
-        contestant = peers.built(who, graph, case, replace(shared, images=peers.pictures(case)))
-        assert peers.check_logits(contestant.run(), expected(case), "float32") < 1e-5
+        backend = backends.built(who, graph, case, replace(shared, images=random_images(case)))
+        assert backends.check_logits(backend.run(), expected(case), "float32") < 1e-5
 
 
 @pytest.mark.slow
@@ -123,7 +117,7 @@ def test_a_compiled_model_gets_the_same_weights(who: str) -> None:
 
 def test_a_model_without_a_graph_says_why(tmp_path: Path) -> None:
     case = Case(model="deit_pico_digits", img_size=(16, 16))
-    failed = peers.save_graphs(case, replace(given(case), graphs=tmp_path), ["timm"])
+    failed = backends.save_graphs(case, replace(inputs(case), graphs=tmp_path), ["timm"])
     assert failed == {"timm": "timm has no deit_pico_digits"}
 
 
@@ -179,27 +173,27 @@ def test_who_is_measured_in_a_case(
     precision: str, modes: list[str], train: bool, entered: list[tuple[str, str]]
 ) -> None:
     case = replace(TINY, precision=precision, train=train)
-    assert list(peers.entrants(case, modes, ALL)) == entered
+    assert list(backends.entries(case, modes, ALL)) == entered
 
 
 def test_without_timm_a_runtime_runs_our_file_alone() -> None:
-    entered = list(peers.entrants(TINY, ["eager"], ["onnxruntime"]))
+    entered = list(backends.entries(TINY, ["eager"], ["onnxruntime"]))
     assert entered == [("deit_zoo", "eager"), ("onnxruntime", "our file")]
 
 
 def test_a_peer_that_is_asked_for_must_be_known_and_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "is_installed", lambda name: name != "transformers")
-    assert peers.chosen(["openvino", "timm", "timm"]) == ("openvino", "timm")
-    assert peers.chosen(None) == ("timm", "onnxruntime", "openvino")
+    monkeypatch.setattr(backends, "is_installed", lambda name: name != "transformers")
+    assert backends.chosen(["openvino", "timm", "timm"]) == ("openvino", "timm")
+    assert backends.chosen(None) == ("timm", "onnxruntime", "openvino")
     with pytest.raises(ZooError) as unknown:
-        peers.chosen(["tensorrt"])
+        backends.chosen(["tensorrt"])
     assert str(unknown.value) == (
         "no peer is named 'tensorrt'; give timm, transformers, onnxruntime, openvino"
     )
     with pytest.raises(MissingExtraError) as missing:
-        peers.chosen(["timm", "transformers"])
+        backends.chosen(["timm", "transformers"])
     assert str(missing.value) == (
         "transformers is not installed; type: pip install 'deit_zoo[docs]'"
     )
@@ -207,4 +201,4 @@ def test_a_peer_that_is_asked_for_must_be_known_and_here(
 
 def test_a_reason_names_no_folder_of_this_machine() -> None:
     error = ImportError("/home/me/cache/3v/main.so: file too short, 3/4 of a/b read")
-    assert peers.reason(error) == "ImportError: main.so: file too short, 3/4 of a/b read"
+    assert backends.reason(error) == "ImportError: main.so: file too short, 3/4 of a/b read"

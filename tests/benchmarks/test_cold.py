@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from deit_zoo.bench import ChildError
-from deit_zoo.bench_cold import cold_starts, first_prediction
+from harness.cold import cold_starts, first_prediction
+from harness.timing import ChildError
 
 
 def test_the_first_line_is_the_answer_and_the_last_the_peak() -> None:

@@ -1,0 +1,1 @@
+"""Our models beside timm, transformers, ONNX Runtime and OpenVINO: the same weights, in turn."""

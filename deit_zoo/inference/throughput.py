@@ -1,0 +1,452 @@
+"""How fast our models are on this machine: latency, images per second, memory, cold start.
+
+The modes of a case take turns, A B C, B C A, C A B, ...: what a shared machine does to one of them
+it does to all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import distributions
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from deit_zoo.errors import DataError, ZooError
+from deit_zoo.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deit_zoo.models.layers import ZooModel
+
+OURS = "deit_zoo"
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+# How a model is run: as it is; by torch.compile; by deit_zoo.optimize.
+MODES = ("eager", "compiled", "optimized")
+PACKAGES = ("deit_zoo", "torch", "torchao")
+NUM_IMAGES = 128  # that agreement is measured on
+FREED = 31 << 20  # bytes; at 32 MiB glibc stops learning
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One model on one kind of batch."""
+
+    model: str
+    batch_size: int = 1
+    precision: str = "float32"
+    img_size: tuple[int, int]
+    device: str = "cpu"
+    threads: int = 1
+    train: bool = False  # forward and backward
+    pretrained: bool = False
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The case's part of a row of results."""
+        keys = ("model", "img_size", "batch_size", "precision", "train")
+        return {key: getattr(self, key) for key in keys} | {"img_size": list(self.img_size)}
+
+
+def cases_of(
+    models: Sequence[str],
+    *,
+    batch_sizes: Sequence[int],
+    precisions: Sequence[str],
+    modes: Sequence[str],
+    img_size: int | tuple[int, int] | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    train: bool = False,
+    pretrained: bool = False,
+) -> list[Case]:
+    """Every model at every batch size in every precision, in the order of measuring.
+
+    Raises ZooError for what cannot be measured, before an hour was spent on the rest.
+    """
+    from deit_zoo.models.layers import as_pair, check_divisible
+
+    for option, values, choices in (
+        ("precision", precisions, PRECISIONS),
+        ("mode", modes, MODES),
+    ):
+        for value in values:
+            if value not in choices:
+                raise ZooError(f"--{option} is {value!r}; give {', '.join(choices)}")
+    if train and ("optimized" in modes or "int8" in precisions):
+        raise ZooError(
+            "an optimized or int8 model cannot be trained; give --mode eager or compiled, and "
+            "--precision float32 or bfloat16"
+        )
+    if "int8" in precisions and "optimized" not in modes:
+        raise ZooError("int8 is what optimize makes; add --mode optimized")
+    for option, number in (("batch-size", min(batch_sizes)), ("threads", threads)):
+        if number < 1:
+            raise ZooError(f"--{option} is {number}; give 1 or more")
+    cases = []
+    for name in dict.fromkeys(resolve(model).name for model in models):
+        spec = resolve(name)
+        size = as_pair(spec.img_size if img_size is None else img_size)
+        if patch_size := spec.arch.get("patch_size"):
+            check_divisible(size, patch_size)
+        cases += [
+            Case(
+                model=name,
+                batch_size=batch_size,
+                precision=precision,
+                img_size=size,
+                device=device,
+                threads=threads,
+                train=train,
+                # What is inside the package costs no download.
+                pretrained=pretrained or spec.labels == "digits",
+            )
+            for precision in dict.fromkeys(precisions)
+            for batch_size in dict.fromkeys(batch_sizes)
+        ]
+    return cases
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """The case of a row in words; also its key in a results file."""
+    height, width = row["img_size"]
+    size = f"{height} px" if height == width else f"{height}x{width} px"
+    case = f"{row['model']}, {size}, batch {row['batch_size']}, {row['precision']}"
+    return f"{case}, training" if row["train"] else case
+
+
+def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
+    """The model of a case, in float32 and eval mode; random weights are the same each time."""
+    import torch
+
+    spec = resolve(case.model)
+    if case.pretrained or weights:
+        from deit_zoo.manifest import manifest_record
+        from deit_zoo.weights import load
+
+        file = weights or load.resolve_file(manifest_record(spec.name))
+        return load.load_checkpoint(spec, file, {}, img_size=case.img_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: ZooModel = spec.build(img_size=case.img_size)
+    return model.eval()
+
+
+def random_images(case: Case) -> Tensor:
+    """A batch of noise, normalised as images are."""
+    import torch
+
+    shape = (case.batch_size, 3, *case.img_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def run_of(model: nn.Module, mode: str, case: Case, images: Tensor) -> Run:
+    """A mode, ready to run; the model is no longer the caller's."""
+    import torch
+
+    images = images.to(case.device)
+    network: Any = model.to(case.device)
+    if mode == "optimized":
+        from deit_zoo.inference.optimize import optimize
+
+        return _forward(optimize(network, case.precision, compile=True), images)
+    if case.train:
+        network.train()
+        return _backward(torch.compile(network) if mode == "compiled" else network, case, images)
+    dtype = getattr(torch, case.precision)
+    network, images = network.to(dtype), images.to(dtype)
+    if mode != "compiled":
+        return _forward(network, images)
+    run = _forward(torch.compile(network, dynamic=False), images)
+    # Dynamo asks the process, not the options of one model, whether weights are constants.
+    from torch._inductor import config
+
+    with config.patch(freezing=True):
+        run()
+    return run
+
+
+def _forward(network: Callable[[Tensor], Tensor], images: Tensor) -> Run:
+    import torch
+
+    return torch.inference_mode()(lambda: network(images))
+
+
+def _backward(network: Any, case: Case, images: Tensor) -> Run:
+    """Forward and backward, with the precision that training uses: weights stay in float32."""
+    import torch
+
+    dtype = None if case.precision == "float32" else getattr(torch, case.precision)
+
+    def run() -> Tensor:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            logits = network(images)
+            heads = logits if isinstance(logits, tuple) else (logits,)
+            losses = [head.float().logsumexp(dim=-1).mean() for head in heads]
+        torch.autograd.backward(losses)
+        return heads[0]
+
+    return run
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a forward pass frees, or who ran before decides how much.
+
+    glibc learns from the largest block that was freed so far.
+    """
+    import torch
+
+    torch.empty(FREED, dtype=torch.uint8)  # freed at once
+
+
+def measure(
+    runs: Mapping[str, Run],
+    *,
+    rounds: int,
+    seconds: float,
+    sync: Callable[[], None] = lambda: None,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, list[list[float]]]:
+    """Seconds of each call, by name and round; `step` is called after each turn.
+
+    In each round another one begins, and a turn begins with a call that does not count: it wakes
+    threads and fills caches.
+    """
+    order = list(runs)
+    times: dict[str, list[list[float]]] = {name: [] for name in order}
+    for _ in range(rounds):
+        for name in order:
+            runs[name]()
+            times[name].append(list(_calls(runs[name], seconds, sync)))
+            step()
+        order = [*order[1:], *order[:1]]
+    return times
+
+
+def _calls(run: Run, seconds: float, sync: Callable[[], None]) -> Iterator[float]:
+    spent = 0.0
+    while spent < seconds or not spent:
+        sync()
+        started = time.perf_counter()
+        run()
+        sync()
+        duration = time.perf_counter() - started
+        spent += duration
+        yield duration
+
+
+def sync_of(device: str) -> Callable[[], None]:
+    """What waits for a device; a CPU is done when it returns."""
+    import torch
+
+    return (lambda: None) if device == "cpu" else torch.accelerator.synchronize
+
+
+def figures(rounds: Sequence[Sequence[float]], batch_size: int) -> dict[str, Any]:
+    """Latency, throughput and the rounds behind them."""
+    import torch
+
+    calls = torch.tensor([seconds for times in rounds for seconds in times], dtype=torch.float64)
+    medians = [median(times) for times in rounds]
+    return {
+        "p50_ms": 1e3 * float(calls.quantile(0.5)),
+        "p95_ms": 1e3 * float(calls.quantile(0.95)),
+        "images_per_second": batch_size / median(medians),
+        "calls": len(calls),
+        "round_ms": [1e3 * value for value in medians],
+    }
+
+
+def ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """How many times as fast as another: the median of the ratios of each round."""
+    pairs = zip(row["round_ms"], other["round_ms"], strict=True)
+    return median(theirs / ours for ours, theirs in pairs)
+
+
+def measure_case(
+    case: Case, modes: Sequence[str], *, rounds: int, seconds: float, memory: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each mode, and why others are missing. What optimize refuses is raised.
+
+    `distance` is that of the logits from the plain model's in float32, as a share of their size;
+    `of_eager` how many times as fast as eager a mode is.
+    """
+    import torch
+
+    torch.set_num_threads(case.threads)
+    torch.compiler.reset()  # torch holds few compiled forms and runs further ones uncompiled
+    images = random_images(case)
+    in_float32 = replace(case, precision="float32")
+    expected = run_of(plain_model(case), "eager", in_float32, images)().detach()
+    runs: dict[str, Run] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    failed = []
+    for mode in modes:
+        if case.precision == "int8" and mode != "optimized":
+            continue
+        row = case.row | {"who": OURS, "mode": mode}
+        try:
+            run = run_of(plain_model(case), mode, case, images)
+            distance = (run().detach().to(expected) - expected).norm() / expected.norm()
+        except ZooError:
+            raise
+        except Exception as error:  # a compiler that is not here, or cannot do it
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            failed.append(row | {"reason": reason})
+            continue
+        runs[mode] = run
+        rows[mode] = row | {"distance": float(distance), "peak_mb": None, "grown_mb": None}
+    keep_freed_memory()
+    times = measure(runs, rounds=rounds, seconds=seconds, sync=sync_of(case.device))
+    for mode, row in rows.items():
+        row |= figures(times[mode], case.batch_size)
+        row["of_eager"] = ratio(row, rows["eager"]) if "eager" in rows else None
+        if memory:
+            answer = fresh_process(case, mode)
+            row |= {key: answer[key] for key in ("peak_mb", "grown_mb")}
+    return list(rows.values()), failed
+
+
+def fresh_process(case: Case, mode: str, weights: Path | None = None) -> dict[str, float | None]:
+    """What `first_answer` says in a process of its own. Raises ZooError where it ends badly."""
+    code = f"import sys; from {__name__} import first_answer; first_answer(*sys.argv[1:])"
+    facts = json.dumps(asdict(case)), mode, str(weights or ""), str(time.time())
+    done = subprocess.run(
+        [sys.executable, "-c", code, *facts], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        raise ZooError(f"{case.model} {mode} failed in a process of its own ({last})")
+    answer: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def first_answer(facts: str, mode: str, weights: str, begun: str) -> None:
+    """Load, predict, and print: seconds since `begun`, those of loading, and memory's peak.
+
+    `grown_mb` is the part of the peak that came after the imports.
+    """
+    import torch
+
+    import deit_zoo.inference.optimize
+    import deit_zoo.weights.load  # noqa: F401
+
+    case = Case(**json.loads(facts))
+    torch.set_num_threads(case.threads)
+    before = peak_mb()
+    started = time.perf_counter()
+    model = plain_model(case, Path(weights) if weights else None)
+    load_seconds = time.perf_counter() - started
+    run = run_of(model, mode, case, random_images(case))
+    run()
+    seconds = time.time() - float(begun)
+    for _ in range(2):
+        run()
+    peak = peak_mb()
+    if case.device.startswith("cuda"):
+        before, peak = 0.0, torch.cuda.max_memory_allocated(case.device) / 2**20
+    grown = None if peak is None or before is None else peak - before
+    answer = {"seconds": seconds, "load_seconds": load_seconds}
+    print(json.dumps(answer | {"peak_mb": peak, "grown_mb": grown}))
+
+
+def cold_start(case: Case, rounds: int) -> dict[str, Any]:
+    """Medians of fresh processes that load the model from a file, and predict.
+
+    A process before the first round warms the disk's cache.
+    """
+    from deit_zoo.weights.load import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "model.safetensors"
+        save_model(plain_model(case), weights)
+        answers = [fresh_process(case, "eager", weights) for _ in range(rounds + 1)][1:]
+    row: dict[str, Any] = {"model": case.model, "who": OURS}
+    for key in ("seconds", "load_seconds", "peak_mb"):
+        values = [value for answer in answers if (value := answer[key]) is not None]
+        row[key] = median(values) if values else None
+    return row
+
+
+def peak_mb() -> float | None:
+    """The most memory that this process has held, in MB of 2**20 bytes; None where nobody says.
+
+    On Linux not from getrusage: there a process inherits the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return None
+
+
+def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
+    """How an optimized model's answers differ from the plain one's on up to 128 real images.
+
+    The user's, or the embedded digits; None where there are none, or where random weights would
+    agree by chance. Uncompiled: the numbers are the precision's.
+    """
+    import torch
+
+    from deit_zoo.data.digits import digits
+    from deit_zoo.data.folder import is_image
+    from deit_zoo.data.transforms import as_tensor, eval_transform
+    from deit_zoo.inference.optimize import agreement, optimize
+
+    spec = resolve(case.model)
+    if not case.pretrained or (folder is None and spec.labels != "digits"):
+        return None
+    prepare = eval_transform(spec, case.img_size)
+    if folder is None:
+        images = [prepare(image) for image, _ in list(digits())[-NUM_IMAGES:]]
+    else:
+        files = sorted(file for file in folder.rglob("*") if is_image(file.name))
+        if not files:
+            raise DataError(f"{folder} holds no image; give a folder of images to --images")
+        step = max(1, len(files) // NUM_IMAGES)
+        images = [as_tensor(file, prepare) for file in files[::step][:NUM_IMAGES]]
+    model = plain_model(case).to(case.device)
+    fast = optimize(model, case.precision, compile=False)
+    figures = agreement(model, fast, torch.stack(images).to(case.device))
+    return {"model": case.model, "precision": case.precision} | asdict(figures)
+
+
+def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    pairs = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
+    cpu: dict[str, str] = dict(reversed(pairs))
+    installed = {one.name.replace("-", "_"): one.version for one in distributions()}
+    facts = {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": "amx_tile" in cpu.get("flags", "").split(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "device": device,
+        "packages": {name: installed[name] for name in packages if name in installed},
+    }
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    return facts | gpu

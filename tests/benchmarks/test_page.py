@@ -1,0 +1,180 @@
+"""docs/performance.md: made of the results files alone, with a verdict on every goal."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import compare
+import page
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+
+
+def tracked(folder: Path) -> Path:
+    """The results of the repository alone, copied there; all of them where there is no git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "benchmarks/results"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = [Path(line).name for line in listed.stdout.splitlines()]
+    for file in (FOLDER / "results").glob("*.json"):
+        if file.name in names or not names:
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def results() -> dict[str, dict[str, Any]]:
+    """The committed results, to change as a test likes."""
+    return copy.deepcopy(page.read(FOLDER / "results"))
+
+
+def test_the_page_is_fresh(tmp_path: Path) -> None:
+    fresh = page.page(page.read(tracked(tmp_path)))
+    # What was measured and not added to git is not on the page of the repository.
+    stale = "docs/performance.md is not that of its results; type: python benchmarks/page.py"
+    assert fresh == (ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), stale
+
+
+def test_every_results_file_has_the_shape_that_they_share(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    for name, report in results.items():
+        assert {"benchmark", "command", "rounds", "rows", "ratios"} <= report.keys(), name
+        assert name in (report["benchmark"], f"gpu_{report['benchmark']}")
+
+
+def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
+    recipe = subprocess.run(
+        ["make", "-n", "benchmark"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
+    assert scripts - {page.PLAIN} == set(page.TABLES) - set(compare.SUITES)
+    assert [name for name in page.TABLES if f" {name} " not in recipe.replace(";", " ")] == []
+    assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
+
+
+def on_a_gpu(report: dict[str, Any]) -> dict[str, Any]:
+    """The same, as if measured there."""
+    packages = report["machine"]["packages"] | {"torch": "9.9"}
+    machine = report["machine"] | {"device": "cuda", "gpu": "A GPU", "packages": packages}
+    return report | {"machine": machine, "date": "2030-01-02T03:04:05+00:00"}
+
+
+def test_a_gpu_has_a_section_where_one_was_at_hand(results: dict[str, dict[str, Any]]) -> None:
+    bare = {name: results[name] for name in page.TABLES}
+    assert "## On a GPU" not in page.page(bare)
+    text = page.page(
+        bare
+        | {
+            "gpu_optimized": on_a_gpu(results["optimized"]),
+            "gpu_train_step": on_a_gpu(results["train_step"]),
+        }
+    )
+    section = " ".join(text[text.index("## On a GPU") :].split())
+    assert "Train step on A GPU with torch 9.9, 2030-01-02: float32, batch 8, 64 pixels." in section
+    assert "Optimized on A GPU with torch 9.9, 2030-01-02: bfloat16, batch 1, 224" in section
+    assert "| deit_tiny, deit_zoo | 75.1 | 27.8% | 1.034 |" in section
+    assert "bfloat16, timm eager | 29.7" in section
+
+
+def test_a_gpus_ratio_may_lie_in_its_row(results: dict[str, dict[str, Any]]) -> None:
+    report = on_a_gpu(results["train_step"]) | {"ratios": {}}
+    report["rows"] = [row | {"ratio": 1.5} for row in report["rows"]]
+    assert "| 27.8% | 1.500 |" in page.gpu_section({"gpu_train_step": report})
+
+
+def test_plain_models_have_a_section_with_its_own_machine(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    bare = {name: results[name] for name in page.TABLES}
+    assert "## Plain models" not in page.page(bare)
+    report = copy.deepcopy(results["forward"])
+    report["machine"] |= {"cpu": "Another", "amx": False, "capability": "AVX2"}
+    text = page.page(bare | {"plain": report})
+    section = " ".join(text[text.index("## Plain models and optimize") :].split())
+    assert "Another with 2 cores, AVX2. Python" in section
+    assert "| deit_tiny, 224 px, batch 1, float32, deit_zoo eager | 23" in section
+    assert "| 42.6 | 1.093 |" in section
+
+
+def goal(start: str) -> Any:
+    return next(one for one in page.GOALS if one.text.startswith(start))
+
+
+def verdict(results: dict[str, dict[str, Any]], start: str) -> str:
+    rows = "\n".join(page.goals(results)).splitlines()
+    return next(row for row in rows if row.startswith(f"| {start}"))
+
+
+def test_a_goal_is_met_where_every_cell_holds(results: dict[str, dict[str, Any]]) -> None:
+    results["forward"]["ratios"] = {
+        "deit_tiny, 224 px, batch 1, float32: eager": {"timm eager": 1.05, "best peer": "x"},
+        "deit_base, 224 px, batch 8, float32: eager": {"timm eager": 1.3, "best peer": "x"},
+    }
+    assert verdict(results, "plain forward").endswith("| 1.050 to 1.300 | met |")
+
+
+def test_what_falls_short_is_named_with_its_figure(
+    results: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results["optimized"]["ratios"] = {
+        "a: optimized": {"openvino": 1.0949, "timm": 1.6, "best peer": "openvino"},
+        "b: optimized": {"openvino": 1.9, "timm": 1.2, "best peer": "timm"},
+    }
+    text = goal("optimized").text
+    monkeypatch.setitem(page.REASONS, text, "Because.")
+    told = "\n".join(page.goals(results))
+    assert f"| {text} | 1.095 to 1.200 | not met in 1 of 2 |" in told
+    assert f"- {text}. Not met: a: optimized (1.095). Because." in " ".join(told.split())
+
+
+def test_cait_is_held_against_timm_in_the_same_mode_and_precision(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    results["cait"]["ratios"] = {
+        "x, float32: eager": {"timm eager": 1.6, "timm compiled": 1.1, "best peer": "-"},
+        "x, float32: compiled": {"timm eager": 1.9, "timm compiled": 1.4, "best peer": "-"},
+        "x, bfloat16: eager": {"timm eager": 2.5, "timm compiled": 1.1, "best peer": "-"},
+    }
+    in_float32 = goal("CaiT, float32").cells(results)
+    assert in_float32 == {"x, float32: eager": 1.6, "x, float32: compiled": 1.4}
+    assert goal("CaiT, bfloat16").cells(results) == {"x, bfloat16: eager": 2.5}
+
+
+def test_times_are_held_below_their_limit(results: dict[str, dict[str, Any]]) -> None:
+    results["cold_start"]["ratios"] = {
+        "deit_small, to timm": {"seconds": 0.5, "load_seconds": 0.06, "peak_mb": 0.7},
+        "deit_small, to transformers": {"seconds": 9.0, "load_seconds": 9.0, "peak_mb": 9.0},
+    }
+    assert verdict(results, "cold start of").endswith("| 0.500 | met |")
+    assert verdict(results, "cold start, load").endswith("| 0.060 | not met |")
+    assert verdict(results, "cold start, peak").endswith("| 0.700 | met |")
+
+
+def test_a_reason_belongs_to_a_goal() -> None:
+    assert page.REASONS.keys() <= {one.text for one in page.GOALS}
+
+
+def test_results_of_two_machines_make_no_page(results: dict[str, dict[str, Any]]) -> None:
+    results["load"]["machine"]["cores"] = 64
+    with pytest.raises(SystemExit, match=r"of several machines"):
+        page.page(results)
+
+
+def test_results_that_are_missing_are_named(tmp_path: Path) -> None:
+    for name in page.TABLES:
+        (tmp_path / f"{name}.json").write_text(json.dumps({}), encoding="utf-8")
+    (tmp_path / "cait.json").unlink()
+    with pytest.raises(SystemExit, match=r"has no cait; type: make benchmark$"):
+        page.read(tmp_path)
