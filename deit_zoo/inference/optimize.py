@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
+from deit_zoo.inference.talking_heads import runs_at_once, talk
 from deit_zoo.models import cait, deit
-from deit_zoo.models.layers import ZooModel, check_input, untouched
+from deit_zoo.models.layers import Mlp, ZooModel, check_input, split_heads
 
 if TYPE_CHECKING:
     from deit_zoo.manifest import Checkpoint
@@ -44,6 +45,8 @@ PRECISIONS = {
     "int8": torch.bfloat16,  # of what is not a weight of the blocks
 }
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
+METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
 MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
 NO_LIMIT = 1 << 30  # of pieces of code that torch holds at once
 LANES = 16  # float32 numbers in the widest vector register of a CPU
@@ -87,6 +90,48 @@ def optimize(model: nn.Module, dtype: str | torch.dtype, compile: bool) -> Optim
     if kind == "int8":
         _check_faster(fast, optimize(model, "bfloat16", compile))
     return fast
+
+
+def untouched(model: deit.VisionTransformer | cait.CaiT) -> bool:
+    """Whether a copy would compute what the model does: it consists of the family's own parts,
+    none of which is replaced, adapted or watched by a hook.
+
+    An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
+    """
+    if not len(model.blocks):
+        return False
+    with torch.device("meta"):
+        twin = build_like(model)
+    own, same = (
+        {name: type(part) for name, part in network.named_modules()} for network in (model, twin)
+    )
+    return (
+        own == same
+        and model.state_dict().keys() == twin.state_dict().keys()
+        and not any(map(_touched, model.modules()))
+    )
+
+
+def build_like(model: deit.VisionTransformer | cait.CaiT) -> nn.Module:
+    """A network with the parts of a model, whatever their sizes."""
+    depth, classes = len(model.blocks), model.num_classes
+    if isinstance(model, deit.VisionTransformer):
+        return deit.VisionTransformer(depth=depth, num_classes=classes, distilled=model.distilled)
+    few = len(model.blocks_token_only)
+    return cait.CaiT(depth=depth, num_classes=classes, depth_token_only=few)
+
+
+def _touched(part: nn.Module) -> bool:
+    hooks = (part._forward_hooks, part._forward_pre_hooks)
+    backward_hooks = (part._backward_hooks, part._backward_pre_hooks)
+    methods = [name for name in METHODS if hasattr(part, name)]
+    return (
+        any(hooks)
+        or any(backward_hooks)
+        or any(name in part.__dict__ for name in methods)
+        or not all(getattr(type(part), name).__module__.startswith(OUR_PARTS) for name in methods)
+        or hasattr(getattr(part, "weight", None), "__tensor_flatten__")
+    )
 
 
 def precision(dtype: str | torch.dtype) -> str:
@@ -285,12 +330,12 @@ class Patches(nn.Module):
 
 
 class DeiTBlock(nn.Module):
-    """Self-attention over padded keys and values, and MLP."""
+    """Self-attention and MLP; keys and values are padded where that is faster."""
 
     def __init__(self, block: deit.Block, tokens: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        self.attn, self.mlp = deepcopy(block.attn).to(dtype), deepcopy(block.mlp).to(dtype)
+        self.attn, self.mlp = deepcopy(block.attn).to(dtype), FastMlp(block.mlp, dtype)
         device = block.attn.qkv.weight.device
         self.padding = -tokens % LANES if device.type == "cpu" else 0
         mask = torch.zeros(1, 1, 1, tokens + self.padding, dtype=dtype, device=device)
@@ -300,11 +345,47 @@ class DeiTBlock(nn.Module):
     mask: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.attn.heads(F.pad(self.norm1(x), (0, 0, 0, self.padding)))
+        attn = self.attn
+        padded = F.pad(self.norm1(x), (0, 0, 0, self.padding))
+        query, key, value = split_heads(attn.qkv(padded), attn.num_heads)
         query = query[:, :, : x.shape[1]]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
-        x = x + self.attn.proj(out.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.norm2(x))
+        x = add(self.attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
+        return add(self.mlp(self.norm2(x)), x)
+
+
+def add(branch: Tensor, x: Tensor) -> Tensor:
+    """x + branch, in the memory of the branch, which nobody else holds."""
+    return branch.add_(x) if runs_at_once() else x + branch
+
+
+class FastMlp(nn.Module):
+    """The model's MLP, with GELU in the memory of its input."""
+
+    def __init__(self, mlp: Mlp, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = deepcopy(mlp.fc1).to(dtype), deepcopy(mlp.fc2).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x)
+        # A large tensor is new memory from the system, which costs more than its numbers do.
+        return self.fc2(torch.ops.aten.gelu_(hidden) if runs_at_once() else F.gelu(hidden))
+
+
+def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias: Tensor) -> Tensor:
+    """Attention of a few queries (B, Q, D) over tokens (B, N, D), whose keys and values are never
+    formed: the projections `key` and `value` (H, D/H, D) act on the side of the queries.
+
+    Equal to softmax(q (K x)^T) (V x + b), since a row of the softmax sums to 1 and a bias of the
+    keys moves all scores of a row alike. Worth it while Q is small against N.
+    """
+    num_heads, head_dim, dim = key.shape
+    batch, queries, _ = query.shape
+    query = (query * head_dim**-0.5).view(batch * queries, num_heads, head_dim).transpose(0, 1)
+    wide = (query @ key).transpose(0, 1).reshape(batch, queries * num_heads, dim)
+    read = (wide @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens  # (B, Q·H, D)
+    read = read.view(batch * queries, num_heads, dim).transpose(0, 1) @ value.transpose(1, 2)
+    return read.transpose(0, 1).reshape(batch, queries, dim) + value_bias
 
 
 class LastBlock(nn.Module):
@@ -312,11 +393,21 @@ class LastBlock(nn.Module):
 
     def __init__(self, model: deit.VisionTransformer, dtype: torch.dtype) -> None:
         super().__init__()
-        self.block = deepcopy(cast(deit.Block, model.blocks[-1])).to(dtype)
+        block = deepcopy(cast(deit.Block, model.blocks[-1])).to(dtype)
+        self.norm1, self.attn, self.norm2 = block.norm1, block.attn, block.norm2
+        self.mlp = FastMlp(block.mlp, dtype)
         self.num_prefix_tokens = model.num_prefix_tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block.read(x, self.num_prefix_tokens)
+        attn, tokens = self.attn, self.norm1(x)
+        weights = attn.qkv.weight.view(3, attn.num_heads, -1, x.shape[-1])
+        query, key, value = weights.unbind(0)  # each (H, D/H, D)
+        query_bias, _, value_bias = attn.qkv.bias.chunk(3)
+        prefix = tokens[:, : self.num_prefix_tokens]
+        queries = F.linear(prefix, query.flatten(0, 1), query_bias)
+        out = attn.proj(attend(queries, tokens, key, value, value_bias))
+        x = x[:, : self.num_prefix_tokens] + out
+        return x + self.mlp(self.norm2(x))
 
 
 class CaiTBlock(nn.Module):
@@ -329,15 +420,15 @@ class CaiTBlock(nn.Module):
         _scale(attn.proj, block.gamma_1)
         _scale(mlp.fc2, block.gamma_2)
         attn.proj_l.weight.mul_((attn.proj.in_features // attn.num_heads) ** -0.5)
-        self.attn, self.mlp = attn.to(dtype), mlp.to(dtype)
+        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         attn = self.attn
-        query, key, value = attn.heads(self.norm1(x))
+        query, key, value = split_heads(attn.qkv(self.norm1(x)), attn.num_heads)
         first, second, bias = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
-        out = cait.talk(query, key, value, first, second, bias)
-        x = x + attn.proj(out.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.norm2(x))
+        out = talk(query, key, value, first, second, bias)
+        x = add(attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
+        return add(self.mlp(self.norm2(x)), x)
 
 
 class ClassBlocks(nn.Module):
@@ -352,8 +443,13 @@ class ClassBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         cls = self.cls_token.expand(x.shape[0], -1, -1)
-        for block in self.blocks:
-            cls = block(cls, x)
+        for block in cast("list[cait.ClassBlock]", self.blocks):
+            attn, tokens = block.attn, block.norm1(torch.cat((cls, x), dim=1))
+            shape = (attn.num_heads, -1, x.shape[-1])
+            key, value = attn.k.weight.view(shape), attn.v.weight.view(shape)
+            out = attn.proj(attend(attn.q(tokens[:, :1]), tokens, key, value, attn.v.bias))
+            cls = cls + block.gamma_1 * out
+            cls = cls + block.gamma_2 * block.mlp(block.norm2(cls))
         return cls
 
 

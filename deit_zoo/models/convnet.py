@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from deit_zoo.models.layers import (
 )
 
 GROUPS = 8
+torch.fx.wrap("check_input")  # as in layers.py
 
 
 class Block(nn.Module):
@@ -109,18 +111,17 @@ class ConvNet(ZooModel):
         `norm` applies to the last block alone, whose channels it fits.
         """
         check_input(x, self.img_size, self.in_chans)
-        wanted = pick_layers(n, len(self.blocks))
-        seen: dict[int, Tensor] = {}
-        x = self.stem(x)
-        for number, block in enumerate(self.blocks):
-            x = self._run(block, x)
-            last = number == len(self.blocks) - 1
-            seen[number] = F.relu(self.norm(x)) if norm and last else x
-        maps = [seen[number] for number in wanted]
-        out = maps if reshape else [map.flatten(2).transpose(1, 2) for map in maps]
+        numbers = pick_layers(n, len(self.blocks))
+        outputs = self._block_outputs(self.stem(x), numbers)
+        last = len(self.blocks) - 1
+        maps = [
+            F.relu(self.norm(output)) if norm and number == last else output
+            for number, output in zip(numbers, outputs, strict=True)
+        ]
+        tokens = maps if reshape else [map.flatten(2).transpose(1, 2) for map in maps]
         if return_class_token:
-            return tuple(zip(out, (map.mean(dim=(2, 3)) for map in maps), strict=True))
-        return tuple(out)
+            return tuple(zip(tokens, (map.mean(dim=(2, 3)) for map in maps), strict=True))
+        return tuple(tokens)
 
     def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """A convnet has none: raises ZooError."""

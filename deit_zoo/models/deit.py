@@ -23,16 +23,14 @@ from deit_zoo.models.layers import (
     PatchEmbed,
     ZooModel,
     as_pair,
-    attend,
     init_linear,
     layer_norm,
     new_head,
     new_token,
     pick_layers,
-    predicting,
-    readable,
+    softmax_map,
+    split_heads,
     to_grid,
-    untouched,
 )
 
 
@@ -45,29 +43,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, N, D/H)."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
     def forward(self, x: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(*self.heads(x))  # (B, H, N, D/H)
+        query, key, value = split_heads(self.qkv(x), self.num_heads)
+        out = F.scaled_dot_product_attention(query, key, value)  # (B, H, N, D/H)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
-    def read(self, x: Tensor, num_queries: int) -> Tensor:
-        """The first rows (B, Q, D) of `forward`, without keys and values for the others."""
-        weights = self.qkv.weight.view(3, self.num_heads, -1, x.shape[-1])
-        query, key, value = weights.unbind(0)  # each (H, D/H, D)
-        query_bias, _, value_bias = self.qkv.bias.chunk(3)
-        queries = F.linear(x[:, :num_queries], query.flatten(0, 1), query_bias)
-        return self.proj(attend(queries, x, key, value, value_bias))
-
     def attention(self, x: Tensor) -> Tensor:
-        """The softmax map (B, H, N, N) that the fused kernel does not give away."""
-        query, key, _ = self.heads(x)
-        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+        """The softmax map (B, H, N, N)."""
+        query, key, _ = split_heads(self.qkv(x), self.num_heads)
+        return softmax_map(query, key)
 
 
 class Block(nn.Module):
@@ -84,11 +68,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def read(self, x: Tensor, num_queries: int) -> Tensor:
-        """The first rows (B, Q, D) of `forward`, without stochastic depth."""
-        few = x[:, :num_queries] + self.attn.read(self.norm1(x), num_queries)
-        return few + self.mlp(self.norm2(few))
 
     def attention(self, x: Tensor) -> Tensor:
         """The softmax map (B, H, N, N) of what enters the block."""
@@ -156,24 +135,6 @@ class VisionTransformer(ZooModel):
             x = self._run(block, x)
         return self.norm(x)
 
-    def may_skip(self) -> bool:
-        """Only the result is wanted, and nobody watches or replaced a part of the last block."""
-        if not (predicting(self) and self.answers_as(VisionTransformer) and len(self.blocks)):
-            return False
-        last = cast(Block, self.blocks[-1])
-        known = type(last) is Block and type(last.attn) is Attention
-        return known and untouched(last, self.norm) and readable(last.attn.qkv)
-
-    def forward_prefix(self, x: Tensor) -> Tensor:
-        """The class token, and the distillation token, of `forward_features` (B, prefix, D).
-
-        In the last block nothing else reaches a head, so nothing else is computed.
-        """
-        x = self.embed(x)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self.norm(cast(Block, self.blocks[-1]).read(x, self.num_prefix_tokens))
-
     def forward_head(
         self, tokens: Tensor, pre_logits: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -197,30 +158,26 @@ class VisionTransformer(ZooModel):
 
         `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the class token (B, D).
         """
-        wanted = pick_layers(n, len(self.blocks))
-        seen: dict[int, Tensor] = {}
-        x = self.embed(x)
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = self._run(block, x)
-            if number in wanted:
-                seen[number] = self.norm(x) if norm else x
-        patches = [seen[number][:, self.num_prefix_tokens :] for number in wanted]
+        outputs = self._block_outputs(self.embed(x), pick_layers(n, len(self.blocks)))
+        if norm:
+            outputs = [self.norm(tokens) for tokens in outputs]
+        patches = [tokens[:, self.num_prefix_tokens :] for tokens in outputs]
         if reshape:
             patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
         if return_class_token:
-            return tuple(zip(patches, (seen[number][:, 0] for number in wanted), strict=True))
+            return tuple(zip(patches, (tokens[:, 0] for tokens in outputs), strict=True))
         return tuple(patches)
 
     def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused."""
-        wanted = pick_layers(tuple(layers), len(self.blocks))
+        numbers = pick_layers(tuple(layers), len(self.blocks))
         maps: dict[int, Tensor] = {}
         x = self.embed(x)
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            if number in wanted:
+        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
+            if number in numbers:
                 maps[number] = cast(Block, block).attention(x)
             x = self._run(block, x)
-        return [maps[number] for number in wanted]
+        return [maps[number] for number in numbers]
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head, or (head, distillation head)."""

@@ -6,12 +6,11 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
-OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")  # an adapter makes a module another one
 
 
 class ZooModel(nn.Module):
@@ -38,28 +36,12 @@ class ZooModel(nn.Module):
     embed_dim: int
     num_classes: int
     img_size: tuple[int, int]
+    blocks: nn.ModuleList
     head: nn.Module
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B, num_classes)."""
-        features = self.forward_prefix if self.may_skip() else self.forward_features
-        return self.forward_head(features(x))
-
-    def may_skip(self) -> bool:
-        """Whether `forward` may leave out what never reaches the head: in eval mode, without
-        gradients, and while nobody watches or has replaced a part of what it goes around."""
-        return False
-
-    def answers_as(self, family: type[ZooModel]) -> bool:
-        """Whether features and head are the family's: neither overridden nor replaced."""
-        return all(
-            getattr(type(self), name) is getattr(family, name) and name not in self.__dict__
-            for name in ("forward_features", "forward_head")
-        )
-
-    def forward_prefix(self, x: Tensor) -> Tensor:
-        """Images to the tokens that the head reads, after the last norm (B, prefix, D)."""
-        raise NotImplementedError
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images to all tokens after the last norm."""
@@ -94,10 +76,17 @@ class ZooModel(nn.Module):
 
     def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, *tokens, use_reentrant=False)
-            return out
-        result: Tensor = block(*tokens)
-        return result
+            return cast(Tensor, checkpoint(block, *tokens, use_reentrant=False))
+        return cast(Tensor, block(*tokens))
+
+    def _block_outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """What the listed blocks give when the first one is given x."""
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks[: max(layers) + 1]):
+            x = self._run(block, x)
+            if number in layers:
+                outputs[number] = x
+        return [outputs[number] for number in layers]
 
 
 class PatchEmbed(nn.Module):
@@ -127,11 +116,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        if predicting(self) and overwritable(self, "fc1"):
-            # A large tensor is new memory from the system, which costs more than its numbers do.
-            return self.fc2(torch.ops.aten.gelu_(hidden))
-        return self.fc2(F.gelu(hidden))
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class DropPath(nn.Module):
@@ -154,70 +139,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.4g}"
 
 
-def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias: Tensor) -> Tensor:
-    """Attention of a few queries (B, Q, D) over tokens (B, N, D), whose keys and values are never
-    formed: the projections `key` and `value` (H, D/H, D) act on the side of the queries.
-
-    Equal to softmax(q (K x)^T) (V x + b), since a row of the softmax sums to 1 and a bias of the
-    keys moves all scores of a row alike. Worth it while Q is small against N.
-    """
-    num_heads, head_dim, dim = key.shape
-    batch, asked, _ = query.shape
-    query = (query * head_dim**-0.5).view(batch * asked, num_heads, head_dim).transpose(0, 1)
-    wanted = (query @ key).transpose(0, 1).reshape(batch, asked * num_heads, dim)
-    read = (wanted @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens  # (B, Q·H, D)
-    read = read.view(batch * asked, num_heads, dim).transpose(0, 1) @ value.transpose(1, 2)
-    return read.transpose(0, 1).reshape(batch, asked, dim) + value_bias
-
-
-def predicting(module: nn.Module) -> bool:
-    """Whether only the result is wanted: eval mode, no gradients, and no hook on all modules."""
-    watched: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
-    return not (module.training or torch.is_grad_enabled() or watched)
-
-
-def runs_at_once() -> bool:
-    """Whether operations run as they are called: no graph is being made of them, by torch.compile,
-    torch.export or a trace, and no transform of torch.func, such as vmap, stands in between."""
-    written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return not written and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def overwritable(module: nn.Module, last: str) -> bool:
-    """Whether the result of the linear layer `last` of a module, which is or becomes the module's
-    own, is nobody else's, so that the next operation may take its memory: nothing has replaced
-    either, no hook has seen it, and operations run at once."""
-    layer = getattr(module, last, None)
-    own = type(layer) is nn.Linear and all(
-        type(part).__module__.startswith(OUR_PARTS)
-        and not ("forward" in part.__dict__ or part._forward_hooks)
-        for part in (module, layer)
-    )
-    return own and runs_at_once()
-
-
-def untouched(*modules: nn.Module) -> bool:
-    """Whether a forward may go around these modules: plain ones, and no hook waits in them.
-
-    An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
-    """
-    return all(
-        type(part).__module__.startswith(OUR_PARTS)
-        and "forward" not in part.__dict__
-        and not hasattr(getattr(part, "weight", None), "__tensor_flatten__")
-        and not (part._forward_hooks or part._forward_pre_hooks)
-        and not (part._backward_hooks or part._backward_pre_hooks)
-        for module in modules
-        for part in module.modules()
-    )
-
-
-def readable(*layers: nn.Module) -> bool:
-    """Whether a forward may read the weights of these layers instead of calling them."""
-    plain = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
-    return plain and untouched(*layers)
-
-
 def layer_norm(dim: int) -> nn.LayerNorm:
     """LayerNorm with the papers' epsilon."""
     return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -235,10 +156,10 @@ def new_head(dim: int, num_classes: int, *, like: nn.Module | None = None) -> nn
     if num_classes == 0:
         return nn.Identity()
     reference = None if like is None else next(like.parameters())
-    place: dict[str, Any] = (
+    options: dict[str, Any] = (
         {} if reference is None else {"device": reference.device, "dtype": reference.dtype}
     )
-    head = nn.Linear(dim, num_classes, **place)
+    head = nn.Linear(dim, num_classes, **options)
     init_linear(head)
     return head
 
@@ -277,8 +198,11 @@ def check_divisible(img_size: tuple[int, int], patch_size: int) -> None:
         )
 
 
+@torch.fx.wrap  # a call of its own in a symbolic trace, where there are no sizes to compare yet
 def check_input(x: Tensor, img_size: tuple[int, int], in_chans: int) -> None:
     """Refuse a batch that the model was not built for, saying how to build one that was."""
+    if not all(isinstance(size, int) for size in x.shape[1:]):
+        return  # torch.jit.trace: sizes are tensors, on which no branch should depend
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ImageSizeError(
             f"the model takes a batch of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), "
@@ -310,17 +234,30 @@ def resize_pos_embed(
 def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     """Layer numbers from `n` (the last n) or from a list in which -1 is the last."""
     if isinstance(layers, int):
-        asked: Sequence[int] = range(depth - layers, depth)
+        numbers: Sequence[int] = range(depth - layers, depth)
         valid = 1 <= layers <= depth
     else:
-        asked = layers
+        numbers = layers
         valid = len(layers) > 0 and all(-depth <= layer < depth for layer in layers)
     if not valid:
         raise ZooError(
             f"layers is {layers!r}, but the model has {depth} blocks; give a number from 1 to "
             f"{depth} for the last ones, or a list of numbers from {-depth} to {depth - 1}"
         )
-    return [layer % depth for layer in asked]
+    return [layer % depth for layer in numbers]
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3·D) to queries, keys and values, each (B, H, N, D/H)."""
+    batch, tokens, dim = qkv.shape
+    qkv = qkv.reshape(batch, tokens, 3, num_heads, dim // (3 * num_heads))
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def softmax_map(query: Tensor, key: Tensor) -> Tensor:
+    """What a fused kernel does not give away: softmax of the scaled scores (B, H, Q, N)."""
+    return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
 
 
 def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -335,5 +272,4 @@ def spec_of(model: Any) -> ModelSpec:
             f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
             "are not known; make it with create(name)"
         )
-    known: ModelSpec = spec
-    return known
+    return cast("ModelSpec", spec)
