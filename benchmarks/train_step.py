@@ -31,7 +31,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.loop import StepResult, train_one_epoch
-from deit_zoo.training.trainer import parts_for
+from deit_zoo.training.trainer import build_train_state
 
 SECONDS = 3.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +54,7 @@ def ours(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int]
     model = deit_zoo.create(
         name, img_size=img_size, drop_path_rate=recipe.drop_path_rate, device=DEVICE
     )
-    parts = parts_for(plan, model, None, DistributedContext(device=DEVICE))
+    parts = build_train_state(plan, model, None, DistributedContext(device=DEVICE))
     images, labels = data(batch, img_size)
     none_bad = torch.zeros(batch, dtype=torch.long)
 

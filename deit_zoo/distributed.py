@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -44,17 +45,17 @@ class DistributedContext:
         """What the first process got from `act`; its ZooError is raised in every process."""
         if self.size == 1:
             return act()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                told[0] = act()
+                outcome[0] = act()
             except ZooError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-        if told[1] is not None:
-            raise told[1]
-        answer: T = told[0]
-        return answer
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        result, raised = outcome
+        if raised is not None:
+            raise raised
+        return cast(T, result)
 
 
 @contextmanager
@@ -67,15 +68,15 @@ def init_distributed(device: str, parent: int | None = None) -> Iterator[Distrib
     if "RANK" not in os.environ or size == 1:
         yield DistributedContext(device=torch.device(device))
         return
-    place = torch.device(device)
+    own_device = torch.device(device)
     if device == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
+        own_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own_device)
     die_with_parent(os.getppid() if parent is None else parent)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield DistributedContext(device=place, rank=dist.get_rank(), size=size)
+        yield DistributedContext(device=own_device, rank=dist.get_rank(), size=size)
     finally:
         dist.destroy_process_group()
 
@@ -91,6 +92,13 @@ def die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
 
 
-def lost_another(error: RuntimeError) -> bool:
-    """Whether gloo says that another process is gone; why it went was told there."""
+def is_peer_lost(error: RuntimeError) -> bool:
+    """Whether gloo says that another process is gone; that one said why."""
     return "gloo/transport" in str(error)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """How a process ended, in words."""
+    if exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"

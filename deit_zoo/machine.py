@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -43,3 +44,43 @@ def require_extra(extra: str, what: str, *modules: str) -> None:
 def require_matplotlib() -> None:
     """Raises MissingExtraError where no picture can be drawn."""
     require_extra("train", "a picture", "matplotlib.figure")
+
+
+def world_size() -> int | None:
+    """The number of processes of which torchrun started this one; None without it."""
+    size = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
+    return int(size) if size is not None else None
+
+
+def check_processes(
+    gpus: int | None,
+    processes: int | None,
+    *,
+    dashes: str = "",
+    error: type[ZooError] = ZooError,
+) -> None:
+    """Raises `error` where so many cannot be meant; `dashes` stand before a command's options."""
+    if gpus and processes is not None:
+        raise error(
+            f"{dashes}processes {processes} is for the CPU; with {dashes}gpus {gpus} each GPU has "
+            "one process"
+        )
+    if gpus is not None and gpus < 0:
+        raise error(f"{dashes}gpus is {gpus}; give a number of GPUs, or 0 for the CPU")
+    if processes is not None and processes < 1:
+        raise error(f"{dashes}processes is {processes}; give 1 or more")
+
+
+def check_gpus(
+    gpus: int, *, dashes: str = "", error: type[ZooError] = ZooError, advice: str = ""
+) -> None:
+    """Raises `error` where torch sees fewer GPUs; `advice` is for a machine that has none."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < gpus:
+        seen = f"{found} here" if found else "none here"
+        raise error(
+            f"{dashes}gpus is {gpus}, but torch sees {seen}; give {dashes}gpus {found}"
+            f"{'' if found else advice}"
+        )

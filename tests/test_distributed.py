@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from deit_zoo.distributed import DistributedContext, init_distributed
+from deit_zoo.distributed import DistributedContext, how_it_ended, init_distributed
 from deit_zoo.errors import DataError
 
 # A parent that starts a child which watches it, tells the child's number, and waits.
@@ -77,3 +77,10 @@ def test_a_process_ends_when_the_one_that_started_it_is_killed() -> None:
         parent.send_signal(signal.SIGKILL)
         # The end of the pipe, which both held.
         assert parent.communicate(timeout=30) == (b"", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(-9, "was killed by SIGKILL"), (1, "ended with exit code 1")]
+)
+def test_how_a_process_ended_in_words(code: int, told: str) -> None:
+    assert how_it_ended(code) == told

@@ -130,7 +130,7 @@ def started_ranks(
     *, device: str | None, gpus: int | None, processes: int | None
 ) -> Iterator[DistributedContext | None]:
     """The group of the processes that torchrun started; None without it."""
-    from deit_zoo.training.elastic import world_size
+    from deit_zoo.machine import world_size
 
     if (world_size() or 1) == 1:
         yield None

@@ -65,7 +65,7 @@ def finetune_(
     A state is on disk then.
     """
     from deit_zoo.training import finetune
-    from deit_zoo.training.launch import Job
+    from deit_zoo.training.job import Job
 
     options = {
         "epochs": epochs,

@@ -55,7 +55,8 @@ def reproduce_(
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
     from deit_zoo.errors import RecipeError
-    from deit_zoo.training.launch import Job, make_plan, recipe_for, reproduce
+    from deit_zoo.training.job import Job
+    from deit_zoo.training.launch import make_plan, recipe_for, reproduce
 
     num_images = None
     if dry_run or slurm is not None:

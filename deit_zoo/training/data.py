@@ -1,22 +1,21 @@
-"""The training images of one process, augmented by draws that depend on their place alone.
+"""The training images of one process: which, in which order, and augmented by which draws.
 
-A bad image is replaced by another, and a loader whose worker was killed starts again where it
-stopped: neither ends a run, both are told.
+The order is that of repeated augmentation (arXiv 1901.09335) over virtual replicas: micro-batches
+that each have their own mixup draw. Draws depend on an image's position alone, and a bad image is
+replaced by another.
 """
 
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.transforms import error_context
@@ -26,14 +25,82 @@ from deit_zoo.evaluation.accuracy import (
     leave_signals_to_the_main_process,
     one_sentence,
 )
-from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.samplers import Key, ReplicaBatches
+from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
 from deit_zoo.training.seeding import seed_from_key
 
 REPLACEMENTS = 10
-DEATHS_PER_EPOCH = 3
 
 Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class WorkerDied(ZooError):
+    """A process that reads images died; the run continues from its last state."""
+
+
+class Key(NamedTuple):
+    """One image of a run: what to load, and what its random draws depend on."""
+
+    image: int
+    epoch: int
+    replica: int
+    position: int
+
+
+def replica_indices(
+    num_images: int,
+    *,
+    epoch: int,
+    replica: int,
+    replicas: int,
+    repeats: int,
+    count: int | None = None,
+    shuffle: bool = True,
+) -> list[int]:
+    """The images of one replica in one epoch, in order (upstream's RASampler).
+
+    Each image of the epoch's permutation is repeated, repeats go to different replicas, and an
+    epoch ends after as many images as an epoch without repeats would have: `count` of them, or
+    as upstream rounds it.
+    """
+    generator = torch.Generator().manual_seed(epoch)
+    order = torch.randperm(num_images, generator=generator) if shuffle else torch.arange(num_images)
+    order = order.repeat_interleave(repeats)
+    padding = -len(order) % replicas
+    order = torch.cat((order, order[:padding]))
+    if count is None:
+        count = num_images // EPOCH_UNIT * EPOCH_UNIT // replicas
+    return order[replica::replicas][:count].tolist()
+
+
+class ReplicaBatches(Sampler[list[Key]]):
+    """Batches for the loader of one process: step by step, its replicas one after another."""
+
+    def __init__(self, plan: Plan, replicas: range) -> None:
+        self.plan = plan
+        self.replicas = replicas
+        self.epoch = 0
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return (self.plan.steps_per_epoch - self.first_step) * len(self.replicas)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        recipe, size = self.plan.recipe, self.plan.replica_batch
+        orders = {
+            replica: replica_indices(
+                self.plan.num_images,
+                epoch=self.epoch,
+                replica=replica,
+                replicas=recipe.replicas,
+                repeats=recipe.repeated_aug,
+                count=self.plan.images_per_replica,
+            )
+            for replica in self.replicas
+        }
+        for step in range(self.first_step, self.plan.steps_per_epoch):
+            positions = range(step * size, (step + 1) * size)
+            for replica in self.replicas:
+                yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
 
 
 class KeyedImages(Dataset[tuple[Any, int, int]]):
@@ -72,16 +139,13 @@ class KeyedImages(Dataset[tuple[Any, int, int]]):
 
     def _replacement(self, key: Key, attempt: int) -> int:
         """Another image, by a hash: a draw from the generators would change the augmentation."""
-        place = (self.seed, key.epoch, key.replica, key.position, attempt, "replacement")
-        digest = hashlib.sha256(repr(place).encode()).digest()
+        parts = (self.seed, key.epoch, key.replica, key.position, attempt, "replacement")
+        digest = hashlib.sha256(repr(parts).encode()).digest()
         return int.from_bytes(digest[:8], "little") % len(self.images)
 
 
-class Supply:
-    """The batches of one process, epoch by epoch, from workers that live as long as it does.
-
-    `say` is called with a sentence where a worker was killed and the loader starts again.
-    """
+class TrainLoader:
+    """The batches of one process, epoch by epoch, from workers that live as long as it does."""
 
     def __init__(
         self,
@@ -89,51 +153,16 @@ class Supply:
         transform: Callable[[Image.Image], Any],
         plan: Plan,
         replicas: range,
-        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.images = KeyedImages(images, transform, plan.recipe.seed)
         self.plan = plan
         self.order = ReplicaBatches(plan, replicas)
-        self.say = say
         self._loader: DataLoader[Any] | None = None
-        self._workers: list[Any] = []
+        self._batches: Iterator[Any] = iter(())
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """(images, labels, bad) of each replica in each step; one without bad images has zeros.
-
-        Raises ZooError where workers die again and again.
-        """
+        """(images, labels, bad) of each replica in each step; one without bad images has zeros."""
         self.order.epoch, self.order.first_step = epoch, first_step
-        delivered = deaths = 0
-        while True:
-            self.order.first_batch = delivered
-            try:
-                with one_sentence():
-                    for images, labels, bad in self._start():
-                        delivered += 1
-                        yield images, labels, bad
-                return
-            except (RuntimeError, OSError, EOFError) as error:
-                told = self._deaths()
-                if not told:
-                    raise
-                deaths += 1
-                self.close()
-                if deaths > DEATHS_PER_EPOCH:
-                    raise ZooError(
-                        f"loader workers died {deaths} times in epoch {epoch + 1} ({told}); memory "
-                        "or shared memory (/dev/shm) is mostly what they lack: give fewer --workers"
-                    ) from error
-                self.say(f"{told} in epoch {epoch + 1}; loading starts again at batch {delivered}")
-
-    def close(self) -> None:
-        """End the workers; another epoch starts new ones."""
-        for worker in self._workers:
-            worker.kill()
-            worker.join()
-        self._loader, self._workers = None, []
-
-    def _start(self) -> Iterator[Any]:
         if self._loader is None:
             self._loader = DataLoader(
                 self.images,
@@ -143,34 +172,34 @@ class Supply:
                 pin_memory=self.plan.device == "cuda",
                 worker_init_fn=leave_signals_to_the_main_process,
             )
-        with _deaths_wait_for_the_next_batch(), block_signals():
-            batches = iter(self._loader)
-        self._workers = getattr(batches, "_workers", [])
-        return batches
+        with block_signals():
+            self._batches = iter(self._loader)
+        for _ in range(len(self.order)):
+            with one_sentence():
+                images, labels, bad = next(self._batches)
+            yield images, labels, bad
 
-    def _deaths(self) -> str:
-        """The workers that are dead, in words."""
-        wait([worker.sentinel for worker in self._workers], timeout=1)
-        codes = [worker.exitcode for worker in self._workers if not worker.is_alive()]
-        return ", ".join(f"a loader worker {_ended(code)}" for code in codes)
+    def close(self) -> None:
+        """End the workers, which nothing else refers to; another epoch starts new ones."""
+        self._loader, self._batches = None, iter(())
 
 
 @contextmanager
-def _deaths_wait_for_the_next_batch() -> Iterator[None]:
-    """Take torch's SIGCHLD handler away again: it raises wherever the program is, as in a step."""
-    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
-        yield
-        return
-    held = signal.getsignal(signal.SIGCHLD)
+def worker_death_as_error() -> Iterator[None]:
+    """Within it, the death of a loader's worker is one sentence.
+
+    torch raises it when the worker dies, wherever the program is then, as in a step or an
+    evaluation: what it was doing is lost, the last state is not.
+    """
     try:
         yield
-    finally:
-        torchs = str(getattr(held, "__module__", "")).startswith("torch.")
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if torchs or held is None else held)
-
-
-def _ended(code: int | None) -> str:
-    if code is not None and code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"was killed by {names.get(-code, f'signal {-code}')}"
-    return f"ended with status {code}"
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        # Where the loader was waiting for the worker, the signal is named by the first of two.
+        named = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+        message = str(named).split(". ")[0].rstrip(". ")
+        raise WorkerDied(
+            f"{message}; memory or shared memory (/dev/shm) is mostly what it lacked: give fewer "
+            "--workers; the same command continues from the last state"
+        ) from error

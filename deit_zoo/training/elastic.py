@@ -1,6 +1,7 @@
 """Many processes: started and watched by torchrun's launcher, or started by somebody else.
 
-A process that dies takes the others with it, and all begin again from the last state.
+A process that dies takes the others with it, and all begin again from the last state. How a run
+ended, the first process leaves in a file for the one that started it.
 """
 
 from __future__ import annotations
@@ -18,55 +19,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from deit_zoo import errors
 from deit_zoo.errors import RecipeError, ZooError
-from deit_zoo.files import MODEL_FILE, RECEIPT_FILE
+from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, write_whole
+from deit_zoo.machine import world_size
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
-from deit_zoo.training import exit_status as outcome
+from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.signals import SIGNALS, Interrupted
+from deit_zoo.training.slurm import set_rank_variables
 
 if TYPE_CHECKING:
     from deit_zoo.runs.receipt import Verdict
-    from deit_zoo.training.launch import Job
 
 RESTARTS = 3
 EXIT_PEER_LOST = 111  # the exit code of a process whose peer died
 PORT = 29400
-MEETING_SECONDS = 600  # that the first node waits for the last
+JOIN_SECONDS = 600  # that the first node waits for the last
 STATE_SECONDS = 120  # that the processes have to finish a step and write a state
+EXIT_STATUS_FILE = ".outcome.json"
 # Ctrl-C while a process still imports ends it without Python's traceback.
 PROCESS = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "from deit_zoo.training.trainer import main; main()"
+    "from deit_zoo.training.elastic import main; main()"
 )
 # Beside SIGNALS, what torch's launcher listens to.
 TORCHS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 TALKATIVE = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
-def world_size() -> int | None:
-    """The number of processes that torchrun started beside this one; None without it."""
-    size = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    return int(size) if size is not None else None
-
-
 def is_rank(plan: Plan) -> bool:
     """Whether torchrun or srun has started this process as one of the plan's.
 
-    Under srun, torchrun's variables are set from Slurm's. Raises RecipeError for another number.
+    Raises RecipeError where they started another number.
     """
-    env = os.environ
-    # The shell of an allocation knows the job's tasks, and is none of a step's.
-    tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS"))
-    in_step = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env
-    if in_step and tasks == str(plan.processes) and plan.processes > 1 and "RANK" not in env:
-        env["RANK"] = env["SLURM_PROCID"]
-        env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-        env["WORLD_SIZE"] = tasks
-        env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
-        env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
+    set_rank_variables(plan.processes)
     size = world_size()
     if size is not None and size != plan.processes:
         raise RecipeError(
@@ -76,16 +65,8 @@ def is_rank(plan: Plan) -> bool:
     return size is not None
 
 
-def first_host(nodes: str) -> str:
-    """The first host of a list in Slurm's notation, such as `node[03-06,9]` or `a1,b2`."""
-    found = re.match(r"([^\[\],]|\[[^\[\]]+\])+", nodes)
-    if found is None:
-        raise RecipeError(f"Slurm's list of nodes is {nodes!r}, in which there is no host")
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])
-
-
 def check_rendezvous(nodes: int, rendezvous: str | None) -> None:
-    """Raises RecipeError where several nodes have no place to meet."""
+    """Raises RecipeError where several nodes have no address to meet at."""
     if nodes > 1 and not re.fullmatch(r"[^:\s]+:\d+", rendezvous or ""):
         here = f"{socket.gethostname()}:{PORT}"
         raise RecipeError(
@@ -98,16 +79,18 @@ def check_rendezvous(nodes: int, rendezvous: str | None) -> None:
 def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
     """Run this node's processes to the verdict.
 
-    Raises what they raised, Stopped, or a ZooError where they died too often or never met.
+    Raises what they raised, Interrupted, or a ZooError where they died too often or never met.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from deit_zoo.distributed import how_it_ended
+
     plan = job.plan
-    outcome.clear(output)
-    for name in list(logging.root.manager.loggerDict):  # what they tell is told here, in a sentence
+    clear_exit_status(output)
+    for name in list(logging.root.manager.loggerDict):  # what they log is said here in a sentence
         if name.startswith(TALKATIVE):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STATE_SECONDS))
@@ -121,7 +104,7 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
         run_id=uuid.uuid4().hex if alone else plan.recipe.digest[:16],
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if alone else rendezvous or "",
-        rdzv_configs={"join_timeout": MEETING_SECONDS, "read_timeout": MEETING_SECONDS},
+        rdzv_configs={"join_timeout": JOIN_SECONDS, "read_timeout": JOIN_SECONDS},
         local_addr="localhost" if alone else None,
         max_restarts=RESTARTS,
         monitor_interval=0.2,
@@ -129,81 +112,131 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
     )
     command = ("-c", PROCESS, str(output.resolve()), str(os.getpid()))
     try:
-        with hearing():
+        with signals_as_exceptions():
             elastic_launch(config, sys.executable)(*command)
-        return told_verdict(job, output)
+        return read_verdict(job, output)
     except SignalException as error:
         raise Interrupted(int(error.sigval)) from error
     except ChildFailedError as error:
-        if told := outcome.told_error(outcome.left(output)):
-            raise told from error
+        raise_error_of(read_exit_status(output))
         rank, code = first_to_die({rank: died.exitcode for rank, died in error.failures.items()})
         raise ZooError(
-            f"process {rank} {ended(code)}, after {RESTARTS} restarts; what it printed "
-            "is above, and the same command continues from the last state"
+            f"process {rank} {how_it_ended(code)}, after {RESTARTS} restarts; what it printed is "
+            "above, and the same command continues from the last state"
         ) from error
     except RendezvousError as error:
         raise ZooError(
             f"the {plan.nodes} nodes did not meet at {rendezvous} ({type(error).__name__}); type "
-            f"the same command on each within {MEETING_SECONDS // 60} minutes, with a HOST:PORT "
+            f"the same command on each within {JOIN_SECONDS // 60} minutes, with a HOST:PORT "
             "that each can reach"
         ) from error
     finally:
         if alone:  # else the launchers of other nodes may still have to read it
-            outcome.clear(output)
+            clear_exit_status(output)
 
 
 @contextmanager
-def hearing() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Within it a signal raises SignalException: what torch's launcher expects of its own handlers.
 
     Those are set late, leave out SIGUSR1, and would hear a hangup under nohup.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    def raised(number: int, _frame: FrameType | None) -> NoReturn:
-        asked = signal.Signals(number)
-        raise SignalException(f"asked to stop by {asked.name}", sigval=asked)
+    def raise_signal(number: int, _frame: FrameType | None) -> NoReturn:
+        received = signal.Signals(number)
+        raise SignalException(f"asked to stop by {received.name}", sigval=received)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = {number: signal.getsignal(number) for number in (*SIGNALS, *TORCHS)}
-    deaf = {number for number in TORCHS if held[number] is signal.SIG_IGN}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf) if deaf else set()
+    previous = {number: signal.getsignal(number) for number in (*SIGNALS, *TORCHS)}
+    ignored = {number for number in TORCHS if previous[number] is signal.SIG_IGN}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ignored) if ignored else set()
     for number in SIGNALS:
-        signal.signal(number, raised)
+        signal.signal(number, raise_signal)
     try:
         yield
     finally:
-        for number, handler in held.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        if deaf:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ignored:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def first_to_die(codes: dict[int, int]) -> tuple[int, int]:
     """Of processes and their exit codes, one that did not end because another had."""
     followed = (EXIT_PEER_LOST, -signal.SIGTERM)  # the second is what torch's launcher sends
-    return min(codes.items(), key=lambda found: (found[1] in followed, found[0]))
+    return min(codes.items(), key=lambda item: (item[1] in followed, item[0]))
 
 
-def ended(code: int) -> str:
-    """How a process ended, by its exit code."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
-
-
-def told_verdict(job: Job, output: Path) -> Verdict:
+def read_verdict(job: Job, output: Path) -> Verdict:
     """The verdict that the first process left, or what it raised."""
     from deit_zoo.runs.receipt import judge
 
-    facts = outcome.left(output)
-    if told := outcome.told_error(facts):
-        raise told
-    if "signal" in facts:
-        raise Interrupted(facts["signal"])
+    status = read_exit_status(output)
+    raise_error_of(status)
+    if "signal" in status:
+        raise Interrupted(status["signal"])
     receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
     reached = Evaluation(**receipt["reached"])
     return judge(job.plan.recipe, reached, receipt["sha256"][MODEL_FILE])
+
+
+def write_exit_status(output: Path, **facts: Any) -> None:
+    """Say how a run ended: `done=True`, `signal=NUMBER`, or `error=[kind, sentence]`."""
+    write_whole(output / EXIT_STATUS_FILE, json.dumps(facts).encode())
+
+
+def read_exit_status(output: Path) -> dict[str, Any]:
+    """How it ended; empty where nothing was said."""
+    file = output / EXIT_STATUS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def clear_exit_status(output: Path) -> None:
+    """Forget how an earlier run ended."""
+    (output / EXIT_STATUS_FILE).unlink(missing_ok=True)
+
+
+def raise_error_of(status: dict[str, Any]) -> None:
+    """Raise the error that ended a run, where one did, as it was raised there."""
+    if "error" in status:
+        kind, sentence = status["error"]
+        raise getattr(errors, kind, ZooError)(sentence)
+
+
+def main() -> None:
+    """One process of several, as the launcher starts it: OUTPUT and the launcher's process id."""
+    output, launcher = Path(sys.argv[1]), int(sys.argv[2])
+    if read_exit_status(output):  # another process has said why this run cannot go on
+        return
+    from deit_zoo.distributed import init_distributed, is_peer_lost
+    from deit_zoo.training.data import WorkerDied
+    from deit_zoo.training.trainer import train
+
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if restarts and os.environ["RANK"] == "0":
+        count = f"restart {restarts} of {RESTARTS}"
+        print(f"a process died; all begin again from the last state ({count})", file=sys.stderr)
+    job = read_job(output)
+    with init_distributed(job.plan.device, launcher) as group:
+        try:
+            train(job, output, group)
+            if group.is_main:
+                write_exit_status(output, done=True)
+        except Interrupted as interrupted:
+            write_exit_status(output, signal=interrupted.number)
+        except WorkerDied as error:  # the launcher starts all processes again
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+        except ZooError as error:
+            # First, so that the others, who lose this one, find it.
+            write_exit_status(output, error=[type(error).__name__, str(error)])
+            os._exit(1)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except RuntimeError as error:
+            if not is_peer_lost(error):
+                raise
+            os._exit(EXIT_PEER_LOST)

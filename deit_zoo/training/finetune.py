@@ -19,7 +19,7 @@ from deit_zoo.files import MODEL_FILE, PLAN_FILE
 from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
-from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, default_workers, settings
+from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import ModelSpec, lookup, resolve
 from deit_zoo.training import launch
@@ -27,7 +27,7 @@ from deit_zoo.training import launch
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
-    from deit_zoo.training.launch import Job
+    from deit_zoo.training.job import Job
 
 # Steps that an epoch should have; a batch that leaves fewer is made smaller.
 STEPS = 8
@@ -56,7 +56,7 @@ def finetune(
     `tell` is called with each sentence on how the recipe was fitted to the data.
 
     Raises MissingExtraError, DataError, RecipeError, ImageSizeError before anything is trained,
-    and Stopped where the run was asked to stop.
+    and Interrupted where the run was asked to stop.
     """
     launch.check_extra()
     plan = make_plan(
@@ -65,7 +65,7 @@ def finetune(
         gpus=gpus,
         changes=changes,
         workers=workers,
-        processes=launch.started_with(processes, gpus, 1),
+        processes=launch.num_processes(processes, gpus, 1),
     )
     if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
         launch.check_output(output, plan.recipe, resume)
@@ -80,7 +80,7 @@ def finetune(
             tell(told)
         return plan
 
-    return launch.carry_out(
+    return launch.run_plan(
         plan, output=output, data=place, resume=resume, fit=fit, say=say, progress=progress
     )
 
@@ -95,26 +95,15 @@ def make_plan(
     processes: int | None = None,
 ) -> Plan:
     """The plan before the images are counted."""
-    of_recipe, of_machine = settings(changes)
-    if gpus < 0 or (processes is not None and processes < 1):
-        raise RecipeError(
-            f"--gpus is {gpus} and --processes is {processes or 1}; give the number of GPUs, or "
-            "--gpus 0 for the CPU and 1 process or more"
-        )
-    if gpus and processes is not None:
-        raise RecipeError(
-            f"--processes {processes} is for the CPU; with --gpus {gpus} each GPU has one process"
-        )
-    local = gpus or processes or 1
-    made = recipe_for(name, recipe, of_recipe)
-    return Plan(
-        recipe=made,
-        modified=bool(of_recipe),
-        device="cuda" if gpus else "cpu",
-        processes=local,
-        workers=default_workers(local) if workers is None else workers,
+    recipe_changes, _ = settings(changes)
+    return launch.plan_for(
+        recipe_for(name, recipe, recipe_changes),
+        modified=bool(recipe_changes),
+        gpus=gpus,
+        changes=changes,
+        workers=workers,
+        processes=processes,
         num_images=IMAGENET_TRAIN,
-        **of_machine,
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
-from deit_zoo.files import PLAN_FILE, write_whole
+from deit_zoo.files import PLAN_FILE
 from deit_zoo.labels import labels
+from deit_zoo.machine import check_gpus, check_processes, world_size
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
@@ -21,12 +21,13 @@ from deit_zoo.recipes.plan import (
     Plan,
     default_workers,
     is_first_stage,
-    plan_from,
     resolve_init_from,
     settings,
 )
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import MODELS, resolve
+from deit_zoo.training import elastic
+from deit_zoo.training.job import Job, read_job
 
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Survey
@@ -36,42 +37,15 @@ DATA_FOLDER = "data"
 _EXTRA = ("timm", "matplotlib", "tensorboard")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A plan, and the data that it was made for: a folder or `hfds:NAME`, and what lies there."""
-
-    plan: Plan
-    data: str
-    fingerprint: dict[str, Any]
-
-    def write(self, output: Path) -> None:
-        """Leave `plan.json`."""
-        held = self.plan.to_dict() | {"data": self.data, "fingerprint": self.fingerprint}
-        text = json.dumps(held, indent=2, sort_keys=True) + "\n"
-        write_whole(output / PLAN_FILE, text.encode())
-
-
-def read_job(output: Path) -> Job:
-    """What `plan.json` says. Raises DataError where it is none of ours."""
-    file = output / PLAN_FILE
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-        return Job(plan=plan_from(held), data=held["data"], fingerprint=held["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{file} is no plan of a deit_zoo run; give an empty folder as --output"
-        ) from error
-
-
 def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of a model, with `field=value` changes. Raises RecipeError where none is known."""
-    known = name if name in RECIPES else resolve(name).name
-    if known not in RECIPES:
+    """The recipe of a model, with `field=value` changes. Raises RecipeError where there is none."""
+    name = name if name in RECIPES else resolve(name).name
+    if name not in RECIPES:
         raise RecipeError(
-            f"no recipe for {known} is in this version of deit_zoo; there are recipes for "
+            f"no recipe for {name} is in this version of deit_zoo; there are recipes for "
             f"{', '.join(RECIPES)}"
         )
-    return changed(RECIPES[known], changes)
+    return changed(RECIPES[name], changes)
 
 
 def make_plan(
@@ -85,30 +59,47 @@ def make_plan(
     num_images: int | None = None,
 ) -> Plan:
     """The plan of a run on `nodes` machines like this one, of `gpus` GPUs each; 0 is the CPU."""
-    of_recipe, of_machine = settings(changes)
-    recipe = recipe_for(name, of_recipe)
-    if gpus < 0 or nodes < 1:
-        raise RecipeError(
-            f"--gpus is {gpus} and --nodes is {nodes}; give the number of GPUs of a node, or 0 for "
-            "the CPU, and 1 node or more"
-        )
-    if gpus and processes is not None:
-        raise RecipeError(
-            f"--processes {processes} is for the CPU; with --gpus {gpus} each GPU has one process"
-        )
-    if processes is not None and processes < 1:
-        raise RecipeError(f"--processes is {processes}; give 1 or more")
-    local = gpus or processes or 1
+    recipe_changes, _ = settings(changes)
+    recipe = recipe_for(name, recipe_changes)
     expected = DIGITS_TRAIN if recipe.data == "digits" else IMAGENET_TRAIN
+    return plan_for(
+        recipe,
+        modified=any(not is_first_stage(c, RECIPES[recipe.name]) for c in recipe_changes),
+        gpus=gpus,
+        changes=changes,
+        workers=workers,
+        processes=processes,
+        nodes=nodes,
+        num_images=expected if num_images is None else num_images,
+    )
+
+
+def plan_for(
+    recipe: Recipe,
+    *,
+    modified: bool,
+    gpus: int,
+    num_images: int,
+    changes: Sequence[str] = (),
+    workers: int | None = None,
+    processes: int | None = None,
+    nodes: int = 1,
+) -> Plan:
+    """A recipe on so many GPUs or processes. Raises RecipeError for numbers that make no sense."""
+    check_processes(gpus, processes, dashes="--", error=RecipeError)
+    if nodes < 1:
+        raise RecipeError(f"--nodes is {nodes}; give 1 or more")
+    local = gpus or processes or 1
+    _, machine_settings = settings(changes)
     return Plan(
         recipe=recipe,
-        modified=[c for c in of_recipe if not is_first_stage(c, RECIPES[recipe.name])] != [],
+        modified=modified,
         device="cuda" if gpus else "cpu",
         processes=local * nodes,
         nodes=nodes,
         workers=default_workers(local) if workers is None else workers,
-        num_images=expected if num_images is None else num_images,
-        **of_machine,
+        num_images=num_images,
+        **machine_settings,
     )
 
 
@@ -132,8 +123,8 @@ def reproduce(
     One process trains here; several are started by torchrun's launcher, unless this is one of them
     already (under torchrun, or under srun with a task for each).
 
-    Raises MissingExtraError, DataError, RecipeError before anything is trained, and Stopped where
-    the run was asked to stop.
+    Raises MissingExtraError, DataError, RecipeError before anything is trained, and Interrupted
+    where the run was asked to stop.
     """
     check_extra()
     plan = make_plan(
@@ -141,10 +132,10 @@ def reproduce(
         gpus=gpus,
         changes=changes,
         workers=workers,
-        processes=started_with(processes, gpus, nodes),
+        processes=num_processes(processes, gpus, nodes),
         nodes=nodes,
     )
-    return carry_out(
+    return run_plan(
         plan,
         output=output,
         data=data,
@@ -155,7 +146,7 @@ def reproduce(
     )
 
 
-def carry_out(
+def run_plan(
     plan: Plan,
     *,
     output: Path,
@@ -166,9 +157,7 @@ def carry_out(
     say: Callable[[Job], None] = lambda job: None,
     progress: Callable[[int], None] = lambda files: None,
 ) -> Verdict:
-    """Run a plan to its verdict. `fit` makes it one for the data that were found."""
-    from deit_zoo.training import elastic
-
+    """Run a plan to its verdict. `fit` makes it one for the data that is really there."""
     # Several nodes with one process each look to srun like its own ranks.
     rank = rendezvous is None and elastic.is_rank(plan)
     if not rank and fit is None:  # what can be refused at once
@@ -178,11 +167,11 @@ def carry_out(
     check_device(plan)
     resolve_init_from(plan.recipe)
 
-    def prepared() -> Job:
+    def prepare() -> Job:
         try:
             if fit is None:  # before the digits are written there
                 check_output(output, plan.recipe, resume)
-            job = surveyed(plan, data, output, fit or with_its_images, progress)
+            job = make_job(plan, data, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
             check_same_data(output, job)
             output.mkdir(parents=True, exist_ok=True)
@@ -196,22 +185,20 @@ def carry_out(
         return job
 
     if plan.processes > 1 and not rank:
-        return elastic.launch(prepared(), output, rendezvous)
+        return elastic.launch(prepare(), output, rendezvous)
     from deit_zoo.distributed import init_distributed
     from deit_zoo.training.trainer import train
 
     with init_distributed(plan.device) as group:
-        return train(group.run_on_main(prepared), output, group)
+        return train(group.run_on_main(prepare), output, group)
 
 
-def started_with(processes: int | None, gpus: int, nodes: int) -> int | None:
+def num_processes(processes: int | None, gpus: int, nodes: int) -> int | None:
     """The processes that were asked for, or else those that torchrun started on the CPU."""
-    from deit_zoo.training import elastic
-
-    return elastic.world_size() if processes is None and not gpus and nodes == 1 else processes
+    return world_size() if processes is None and not gpus and nodes == 1 else processes
 
 
-def surveyed(
+def make_job(
     plan: Plan,
     data: str | Path | None,
     output: Path,
@@ -233,18 +220,18 @@ def surveyed(
             f"--nodes {plan.nodes} without --data: type deit-zoo data digits --output DIR where "
             "every node sees it, and then --data DIR"
         )
-    where = str(data) if data is not None else str(written_digits(output))
-    found = validate(where, progress)
-    if not is_hfds(where):
-        where = str(Path(where).resolve())
-    return Job(plan=fit(plan, found), data=where, fingerprint=found.fingerprint())
+    folder = str(data) if data is not None else str(digits_folder(output))
+    content = validate(folder, progress)
+    if not is_hfds(folder):
+        folder = str(Path(folder).resolve())
+    return Job(plan=fit(plan, content), data=folder, fingerprint=content.fingerprint())
 
 
-def with_its_images(plan: Plan, found: Survey) -> Plan:
+def with_num_images(plan: Plan, content: Survey) -> Plan:
     """The plan for so many images, of the classes that the recipe is for."""
     if plan.recipe.data != "folder":
-        check_classes(plan.recipe, found.data, sorted(found.train.classes))
-    return replace(plan, num_images=found.train.images)
+        check_classes(plan.recipe, content.data, sorted(content.train.classes))
+    return replace(plan, num_images=content.train.images)
 
 
 def check_same_data(output: Path, job: Job) -> None:
@@ -256,17 +243,17 @@ def check_same_data(output: Path, job: Job) -> None:
         )
 
 
-def check_classes(recipe: Recipe, where: str, found: list[str]) -> None:
+def check_classes(recipe: Recipe, data: str, classes: list[str]) -> None:
     """Raises DataError where a folder's classes are not those that the recipe is for."""
     from deit_zoo.data.hub import is_hfds
 
-    wanted = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
-    if found != wanted and not is_hfds(where):
-        other = sorted(set(found) - set(wanted)) or sorted(set(wanted) - set(found))
+    expected = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
+    if classes != expected and not is_hfds(data):
+        other = sorted(set(classes) - set(expected)) or sorted(set(expected) - set(classes))
         raise DataError(
-            f"{where} has {len(found):,} classes; {recipe.name} is trained on the {len(wanted):,} "
-            f"of {recipe.data} ({other[0]!r} is not in both); to train on your own classes, type "
-            "--set data=folder"
+            f"{data} has {len(classes):,} classes; {recipe.name} is trained on the "
+            f"{len(expected):,} of {recipe.data} ({other[0]!r} is not in both); to train on your "
+            "own classes, type --set data=folder"
         )
 
 
@@ -280,19 +267,13 @@ def check_extra() -> None:
 
 def check_device(plan: Plan) -> None:
     """Raises RecipeError where the machine has not what was asked for."""
-    if plan.device == "cpu":
-        return
-    import torch
-
-    gpus = plan.processes // plan.nodes
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found == 0:
-        raise RecipeError(
-            f"--gpus {gpus}, but torch sees no GPU here; type --gpus 0 for the CPU (--dry-run "
-            "shows the plan of any number)"
+    if plan.device != "cpu":
+        check_gpus(
+            plan.processes // plan.nodes,
+            dashes="--",
+            error=RecipeError,
+            advice=" for the CPU (--dry-run shows the plan of any number)",
         )
-    if found < gpus:
-        raise RecipeError(f"--gpus {gpus}, but torch sees {found} here; type --gpus {found}")
 
 
 def check_output(output: Path, recipe: Recipe, resume: str) -> None:
@@ -302,24 +283,24 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file; give a folder as --output")
     # The digits are written before the plan, and a process may be killed between the two.
-    held = {path.name for path in output.iterdir()} if output.exists() else set()
-    begun = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.")
-    if all(name == DATA_FOLDER or name.startswith(begun) for name in held):
+    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.")
+    if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
         return
     plan = output / PLAN_FILE
     if not plan.is_file():
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    left = read_job(output).plan.recipe
-    if left.digest != recipe.digest:
+    other = read_job(output).plan.recipe
+    if other.digest != recipe.digest:
         raise RecipeError(
-            f"{output} holds a run of another recipe ({left.name}); give a new "
+            f"{output} holds a run of another recipe ({other.name}); give a new "
             f"--output, or remove it: rm -r {shlex.quote(str(output))}"
         )
 
 
-def written_digits(output: Path) -> Path:
+def digits_folder(output: Path) -> Path:
     """The embedded digits as an image folder inside the run's own."""
     from deit_zoo.data.digits import write_folder
 

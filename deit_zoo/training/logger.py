@@ -24,13 +24,13 @@ LINE_SECONDS, STEP_LINE_SECONDS = 10.0, 60.0
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def full_disk_as_error(path: Path) -> Iterator[None]:
     """Within it, a full disk is one sentence, and nothing that was kept is lost."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{place} cannot be written ({error.strerror}); make room there and type the same "
+            f"{path} cannot be written ({error.strerror}); make room there and type the same "
             "command: it continues from the last state"
         ) from error
 
@@ -63,14 +63,14 @@ class MetricLogger:
             "", total=self.total * plan.recipe.epochs, epoch="", step="", figures=""
         )
         self.epoch_number = first_epoch
-        self.sums = EpochStats()
+        self.stats = EpochStats()
         self.last_line = time.monotonic()
         self.board: Any = None
         if self.active:
             self._cut_log(first_epoch)
             from torch.utils.tensorboard import SummaryWriter
 
-            with self._spare_board():
+            with self._tensorboard_may_fail():
                 self.board = SummaryWriter(output / "tensorboard", purge_step=first_epoch)
 
     def __enter__(self) -> MetricLogger:
@@ -84,31 +84,31 @@ class MetricLogger:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        with self._spare_board():
+        with self._tensorboard_may_fail():
             if self.board is not None:
                 self.board.close()
 
-    def begin(self, epoch: int, sums: EpochStats) -> None:
-        """An epoch begins, or goes on from where `sums` is."""
-        self.epoch_number, self.sums = epoch, sums
+    def begin(self, epoch: int, stats: EpochStats) -> None:
+        """An epoch begins, or goes on from where `stats` is."""
+        self.epoch_number, self.stats = epoch, stats
         if self.active:
             self._cut_log(epoch)
-        self.progress.update(self.task, completed=epoch * self.total + sums.step)
+        self.progress.update(self.task, completed=epoch * self.total + stats.step)
 
     def step(self, step: StepResult) -> None:
         """One optimizer step is done."""
         if not self.active:
             return
-        sums = self.sums
-        rate = sums.step * self.plan.recipe.batch_size / max(sums.seconds, 1e-9)
-        wait = sums.data_seconds / max(sums.seconds, 1e-9)
+        stats = self.stats
+        rate = stats.step * self.plan.recipe.batch_size / max(stats.seconds, 1e-9)
+        wait = stats.data_seconds / max(stats.seconds, 1e-9)
         figures = f"loss {step.loss:.3f}  lr {step.lr:.2e}  {rate:,.0f} img/s  data wait {wait:.0%}"
         epochs = f"{self.epoch_number + 1}/{self.plan.recipe.epochs}"
         steps = f"{step.number + 1}/{self.total}"
         self.progress.update(self.task, advance=1, epoch=epochs, step=steps, figures=figures)
-        if self._rested(STEP_LINE_SECONDS):
+        if self._due(STEP_LINE_SECONDS):
             left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
-            left_seconds = left * sums.seconds / max(sums.step, 1)
+            left_seconds = left * stats.seconds / max(stats.step, 1)
             self._line(f"epoch {epochs}  step {steps}  {figures}  {_duration(left_seconds)} left")
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -119,23 +119,23 @@ class MetricLogger:
         recipe = self.plan.recipe
         status = compare_to_reference(self.curve, log, recipe.band) if self.curve else None
         number, last = record["epoch"] + 1, record["epoch"] + 1 == recipe.epochs
-        if last or self._rested(LINE_SECONDS):
-            told = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
-            told += f"  {record['images_per_second']:,.0f} img/s"
+        if last or self._due(LINE_SECONDS):
+            figures = f"loss {record['train_loss']:.3f}  top-1 {record['val_top1']:.2f} %"
+            figures += f"  {record['images_per_second']:,.0f} img/s"
             if status is not None:
-                told += f"  {status.sentence(plan_differences(self.plan))}"
-            self._line(f"epoch {number}/{recipe.epochs}  {told}")
-        with writing(self.log), self.log.open("a", encoding="utf-8") as stream:
+                figures += f"  {status.sentence(plan_differences(self.plan))}"
+            self._line(f"epoch {number}/{recipe.epochs}  {figures}")
+        with full_disk_as_error(self.log), self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        with self._spare_board():
+        with self._tensorboard_may_fail():
             if self.board is not None:
                 for figure, value in record.items():
                     self.board.add_scalar(figure, value, record["epoch"])
 
     @contextmanager
-    def _spare_board(self) -> Iterator[None]:
+    def _tensorboard_may_fail(self) -> Iterator[None]:
         """Within it, a full disk ends TensorBoard's file and not the run."""
         try:
             yield
@@ -143,7 +143,7 @@ class MetricLogger:
             self.board = None
             self._line(f"no more is written for TensorBoard ({error.strerror}); the run goes on")
 
-    def _rested(self, seconds: float) -> bool:
+    def _due(self, seconds: float) -> bool:
         """Whether it is time for another line; a terminal has its bar, and lines above it."""
         return time.monotonic() - self.last_line > seconds
 
@@ -158,7 +158,7 @@ class MetricLogger:
         """Drop what was logged beyond the state that the run continues from."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []
         if len(lines) > first_epoch or not self.log.is_file():
-            with writing(self.log):
+            with full_disk_as_error(self.log):
                 kept = "".join(f"{line}\n" for line in lines[:first_epoch])
                 write_whole(self.log, kept.encode())
 

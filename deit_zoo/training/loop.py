@@ -19,19 +19,21 @@ from torch.optim import Optimizer
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, learning_rate
-from deit_zoo.training.ema import Ema
 from deit_zoo.training.losses import Criterion
+from deit_zoo.training.optim import Ema
 from deit_zoo.training.seeding import seed_from_key
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
-MAX_NONFINITE_STEPS = 3  # steps in a row whose loss is not finite, before the run goes back
+MAX_NONFINITE_STEPS = 3  # in a row, before the run goes back to its last state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class TrainState:
     """What a step is made of, built once before the loop.
 
+    Steps change `model`, `optimizer`, `ema` and `scaler`: a state on disk holds these.
     `network` is what is called: the model itself, compiled, or wrapped for many processes.
+    `replicas` are this process's virtual replicas: micro-batches, each with its own mixup draw.
     `dtype` is that of autocast, None for full precision; `scaler` comes with float16.
     """
 
@@ -49,7 +51,7 @@ class Parts:
 
 @dataclass(kw_only=True, slots=True)
 class EpochStats:
-    """What an epoch has counted so far; `step` steps are done. A state holds it."""
+    """What an epoch has counted so far; `step` steps are done. A state on disk holds it."""
 
     step: int = 0
     losses: int = 0
@@ -76,7 +78,7 @@ class StepResult:
 
 
 class LossNotFinite(Exception):
-    """The loss was not finite for SKIPS steps in a row, the last of which is `step`."""
+    """The loss was not finite MAX_NONFINITE_STEPS times in a row, the last time in `step`."""
 
     def __init__(self, step: StepResult) -> None:
         super().__init__(f"the loss is {step.loss} at step {step.number}")
@@ -84,126 +86,126 @@ class LossNotFinite(Exception):
 
 
 def train_one_epoch(
-    parts: Parts,
+    state: TrainState,
     plan: Plan,
     epoch: int,
     batches: Batches,
     on_step: Callable[[StepResult], None],
-    sums: EpochStats | None = None,
-    wants_stop: Callable[[], bool] = bool,
+    stats: EpochStats | None = None,
+    stop_requested: Callable[[], bool] = bool,
 ) -> EpochStats:
-    """Train from where `sums` is to the end of the epoch.
+    """Train from where `stats` is to the end of the epoch.
 
     Raises LossNotFinite, in every process at the same step.
     """
-    recipe, optimizer = plan.recipe, parts.optimizer
-    sums = EpochStats() if sums is None else sums
-    parts.model.train(recipe.train_mode)
-    rate = learning_rate(recipe, epoch)
+    recipe, optimizer, device = plan.recipe, state.optimizer, state.group.device
+    stats = EpochStats() if stats is None else stats
+    state.model.train(recipe.train_mode)
+    lr = learning_rate(recipe, epoch)
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-    supply = iter(batches)
+        group["lr"] = lr * group["lr_scale"]
+    loader = iter(batches)
     started = time.perf_counter()
-    for number in range(sums.step, plan.steps_per_epoch):
+    for number in range(stats.step, plan.steps_per_epoch):
         optimizer.zero_grad(set_to_none=True)
-        told = Told(parts.group)
-        for replica in parts.replicas:
-            asked = time.perf_counter()
-            images, labels, bad = next(supply)
-            sums.data_seconds += time.perf_counter() - asked
-            images = images.to(parts.group.device, non_blocking=True)
-            labels = labels.to(parts.group.device, non_blocking=True)
+        sums = StepSums(state.group)
+        for replica in state.replicas:
+            wait_started = time.perf_counter()
+            images, labels, bad = next(loader)
+            stats.data_seconds += time.perf_counter() - wait_started
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
             seed_from_key(recipe.seed, epoch, number, replica, "mixup")
-            images, targets = parts.mix(images, labels)
+            images, targets = state.mix(images, labels)
             seed_from_key(recipe.seed, epoch, number, replica, "drop_path")
-            last = replica == parts.replicas[-1]
-            with syncing(parts.network, last):
-                with autocast(parts):
-                    loss = parts.criterion(parts.network(images), images, targets)
+            last = replica == state.replicas[-1]
+            with gradient_sync(state.network, last):
+                with autocast(state):
+                    loss = state.criterion(state.network(images), images, targets)
                 loss = loss / plan.replicas_per_process
-                told.add(loss, bad)
+                sums.add(loss, bad)
                 if last:
-                    told.send(wants_stop())
-                torch.autograd.backward(loss if parts.scaler is None else parts.scaler.scale(loss))
-        total, bad_images, stop = told.heard()
-        step = StepResult(number=number, loss=total, lr=rate, bad=told.bad, stop=bool(stop))
-        sums.bad_images += int(bad_images)
-        if math.isfinite(total):
-            update(parts, recipe.clip_grad)
-            sums.loss += total
-            sums.losses += 1
-            sums.in_a_row = 0
+                    sums.all_reduce(stop_requested())
+                torch.autograd.backward(loss if state.scaler is None else state.scaler.scale(loss))
+        step_loss, bad_images, stop = sums.wait()
+        step = StepResult(number=number, loss=step_loss, lr=lr, bad=sums.bad, stop=bool(stop))
+        stats.bad_images += int(bad_images)
+        if math.isfinite(step_loss):
+            update(state, recipe.clip_grad)
+            stats.loss += step_loss
+            stats.losses += 1
+            stats.in_a_row = 0
         else:
-            sums.skipped += 1
-            sums.in_a_row += 1
-            if sums.in_a_row == MAX_NONFINITE_STEPS:
+            stats.skipped += 1
+            stats.in_a_row += 1
+            if stats.in_a_row == MAX_NONFINITE_STEPS:
                 raise LossNotFinite(step)
-        sums.step = number + 1
-        sums.seconds += time.perf_counter() - started
+        stats.step = number + 1
+        stats.seconds += time.perf_counter() - started
         started = time.perf_counter()
         on_step(step)
-    return sums
+    return stats
 
 
-def update(parts: Parts, clip_grad: float | None) -> None:
+def update(state: TrainState, clip_grad: float | None) -> None:
     """One step of the optimizer on the gradients that are there."""
-    if parts.scaler is not None and clip_grad is not None:
-        parts.scaler.unscale_(parts.optimizer)
+    if state.scaler is not None and clip_grad is not None:
+        state.scaler.unscale_(state.optimizer)
     if clip_grad is not None:
-        clip_grad_norm_(parts.model.parameters(), clip_grad)
-    if parts.scaler is None:
-        parts.optimizer.step()
+        clip_grad_norm_(state.model.parameters(), clip_grad)
+    if state.scaler is None:
+        state.optimizer.step()
     else:
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
-    if parts.ema is not None:
-        parts.ema.update()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    if state.ema is not None:
+        state.ema.update()
 
 
-def autocast(parts: Parts) -> AbstractContextManager[Any]:
+def autocast(state: TrainState) -> AbstractContextManager[Any]:
     """The precision of forward passes, the student's and the teacher's."""
-    kind = parts.group.device.type
-    return nullcontext() if parts.dtype is None else torch.autocast(kind, dtype=parts.dtype)
+    device = state.group.device.type
+    return nullcontext() if state.dtype is None else torch.autocast(device, dtype=state.dtype)
 
 
-def syncing(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Gradients are averaged over the processes once a step, with the last replica's."""
     if last or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
 
 
-class Told:
-    """What the processes tell each other in a step: mean loss, bad images, wishes to stop.
+class StepSums:
+    """Sums of a step over all processes: mean loss, bad images, requests to stop.
 
-    It travels while the last backward pass runs, so a GPU never waits for the answer.
+    They travel while the last backward pass runs, so a GPU never waits for them.
     """
 
     def __init__(self, group: DistributedContext) -> None:
         self.group = group
         self.values = torch.zeros(3, dtype=torch.float64, device=group.device)
         self.bad: list[int] = []
-        self.read: torch.cuda.Event | None = None
+        self.copied: torch.cuda.Event | None = None
 
     def add(self, loss: Tensor, bad: Tensor) -> None:
         """One replica's share of the loss, and the images it could not have."""
         self.values[0] += loss.detach()
         self.bad += [int(number) - 1 for number in bad.tolist() if number]
 
-    def send(self, stop: bool) -> None:
-        """Tell all others, and begin to read the sums."""
+    def all_reduce(self, stop: bool) -> None:
+        """Add up over all processes, and begin to copy the sums to the CPU."""
         self.values[1].fill_(len(self.bad))
         self.values[2].fill_(stop)
         self.group.all_reduce(self.values)
         if self.group.device.type == "cuda":
             pinned = torch.empty(3, dtype=torch.float64, pin_memory=True)
             self.values = pinned.copy_(self.values, non_blocking=True)
-            self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.read.record()
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
 
-    def heard(self) -> tuple[float, float, float]:
-        """The mean loss of the step, the bad images and the wishes to stop, of all processes."""
-        if self.read is not None:
-            self.read.synchronize()
+    def wait(self) -> tuple[float, float, float]:
+        """The mean loss of the step, the bad images and the requests to stop, of all processes."""
+        if self.copied is not None:
+            self.copied.synchronize()
         loss, bad, stop = self.values.tolist()
         return loss / self.group.size, bad, stop

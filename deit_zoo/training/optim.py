@@ -1,12 +1,13 @@
-"""The optimizer, and which parameters it does not decay, slows down or leaves alone."""
+"""The optimizer, what it does not decay, slows down or leaves alone, and the average of weights."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
@@ -66,3 +67,29 @@ def optimizer_for(model: ZooModel, recipe: Recipe) -> Optimizer:
         # Upstream's "sgd" is Nesterov's (timm 0.3.2).
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused)
     return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
+
+
+class Ema:
+    """The moving average of the weights, as timm's ModelEma kept it for DeiT (Table 8: +0.1).
+
+    average = decay x average + (1 - decay) x weights, after each step of the optimizer. Running
+    statistics are averaged as weights are. Make it of a model that is where it trains, before the
+    first step.
+    """
+
+    def __init__(self, model: ZooModel, decay: float) -> None:
+        self._model = model
+        averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+        # At 0 the first update would copy the weights; the average starts from the initial ones.
+        self._average.n_averaged.fill_(1)
+        self.module.requires_grad_(False).eval()
+
+    @property
+    def module(self) -> ZooModel:
+        """The averaged model, in eval mode."""
+        return cast(ZooModel, self._average.module)
+
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self._average.update_parameters(self._model)

@@ -1,4 +1,4 @@
-"""A wish to stop: noted when the signal comes, acted on after the step."""
+"""A request to stop: noted when the signal comes, acted on after the step."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class GracefulStop:
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self._is_last(number):
             raise KeyboardInterrupt
-        known, self.number = self.number, self.number or number
-        if not known:  # what a scheduler sends to all, a launcher passes on as well
+        first, self.number = not self.number, self.number or number
+        if first:  # what a scheduler sends to all, a launcher passes on as well
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             self.say(f"{signal.Signals(number).name}: stopping after this step{again}")
 
     def _is_last(self, number: int) -> bool:
-        """Whether a Ctrl-C follows another wish; torchrun's launcher passes it on as SIGTERM."""
+        """Whether a Ctrl-C follows another signal; torchrun's launcher passes it on as SIGTERM."""
         if "TORCHELASTIC_RUN_ID" in os.environ:
             return self.number == signal.SIGINT and number == signal.SIGTERM
         return self.number != 0 and number == signal.SIGINT
@@ -50,11 +50,11 @@ class GracefulStop:
 def handle_signals(say: Callable[[str], None]) -> Iterator[GracefulStop]:
     """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them. Only the main thread can."""
     stop = GracefulStop(say)
-    held: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        held = {number: signal.signal(number, stop) for number in SIGNALS}
+        previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in held.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

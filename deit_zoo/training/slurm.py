@@ -1,10 +1,16 @@
-"""A batch script for Slurm that starts a run, hears of its time limit, and asks for the next."""
+"""Slurm: a batch script for a run, and srun's tasks as the processes of one.
+
+The script starts a run, passes on the warning of its time limit, and queues the job again.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
 
+from deit_zoo.errors import RecipeError
 from deit_zoo.recipes.plan import Plan
 
 REQUEUE = 75  # EX_TEMPFAIL: what `reproduce` exits with when it was asked to stop
@@ -46,3 +52,26 @@ def script(plan: Plan, command: Sequence[str], port: int) -> str:
         'exit "$status"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def set_rank_variables(processes: int) -> None:
+    """In one of `processes` tasks of srun: set torchrun's variables from Slurm's."""
+    env = os.environ
+    # The shell of an allocation knows the job's tasks, and is none of a step's.
+    tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS"))
+    in_step = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env
+    if not in_step or tasks != str(processes) or processes == 1 or "RANK" in env:
+        return
+    env["RANK"] = env["SLURM_PROCID"]
+    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
+    env["WORLD_SIZE"] = tasks
+    env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
+    env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a list in Slurm's notation, such as `node[03-06,9]` or `a1,b2`."""
+    match = re.match(r"([^\[\],]|\[[^\[\]]+\])+", nodes)
+    if match is None:
+        raise RecipeError(f"Slurm's list of nodes is {nodes!r}, in which there is no host")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", match[0])

@@ -17,7 +17,7 @@ from deit_zoo.recipes.plan import resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training.launch import recipe_for
-from deit_zoo.training.trainer import model_for
+from deit_zoo.training.trainer import build_model
 from deit_zoo.weights.load import save_model
 
 HERE = DistributedContext(device=torch.device("cpu"))
@@ -87,14 +87,14 @@ def test_a_run_that_begins_from_nonsense_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_weights_of_a_published_stage_are_there_when_training_begins() -> None:
     published = deit_zoo.create("deit_pico_digits", pretrained=True)
-    model = model_for(second("deit_pico_digits"), TEN, HERE)
+    model = build_model(second("deit_pico_digits"), TEN, HERE)
     assert torch.equal(model.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
     assert torch.equal(model.head.weight, published.head.weight)
 
 
 def test_the_weights_of_a_folder_are_there_when_training_begins(stage: Path) -> None:
     saved = deit_zoo.create("deit_pico_digits", checkpoint=stage)
-    model = model_for(second(stage, drop_path_rate=0.3), TEN, HERE)
+    model = build_model(second(stage, drop_path_rate=0.3), TEN, HERE)
     assert torch.equal(model.head.weight, saved.head.weight)
     assert model.spec is not None
     assert model.spec.name == "deit_pico_digits"
@@ -103,17 +103,17 @@ def test_the_weights_of_a_folder_are_there_when_training_begins(stage: Path) -> 
 
 def test_a_second_stage_may_have_another_size_and_other_classes(stage: Path) -> None:
     saved = deit_zoo.create("deit_pico_digits", checkpoint=stage)
-    model = model_for(second(stage, img_size=24), ABC, HERE)
+    model = build_model(second(stage, img_size=24), ABC, HERE)
     assert (model.img_size, model.num_classes) == ((24, 24), 3)
     assert torch.equal(model.blocks[0].attn.qkv.weight, saved.blocks[0].attn.qkv.weight)
 
 
 def test_a_fresh_head_is_a_draw_of_the_seed(stage: Path) -> None:
     torch.manual_seed(1)
-    one = model_for(second(stage), ABC, HERE).head.weight
+    one = build_model(second(stage), ABC, HERE).head.weight
     torch.manual_seed(2)
-    assert torch.equal(model_for(second(stage), ABC, HERE).head.weight, one)
-    assert not torch.equal(model_for(second(stage, seed=1), ABC, HERE).head.weight, one)
+    assert torch.equal(build_model(second(stage), ABC, HERE).head.weight, one)
+    assert not torch.equal(build_model(second(stage, seed=1), ABC, HERE).head.weight, one)
 
 
 @pytest.mark.parametrize("source", ["convnet_pico_digits", "deit_tiny"])
@@ -141,4 +141,4 @@ def test_a_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         deit_zoo.errors.CheckpointError, match=r"does not fit deit_pico_digits: missing "
     ):
-        model_for(second(tmp_path), TEN, HERE)
+        build_model(second(tmp_path), TEN, HERE)

@@ -1,7 +1,7 @@
 """One process of a group: it trains small models on digits and leaves what it saw as JSON.
 
 `python ranks.py DATA OUTPUT JOB...` under torchrun's variables; OUTPUT/SIZE-RANK.json maps each job
-to its result. The parts are those of a run: supply, loop, optimizer, DistributedDataParallel.
+to its result. The parts are those of a run: loader, loop, optimizer, DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training import trainer as run
-from deit_zoo.training.checkpoint import Place, Trained, load_state, save_state
-from deit_zoo.training.data import Supply
-from deit_zoo.training.loop import EpochStats, LossNotFinite, Parts, StepResult, train_one_epoch
+from deit_zoo.training.checkpoint import TrainPosition, load_state, save_state
+from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.loop import (
+    EpochStats,
+    LossNotFinite,
+    StepResult,
+    TrainState,
+    train_one_epoch,
+)
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher import teacher_for
 from deit_zoo.training.timm_bridge import train_transform
@@ -97,7 +103,7 @@ class Training:
             **SIZES,
         )
         model.spec = MODELS["deit_pico_distilled_digits" if self.distilled else "deit_pico_digits"]
-        self.parts: Parts = run.parts_for(self.plan, model, teacher, self.group)
+        self.state: TrainState = run.build_train_state(self.plan, model, teacher, self.group)
 
     def train(self, steps: int = STEPS, sums: EpochStats | None = None) -> None:
         """Train until `steps` steps of the epoch are done."""
@@ -107,22 +113,20 @@ class Training:
             if step.number + 1 == steps:
                 raise Enough
 
-        supply = Supply(self.images, train_transform(self.recipe), self.plan, self.parts.replicas)
-        batches = supply.epoch(EPOCH, sums.step if sums else 0)
+        augment = train_transform(self.recipe)
+        loader = TrainLoader(self.images, augment, self.plan, self.state.replicas)
+        batches = loader.epoch(EPOCH, sums.step if sums else 0)
         try:
-            train_one_epoch(self.parts, self.plan, EPOCH, batches, noted, sums)
+            train_one_epoch(self.state, self.plan, EPOCH, batches, noted, sums)
         except Enough:
             pass
         finally:
-            supply.close()
+            loader.close()
 
     def weights(self) -> str:
         """A digest of every weight."""
-        tensors = self.parts.model.state_dict().values()
+        tensors = self.state.model.state_dict().values()
         return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
-
-    def trained(self) -> Trained:
-        return Trained(model=self.parts.model, optimizer=self.parts.optimizer)
 
 
 def losses(dtype: torch.dtype, workers: int = 0) -> Callable[[DistributedContext, Path], Any]:
@@ -143,9 +147,9 @@ def continued(group: DistributedContext, data: Path) -> list[float]:
     first.train(MIDDLE)
     second = Training(group, images, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(epoch=EPOCH, step=MIDDLE)
-        file = save_state(Path(folder), place, first.trained(), RECIPE.digest)
-        held = load_state(file, second.trained(), RECIPE.digest)
+        place = TrainPosition(epoch=EPOCH, step=MIDDLE)
+        file = save_state(Path(folder), place, first.state, RECIPE.digest)
+        held = load_state(file, second.state, RECIPE.digest)
     second.train(sums=EpochStats(step=held.step))
     return second.losses
 
@@ -170,7 +174,7 @@ def untaught(group: DistributedContext, data: Path) -> list[float]:
 def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
     """Steps in which one replica of the last process alone has a loss that is no number."""
     training = Training(group, open_set(data, "train"), torch.float64)
-    criterion, share, calls = training.parts.criterion, training.plan.replicas_per_process, 0
+    criterion, share, calls = training.state.criterion, training.plan.replicas_per_process, 0
 
     def sometimes(outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
         nonlocal calls
@@ -180,7 +184,7 @@ def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
         ill = step in NOT_FINITE and place == share - 1 and group.rank == group.size - 1
         return loss * math.nan if ill else loss
 
-    training.parts = replace(training.parts, criterion=sometimes)
+    training.state = replace(training.state, criterion=sometimes)
     ended = None
     try:
         training.train()

@@ -21,7 +21,7 @@ HOOKED = """
 import json, os, signal, sys
 from pathlib import Path
 from deit_zoo.cli.main import main
-from deit_zoo.training import checkpoint_manager, loop
+from deit_zoo.training import checkpoint, loop
 from deit_zoo.training import trainer as run
 
 def die(*_):

@@ -16,26 +16,43 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import deit_zoo
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import CheckpointError
 from deit_zoo.recipes.digits import DEIT_PICO
-from deit_zoo.training.checkpoint import Place, Trained, load_state, newest, save_state, states
-from deit_zoo.training.ema import Ema
-from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.checkpoint import (
+    TrainPosition,
+    load_state,
+    newest,
+    save_state,
+    states,
+)
+from deit_zoo.training.loop import TrainState
+from deit_zoo.training.losses import supervised
+from deit_zoo.training.optim import Ema, optimizer_for
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 FACTS = {"rewinds": 1, "sums": {"step": 3, "loss": 0.1}}
-PLACE = Place(epoch=7, step=3, facts=FACTS)
+PLACE = TrainPosition(epoch=7, step=3, facts=FACTS)
 
 
-def learner(seed: int, *, averaged: bool = False) -> Trained:
+def learner(seed: int, *, averaged: bool = False) -> TrainState:
     """A fresh model, its optimizer and maybe an average."""
     torch.manual_seed(seed)
     model = deit_zoo.create("deit_pico_digits")
     ema = Ema(model, 0.9) if averaged else None
-    return Trained(model=model, optimizer=optimizer_for(model, DEIT_PICO), ema=ema)
+    return TrainState(
+        model=model,
+        optimizer=optimizer_for(model, DEIT_PICO),
+        criterion=supervised,
+        mix=lambda images, targets: (images, targets),
+        replicas=range(1),
+        group=DistributedContext(device=torch.device("cpu")),
+        network=model,
+        ema=ema,
+    )
 
 
-def take_steps(trained: Trained, count: int) -> None:
+def take_steps(trained: TrainState, count: int) -> None:
     """Train on a batch that depends on the step alone."""
     for step in range(count):
         torch.manual_seed(step)
@@ -65,7 +82,7 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained() -> TrainState:
     """A model after three steps; no test changes it."""
     learned = learner(0, averaged=True)
     take_steps(learned, 3)
@@ -73,7 +90,7 @@ def trained() -> Trained:
 
 
 @pytest.fixture
-def state(tmp_path: Path, trained: Trained) -> Path:
+def state(tmp_path: Path, trained: TrainState) -> Path:
     """The state of the trained model after epoch 7 and three steps."""
     return save_state(tmp_path, PLACE, trained, DIGEST)
 
@@ -87,7 +104,7 @@ def keep(tmp_path: Path) -> Keep:
     fresh = learner(0)
 
     def kept(epoch: int, step: int = 0, loss: float = 0.0) -> Path:
-        place = Place(epoch=epoch, step=step, facts={"loss": loss})
+        place = TrainPosition(epoch=epoch, step=step, facts={"loss": loss})
         return save_state(tmp_path, place, fresh, DIGEST)
 
     return kept
@@ -107,24 +124,24 @@ def test_the_name_of_a_state_says_where_it_is_and_ends_in_its_digest(state: Path
     assert state.name == f"epoch-00007-step-000003-{sha256[:16]}.safetensors"
 
 
-def test_the_weights_come_back_bit_for_bit(state: Path, trained: Trained) -> None:
+def test_the_weights_come_back_bit_for_bit(state: Path, trained: TrainState) -> None:
     found = learner(1, averaged=True)
     load_state(state, found, DIGEST)
     assert_same_bits(found.model.state_dict(), trained.model.state_dict())
 
 
-def test_the_optimizer_comes_back_bit_for_bit(state: Path, trained: Trained) -> None:
+def test_the_optimizer_comes_back_bit_for_bit(state: Path, trained: TrainState) -> None:
     found = learner(1, averaged=True)
     load_state(state, found, DIGEST)
     assert_same_bits(moments(found.optimizer), moments(trained.optimizer))
 
 
-def test_the_average_comes_back_bit_for_bit(state: Path, trained: Trained) -> None:
+def test_the_average_comes_back_bit_for_bit(state: Path, trained: TrainState) -> None:
     found = learner(1, averaged=True)
     load_state(state, found, DIGEST)
     assert found.ema
     assert trained.ema
-    assert_same_bits(found.ema.state_dict(), trained.ema.state_dict())
+    assert_same_bits(found.ema.module.state_dict(), trained.ema.module.state_dict())
 
 
 def test_training_goes_on_as_if_nothing_had_happened(state: Path) -> None:
@@ -137,7 +154,7 @@ def test_training_goes_on_as_if_nothing_had_happened(state: Path) -> None:
     assert_same_bits(found.model.state_dict(), undisturbed.model.state_dict())
     assert found.ema
     assert undisturbed.ema
-    assert_same_bits(found.ema.state_dict(), undisturbed.ema.state_dict())
+    assert_same_bits(found.ema.module.state_dict(), undisturbed.ema.module.state_dict())
 
 
 def test_going_on_leaves_the_file_as_it_was(state: Path) -> None:
@@ -280,7 +297,7 @@ def test_a_state_is_a_safetensors_file_and_no_pickle(state: Path) -> None:
     assert {key.partition(".")[0] for key in header} == {"model", "optimizer", "ema"}
 
 
-def test_the_same_state_gives_the_same_file(state: Path, trained: Trained) -> None:
+def test_the_same_state_gives_the_same_file(state: Path, trained: TrainState) -> None:
     before = state.read_bytes()
     assert save_state(state.parent.parent, PLACE, trained, DIGEST) == state
     assert state.read_bytes() == before

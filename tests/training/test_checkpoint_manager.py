@@ -19,24 +19,22 @@ from deit_zoo.errors import CheckpointError, DataError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training import checkpoint_manager as keeper_module
-from deit_zoo.training.checkpoint import states
-from deit_zoo.training.checkpoint_manager import CheckpointManager
-from deit_zoo.training.ema import Ema
-from deit_zoo.training.loop import EpochStats, Parts, StepResult
+from deit_zoo.training import checkpoint as checkpoint_module
+from deit_zoo.training.checkpoint import CheckpointManager, states
+from deit_zoo.training.loop import EpochStats, StepResult, TrainState
 from deit_zoo.training.losses import supervised
-from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.optim import Ema, optimizer_for
 from deit_zoo.training.signals import GracefulStop, Interrupted
 
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, lr=1e-3)
 HOUR = 60.0
 
 
-def parts_of(recipe: Recipe, seed: int = 0, rank: int = 0, **others: Any) -> Parts:
+def parts_of(recipe: Recipe, seed: int = 0, rank: int = 0, **others: Any) -> TrainState:
     torch.manual_seed(seed)
     model = deit_zoo.create("deit_pico_digits")
     ema = Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
-    return Parts(
+    return TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=supervised,
@@ -62,24 +60,24 @@ def plan_of(recipe: Recipe = RECIPE, *, minutes: float = HOUR, images: int = 204
 
 
 class Run:
-    """A keeper, and what it told."""
+    """A manager, and what it told."""
 
     def __init__(self, output: Path, plan: Plan | None = None, **parts: Any) -> None:
         self.told: list[str] = []
         self.plan = plan or plan_of()
         self.stop = GracefulStop(self.told.append)
         self.parts = parts_of(self.plan.recipe, **parts)
-        self.keeper = CheckpointManager(
+        self.manager = CheckpointManager(
             self.plan, output, self.parts, self.stop, self.told.append, "image {}".format
         )
 
     def step(self, **facts: Any) -> None:
         """A step of the epoch, as the loop counts it."""
-        sums = self.keeper.sums
+        sums = self.manager.stats
         step = StepResult(number=sums.step, loss=1.0, lr=1e-3, **facts)
         sums.step += 1
         sums.bad_images += len(step.bad)
-        self.keeper.after_step(step)
+        self.manager.after_step(step)
 
     def weights(self) -> Tensor:
         return torch.cat([value.detach().flatten() for value in self.parts.model.parameters()])
@@ -107,7 +105,7 @@ def test_the_time_to_the_next_state_begins_with_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(keeper_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now)
     run = Run(tmp_path, plan_of(minutes=15.0))
     for now in (899.0, 901.0, 1800.0, 1802.0):  # noqa: B007
         run.step()
@@ -117,15 +115,15 @@ def test_the_time_to_the_next_state_begins_with_the_last(
 def test_a_state_is_kept_after_every_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.step()
-    run.keeper.finish_epoch()
+    run.manager.finish_epoch()
     assert places(tmp_path) == ["epoch-00001-step-000000"]
-    assert (run.keeper.epoch, run.keeper.sums) == (1, EpochStats())
+    assert (run.manager.epoch, run.manager.stats) == (1, EpochStats())
 
 
 def test_no_state_is_kept_between_steps_that_were_skipped(tmp_path: Path) -> None:
     # To go back there would be to walk into the same loss.
     run = Run(tmp_path, plan_of(minutes=0.0))
-    run.keeper.sums.in_a_row = 1
+    run.manager.stats.in_a_row = 1
     run.step()
     assert places(tmp_path) == []
 
@@ -133,33 +131,35 @@ def test_no_state_is_kept_between_steps_that_were_skipped(tmp_path: Path) -> Non
 def test_skipped_steps_in_a_row_are_counted_into_the_next_epoch(tmp_path: Path) -> None:
     # An epoch may be shorter than the row that ends a run.
     run = Run(tmp_path)
-    run.keeper.sums.in_a_row = 2
-    run.keeper.finish_epoch()
-    assert run.keeper.sums == EpochStats(in_a_row=2)
+    run.manager.stats.in_a_row = 2
+    run.manager.finish_epoch()
+    assert run.manager.stats == EpochStats(in_a_row=2)
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
-    Run(tmp_path, rank=1).keeper.keep()
+    Run(tmp_path, rank=1).manager.save()
     assert places(tmp_path) == []
 
 
 def test_a_run_without_a_state_begins_at_the_beginning(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.keeper.resume() is False
-    assert (run.keeper.epoch, run.keeper.sums, run.told) == (0, EpochStats(), [])
+    assert run.manager.load() is False
+    assert (run.manager.epoch, run.manager.stats, run.told) == (0, EpochStats(), [])
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     recipe = replace(RECIPE, ema_decay=0.9)
     left = Run(tmp_path, plan_of(recipe), scaler=GradScaler("cpu", init_scale=2.0**20))
     left.parts.ema.module.load_state_dict(parts_of(recipe, seed=5).model.state_dict())
-    left.keeper.epoch, left.keeper.rewinds = 3, 2
-    left.keeper.sums = EpochStats(step=1, losses=1, loss=2.5, skipped=1, bad_images=4, seconds=9.0)
-    left.keeper.keep()
+    left.manager.epoch, left.manager.rollbacks = 3, 2
+    left.manager.stats = EpochStats(
+        step=1, losses=1, loss=2.5, skipped=1, bad_images=4, seconds=9.0
+    )
+    left.manager.save()
     found = Run(tmp_path, plan_of(recipe), seed=1, scaler=GradScaler("cpu"))
-    assert found.keeper.resume() is True
-    assert (found.keeper.epoch, found.keeper.sums) == (3, left.keeper.sums)
-    assert found.keeper.rewinds == 2
+    assert found.manager.load() is True
+    assert (found.manager.epoch, found.manager.stats) == (3, left.manager.stats)
+    assert found.manager.rollbacks == 2
     assert torch.equal(found.weights(), left.weights())
     assert found.parts.scaler.state_dict() == left.parts.scaler.state_dict()
     assert found.parts.scaler.state_dict()["scale"] == 2.0**20
@@ -174,29 +174,29 @@ def test_a_run_goes_on_in_another_precision(
     tmp_path: Path, before: GradScaler | None, after: GradScaler | None
 ) -> None:
     left = Run(tmp_path, scaler=before)
-    left.keeper.keep()
+    left.manager.save()
     found = Run(tmp_path, seed=1, scaler=after)
-    assert found.keeper.resume() is True
+    assert found.manager.load() is True
     assert torch.equal(found.weights(), left.weights())
 
 
 def test_a_state_that_is_torn_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
     left = Run(tmp_path)
-    left.keeper.finish_epoch()
-    left.keeper.finish_epoch()
+    left.manager.finish_epoch()
+    left.manager.finish_epoch()
     torn = states(tmp_path)[-1]
     torn.write_bytes(torn.read_bytes()[:1000])
     found = Run(tmp_path, seed=1)
-    assert found.keeper.resume() is True
-    assert (found.keeper.epoch, len(found.told)) == (1, 1)
+    assert found.manager.load() is True
+    assert (found.manager.epoch, len(found.told)) == (1, 1)
     assert found.told[0].startswith(f"{torn} is torn or altered ")
 
 
 def test_a_run_without_a_whole_state_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path).keeper.finish_epoch()
+    Run(tmp_path).manager.finish_epoch()
     states(tmp_path)[0].write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"^no state in .* is whole; remove "):
-        Run(tmp_path).keeper.resume()
+        Run(tmp_path).manager.load()
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
@@ -218,12 +218,12 @@ def test_a_wish_of_another_process_stops_this_one_as_sigterm_would(tmp_path: Pat
 
 def test_a_wish_to_stop_leaves_a_state_also_between_skipped_steps(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.keeper.sums.in_a_row = 2
+    run.manager.stats.in_a_row = 2
     with pytest.raises(Interrupted):
         run.step(stop=True)
     found = Run(tmp_path)
-    found.keeper.resume()
-    assert found.keeper.sums.in_a_row == 2
+    found.manager.load()
+    assert found.manager.stats.in_a_row == 2
 
 
 def test_every_bad_image_is_told_by_its_name(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_bad_images_are_counted_anew_in_every_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for number in range(3):
         run.step(bad=[number, number])
-        run.keeper.finish_epoch()
+        run.manager.finish_epoch()
     assert len(run.told) == 6
 
 
@@ -258,14 +258,14 @@ def test_a_full_disk_is_told_and_the_states_before_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path)
-    run.keeper.finish_epoch()
+    run.manager.finish_epoch()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(keeper_module, "save_state", full)
+    monkeypatch.setattr(checkpoint_module, "save_state", full)
     run.step()
-    run.keeper.keep()
+    run.manager.save()
     assert run.told == [
         "the state after epoch 1, step 1 could not be written (No space left on device); the run "
         f"goes on and the states before it stay; make room on the disk of {tmp_path}"
@@ -280,32 +280,32 @@ def bad_step(number: int, loss: float = float("nan")) -> StepResult:
 def test_after_bad_losses_a_run_goes_back_to_its_last_state(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.step()
-    run.keeper.finish_epoch()
+    run.manager.finish_epoch()
     before = run.weights()
     torch.nn.init.zeros_(run.parts.model.head.weight)
-    run.keeper.sums.step = 5
-    run.keeper.roll_back(bad_step(7))
+    run.manager.stats.step = 5
+    run.manager.roll_back(bad_step(7))
     assert run.told == [
         "the loss is nan at epoch 2, step 8; going back to epoch 2, step 1 (1 of 3 times)"
     ]
     assert torch.equal(run.weights(), before)
-    assert (run.keeper.epoch, run.keeper.sums.step) == (1, 0)
+    assert (run.manager.epoch, run.manager.stats.step) == (1, 0)
 
 
 def test_only_the_first_process_tells_of_going_back(tmp_path: Path) -> None:
-    Run(tmp_path).keeper.finish_epoch()
+    Run(tmp_path).manager.finish_epoch()
     run = Run(tmp_path, rank=1)
-    run.keeper.roll_back(bad_step(0))
+    run.manager.roll_back(bad_step(0))
     assert run.told == []
 
 
 def test_the_fourth_time_a_run_ends_and_names_the_step(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.keeper.finish_epoch()
+    run.manager.finish_epoch()
     for _ in range(3):
-        run.keeper.roll_back(bad_step(7))
+        run.manager.roll_back(bad_step(7))
     with pytest.raises(ZooError) as caught:
-        run.keeper.roll_back(bad_step(7, float("inf")))
+        run.manager.roll_back(bad_step(7, float("inf")))
     assert str(caught.value) == (
         "the loss is inf at epoch 2, step 8, after going back to the last state 3 times; lower "
         "the rate with --set lr=0.0005, or bound the gradients with --set clip_grad=1"
@@ -314,17 +314,17 @@ def test_the_fourth_time_a_run_ends_and_names_the_step(tmp_path: Path) -> None:
 
 def test_states_kept_on_the_way_do_not_make_a_run_go_back_for_ever(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.keeper.finish_epoch()
+    run.manager.finish_epoch()
     for _ in range(3):
-        run.keeper.roll_back(bad_step(7))
-        run.keeper.finish_epoch()
+        run.manager.roll_back(bad_step(7))
+        run.manager.finish_epoch()
     with pytest.raises(ZooError, match=r"^the loss is nan at epoch 5, step 8, after going back "):
-        run.keeper.roll_back(bad_step(7))
+        run.manager.roll_back(bad_step(7))
 
 
 def test_before_any_state_a_run_ends_at_once(tmp_path: Path) -> None:
     with pytest.raises(ZooError) as caught:
-        Run(tmp_path).keeper.roll_back(bad_step(2))
+        Run(tmp_path).manager.roll_back(bad_step(2))
     assert str(caught.value) == (
         "the loss is nan at epoch 1, step 3, before any state was kept; lower the rate with --set "
         "lr=0.0005, or bound the gradients with --set clip_grad=1"
@@ -333,4 +333,4 @@ def test_before_any_state_a_run_ends_at_once(tmp_path: Path) -> None:
 
 def test_in_half_precision_the_advice_is_also_to_compute_in_full(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=r" clip_grad=1, or compute with --set precision=fp32$"):
-        Run(tmp_path, dtype=torch.bfloat16).keeper.roll_back(bad_step(0))
+        Run(tmp_path, dtype=torch.bfloat16).manager.roll_back(bad_step(0))

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from deit_zoo.data.digits import write_folder
-from deit_zoo.errors import RecipeError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.training import elastic
-from deit_zoo.training import exit_status as outcome
-from deit_zoo.training.launch import Job, make_plan, reproduce
+from deit_zoo.training.job import Job
+from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.signals import Interrupted
 from support.processes import PROC, Tree, forest, free_port, python, send
 
@@ -230,7 +230,7 @@ def test_a_run_that_is_asked_to_stop_keeps_a_state_and_continues_to_the_same_bit
     assert tree.members() == {}
     assert_stopped(tree, name)
     assert len(states(output)) == 2
-    assert not (output / outcome.OUTCOME_FILE).exists()
+    assert not (output / elastic.EXIT_STATUS_FILE).exists()
     again = begin(output, epochs=LONG)
     assert again.code() == 0, again.stderr
     assert "continuing after epoch " in again.stderr
@@ -370,7 +370,7 @@ def test_an_error_that_every_process_meets_is_one_sentence_and_nothing_is_tried_
     assert errors[0].startswith("error: teacher is 'deit_zoo_has_no_such_teacher', which neither ")
     assert "Traceback" not in tree.stderr
     assert "begin again" not in tree.stderr
-    assert not (place / "teacher" / outcome.OUTCOME_FILE).exists()
+    assert not (place / "teacher" / elastic.EXIT_STATUS_FILE).exists()
 
 
 @pytest.mark.slow
@@ -476,7 +476,7 @@ def test_a_node_that_waits_for_the_others_can_be_stopped(
 def test_nodes_that_do_not_meet_are_told_in_one_sentence(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elastic, "MEETING_SECONDS", 1)
+    monkeypatch.setattr(elastic, "JOIN_SECONDS", 1)
     plan = make_plan("deit_pico_digits", gpus=0, nodes=2)
     job = Job(plan=plan, data=str(place / "data"), fingerprint={})
     where = f"localhost:{free_port()}"
@@ -486,28 +486,6 @@ def test_nodes_that_do_not_meet_are_told_in_one_sentence(
         f"the 2 nodes did not meet at {where} (RendezvousTimeoutError); type the same command on "
         "each within 0 minutes, with a HOST:PORT that each can reach"
     )
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("localhost", "localhost"),
-        ("a1,b2", "a1"),
-        ("node[03-06,9]", "node03"),
-        ("node[1,3-4],other", "node1"),
-        ("gpu-a[07-08]-ib,login", "gpu-a07-ib"),
-        ("rack[0-1]node[2-3]", "rack0node2"),
-        ("n1.example.org,n[2-3].example.org", "n1.example.org"),
-    ],
-)
-def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
-    assert elastic.first_host(nodes) == first
-
-
-def test_a_list_without_a_host_is_refused() -> None:
-    with pytest.raises(RecipeError) as caught:
-        elastic.first_host(",")
-    assert str(caught.value) == "Slurm's list of nodes is ',', in which there is no host"
 
 
 @pytest.fixture
@@ -601,7 +579,7 @@ def test_the_launcher_hears_a_signal_whenever_it_comes(name: str) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
 
     before = signal.getsignal(getattr(signal, name))
-    with pytest.raises(SignalException) as caught, elastic.hearing():
+    with pytest.raises(SignalException) as caught, elastic.signals_as_exceptions():
         signal.raise_signal(getattr(signal, name))
     assert caught.value.sigval == getattr(signal, name)
     assert signal.getsignal(getattr(signal, name)) is before
@@ -613,7 +591,7 @@ def test_a_hangup_under_nohup_is_not_heard() -> None:
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with elastic.hearing():
+        with elastic.signals_as_exceptions():
             signal.signal(signal.SIGHUP, torchs_handler)
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -637,20 +615,51 @@ def test_the_process_that_is_named_did_not_follow_another(
     assert elastic.first_to_die(codes) == first
 
 
-@pytest.mark.parametrize(
-    ("code", "told"), [(-9, "was killed by SIGKILL"), (1, "ended with exit code 1")]
-)
-def test_how_a_process_ended_in_words(code: int, told: str) -> None:
-    assert elastic.ended(code) == told
-
-
 def test_what_the_first_process_left_is_raised_by_the_launcher(tmp_path: Path) -> None:
     plan = make_plan("deit_pico_digits", gpus=0, processes=2)
     job = Job(plan=plan, data="data", fingerprint={})
-    outcome.leave(tmp_path, signal=int(signal.SIGUSR1))
+    elastic.write_exit_status(tmp_path, signal=int(signal.SIGUSR1))
     with pytest.raises(Interrupted) as stopped:
-        elastic.told_verdict(job, tmp_path)
+        elastic.read_verdict(job, tmp_path)
     assert stopped.value.number == signal.SIGUSR1
-    outcome.leave(tmp_path, error=["RecipeError", "the sentence"])
+    elastic.write_exit_status(tmp_path, error=["RecipeError", "the sentence"])
     with pytest.raises(RecipeError, match=r"^the sentence$"):
-        elastic.told_verdict(job, tmp_path)
+        elastic.read_verdict(job, tmp_path)
+
+
+def test_where_nothing_was_said_nothing_is_known(tmp_path: Path) -> None:
+    assert elastic.read_exit_status(tmp_path) == {}
+    elastic.raise_error_of({})
+
+
+@pytest.mark.parametrize(
+    "facts", [{"done": True}, {"signal": 15}, {"error": ["DataError", "no image"]}]
+)
+def test_what_was_said_is_known(tmp_path: Path, facts: dict[str, object]) -> None:
+    elastic.write_exit_status(tmp_path, **facts)
+    assert elastic.read_exit_status(tmp_path) == facts
+
+
+def test_the_last_word_counts(tmp_path: Path) -> None:
+    elastic.write_exit_status(tmp_path, signal=15)
+    elastic.write_exit_status(tmp_path, done=True)
+    assert elastic.read_exit_status(tmp_path) == {"done": True}
+
+
+def test_an_earlier_outcome_is_forgotten(tmp_path: Path) -> None:
+    elastic.write_exit_status(tmp_path, done=True)
+    elastic.clear_exit_status(tmp_path)
+    elastic.clear_exit_status(tmp_path)  # there is nothing left
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_of_the_kind_that_it_was() -> None:
+    with pytest.raises(ZooError, match=r"^no image$") as caught:
+        elastic.raise_error_of({"error": ["DataError", "no image"]})
+    assert caught.type is DataError
+
+
+def test_an_error_of_a_kind_that_is_not_known_is_told_all_the_same() -> None:
+    with pytest.raises(ZooError, match=r"^no image$") as caught:
+        elastic.raise_error_of({"error": ["FutureError", "no image"]})
+    assert caught.type is ZooError

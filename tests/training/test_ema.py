@@ -18,9 +18,8 @@ from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.training.ema import Ema
 from deit_zoo.training.losses import criterion_for
-from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.optim import Ema, optimizer_for
 
 Array = NDArray[Any]
 
@@ -108,7 +107,7 @@ def test_twenty_steps_average_to_the_weights_of_the_original(
         "norm": lambda name, value: value.norm(),
         "probe": lambda name, value: (value * double(f"probe/{name}", value.shape)).sum(),
     }[statistic]
-    state = ema.state_dict()
+    state = ema.module.state_dict()
     found = [float(measure(name, state[name])) for name in stored["names"].tolist()]
     assert_close(found, stored[f"ema_{statistic}"])
 
@@ -129,7 +128,7 @@ def test_the_first_update_mixes_with_the_initial_weights() -> None:
     seen = []
     for _ in range(2):
         ema.update()
-        seen.append(ema.state_dict()["weight"].tolist())
+        seen.append(ema.module.state_dict()["weight"].tolist())
     assert seen == [[1.0, 2.0], [1.75, 3.5]]
 
 
@@ -140,8 +139,8 @@ def test_running_statistics_are_averaged_as_the_weights_are() -> None:
     model.norm.running_mean.fill_(4.0)
     model.norm.num_batches_tracked.fill_(6)
     ema.update()
-    assert ema.state_dict()["norm.running_mean"].tolist() == [1.0]
-    assert ema.state_dict()["norm.num_batches_tracked"].item() == 1
+    assert ema.module.state_dict()["norm.running_mean"].tolist() == [1.0]
+    assert ema.module.state_dict()["norm.num_batches_tracked"].item() == 1
 
 
 def test_the_averaged_model_is_one_of_the_zoo_in_eval_mode_without_gradients() -> None:
@@ -171,17 +170,17 @@ def test_training_goes_on_bit_for_bit_from_a_stored_average() -> None:
     model = Normed()
     first = Ema(model, 0.9)
     updated(first, model, draws[:3])
-    left = {key: value.clone() for key, value in first.state_dict().items()}
+    left = {key: value.clone() for key, value in first.module.state_dict().items()}
     later = Ema(model, 0.9)
-    later.load_state_dict(left)
+    later.module.load_state_dict(left)
     updated(later, model, draws[3:])
-    assert torch.equal(later.state_dict()["weight"], through.state_dict()["weight"])
+    assert torch.equal(later.module.state_dict()["weight"], through.module.state_dict()["weight"])
 
 
 def test_a_stored_average_without_a_key_is_refused() -> None:
     model = Normed()
     ema = Ema(model, 0.9)
-    state = ema.state_dict()
+    state = ema.module.state_dict()
     del state["weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
-        ema.load_state_dict(state)
+        ema.module.load_state_dict(state)

@@ -119,14 +119,9 @@ def test_a_plan_counts_the_processes_of_all_nodes(
     [
         (
             {"gpus": -1},
-            "--gpus is -1 and --nodes is 1; give the number of GPUs of a node, or 0 for the CPU, "
-            "and 1 node or more",
+            "--gpus is -1; give a number of GPUs, or 0 for the CPU",
         ),
-        (
-            {"gpus": 0, "nodes": 0},
-            "--gpus is 0 and --nodes is 0; give the number of GPUs of a node, or 0 for the CPU, "
-            "and 1 node or more",
-        ),
+        ({"gpus": 0, "nodes": 0}, "--nodes is 0; give 1 or more"),
         (
             {"gpus": 8, "processes": 2},
             "--processes 2 is for the CPU; with --gpus 8 each GPU has one process",
@@ -177,15 +172,15 @@ def test_more_gpus_than_there_are_are_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     changes = ["replicas=8", "batch_size=1024"]
     assert refused(RecipeError, output=output, gpus=2, changes=changes) == (
-        "--gpus 2, but torch sees 1 here; type --gpus 1"
+        "--gpus is 2, but torch sees 1 here; give --gpus 1"
     )
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert refused(RecipeError, output=output, gpus=1) == (
-        "--gpus 1, but torch sees no GPU here; type --gpus 0 for the CPU (--dry-run shows the plan "
-        "of any number)"
+        "--gpus is 1, but torch sees none here; give --gpus 0 for the CPU (--dry-run shows the "
+        "plan of any number)"
     )
 
 

@@ -16,10 +16,15 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.ema import Ema
-from deit_zoo.training.loop import EpochStats, LossNotFinite, Parts, StepResult, train_one_epoch
+from deit_zoo.training.loop import (
+    EpochStats,
+    LossNotFinite,
+    StepResult,
+    TrainState,
+    train_one_epoch,
+)
 from deit_zoo.training.losses import Outputs, supervised
-from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.optim import Ema, optimizer_for
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, warmup_epochs=0, lr=1e-3)
@@ -29,11 +34,11 @@ Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def parts_of(recipe: Recipe, criterion: Criterion = supervised, **others: Any) -> Parts:
+def parts_of(recipe: Recipe, criterion: Criterion = supervised, **others: Any) -> TrainState:
     """A model of fixed weights that takes soft targets as they are."""
     torch.manual_seed(0)
     model = deit_zoo.create("deit_pico_digits", drop_path_rate=recipe.drop_path_rate)
-    return Parts(
+    return TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=criterion,
@@ -63,7 +68,7 @@ def batches_of(count: int, size: int = 4) -> list[Batch]:
 
 
 def train(
-    parts: Parts,
+    parts: TrainState,
     recipe: Recipe,
     batches: list[Batch],
     epoch: int = 0,
@@ -73,7 +78,7 @@ def train(
     return train_one_epoch(parts, plan_of(recipe), epoch, batches, steps.append, sums), steps
 
 
-def weights_of(parts: Parts) -> Tensor:
+def weights_of(parts: TrainState) -> Tensor:
     return torch.cat([value.detach().flatten() for value in parts.model.parameters()])
 
 
@@ -279,7 +284,7 @@ def test_a_wish_to_stop_is_told_with_the_step_during_which_it_came() -> None:
         0,
         batches_of(8),
         steps.append,
-        wants_stop=lambda: next(wishes),
+        stop_requested=lambda: next(wishes),
     )
     assert [step.stop for step in steps] == [False, False, True, True]
 

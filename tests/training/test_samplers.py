@@ -12,7 +12,7 @@ import pytest
 import golden
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.samplers import Key, ReplicaBatches, replica_indices
+from deit_zoo.training.data import Key, ReplicaBatches, replica_indices
 
 CASES = [
     pytest.param(case, id=case["key"])

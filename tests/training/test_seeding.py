@@ -14,8 +14,7 @@ import torch
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.data import Batch, KeyedImages, Supply
-from deit_zoo.training.samplers import Key
+from deit_zoo.training.data import Batch, Key, KeyedImages, TrainLoader
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import train_transform
 
@@ -55,7 +54,7 @@ def epoch_with(images: KeyedImages) -> Callable[[int], list[Batch]]:
             workers=workers,
             num_images=len(images.images),
         )
-        supply = Supply(images.images, images.transform, plan, range(2))
+        supply = TrainLoader(images.images, images.transform, plan, range(2))
         found = list(supply.epoch(5))
         supply.close()
         return found

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from deit_zoo.errors import RecipeError
 from deit_zoo.training.launch import make_plan
-from deit_zoo.training.slurm import script
+from deit_zoo.training.slurm import first_host, script
 
 RUN = ["deit-zoo", "reproduce", "deit_s", "--gpus", "8", "--data", "/data/my images"]
 
@@ -106,3 +107,25 @@ def ends(site: Path, text: str, status: int) -> subprocess.CompletedProcess[str]
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("localhost", "localhost"),
+        ("a1,b2", "a1"),
+        ("node[03-06,9]", "node03"),
+        ("node[1,3-4],other", "node1"),
+        ("gpu-a[07-08]-ib,login", "gpu-a07-ib"),
+        ("rack[0-1]node[2-3]", "rack0node2"),
+        ("n1.example.org,n[2-3].example.org", "n1.example.org"),
+    ],
+)
+def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_a_list_without_a_host_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        first_host(",")
+    assert str(caught.value) == "Slurm's list of nodes is ',', in which there is no host"

@@ -13,12 +13,12 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import throughput as speed
-from deit_zoo.training.data import Supply
+from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import make_plan, reproduce
-from deit_zoo.training.loop import Parts
+from deit_zoo.training.loop import TrainState
 from deit_zoo.training.throughput import profile_loader_and_step, rate, sentence
 from deit_zoo.training.timm_bridge import train_transform
-from deit_zoo.training.trainer import model_for, parts_for
+from deit_zoo.training.trainer import build_model, build_train_state
 
 EVERY_CORE = "loader-bound with every core in use; more cores or smaller files would help"
 HERE = DistributedContext(device=torch.device("cpu"))
@@ -54,7 +54,7 @@ def test_a_rate_leaves_out_the_first_two_calls() -> None:
     assert rate(act, 3) > 30 / 0.5
 
 
-def begun(folder: Path, *changes: str) -> tuple[Parts, Plan, Supply]:
+def begun(folder: Path, *changes: str) -> tuple[TrainState, Plan, TrainLoader]:
     plan = make_plan(
         "deit_pico_digits",
         gpus=0,
@@ -62,10 +62,10 @@ def begun(folder: Path, *changes: str) -> tuple[Parts, Plan, Supply]:
         workers=0,
         num_images=320,
     )
-    model = model_for(plan.recipe, TEN, HERE)
-    parts = parts_for(plan, model, None, HERE)
+    model = build_model(plan.recipe, TEN, HERE)
+    parts = build_train_state(plan, model, None, HERE)
     images = open_set(folder, "train")
-    return parts, plan, Supply(images, train_transform(plan.recipe), plan, parts.replicas)
+    return parts, plan, TrainLoader(images, train_transform(plan.recipe), plan, parts.replicas)
 
 
 def test_a_run_of_few_steps_is_not_asked(digits_folder: Path) -> None:

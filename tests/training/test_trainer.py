@@ -61,11 +61,11 @@ MOMENTS = {
         (OFTEN,),
     ),
     "before the log": ('at_call(run.MetricLogger, "epoch", 1)', ()),
-    "between log and state": ('at_call(checkpoint_manager, "save_state", 1)', ()),
+    "between log and state": ('at_call(checkpoint, "save_state", 1)', ()),
     "in the rename of a state": (IN_RENAME.format(place="epoch-00002-step-000000"), ()),
     "after the state": ('at_call(run, "train_one_epoch", 2)', ()),
     "before the export": ('at_call(run, "conclude", 0)', ()),
-    "before the receipt": ('at_call(run.report, "write_receipt", 0)', ()),
+    "before the receipt": ('at_call(run, "write_receipt", 0)', ()),
 }
 
 
@@ -605,13 +605,13 @@ def test_the_log_is_cut_where_a_run_goes_back_over_the_end_of_an_epoch(
     tmp_path: Path, finished: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The state after epoch 2 could not be written, so the last is that after epoch 1.
-    real, written = run.CheckpointManager.keep, iter(range(100))
+    real, written = run.CheckpointManager.save, iter(range(100))
 
-    def keep(keeper: run.CheckpointManager) -> None:
+    def save(manager: run.CheckpointManager) -> None:
         if next(written) != 1:
-            real(keeper)
+            real(manager)
 
-    monkeypatch.setattr(run.CheckpointManager, "keep", keep)
+    monkeypatch.setattr(run.CheckpointManager, "save", save)
     monkeypatch.setattr(run, "criterion_for", nan_at(16, 18, 20))
     begin(tmp_path, digits_folder)
     assert_same_run(tmp_path, finished)

@@ -24,7 +24,7 @@ from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.loop import Parts, StepResult, train_one_epoch
+from deit_zoo.training.loop import StepResult, TrainState, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.timm_bridge import mixer
@@ -148,7 +148,7 @@ def model_of(case: dict[str, Any]) -> ZooModel:
 
 def parts_of(
     case: dict[str, Any], stored: dict[str, Array], recipe: Recipe, model: ZooModel
-) -> Parts:
+) -> TrainState:
     """What run.py builds, with the case's own targets and teacher."""
     images = images_of(case)
 
@@ -162,7 +162,7 @@ def parts_of(
         return torch.from_numpy(stored["teacher_logits"][number_of(batch)])
 
     smooths = case["criterion"].startswith("label-smoothing")
-    return Parts(
+    return TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=Distilled(recipe, teacher) if recipe.teacher else supervised,
