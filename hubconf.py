@@ -65,14 +65,14 @@ def _docstring(name, spec):
     """What torch.hub.help prints: what it is, how good, with which transform, an example."""
     from deit_zoo.manifest import read_manifest
 
-    held = read_manifest().get(spec.name)
+    record = read_manifest().get(spec.name)
     lines = [
         f"{spec.name} ({spec.source}): {spec.num_params:,} parameters, {spec.gmacs:g} GMACs.",
     ]
-    if held is not None and held.metric is not None:
+    if record is not None and record.metric is not None:
         lines.append(
-            f"Top-1 {held.metric.top1:g} % at {spec.img_size} pixels with crop_pct "
-            f"{held.crop_pct:g}, {held.interpolation} ({held.metric.source})."
+            f"Top-1 {record.metric.top1:g} % at {spec.img_size} pixels with crop_pct "
+            f"{record.crop_pct:g}, {record.interpolation} ({record.metric.source})."
         )
     lines += [
         "",
@@ -89,12 +89,12 @@ def _entries():
     """Every entry point by its name."""
     from deit_zoo.registry import MODELS
 
-    named = {}
+    entries = {}
     for spec in MODELS.values():
         for name in (spec.name, spec.upstream):
             if name is not None and name.isidentifier():
-                named[name] = _entry(name, spec)
-    return named
+                entries[name] = _entry(name, spec)
+    return entries
 
 
 globals().update(_entries())

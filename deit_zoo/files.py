@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,9 @@ def verify(file: Path, sha256: str) -> None:
     """Raises IntegrityError with both digests unless the file has this SHA-256."""
     if not file.is_file():
         raise IntegrityError(f"{file} is missing; install deit_zoo again")
-    if (found := digest(file)) != sha256:
+    if (actual := digest(file)) != sha256:
         raise IntegrityError(
-            f"{file} has SHA-256 {found}, but {sha256} is expected; remove it and get it again"
+            f"{file} has SHA-256 {actual}, but {sha256} is expected; remove it and get it again"
         )
 
 
@@ -47,3 +48,13 @@ def digest(file: Path, advance: Callable[[int], None] = lambda count: None) -> s
             sha256.update(chunk)
             advance(len(chunk))
     return sha256.hexdigest()
+
+
+def read_sums(file: Path) -> dict[str, str]:
+    """The digest of each file that a SHA256SUMS names; ValueError for what no sha256sum writes."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    entries = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in lines]
+    sums = {entry[2]: entry[1] for entry in entries if entry is not None}
+    if not sums or len(sums) < len(lines):
+        raise ValueError(f"{file} is not what sha256sum writes")
+    return sums

@@ -59,252 +59,107 @@ class ModelSpec:
 _VIT = "deit_zoo.models.deit:VisionTransformer"
 _CAIT = "deit_zoo.models.cait:CaiT"
 
-# DeiT, Table 1. Parameters counted exactly; multiply-accumulates as timm's benchmark tables give
-# them. Aliases are the names in use elsewhere: upstream's first, timm's with its tag, the file's.
+
+def _deit(
+    name: str, file: str, num_params: int, gmacs: float, source: str = "Table 1"
+) -> ModelSpec:
+    """A row of DeiT: the size word is the width, of heads 64 wide; `file` is upstream's stem."""
+    size, upstream = name.split("_")[1], file.split("-")[0]
+    embed_dim = {"tiny": 192, "small": 384, "base": 768}[size]
+    arch = dict(patch_size=16, embed_dim=embed_dim, depth=12, num_heads=embed_dim // 64)
+    short = name.replace(size, {"tiny": "ti", "small": "s", "base": "b"}[size])
+    return ModelSpec(
+        name=name,
+        family="deit",
+        builder=_VIT,
+        arch=arch | {"distilled": True} if "distilled" in name else arch,
+        img_size=int(upstream[-3:]),
+        num_params=num_params,
+        gmacs=gmacs,
+        source=f"arXiv:2012.12877, {source}",
+        aliases=(upstream, short, f"{upstream}.fb_in1k", file),
+    )
+
+
+def _cait(
+    name: str,
+    upstream: str,
+    embed_dim: int,
+    depth: int,
+    layer_scale_init: float,
+    num_params: int,
+    gmacs: float,
+) -> ModelSpec:
+    """A row of CaiT, of heads 48 wide; `upstream` is its name there."""
+    return ModelSpec(
+        name=name,
+        family="cait",
+        builder=_CAIT,
+        arch=dict(
+            patch_size=16,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=embed_dim // 48,
+            layer_scale_init=layer_scale_init,
+        ),
+        img_size=int(name[-3:]),
+        num_params=num_params,
+        gmacs=gmacs,
+        source="arXiv:2103.17239; upstream cait_models.py",
+        aliases=(upstream, f"{name}.fb_dist_in1k", name.removeprefix("cait_").upper()),
+    )
+
+
+# Parameters are counted exactly; multiply-accumulates are those of timm's benchmark tables.
+# Aliases are the names in use elsewhere: upstream's first, then timm's with its tag, the file's.
 _DEIT = (
-    ModelSpec(
-        name="deit_tiny",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
-        img_size=224,
-        num_params=5_717_416,
-        gmacs=1.26,
-        source="arXiv:2012.12877, Table 1",
-        aliases=(
-            "deit_tiny_patch16_224",
-            "deit_ti",
-            "deit_tiny_patch16_224.fb_in1k",
-            "deit_tiny_patch16_224-a1311bcf",
-        ),
+    _deit("deit_tiny", "deit_tiny_patch16_224-a1311bcf", 5_717_416, 1.26),
+    _deit("deit_small", "deit_small_patch16_224-cd65a155", 22_050_664, 4.61),
+    _deit("deit_base", "deit_base_patch16_224-b5f2ef4d", 86_567_656, 17.58),
+    _deit("deit_base_384", "deit_base_patch16_384-8de9b5d1", 86_859_496, 55.54, "Tables 1 and 5"),
+    _deit(
+        "deit_tiny_distilled",
+        "deit_tiny_distilled_patch16_224-b40b3cf7",
+        5_910_800,
+        1.27,
+        "Table 1 and section 4",
     ),
-    ModelSpec(
-        name="deit_small",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
-        img_size=224,
-        num_params=22_050_664,
-        gmacs=4.61,
-        source="arXiv:2012.12877, Table 1",
-        aliases=(
-            "deit_small_patch16_224",
-            "deit_s",
-            "deit_small_patch16_224.fb_in1k",
-            "deit_small_patch16_224-cd65a155",
-        ),
+    _deit(
+        "deit_small_distilled",
+        "deit_small_distilled_patch16_224-649709d9",
+        22_436_432,
+        4.63,
+        "Table 1 and section 4",
     ),
-    ModelSpec(
-        name="deit_base",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
-        img_size=224,
-        num_params=86_567_656,
-        gmacs=17.58,
-        source="arXiv:2012.12877, Table 1",
-        aliases=(
-            "deit_base_patch16_224",
-            "deit_b",
-            "deit_base_patch16_224.fb_in1k",
-            "deit_base_patch16_224-b5f2ef4d",
-        ),
+    _deit(
+        "deit_base_distilled",
+        "deit_base_distilled_patch16_224-df68dfff",
+        87_338_192,
+        17.68,
+        "Table 1 and section 4",
     ),
-    ModelSpec(
-        name="deit_base_384",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
-        img_size=384,
-        num_params=86_859_496,
-        gmacs=55.54,
-        source="arXiv:2012.12877, Tables 1 and 5",
-        aliases=(
-            "deit_base_patch16_384",
-            "deit_b_384",
-            "deit_base_patch16_384.fb_in1k",
-            "deit_base_patch16_384-8de9b5d1",
-        ),
-    ),
-    ModelSpec(
-        name="deit_tiny_distilled",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=192, depth=12, num_heads=3, distilled=True),
-        img_size=224,
-        num_params=5_910_800,
-        gmacs=1.27,
-        source="arXiv:2012.12877, Table 1 and section 4",
-        aliases=(
-            "deit_tiny_distilled_patch16_224",
-            "deit_ti_distilled",
-            "deit_tiny_distilled_patch16_224.fb_in1k",
-            "deit_tiny_distilled_patch16_224-b40b3cf7",
-        ),
-    ),
-    ModelSpec(
-        name="deit_small_distilled",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, distilled=True),
-        img_size=224,
-        num_params=22_436_432,
-        gmacs=4.63,
-        source="arXiv:2012.12877, Table 1 and section 4",
-        aliases=(
-            "deit_small_distilled_patch16_224",
-            "deit_s_distilled",
-            "deit_small_distilled_patch16_224.fb_in1k",
-            "deit_small_distilled_patch16_224-649709d9",
-        ),
-    ),
-    ModelSpec(
-        name="deit_base_distilled",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, distilled=True),
-        img_size=224,
-        num_params=87_338_192,
-        gmacs=17.68,
-        source="arXiv:2012.12877, Table 1 and section 4",
-        aliases=(
-            "deit_base_distilled_patch16_224",
-            "deit_b_distilled",
-            "deit_base_distilled_patch16_224.fb_in1k",
-            "deit_base_distilled_patch16_224-df68dfff",
-        ),
-    ),
-    ModelSpec(
-        name="deit_base_distilled_384",
-        family="deit",
-        builder=_VIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, distilled=True),
-        img_size=384,
-        num_params=87_630_032,
-        gmacs=55.65,
-        source="arXiv:2012.12877, Tables 1 and 5 (the 1000-epoch model)",
-        aliases=(
-            "deit_base_distilled_patch16_384",
-            "deit_b_distilled_384",
-            "deit_base_distilled_patch16_384.fb_in1k",
-            "deit_base_distilled_patch16_384-d0272ac0",
-        ),
+    _deit(
+        "deit_base_distilled_384",
+        "deit_base_distilled_patch16_384-d0272ac0",
+        87_630_032,
+        55.65,
+        "Tables 1 and 5 (the 1000-epoch model)",
     ),
 )
 
-# CaiT: sizes as in upstream's cait_models.py. Upstream's bare `cait_S24` is the 384-pixel model.
-_CAIT_ROWS = (
-    ModelSpec(
-        name="cait_xxs24_224",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=192, depth=24, num_heads=4, layer_scale_init=1e-5),
-        img_size=224,
-        num_params=11_956_264,
-        gmacs=2.53,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_XXS24_224", "cait_xxs24_224.fb_dist_in1k", "XXS24_224"),
-    ),
-    ModelSpec(
-        name="cait_xxs24_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=192, depth=24, num_heads=4, layer_scale_init=1e-5),
-        img_size=384,
-        num_params=12_029_224,
-        gmacs=9.63,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_XXS24", "cait_xxs24_384.fb_dist_in1k", "XXS24_384"),
-    ),
-    ModelSpec(
-        name="cait_xxs36_224",
-        family="cait",
-        builder=_CAIT,
-        # Upstream's code starts LayerScale at 1e-5; second-hand copies of the paper say 1e-6.
-        arch=dict(patch_size=16, embed_dim=192, depth=36, num_heads=4, layer_scale_init=1e-5),
-        img_size=224,
-        num_params=17_299_720,
-        gmacs=3.77,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_XXS36_224", "cait_xxs36_224.fb_dist_in1k", "XXS36_224"),
-    ),
-    ModelSpec(
-        name="cait_xxs36_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=192, depth=36, num_heads=4, layer_scale_init=1e-5),
-        img_size=384,
-        num_params=17_372_680,
-        gmacs=14.35,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_XXS36", "cait_xxs36_384.fb_dist_in1k", "XXS36_384"),
-    ),
-    ModelSpec(
-        name="cait_xs24_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=288, depth=24, num_heads=6, layer_scale_init=1e-5),
-        img_size=384,
-        num_params=26_670_088,
-        gmacs=19.28,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_XS24", "cait_xs24_384.fb_dist_in1k", "XS24_384"),
-    ),
-    ModelSpec(
-        name="cait_s24_224",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=384, depth=24, num_heads=8, layer_scale_init=1e-5),
-        img_size=224,
-        num_params=46_916_200,
-        gmacs=9.35,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_S24_224", "cait_s24_224.fb_dist_in1k", "S24_224"),
-    ),
-    ModelSpec(
-        name="cait_s24_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=384, depth=24, num_heads=8, layer_scale_init=1e-5),
-        img_size=384,
-        num_params=47_062_120,
-        gmacs=32.17,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_S24", "cait_s24_384.fb_dist_in1k", "S24_384"),
-    ),
-    ModelSpec(
-        name="cait_s36_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=384, depth=36, num_heads=8, layer_scale_init=1e-6),
-        img_size=384,
-        num_params=68_366_632,
-        gmacs=47.99,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_S36", "cait_s36_384.fb_dist_in1k", "S36_384"),
-    ),
-    ModelSpec(
-        name="cait_m36_384",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=36, num_heads=16, layer_scale_init=1e-6),
-        img_size=384,
-        num_params=271_221_352,
-        gmacs=173.11,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_M36", "cait_m36_384.fb_dist_in1k", "M36_384"),
-    ),
-    ModelSpec(
-        name="cait_m48_448",
-        family="cait",
-        builder=_CAIT,
-        arch=dict(patch_size=16, embed_dim=768, depth=48, num_heads=16, layer_scale_init=1e-6),
-        img_size=448,
-        num_params=356_460_520,
-        gmacs=329.41,
-        source="arXiv:2103.17239; upstream cait_models.py",
-        aliases=("cait_M48", "cait_m48_448.fb_dist_in1k", "M48_448"),
-    ),
+# Sizes as in upstream's cait_models.py: width, depth, LayerScale's start (1e-5 for XXS36 there;
+# second-hand copies of the paper say 1e-6). Upstream's bare `cait_S24` is the 384-pixel model.
+_CAITS = (
+    _cait("cait_xxs24_224", "cait_XXS24_224", 192, 24, 1e-5, 11_956_264, 2.53),
+    _cait("cait_xxs24_384", "cait_XXS24", 192, 24, 1e-5, 12_029_224, 9.63),
+    _cait("cait_xxs36_224", "cait_XXS36_224", 192, 36, 1e-5, 17_299_720, 3.77),
+    _cait("cait_xxs36_384", "cait_XXS36", 192, 36, 1e-5, 17_372_680, 14.35),
+    _cait("cait_xs24_384", "cait_XS24", 288, 24, 1e-5, 26_670_088, 19.28),
+    _cait("cait_s24_224", "cait_S24_224", 384, 24, 1e-5, 46_916_200, 9.35),
+    _cait("cait_s24_384", "cait_S24", 384, 24, 1e-5, 47_062_120, 32.17),
+    _cait("cait_s36_384", "cait_S36", 384, 36, 1e-6, 68_366_632, 47.99),
+    _cait("cait_m36_384", "cait_M36", 768, 36, 1e-6, 271_221_352, 173.11),
+    _cait("cait_m48_448", "cait_M48", 768, 48, 1e-6, 356_460_520, 329.41),
 )
 
 # DeiT's teacher (section 5.2), the one architecture that stays timm's. timm's bare name means other
@@ -368,32 +223,11 @@ _EMBEDDED = (
     ),
 )
 
-_ROWS = (*_DEIT, *_CAIT_ROWS, _TEACHER, *_EMBEDDED)
-MODELS: dict[str, ModelSpec] = {row.name: row for row in _ROWS}
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (*_DEIT, *_CAITS, _TEACHER, *_EMBEDDED)}
 
-# Names that were never published, or mean something else: what to say, and what to offer first.
-# Compared without their `_patch16` and timm's tag.
+# Names that mean something else, compared without their `_patch16` and timm's tag: what to say, and
+# what to offer first.
 _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (
-        r"deit_(tiny|ti|t)_?384",
-        "DeiT-Ti was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_tiny", "deit_base_384"),
-    ),
-    (
-        r"deit_(tiny|ti|t)(_dist|_distilled)_?384|deit_(tiny|ti|t)_?384(_dist|_distilled)",
-        "distilled DeiT-Ti was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_tiny_distilled", "deit_base_distilled_384"),
-    ),
-    (
-        r"deit_(small|s)_?384",
-        "DeiT-S was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_small", "deit_base_384"),
-    ),
-    (
-        r"deit_(small|s)(_dist|_distilled)_?384|deit_(small|s)_?384(_dist|_distilled)",
-        "distilled DeiT-S was published at 224 pixels only (img_size=384 resamples it)",
-        ("deit_small_distilled", "deit_base_distilled_384"),
-    ),
     (
         r"deit_.*1000_?ep(ochs)?",
         "of the 1000-epoch models only deit_base_distilled_384 was published",
@@ -409,21 +243,6 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "that size or family belongs to DeiT III, which this zoo does not hold yet",
         (),
     ),
-    (r"(cait_)?xs_?24_224", "CaiT-XS24 was published at 384 pixels only", ("cait_xs24_384",)),
-    (r"(cait_)?s_?36_224", "CaiT-S36 was published at 384 pixels only", ("cait_s36_384",)),
-    (r"(cait_)?m_?36_(224|448)", "CaiT-M36 was published at 384 pixels only", ("cait_m36_384",)),
-    (r"(cait_)?m_?48_(224|384)", "CaiT-M48 was published at 448 pixels only", ("cait_m48_448",)),
-    (
-        r"cait_xs_?36(_\d+)?",
-        "no weights of CaiT-XS36 were published",
-        ("cait_xs24_384", "cait_s36_384"),
-    ),
-    (
-        r"cait_s_?48(_\d+)?",
-        "no weights of CaiT-S48 were published",
-        ("cait_s36_384", "cait_m48_448"),
-    ),
-    (r"cait_m_?24(_\d+)?", "no weights of CaiT-M24 were published", ("cait_m36_384",)),
     (
         r"(xxs|xs|s|m|b)_?(12|24|36|48)",
         "that letter and depth name several families, so write the family first",
@@ -479,10 +298,10 @@ def spellings() -> dict[str, ModelSpec]:
 
 def nearest(name: str, count: int = 3) -> list[str]:
     """The canonical names whose spellings look most like `name`."""
-    wanted = normalize(name)
+    normalized = normalize(name)
     best: dict[str, float] = {}
     for spelling, spec in spellings().items():
-        score = SequenceMatcher(None, wanted, spelling).ratio()
+        score = SequenceMatcher(None, normalized, spelling).ratio()
         best[spec.name] = max(score, best.get(spec.name, 0.0))
     return sorted(best, key=lambda candidate: (-best[candidate], candidate))[:count]
 
@@ -510,15 +329,42 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
 
 
 def _unknown(name: object) -> str:
-    wanted = normalize(str(name))
-    plain = re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", wanted)
-    reason, first = next(
-        ((f": {why}", offer) for pattern, why, offer in _REFUSED if re.fullmatch(pattern, plain)),
-        ("", ()),
-    )
-    others = (other for other in nearest(wanted, 6) if other not in first)
+    spelling = normalize(str(name))
+    reason, first = _refusal(re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", spelling))
+    others = (other for other in nearest(spelling, 6) if other not in first)
     near = [*first, *others][:3]
     return (
         f"no model is named {name!r}{reason}; did you mean {', '.join(near[:-1])} or {near[-1]}? "
         f"`deit-zoo list` shows all {len(MODELS)}"
     )
+
+
+def _refusal(spelling: str) -> tuple[str, tuple[str, ...]]:
+    """Why a spelling means no model, where that is known, and the models to offer first."""
+    if deit := re.fullmatch(r"deit_(ti?|tiny|s|small)(_dist\w*)?_?384(_dist\w*)?", spelling):
+        letters, size = ("Ti", "tiny") if deit[1].startswith("t") else ("S", "small")
+        distilled = "_distilled" if deit[2] or deit[3] else ""
+        return (
+            f": {'distilled ' if distilled else ''}DeiT-{letters} was published at 224 pixels only "
+            "(img_size=384 resamples it)",
+            (f"deit_{size}{distilled}", f"deit_base{distilled}_384"),
+        )
+    cait = re.fullmatch(r"(cait_)?(xxs|xs|s|m)_?(24|36|48)(_\d+)?", spelling)
+    if cait and (cait[1] or cait[4]):
+        letters, depth = cait[2], int(cait[3])
+        same = [spec for spec in _CAITS if spec.name.startswith(f"cait_{letters}{depth}_")]
+        sizes = " and ".join(str(spec.img_size) for spec in same)
+        if not same:
+            same = [spec for spec in _CAITS if spec.name.startswith(f"cait_{letters}")]
+            same.sort(key=lambda spec: abs(spec.arch["depth"] - depth))
+        model = f"CaiT-{letters.upper()}{depth}"
+        reason = (
+            f": {model} was published at {sizes} pixels only"
+            if sizes
+            else f": no weights of {model} were published"
+        )
+        return reason, tuple(spec.name for spec in same)
+    for pattern, why, first in _REFUSED:
+        if re.fullmatch(pattern, spelling):
+            return f": {why}", first
+    return "", ()

@@ -49,8 +49,8 @@ class ModelInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
-        held = self.checkpoint.to_dict() if self.checkpoint else None
-        return asdict(self) | {"checkpoint": held}
+        record = self.checkpoint.to_dict() if self.checkpoint else None
+        return asdict(self) | {"checkpoint": record}
 
 
 def list_models(
@@ -79,16 +79,16 @@ def list_models(
     excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def passes(spec: ModelSpec) -> bool:
-        held = records.get(spec.name)
+        record = records.get(spec.name)
         return (
             _matches(spec.name, pattern)
             and not any(_matches(spec.name, other) for other in excluded)
             and (family is None or spec.family == family)
-            and (pretrained is None or (held is not None) == pretrained)
+            and (pretrained is None or (record is not None) == pretrained)
             and (img_size is None or spec.img_size == img_size)
-            and (min_top1 is None or (_top1(held) or 0.0) >= min_top1)
+            and (min_top1 is None or (_top1(record) or 0.0) >= min_top1)
             and (max_params is None or spec.num_params <= max_params)
-            and (license is None or (held is not None and held.license.lower() == license.lower()))
+            and (license is None or license.lower() == (record.license.lower() if record else None))
         )
 
     def order(spec: ModelSpec) -> tuple[Any, ...]:
@@ -173,27 +173,28 @@ def create(
         raise ZooError(
             f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
         )
-    place = usable_device("cpu" if device is None else device)
-    kind = torch.float32 if dtype is None else dtype
+    device = usable_device("cpu" if device is None else device)
+    dtype = torch.float32 if dtype is None else dtype
     if checkpoint is None and not pretrained:
-        size = spec.img_size if img_size is None else img_size
-        classes = spec.num_classes if num_classes is None else num_classes
-        with place:
-            fresh: ZooModel = spec.build(
-                num_classes=classes, img_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate
+        with device:
+            model: ZooModel = spec.build(
+                num_classes=spec.num_classes if num_classes is None else num_classes,
+                img_size=spec.img_size if img_size is None else img_size,
+                in_chans=in_chans,
+                drop_path_rate=drop_path_rate,
             )
-        return fresh.to(dtype=kind)
+        return model.to(dtype=dtype)
 
-    from deit_zoo.weights import load
+    from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file
 
+    origin: Any
     if checkpoint is not None:
-        held = load.open_local(checkpoint)
-        origin: Any = held
-        file, metadata = held.path, held.metadata
+        origin = open_local(checkpoint)
+        file, metadata = origin.path, origin.metadata
     else:
         origin = manifest_record(spec.name)
-        file, metadata = load.resolve_file(origin), {}
-    model = load.load_checkpoint(
+        file, metadata = resolve_file(origin), {}
+    model = load_checkpoint(
         spec,
         file,
         metadata,
@@ -205,8 +206,9 @@ def create(
     model.checkpoint = origin
     model.labels = _own_labels(metadata, file, model.num_classes if num_classes is None else None)
     # As loaded, it is in float32 on the CPU.
-    asked = (place.type, kind) != ("cpu", torch.float32)
-    return model.to(device=place, dtype=kind) if asked else model
+    if (device.type, dtype) == ("cpu", torch.float32):
+        return model
+    return model.to(device=device, dtype=dtype)
 
 
 def transform(
@@ -238,32 +240,32 @@ def _own_labels(
     metadata: dict[str, Any], file: Path, num_classes: int | None
 ) -> tuple[str, ...] | None:
     """The class folders that a checkpoint was trained on, where it says so."""
-    held = metadata.get("labels")
-    if held is None:
+    labels = metadata.get("labels")
+    if labels is None:
         return None
-    sound = isinstance(held, list) and all(isinstance(name, str) for name in held)
-    if not sound or num_classes not in (None, len(held)):
+    is_list = isinstance(labels, list) and all(isinstance(name, str) for name in labels)
+    if not is_list or num_classes not in (None, len(labels)):
         raise CheckpointError(
             f"{file} states labels that are no {num_classes or 'list of'} names; export it again"
         )
-    return tuple(held)
+    return tuple(labels)
 
 
 def load_model(text: str, device: str | torch.device | None = None) -> ZooModel:
-    """A model by its name, with its checkpoint, or by the place of weights that say what they are.
+    """A model by its name, with its checkpoint, or by the path of weights that say what they are.
 
-    A place is a run's folder, a safetensors file or hf://ORG/REPO; a name goes before a folder.
+    A path is a run's folder, a safetensors file or hf://ORG/REPO; a name goes before a folder.
     """
     if not is_path(text):
         return create(text, pretrained=True, device=device)
-    from deit_zoo.weights import load
+    from deit_zoo.weights.load import open_local
 
-    held = load.open_local(text)
-    if "name" not in held.metadata:
+    local = open_local(text)
+    if "name" not in local.metadata:
         raise CheckpointError(
-            f"{held.path} does not say which model it is; give create(NAME, checkpoint={text!r})"
+            f"{local.path} does not say which model it is; give create(NAME, checkpoint={text!r})"
         )
-    return create(str(held.metadata["name"]), checkpoint=text, device=device)
+    return create(str(local.metadata["name"]), checkpoint=text, device=device)
 
 
 def is_path(text: str) -> bool:
@@ -280,8 +282,8 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
-def _top1(held: Checkpoint | None) -> float | None:
-    return held.metric.top1 if held and held.metric else None
+def _top1(record: Checkpoint | None) -> float | None:
+    return record.metric.top1 if record and record.metric else None
 
 
 def resolve_model(name_or_model: Any, device: Any) -> ZooModel:

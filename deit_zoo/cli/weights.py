@@ -37,26 +37,23 @@ def fetch_(
     """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
     records = [manifest_record(resolve(name).name) for name in names]
     records = list({record.name: record for record in records}.values())
-    from deit_zoo.hub import folder
-    from deit_zoo.hub import verify as audit
-    from deit_zoo.weights import load
+    from deit_zoo.hub.verify import cached_file, check_free, write_folder
+    from deit_zoo.weights.load import resolve_file
 
     targets = _targets(records, to)
     for record, target in zip(records, targets, strict=True):
         if target is not None:
-            folder.check_free(record.name, target)
+            check_free(record.name, target)
     rows: list[dict[str, Any]] = []
     for record, target in zip(records, targets, strict=True):
-        holding = audit.holding_of(record, load.resolve_file(record))
-        where = holding.file
+        file = cached_file(record, resolve_file(record))
+        where = file.path
         if target is not None:
-            with _bytes_bar(record.name, holding.file.stat().st_size) as advance:
-                folder.write(holding, target, advance)
+            with _bytes_bar(record.name, where.stat().st_size) as advance:
+                write_folder(file, target, advance)
             where = target
-        size = holding.file.stat().st_size
-        rows.append(
-            {"name": record.name, "where": str(where), "bytes": size, "proof": holding.proof}
-        )
+        size = file.path.stat().st_size
+        rows.append({"name": record.name, "where": str(where), "bytes": size, "proof": file.proof})
     if as_json:
         print_json(rows)
         return
@@ -76,22 +73,22 @@ def verify_(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
-    from deit_zoo.hub import verify as audit
+    from deit_zoo.hub.verify import verify_file
 
-    asked = [(word, _held(word)) for word in names or read_manifest()]
-    files = [holding.file for _, held in asked for holding in held if holding.file.is_file()]
-    total = sum(file.stat().st_size for file in files)
+    files = {word: _cached_files(word) for word in names or read_manifest()}
+    paths = [file.path for listed in files.values() for file in listed]
+    total = sum(path.stat().st_size for path in paths if path.is_file())
     rows: list[tuple[str, VerifyResult | None]] = []
     with _bytes_bar("verifying", total) as advance:
-        for word, held in asked:
-            rows += [(word, audit.read_through(holding, advance)) for holding in held]
-            if not held:
+        for word, listed in files.items():
+            rows += [(word, verify_file(file, advance)) for file in listed]
+            if not listed:
                 rows.append((resolve(word).name, None))
     if as_json:
-        print_json([_as_dict(name, finding) for name, finding in rows])
+        print_json([_as_dict(name, result) for name, result in rows])
     else:
-        _print_findings(rows)
-    problems = [finding.problem for _, finding in rows if finding and finding.problem]
+        _print_results(rows)
+    problems = [result.problem for _, result in rows if result and result.problem]
     for problem in problems:
         talk.print(f"[bold red]error:[/] {escape(problem)}")
     if problems:
@@ -176,44 +173,44 @@ def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None
     return [to] if len(records) == 1 else [to / record.name for record in records]
 
 
-def _held(word: str) -> list[CachedFile]:
+def _cached_files(word: str) -> list[CachedFile]:
     """The files of a model, or of a folder that is given by its path."""
-    from deit_zoo.hub.verify import folder_holdings, holdings
+    from deit_zoo.hub.verify import cached_files, listed_files
 
     path = Path(word)
     if path.is_dir() and (path.name != word or lookup(word) is None):
-        return list(folder_holdings(path))
-    return list(holdings(manifest_record(resolve(word).name)))
+        return list(listed_files(path))
+    return list(cached_files(manifest_record(resolve(word).name)))
 
 
-def _as_dict(name: str, finding: VerifyResult | None) -> dict[str, Any]:
-    if finding is None:
+def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:
+    if result is None:
         return {"name": name, "status": "not cached"}
     return {
-        "name": finding.holding.name,
-        "status": _status(finding),
-        "file": str(finding.holding.file),
-        "bytes": finding.bytes,
-        "proof": finding.holding.proof,
-        "sha256": finding.sha256,
-        "expected": finding.holding.sha256,
+        "name": result.file.name,
+        "status": _status(result),
+        "file": str(result.file.path),
+        "bytes": result.bytes,
+        "proof": result.file.proof,
+        "sha256": result.sha256,
+        "expected": result.file.sha256,
     }
 
 
-def _status(finding: VerifyResult) -> str:
-    if finding.problem:
+def _status(result: VerifyResult) -> str:
+    if result.problem:
         return "wrong"
-    return "whole" if finding.holding.sha256 else "no digest known"
+    return "whole" if result.file.sha256 else "no digest known"
 
 
-def _print_findings(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
+def _print_results(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
     cells = [("name", "verdict", "MB", "proof", "where")]
-    for name, finding in rows:
-        if finding is None:
+    for name, result in rows:
+        if result is None:
             cells.append((name, "not cached", "–", "–", "–"))
         else:
-            held, size = finding.holding, _megabytes(finding.bytes)
-            cells.append((held.name, _status(finding), size, held.proof, str(held.file)))
+            file, size = result.file, _megabytes(result.bytes)
+            cells.append((file.name, _status(result), size, file.proof, str(file.path)))
     _print_columns(cells)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.registry import MODELS, ModelSpec, resolve
-from deit_zoo.weights import formats as original
-from deit_zoo.weights import load
+from deit_zoo.weights.formats import PICKLES, write_tensors
+from deit_zoo.weights.load import load_checkpoint, read_tensors
 
 
 def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
     Raises CheckpointError, and writes nothing, where the tensors are not exactly the model's.
     """
     check_paths(file, output)
-    tensors = load.read_tensors(file)
+    tensors = read_tensors(file)
     spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
-    model = load.load_checkpoint(spec, file, {})
+    model = load_checkpoint(spec, file, {})
     try:
-        sha256 = original.write(tensors, output)
+        sha256 = write_tensors(tensors, output)
     except OSError as error:
         raise CheckpointError(
             f"{output} cannot be written ({error.strerror}); give another --output"
@@ -38,9 +38,9 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
             "bytes": output.stat().st_size,
         }
     ]
-    if file.suffix in original.PICKLES:
-        given = {"url": None, "sha256_prefix": digest(file), "format": "upstream_pth"}
-        sources.append({"kind": "url"} | given)
+    if file.suffix in PICKLES:
+        about = {"url": None, "sha256_prefix": digest(file), "format": "upstream_pth"}
+        sources.append({"kind": "url"} | about)
     record = {
         "sources": sources,
         "num_params": sum(parameter.numel() for parameter in model.parameters()),

@@ -17,7 +17,7 @@ from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, Offl
 from deit_zoo.files import write_whole
 from deit_zoo.manifest import Source, read_manifest
 from deit_zoo.version import __version__
-from deit_zoo.weights import fetch
+from deit_zoo.weights.fetch import LIBRARY, UnavailableError, describe, hub_error_context
 
 FACTS = ("revision", "sha256", "bytes")
 
@@ -48,17 +48,17 @@ def pin(
     if constants.HF_HUB_OFFLINE:
         raise OfflineError("pin asks the Hub, but HF_HUB_OFFLINE is set; unset it")
     data = json.loads(path.read_text(encoding="utf-8"))
-    asked = list(_hub_sources(data["checkpoints"], names or list(records)))
+    sources = list(_hub_sources(data["checkpoints"], names or list(records)))
     changes: list[Change] = []
     reasons: list[str] = []
-    for done, (name, fields) in enumerate(asked, start=1):
+    for done, (name, fields) in enumerate(sources, start=1):
         try:
-            stated = ask(Source(**fields))
-        except fetch.UnavailableError as error:
+            stated = hub_facts(Source(**fields))
+        except UnavailableError as error:
             reasons.append(f"{name}: {error}")
         else:
             changes += _update(name, fields, stated)
-        progress(done, len(asked))
+        progress(done, len(sources))
     if reasons:
         raise DownloadError(
             f"nothing was pinned, since the Hub did not tell of all ({'; '.join(reasons)}); mend "
@@ -69,18 +69,18 @@ def pin(
     return changes
 
 
-def ask(source: Source) -> dict[str, Any]:
+def hub_facts(source: Source) -> dict[str, Any]:
     """What the Hub states of a file, at its pinned commit or else at `main`."""
-    api = HfApi(library_name=fetch.LIBRARY, library_version=__version__)
-    with fetch.telling_why(source, source.revision or "main"):
-        found = api.model_info(
+    api = HfApi(library_name=LIBRARY, library_version=__version__)
+    with hub_error_context(source, source.revision or "main"):
+        repository = api.model_info(
             str(source.repo_id), revision=source.revision or "main", files_metadata=True
         )
-    for file in found.siblings or ():
+    for file in repository.siblings or ():
         if file.rfilename == source.filename:
             sha256 = file.lfs.sha256 if file.lfs else None
-            return {"revision": found.sha, "sha256": sha256, "bytes": file.size}
-    raise fetch.UnavailableError(f"{fetch.place(source)} has no file {source.filename}")
+            return {"revision": repository.sha, "sha256": sha256, "bytes": file.size}
+    raise UnavailableError(f"{describe(source)} has no file {source.filename}")
 
 
 def _hub_sources(

@@ -1,4 +1,8 @@
-"""For maintainers: a checkpoint as a repository of the Hub, which timm loads as well."""
+"""For maintainers: a checkpoint as a repository of the Hub, which timm loads as well.
+
+Its model card tells every figure with its transform, source and command; the words are in
+`assets/model_card.md.jinja`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -22,15 +26,22 @@ from deit_zoo.errors import (
     OfflineError,
     ZooError,
 )
-from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, SUMS_FILE, digest, write_whole
-from deit_zoo.hub.card import CardContext, model_card
-from deit_zoo.hub.folder import copy
-from deit_zoo.hub.verify import holding_of
+from deit_zoo.files import (
+    ASSETS,
+    LOG_FILE,
+    MODEL_FILE,
+    RECEIPT_FILE,
+    SUMS_FILE,
+    digest,
+    write_whole,
+)
+from deit_zoo.hub.verify import cached_file, copy_file
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.registry import ModelSpec, resolve
 from deit_zoo.version import __version__
-from deit_zoo.weights import fetch, load
+from deit_zoo.weights.fetch import HTTP_ERROR, LIBRARY
+from deit_zoo.weights.load import resolve_file
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
@@ -41,6 +52,33 @@ _LAYERS = {
     "regnet": ("stem.conv", "head.fc"),
 }
 _REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
+# What the Hub calls the data sets, and their names.
+_DATASETS = {
+    "imagenet1k": ("imagenet-1k", "ImageNet-1k"),
+    "digits": ("digits", "Optical Recognition of Handwritten Digits"),
+}
+# Fields of a recipe that say something about it, not what it does.
+_REMARKS = ("name", "model", "source", "band", "band_source", "assumed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardContext:
+    """What a card tells: the model, its record and where it came from."""
+
+    spec: ModelSpec
+    record: Checkpoint
+    repo_id: str
+    sha256: str
+    timm_name: str | None
+    recipe: dict[str, Any] | None
+    receipt: dict[str, Any] | None
+    curve: bool
+
+    @property
+    def recipe_values(self) -> dict[str, Any]:
+        """The recipe's fields that a table shows."""
+        values = {key: value for key, value in (self.recipe or {}).items() if key not in _REMARKS}
+        return {key: "none" if value is None else value for key, value in values.items()}
 
 
 def build(name: str, repo_id: str, folder: Path) -> list[Path]:
@@ -48,7 +86,7 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     spec = resolve(name)
     record = manifest_record(spec.name)
     check_arguments(repo_id, folder)
-    file = load.resolve_file(record)
+    file = resolve_file(record)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -69,8 +107,8 @@ def upload(folder: Path, repo_id: str, name: str) -> str:
     Raises ZooError where no token is set or its owner may not write there.
     """
     check_rights(repo_id)
-    api = HfApi(library_name=fetch.LIBRARY, library_version=__version__)
-    with _told_plainly(repo_id):
+    api = HfApi(library_name=LIBRARY, library_version=__version__)
+    with _upload_error_context(repo_id):
         api.create_repo(repo_id, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -111,14 +149,14 @@ def timm_name(spec: ModelSpec) -> str | None:
 
 def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
     """config.json, in timm's keys."""
-    known = labels(record.labels)
+    classes = labels(record.labels)
     architecture = timm_name(spec)
     facts: dict[str, Any] = {
         "architecture": architecture or spec.name,
         "num_classes": record.num_classes,
         "num_features": _num_features(spec),
-        "label_names": [label.folder for label in known],
-        "label_descriptions": {label.folder: label.name for label in known},
+        "label_names": [label.folder for label in classes],
+        "label_descriptions": {label.folder: label.name for label in classes},
     }
     if architecture and not spec.aliases:
         facts["model_args"] = {"img_size": spec.img_size}
@@ -140,6 +178,40 @@ def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
     return facts
 
 
+def model_card(context: CardContext) -> str:
+    """README.md: front matter, and the sections of `assets/model_card.md.jinja`."""
+    spec, record, metric = context.spec, context.record, context.record.metric
+    dataset, title = _DATASETS[record.labels]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=dataset,
+            dataset_name=title,
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=f"Top-{k} accuracy (%)",
+            metric_value=value,
+        )
+        for k, value in ((1, metric and metric.top1), (5, metric and metric.top5))
+        if value is not None
+    ]
+    family = ("vision-transformer",) if spec.family in ("deit", "cait") else ()
+    data = ModelCardData(
+        license=record.license,
+        library_name="timm" if context.timm_name else "deit_zoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "deit_zoo", spec.family, *family],
+        datasets=[dataset],
+        metrics=["accuracy"],
+        model_name=spec.name,
+        eval_results=results or None,
+    )
+    template = (ASSETS / "model_card.md.jinja").read_text(encoding="utf-8")
+    # It is a Jinja template; torch brings Jinja.
+    return str(ModelCard.from_template(data, template_str=template, card=context))
+
+
 def _num_features(spec: ModelSpec) -> int:
     if spec.family == "regnet":
         return _REGNET_FEATURES
@@ -148,8 +220,8 @@ def _num_features(spec: ModelSpec) -> int:
 
 
 def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file: Path) -> None:
-    expected = holding_of(record, file).sha256
-    sha256 = copy(file, folder / MODEL_FILE)
+    expected = cached_file(record, file).sha256
+    sha256 = copy_file(file, folder / MODEL_FILE)
     if expected not in (None, sha256):
         raise IntegrityError(
             f"the copy of {file} has SHA-256 {sha256}, but {expected} is expected; type "
@@ -157,7 +229,7 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
         )
     _write_json(folder / "config.json", config(spec, record))
     receipt = _add_run(file, record, folder)
-    story = CardContext(
+    context = CardContext(
         spec=spec,
         record=record,
         repo_id=repo_id,
@@ -167,7 +239,7 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
         receipt=receipt,
         curve=_draw_curve(folder, spec.name),
     )
-    write_whole(folder / "README.md", model_card(story).encode())
+    write_whole(folder / "README.md", model_card(context).encode())
     sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     write_whole(folder / SUMS_FILE, sums.encode())
 
@@ -185,8 +257,8 @@ def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | N
                 "machine that has it"
             )
         shutil.copyfile(source, folder / name)
-    found: dict[str, Any] = json.loads(receipt.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(receipt.read_text(encoding="utf-8"))
+    return content
 
 
 def _draw_curve(folder: Path, title: str) -> bool:
@@ -210,7 +282,7 @@ def _write_json(file: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _told_plainly(repo_id: str) -> Iterator[None]:
+def _upload_error_context(repo_id: str) -> Iterator[None]:
     """Within it, what the Hub answers becomes one sentence."""
     try:
         yield
@@ -224,7 +296,7 @@ def _told_plainly(repo_id: str) -> Iterator[None]:
         raise ZooError(
             f"the Hub answered {status} while {repo_id} was uploaded; type it again"
         ) from error
-    except (OSError, fetch.HTTP_ERROR) as error:
+    except (OSError, HTTP_ERROR) as error:
         raise ZooError(
             f"{repo_id} could not be uploaded ({error}); check the network and type it again"
         ) from error

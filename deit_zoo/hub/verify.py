@@ -1,18 +1,28 @@
-"""What is on this machine, read to the last byte, without the network."""
+"""Files of this machine, read to the last byte without the network, and folders to carry them in.
+
+A folder holds weights, digest and record and needs nothing else: `create(name, checkpoint=FOLDER)`
+checks and loads it, and so does `sha256sum -c SHA256SUMS`.
+"""
 
 from __future__ import annotations
 
-import re
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit_zoo.errors import CheckpointError
-from deit_zoo.files import ASSETS, SUMS_FILE, digest
-from deit_zoo.manifest import Checkpoint
-from deit_zoo.weights import cache, fetch
+from deit_zoo.errors import CheckpointError, IntegrityError
+from deit_zoo.files import ASSETS, MODEL_FILE, SUMS_FILE, digest, read_sums, write_whole
+from deit_zoo.manifest import Checkpoint, manifest_path
+from deit_zoo.weights import cache
+from deit_zoo.weights.fetch import cached_source
 
-_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+RECORD_FILE = "checkpoint.json"
+# The weights come last: without them a folder is not used.
+FOLDER_FILES = (SUMS_FILE, RECORD_FILE, MODEL_FILE)
+_TEMPORARY = ".deit_zoo."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,87 +30,155 @@ class CachedFile:
     """A file of this machine, the SHA-256 it must have where one is known, and its proof."""
 
     name: str
-    file: Path
+    path: Path
     sha256: str | None
     proof: str
     remedy: str
+
+    def mismatch(self, sha256: str) -> str | None:
+        """A sentence where `sha256` is not what the file must have."""
+        if self.sha256 in (None, sha256):
+            return None
+        return f"{self.path} has SHA-256 {sha256}, but {self.sha256} is expected; {self.remedy}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyResult:
     """What reading a file gave: its bytes, its digest, and a sentence where it is not right."""
 
-    holding: CachedFile
+    file: CachedFile
     bytes: int
     sha256: str | None
     problem: str | None
 
 
-def holdings(checkpoint: Checkpoint) -> Iterator[CachedFile]:
+def cached_files(record: Checkpoint) -> Iterator[CachedFile]:
     """The files of a record that are on this machine; embedded ones even where they are missing."""
-    for source in checkpoint.sources:
+    for source in record.sources:
         if source.kind == "builtin":
-            file: Path | None = ASSETS / str(source.filename)
+            path: Path | None = ASSETS / str(source.filename)
             sha256, remedy = source.sha256, "install deit_zoo again"
         else:
-            file, sha256 = fetch.held(source)
-            remedy = f"type `deit-zoo weights fetch {checkpoint.name}` to get it again"
-        if file is not None:
+            path, sha256 = cached_source(source)
+            remedy = f"type `deit-zoo weights fetch {record.name}` to get it again"
+        if path is not None:
             yield CachedFile(
-                name=checkpoint.name, file=file, sha256=sha256, proof=source.proof, remedy=remedy
+                name=record.name, path=path, sha256=sha256, proof=source.proof, remedy=remedy
             )
 
 
-def holding_of(checkpoint: Checkpoint, file: Path) -> CachedFile:
-    """What is known of the file that a record was located as."""
-    unknown = CachedFile(name=checkpoint.name, file=file, sha256=None, proof="none", remedy="")
-    return next((held for held in holdings(checkpoint) if held.file == file), unknown)
+def cached_file(record: Checkpoint, path: Path) -> CachedFile:
+    """What is known of the file that a record was resolved to."""
+    unknown = CachedFile(name=record.name, path=path, sha256=None, proof="none", remedy="")
+    return next((file for file in cached_files(record) if file.path == path), unknown)
 
 
-def folder_holdings(folder: Path) -> Iterator[CachedFile]:
+def listed_files(folder: Path) -> Iterator[CachedFile]:
     """The files that a folder's SHA256SUMS lists. Raises CheckpointError where it has none."""
-    for filename, sha256 in read_sums(folder).items():
+    for filename, sha256 in _sums(folder).items():
         yield CachedFile(
             name=str(folder),
-            file=folder / filename,
+            path=folder / filename,
             sha256=sha256,
             proof="SHA256SUMS",
             remedy="fetch the folder again",
         )
 
 
-def read_through(holding: CachedFile, advance: Callable[[int], None]) -> VerifyResult:
+def verify_file(file: CachedFile, advance: Callable[[int], None]) -> VerifyResult:
     """Hash a file whatever was remembered of it, and remember what it is now."""
-    problem = None
     try:
-        found = digest(holding.file, advance)
-        size = holding.file.stat().st_size
+        sha256 = digest(file.path, advance)
+        size = file.path.stat().st_size
     except OSError as error:
-        problem = f"{holding.file} cannot be read ({error.strerror}); {holding.remedy}"
-        return VerifyResult(holding=holding, bytes=0, sha256=None, problem=problem)
-    cache.remember(holding.file, found)
-    if holding.sha256 not in (None, found):
-        problem = (
-            f"{holding.file} has SHA-256 {found}, but {holding.sha256} is expected; "
-            f"{holding.remedy}"
+        problem = f"{file.path} cannot be read ({error.strerror}); {file.remedy}"
+        return VerifyResult(file=file, bytes=0, sha256=None, problem=problem)
+    cache.remember(file.path, sha256)
+    return VerifyResult(file=file, bytes=size, sha256=sha256, problem=file.mismatch(sha256))
+
+
+def check_free(name: str, folder: Path) -> None:
+    """Raises CheckpointError unless the folder is new, empty, or holds this very checkpoint."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give a folder as --to")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    present = {filename for filename in names if not filename.startswith(_TEMPORARY)}
+    if present and not (present <= set(FOLDER_FILES) and _recorded_name(folder) == name):
+        raise CheckpointError(
+            f"{folder} holds other files ({', '.join(sorted(present)[:3])}); give a new or empty "
+            "folder as --to"
         )
-    return VerifyResult(holding=holding, bytes=size, sha256=found, problem=problem)
 
 
-def read_sums(folder: Path) -> dict[str, str]:
-    """The digest of each file that a folder's SHA256SUMS names; CheckpointError where it cannot."""
-    sums = folder / SUMS_FILE
+def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None]) -> str:
+    """Leave the folder whole or as it was. Returns the SHA-256 of the weights in it."""
+    if folder.exists() and (sha256 := _whole(folder, file)) is not None:
+        return sha256
+    # Beside what is new, inside what is there: a mounted disk cannot be renamed.
+    temporary = (folder if folder.exists() else folder.parent) / f"{_TEMPORARY}{os.getpid()}"
     try:
-        lines = [_LINE.fullmatch(line) for line in sums.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        temporary.mkdir(parents=True)
+        sha256 = copy_file(file.path, temporary / MODEL_FILE, advance)
+        if problem := file.mismatch(sha256):
+            raise IntegrityError(problem)
+        records = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"]
+        text = json.dumps({file.name: records[file.name]}, indent=2, ensure_ascii=False)
+        write_whole(temporary / RECORD_FILE, f"{text}\n".encode())
+        write_whole(temporary / SUMS_FILE, f"{sha256}  {MODEL_FILE}\n".encode())
+        if folder.exists():
+            for filename in FOLDER_FILES:
+                (temporary / filename).replace(folder / filename)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}); give another folder as --to"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sha256
+
+
+def copy_file(
+    source: Path, target: Path, advance: Callable[[int], None] = lambda count: None
+) -> str:
+    """Copy a file to the disk. Returns the SHA-256 of what the copy holds."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(1 << 20):
+            writer.write(chunk)
+            advance(len(chunk))
+        writer.flush()
+        os.fsync(writer.fileno())
+    return digest(target)
+
+
+def _whole(folder: Path, file: CachedFile) -> str | None:
+    """The digest of the weights in a folder that has all they need and is what it says."""
+    if not all((folder / filename).is_file() for filename in FOLDER_FILES):
+        return None
+    stated = _sums(folder).get(MODEL_FILE)
+    same = stated == digest(folder / MODEL_FILE) and file.sha256 in (None, stated)
+    return stated if same else None
+
+
+def _recorded_name(folder: Path) -> str | None:
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return next(iter(record), None) if isinstance(record, dict) else None
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        return read_sums(folder / SUMS_FILE)
+    except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{folder} has no readable {SUMS_FILE}, so nothing says what its files should be; give "
             "a folder that `deit-zoo weights fetch NAME --to DIR` made"
         ) from error
-    found = {line[2]: line[1] for line in lines if line is not None}
-    if not found or len(found) < len(lines):
+    except ValueError as error:
         raise CheckpointError(
-            f"{sums} is not what `sha256sum` writes; fetch the folder again with "
+            f"{folder / SUMS_FILE} is not what `sha256sum` writes; fetch the folder again with "
             "`deit-zoo weights fetch NAME --to DIR`"
-        )
-    return found
+        ) from error

@@ -22,7 +22,7 @@ from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import Source
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.weights.fetch import UnavailableError, held, telling_why
+from deit_zoo.weights.fetch import UnavailableError, cached_source, hub_error_context
 
 
 def regnety_160(
@@ -80,7 +80,7 @@ def pretrained(name: str) -> TimmModel:
         raise RecipeError(_no_weights(name))
     wanted = "config.json" if on_the_hub else MODEL_FILE
     try:
-        with telling_why(Source(kind="hub", filename=wanted), name.partition("@")[2]):
+        with hub_error_context(Source(kind="hub", filename=wanted), name.partition("@")[2]):
             network = timm.create_model(name, pretrained=True)
     except UnavailableError as error:
         if constants.HF_HUB_OFFLINE:
@@ -199,7 +199,7 @@ def _cached(network: Any) -> Path | None:
     """The file of the Hub's cache that timm has just read, where it was one."""
     hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
     place = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
-    return held(place)[0] if hub_id else None
+    return cached_source(place)[0] if hub_id else None
 
 
 def _no_weights(name: str) -> str:

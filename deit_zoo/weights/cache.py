@@ -42,7 +42,7 @@ def check(file: Path, sha256: str) -> None:
     policy = os.environ.get(VERIFY_ENVIRONMENT, "once")
     if policy not in VERIFY_CHOICES:
         raise ZooError(f"{VERIFY_ENVIRONMENT} is {policy!r}; set it to once, always or never")
-    if policy == "never" or (policy == "once" and _known(file) == sha256):
+    if policy == "never" or (policy == "once" and _remembered(file) == sha256):
         return
     verify(file, sha256)
     remember(file, sha256)
@@ -94,12 +94,11 @@ def one_at_a_time(name: str) -> Iterator[None]:
         lock.release()
 
 
-def _known(file: Path) -> str | None:
+def _remembered(file: Path) -> str | None:
     record = read_record("verified", str(file.resolve()))
-    if record is None:
+    if record is None or not _fingerprint(file).items() <= record.items():
         return None
-    same = all(record.get(key) == value for key, value in _fingerprint(file).items())
-    return str(record["sha256"]) if same else None
+    return str(record["sha256"])
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

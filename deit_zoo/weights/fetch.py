@@ -10,8 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,8 @@ from huggingface_hub.errors import (
 )
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
 from deit_zoo.files import digest
@@ -53,41 +53,46 @@ class UnavailableError(Exception):
     """A source has not got the file, and why; never leaves this module."""
 
 
-def locate(checkpoint: Checkpoint) -> Path:
+def fetch_checkpoint(record: Checkpoint) -> Path:
     """A verified safetensors file of a record, fetched if need be.
 
     Raises OfflineError where nothing is cached and the network may not be used, DownloadError with
     the reason of each source, IntegrityError with both digests where bytes are wrong twice.
     """
-    file, wrong = cached(checkpoint)
+    file, wrong = _cached_file(record)
     if file is not None:
         return file
     if constants.HF_HUB_OFFLINE:
-        raise wrong or OfflineError(_offline(checkpoint))
+        raise wrong or OfflineError(
+            f"the weights of {record.name} are not on this machine and HF_HUB_OFFLINE is set; "
+            f"looked at {', '.join(map(str, _searched_folders(record)))}; where there is a network "
+            f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and pass "
+            "checkpoint=DIR"
+        )
     reasons = [str(wrong)] if wrong else []
-    with cache.one_at_a_time(checkpoint.name):
-        file, _ = cached(checkpoint)  # another process may have fetched it meanwhile
+    with cache.one_at_a_time(record.name):
+        file, _ = _cached_file(record)  # another process may have fetched it meanwhile
         if file is not None:
             return file
-        for source in checkpoint.sources:
+        for source in record.sources:
             try:
                 if source.kind == "hub":
-                    return from_hub(source)
-                return from_url(checkpoint.name, source)
+                    return _from_hub(source)
+                return _from_url(record.name, source)
             except UnavailableError as error:
-                reasons.append(f"{place(source)}: {error}")
+                reasons.append(f"{describe(source)}: {error}")
     raise DownloadError(
-        f"the weights of {checkpoint.name} could not be had from any source "
+        f"the weights of {record.name} could not be had from any source "
         f"({'; '.join(reasons)}); mend one of these and try again, or on another machine type "
-        f"`deit-zoo weights fetch {checkpoint.name} --to DIR` and pass checkpoint=DIR"
+        f"`deit-zoo weights fetch {record.name} --to DIR` and pass checkpoint=DIR"
     )
 
 
-def cached(checkpoint: Checkpoint) -> tuple[Path | None, IntegrityError | None]:
+def _cached_file(record: Checkpoint) -> tuple[Path | None, IntegrityError | None]:
     """The verified file if it is on this machine, without a request; or what is wrong with it."""
     wrong = None
-    for source in checkpoint.sources:
-        file, expected = held(source)
+    for source in record.sources:
+        file, expected = cached_source(source)
         if file is None:
             continue
         try:
@@ -100,7 +105,7 @@ def cached(checkpoint: Checkpoint) -> tuple[Path | None, IntegrityError | None]:
     return None, wrong
 
 
-def from_hub(source: Source) -> Path:
+def _from_hub(source: Source) -> Path:
     """A file of the Hub, at the pinned commit or at the one that `main` is now.
 
     Without a pinned digest the one that the Hub states is checked, and recorded: should the Hub
@@ -110,49 +115,47 @@ def from_hub(source: Source) -> Path:
     if revision is None:
         stated = _stated_by_hub(source)
         revision, expected = stated["commit"], expected or stated["sha256"]
-    return _checked_download(source, revision, expected, place(source))
+    return _checked_download(source, revision, expected, describe(source))
 
 
-def from_url(name: str, source: Source) -> Path:
+def _from_url(name: str, source: Source) -> Path:
     """The original file, its prefix checked, converted once to safetensors in the zoo's cache."""
     url = str(source.url)
-    kept = cache.folder() / "originals" / name / url.rsplit("/", 1)[-1]
+    original = cache.folder() / "originals" / name / url.rsplit("/", 1)[-1]
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        original.parent.mkdir(parents=True, exist_ok=True)
         for attempt in (1, 2):
-            if not kept.is_file():  # else a process was ended before it could convert it
-                download(url, kept)
-            found = digest(kept)
-            if found.startswith(source.sha256_prefix or ""):
+            if not original.is_file():  # else a process was ended before it could convert it
+                download(url, original)
+            original_sha256 = digest(original)
+            if original_sha256.startswith(source.sha256_prefix or ""):
                 break
-            kept.unlink()
+            original.unlink()
             if attempt == 2:
                 raise IntegrityError(
-                    f"{url} gave a file of SHA-256 {found} twice, but one that begins with "
-                    f"{source.sha256_prefix} is expected; try another network"
+                    f"{url} gave a file of SHA-256 {original_sha256} twice, but one that begins "
+                    f"with {source.sha256_prefix} is expected; try another network"
                 )
-        converted = cache.folder() / "converted" / f"{name}-{found[:12]}.safetensors"
+        converted = cache.folder() / "converted" / f"{name}-{original_sha256[:12]}.safetensors"
         converted.parent.mkdir(parents=True, exist_ok=True)
 
-        from deit_zoo.weights import (
-            formats as original,  # imports torch, which nothing else here needs
-        )
+        # Imports torch, which nothing else here needs.
+        from deit_zoo.weights.formats import convert_pickle
 
-        sha256 = original.convert(kept, converted)
+        sha256 = convert_pickle(original, converted)
     except OSError as error:
         raise UnavailableError(f"{error.strerror or error}") from error
     except CheckpointError as error:
-        kept.unlink()
+        original.unlink()
         raise UnavailableError(str(error)) from error
     cache.remember(converted, sha256)
-    cache.write_record(
-        "converted", url, {"file": str(converted), "sha256": sha256, "original_sha256": found}
-    )
-    kept.unlink()
+    about = {"file": str(converted), "sha256": sha256, "original_sha256": original_sha256}
+    cache.write_record("converted", url, about)
+    original.unlink()
     return converted
 
 
-def from_hub_id(text: str) -> tuple[Path, str | None]:
+def fetch_address(text: str) -> tuple[Path, str | None]:
     """The file of `hf://org/repo[@revision][/file]` and the digest it was checked against."""
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
     if match is None:
@@ -199,20 +202,9 @@ def download(url: str, file: Path) -> None:
             return
 
 
-def place(source: Source) -> str:
+def describe(source: Source) -> str:
     """Where a source is, in words."""
     return str(source.url) if source.kind == "url" else f"the Hub's {source.repo_id}"
-
-
-def places(checkpoint: Checkpoint) -> list[Path]:
-    """Every path of this machine that is looked at for a record."""
-    found = []
-    for source in checkpoint.sources:
-        if source.kind == "hub":
-            found.append(_hf_folder(source))
-        elif source.kind == "url":
-            found.append(cache.folder() / "converted")
-    return found
 
 
 class _InterruptedError(Exception):
@@ -237,9 +229,9 @@ def _continue(url: str, file: Path) -> None:
     except requests.TooManyRedirects as error:
         raise UnavailableError("it redirects without end") from error
     except requests.ConnectionError as error:
-        raise _InterruptedError(_plain(error), attempts=CONNECT_ATTEMPTS) from error
+        raise _InterruptedError(_reason(error), attempts=CONNECT_ATTEMPTS) from error
     except requests.RequestException as error:
-        raise _InterruptedError(_plain(error)) from error
+        raise _InterruptedError(_reason(error)) from error
     with response:
         status = f"{response.status_code} {response.reason}"
         if response.status_code == 416 and have:
@@ -271,13 +263,13 @@ def _receive(response: requests.Response, part: Path, etag: Path, have: int) -> 
                 stream.write(chunk)
                 advance(len(chunk))
     except requests.RequestException as error:
-        raise _InterruptedError(_plain(error)) from error
+        raise _InterruptedError(_reason(error)) from error
     size = part.stat().st_size
     if total is not None and size != total:
         raise _InterruptedError(f"the body ended after {size} of {total} bytes")
 
 
-def held(source: Source) -> tuple[Path | None, str | None]:
+def cached_source(source: Source) -> tuple[Path | None, str | None]:
     """A source's file on this machine and the digest it must have, where one is known."""
     if source.kind == "hub":
         stated = cache.read_record("stated", _key(source)) or {}
@@ -292,8 +284,8 @@ def held(source: Source) -> tuple[Path | None, str | None]:
 
 
 def _from_hf_cache(source: Source, revision: str) -> Path | None:
-    found = try_to_load_from_cache(str(source.repo_id), str(source.filename), revision=revision)
-    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+    file = try_to_load_from_cache(str(source.repo_id), str(source.filename), revision=revision)
+    return Path(file) if isinstance(file, str) and Path(file).is_file() else None
 
 
 def _stated_by_hub(source: Source) -> dict[str, Any]:
@@ -302,7 +294,7 @@ def _stated_by_hub(source: Source) -> dict[str, Any]:
     before = cache.read_record("stated", _key(source))
     if before is not None and before["sha256"] != stated["sha256"]:
         raise IntegrityError(
-            f"{place(source)} now states SHA-256 {stated['sha256']} for {source.filename}, but "
+            f"{describe(source)} now states SHA-256 {stated['sha256']} for {source.filename}, but "
             f"stated {before['sha256']} before; if the change is meant, remove "
             f"{cache.folder() / 'stated'}"
         )
@@ -312,12 +304,13 @@ def _stated_by_hub(source: Source) -> dict[str, Any]:
 
 def _metadata(source: Source, revision: str) -> dict[str, Any]:
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
-    with telling_why(source, revision):
-        found = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
-    if found.commit_hash is None:
+    with hub_error_context(source, revision):
+        metadata = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
+    if metadata.commit_hash is None:
         raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
-    digest = found.etag if found.etag and re.fullmatch(r"[0-9a-f]{64}", found.etag) else None
-    return {"commit": found.commit_hash, "sha256": digest}
+    # The ETag of a large file is its SHA-256, of a small one its git object's SHA-1.
+    is_sha256 = metadata.etag is not None and re.fullmatch(r"[0-9a-f]{64}", metadata.etag)
+    return {"commit": metadata.commit_hash, "sha256": metadata.etag if is_sha256 else None}
 
 
 def _download(source: Source, revision: str, *, again: bool = False) -> Path:
@@ -332,7 +325,7 @@ def _download(source: Source, revision: str, *, again: bool = False) -> Path:
 
 
 def _download_once(source: Source, revision: str, again: bool) -> Path:
-    with telling_why(source, revision):
+    with hub_error_context(source, revision):
         return Path(
             hf_hub_download(
                 str(source.repo_id),
@@ -362,18 +355,18 @@ def _checked_download(source: Source, revision: str, expected: str | None, where
         try:
             cache.check(file, expected)
         except IntegrityError as error:
-            found = digest(file)
+            actual = digest(file)
             for wrong in (file.resolve(), file):
                 wrong.unlink(missing_ok=True)
             raise IntegrityError(
-                f"{where} gave a file of SHA-256 {found} twice, but {expected} is expected; "
+                f"{where} gave a file of SHA-256 {actual} twice, but {expected} is expected; "
                 "try another network or mirror (HF_ENDPOINT)"
             ) from error
     return file
 
 
 @contextmanager
-def telling_why(source: Source, revision: str) -> Iterator[None]:
+def hub_error_context(source: Source, revision: str) -> Iterator[None]:
     """Within it, what huggingface_hub raises becomes one plain reason."""
     try:
         yield
@@ -386,23 +379,19 @@ def telling_why(source: Source, revision: str) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise UnavailableError(f"it has no revision {revision}") from error
     except LocalEntryNotFoundError as error:
-        raise UnavailableError(_plain(error.__cause__ or error)) from error
+        raise UnavailableError(_reason(error.__cause__ or error)) from error
     except EntryNotFoundError as error:
         raise UnavailableError(f"it has no file {source.filename}") from error
     except ValueError as error:
-        raise UnavailableError(_plain(error.__cause__ or error)) from error
+        raise UnavailableError(_reason(error.__cause__ or error)) from error
     except (OSError, RuntimeError, HTTP_ERROR) as error:  # hf_xet raises RuntimeError
-        raise UnavailableError(_plain(error)) from error
+        raise UnavailableError(_reason(error)) from error
 
 
-def _offline(checkpoint: Checkpoint) -> str:
-    looked = ", ".join(map(str, places(checkpoint)))
-    return (
-        f"the weights of {checkpoint.name} are not on this machine and HF_HUB_OFFLINE is set; "
-        f"looked at {looked}; where there is a network type "
-        f"`deit-zoo weights fetch {checkpoint.name} --to DIR`, bring DIR here and pass "
-        "checkpoint=DIR"
-    )
+def _searched_folders(record: Checkpoint) -> list[Path]:
+    """Every folder of this machine that is looked at for a record."""
+    converted = cache.folder() / "converted"
+    return [_hf_folder(s) if s.kind == "hub" else converted for s in record.sources]
 
 
 def _hf_folder(source: Source) -> Path:
@@ -416,18 +405,14 @@ def _key(source: Source) -> str:
 
 def _retry_after(response: requests.Response) -> float | None:
     """The pause in seconds that a server asks for, by a number or a date, within reason."""
-    asked = response.headers.get("Retry-After", "")
     try:
-        if asked.isdigit():
-            seconds = float(asked)
-        else:
-            seconds = (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds()
-    except (TypeError, ValueError):
+        seconds = Retry().parse_retry_after(response.headers["Retry-After"])
+    except (KeyError, InvalidHeader):
         return None
-    return min(max(seconds, 0.0), LONGEST_PAUSE)
+    return min(seconds, LONGEST_PAUSE)
 
 
-def _plain(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The innermost reason of an error, on one line."""
     while error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]

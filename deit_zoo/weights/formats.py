@@ -22,35 +22,26 @@ from deit_zoo.files import digest, write_whole
 
 PICKLES = frozenset((".pth", ".pt", ".bin"))
 
-# transformers' keys and ours; `{}` is the number of the block.
+# transformers' keys and ours; `deit.` in front is read as `vit.`.
 _TRANSFORMERS = (
-    (r"(?:deit|vit)\.embeddings\.cls_token", "cls_token"),
-    (r"(?:deit|vit)\.embeddings\.distillation_token", "dist_token"),
-    (r"(?:deit|vit)\.embeddings\.position_embeddings", "pos_embed"),
+    (r"vit\.embeddings\.cls_token", "cls_token"),
+    (r"vit\.embeddings\.distillation_token", "dist_token"),
+    (r"vit\.embeddings\.position_embeddings", "pos_embed"),
+    (r"vit\.embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"vit\.encoder\.layer\.(\d+)\.layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
+    (r"vit\.encoder\.layer\.(\d+)\.layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
     (
-        r"(?:deit|vit)\.embeddings\.patch_embeddings\.projection\.(weight|bias)",
-        r"patch_embed.proj.\1",
-    ),
-    (
-        r"(?:deit|vit)\.encoder\.layer\.(\d+)\.layernorm_before\.(weight|bias)",
-        r"blocks.\1.norm1.\2",
-    ),
-    (r"(?:deit|vit)\.encoder\.layer\.(\d+)\.layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
-    (
-        r"(?:deit|vit)\.encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)",
+        r"vit\.encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)",
         r"blocks.\1.attn.proj.\2",
     ),
-    (
-        r"(?:deit|vit)\.encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)",
-        r"blocks.\1.mlp.fc1.\2",
-    ),
-    (r"(?:deit|vit)\.encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    (r"(?:deit|vit)\.layernorm\.(weight|bias)", r"norm.\1"),
+    (r"vit\.encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    (r"vit\.encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    (r"vit\.layernorm\.(weight|bias)", r"norm.\1"),
     (r"(?:cls_)?classifier\.(weight|bias)", r"head.\1"),
     (r"distillation_classifier\.(weight|bias)", r"head_dist.\1"),
 )
 _PROJECTION = re.compile(
-    r"(?:deit|vit)\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)"
+    r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)"
 )
 
 
@@ -73,10 +64,10 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} is not a whole PyTorch file ({_first_line(error)}); fetch it again"
         ) from error
-    return plain_tensors(content, file)
+    return _state_dict(content, file)
 
 
-def plain_tensors(content: Any, file: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     """The state dict inside what a file held, under the zoo's keys."""
     state = content
     for key in ("model", "state_dict"):
@@ -89,29 +80,28 @@ def plain_tensors(content: Any, file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} holds no state dict, neither at its top nor under 'model'; give a checkpoint"
         )
-    return renamed({key.removeprefix("module."): value for key, value in state.items()})
+    return to_zoo_keys({key.removeprefix("module."): value for key, value in state.items()})
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the zoo's keys: transformers' layout is translated."""
     if not any(key.startswith(("deit.", "vit.")) for key in state):
         return state
     tensors: dict[str, Tensor] = {}
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    projections: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        if projection := _PROJECTION.fullmatch(key):
-            block, part, kind = projection.groups()
-            parts.setdefault((block, kind), {})[part] = value
+        theirs = re.sub(r"^deit\.", "vit.", key)
+        if match := _PROJECTION.fullmatch(theirs):
+            block, part, kind = match.groups()
+            projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = value
             continue
-        for pattern, ours in _TRANSFORMERS:
-            if re.fullmatch(pattern, key):
-                tensors[re.sub(pattern, ours, key)] = value
-                break
-        else:
-            tensors[key] = value
-    for (block, kind), held in parts.items():
-        ordered = [held[part] for part in ("query", "key", "value") if part in held]
-        tensors[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(ordered)
+        pattern, ours = next(
+            (row for row in _TRANSFORMERS if re.fullmatch(row[0], theirs)), ("", "")
+        )
+        tensors[re.sub(pattern, ours, theirs) if pattern else key] = value
+    for key, parts in projections.items():
+        ordered = [parts[part] for part in ("query", "key", "value") if part in parts]
+        tensors[key] = torch.cat(ordered)
     return tensors
 
 
@@ -124,12 +114,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def convert(file: Path, converted: Path) -> str:
+def convert_pickle(file: Path, converted: Path) -> str:
     """Write a `.pth` as safetensors. Returns its SHA-256."""
-    return write(read_pickle(file), converted)
+    return write_tensors(read_pickle(file), converted)
 
 
-def write(tensors: dict[str, Tensor], file: Path) -> str:
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
     """Write tensors as safetensors, the same bytes for the same tensors. Returns the SHA-256."""
     # Copied, because safetensors holds no tensor that shares its memory with another.
     own = {

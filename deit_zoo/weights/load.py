@@ -28,6 +28,7 @@ from deit_zoo.files import (
     RECEIPT_FILE,
     SUMS_FILE,
     digest,
+    read_sums,
     verify,
     write_whole,
 )
@@ -35,27 +36,27 @@ from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed
 from deit_zoo.registry import ModelSpec
 from deit_zoo.weights import cache
-from deit_zoo.weights import formats as original
+from deit_zoo.weights.formats import PICKLES, read_pickle, to_zoo_keys
 
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 
 
-def resolve_file(checkpoint: Checkpoint) -> Path:
+def resolve_file(record: Checkpoint) -> Path:
     """The verified file of a record: inside the package, on this machine, or fetched.
 
     Raises IntegrityError where bytes are wrong, OfflineError or DownloadError where there are none.
     """
-    for source in checkpoint.sources:
+    for source in record.sources:
         if source.kind == "builtin":
             file = ASSETS / str(source.filename)
             verify(file, str(source.sha256))
             return file
 
-    from deit_zoo.weights import fetch
+    from deit_zoo.weights.fetch import fetch_checkpoint
 
-    return fetch.locate(checkpoint)
+    return fetch_checkpoint(record)
 
 
 def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
@@ -66,10 +67,10 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
     DownloadError or OfflineError where an address cannot be fetched.
     """
     if str(path).startswith("hf://"):
-        from deit_zoo.weights import fetch
+        from deit_zoo.weights.fetch import fetch_address
 
-        file, sha256 = fetch.from_hub_id(str(path))
-        return LocalCheckpoint(path=file, sha256=sha256, metadata=_metadata(file))
+        file, sha256 = fetch_address(str(path))
+        return LocalCheckpoint(path=file, sha256=sha256, metadata=read_metadata(file))
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / MODEL_FILE
@@ -81,7 +82,7 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
     sha256 = _stated_digest(file)
     if sha256 is not None:
         cache.check(file, sha256)
-    return LocalCheckpoint(path=file, sha256=sha256, metadata=_metadata(file))
+    return LocalCheckpoint(path=file, sha256=sha256, metadata=read_metadata(file))
 
 
 def load_checkpoint(
@@ -96,12 +97,15 @@ def load_checkpoint(
 ) -> ZooModel:
     """A model of `spec` with the tensors of `file`, in float32 and in eval mode."""
     tensors = read_tensors(file)
-    held = _num_classes(spec, tensors, num_classes)
+    own_classes = _num_classes(spec, tensors, num_classes)
     own_size = _img_size(spec, tensors, metadata)
     size = as_pair(img_size) if img_size is not None else own_size or as_pair(spec.img_size)
     with _Unfilled():
         model: ZooModel = spec.build(
-            num_classes=held, img_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate
+            num_classes=own_classes,
+            img_size=size,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
         )
     if own_size is not None and size != own_size:
         _resample(spec, tensors, own_size, size)
@@ -109,15 +113,15 @@ def load_checkpoint(
     _fill(model, tensors)
     if any(value.dtype != torch.float32 for value in tensors.values()):
         model.float()
-    if num_classes is not None and num_classes != held:
+    if num_classes is not None and num_classes != own_classes:
         model.reset_classifier(num_classes)
     return model.eval()
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a file under the zoo's keys; safetensors are mapped and not yet read."""
-    if file.suffix in original.PICKLES:
-        return original.read_pickle(file)
+    if file.suffix in PICKLES:
+        return read_pickle(file)
     try:
         with safe_open(file, framework="pt") as tensors:
             state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
@@ -125,7 +129,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} is not a whole safetensors file ({error}); fetch or export it again"
         ) from error
-    return original.renamed(state)
+    return to_zoo_keys(state)
 
 
 def save_model(model: ZooModel, file: Path, **metadata: Any) -> str:
@@ -151,34 +155,32 @@ class _Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = kwargs or {}
+        kwargs = kwargs or {}
         if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else given["tensor"]
-        if func in FACTORIES and given.get("device") is None:
-            given = given | {"device": "meta"}
-        return func(*args, **given)
+            return args[0] if args else kwargs["tensor"]
+        if func in FACTORIES and kwargs.get("device") is None:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
 
 
 def _stated_digest(file: Path) -> str | None:
     """The SHA-256 that a receipt or SHA256SUMS beside the file states for it."""
     sums, receipt = file.with_name(SUMS_FILE), file.with_name(RECEIPT_FILE)
+    stating = next((path for path in (sums, receipt) if path.is_file()), None)
     try:
-        if sums.is_file():
-            lines = sums.read_text(encoding="utf-8").splitlines()
-            stated = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
-            return stated[file.name]
-        if receipt.is_file():
+        if stating == sums:
+            return read_sums(sums)[file.name]
+        if stating == receipt:
             return str(json.loads(receipt.read_text(encoding="utf-8"))["sha256"][file.name])
     except (ValueError, KeyError, TypeError) as error:
-        stating = sums if sums.is_file() else receipt
         raise CheckpointError(
             f"{stating} states no SHA-256 for {file.name}; remove it to load the file without proof"
         ) from error
     return None
 
 
-def _metadata(file: Path) -> dict[str, Any]:
-    if file.suffix in original.PICKLES:
+def read_metadata(file: Path) -> dict[str, Any]:
+    if file.suffix in PICKLES:
         return {}
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -193,11 +195,11 @@ def _metadata(file: Path) -> dict[str, Any]:
     return facts
 
 
-def _num_classes(spec: ModelSpec, tensors: dict[str, Tensor], asked: int | None) -> int:
+def _num_classes(spec: ModelSpec, tensors: dict[str, Tensor], num_classes: int | None) -> int:
     for key in ("head.weight", "head.fc.weight"):  # the second is the RegNet's
         if key in tensors and tensors[key].ndim == 2:
             return tensors[key].shape[0]
-    return spec.num_classes if asked is None else 0
+    return spec.num_classes if num_classes is None else 0
 
 
 def _img_size(
@@ -244,27 +246,26 @@ def _fill(model: ZooModel, tensors: dict[str, Tensor]) -> None:
     `assign=True` in a third of the time, after `_check_fit` has found that all fit."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        for name in module._parameters:
-            if module._parameters[name] is not None:
-                module._parameters[name] = nn.Parameter(tensors[prefix + name])
-        for name in module._buffers:
-            module._buffers[name] = tensors[prefix + name]
+        for name, _ in tuple(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(tensors[prefix + name]))
+        for name, _ in tuple(module.named_buffers(recurse=False)):
+            module.register_buffer(name, tensors[prefix + name])
 
 
 def _check_fit(model: ZooModel, tensors: dict[str, Tensor], file: Path) -> None:
     state = model.state_dict()
-    wanted = {key: tuple(value.shape) for key, value in state.items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    both = sorted(wanted.keys() & found.keys())
-    wrong = [f"missing {key}" for key in sorted(wanted.keys() - found.keys())]
-    wrong += [f"unexpected {key}" for key in sorted(found.keys() - wanted.keys())]
+    wrong = [f"missing {key}" for key in sorted(state.keys() - tensors.keys())]
+    wrong += [f"unexpected {key}" for key in sorted(tensors.keys() - state.keys())]
+    both = [(key, tensors[key], state[key]) for key in sorted(state.keys() & tensors.keys())]
     wrong += [
-        f"{key} is {found[key]}, not {wanted[key]}" for key in both if wanted[key] != found[key]
+        f"{key} is {tuple(tensor.shape)}, not {tuple(own.shape)}"
+        for key, tensor, own in both
+        if tensor.shape != own.shape
     ]
     wrong += [
-        f"{key} holds {tensors[key].dtype}"
-        for key in both
-        if tensors[key].is_floating_point() != state[key].is_floating_point()
+        f"{key} holds {tensor.dtype}"
+        for key, tensor, own in both
+        if tensor.is_floating_point() != own.is_floating_point()
     ]
     if wrong:
         name = model.spec.name if model.spec else type(model).__name__

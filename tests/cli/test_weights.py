@@ -22,7 +22,7 @@ import deit_zoo as zoo
 from deit_zoo.cli.main import main
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
-from deit_zoo.weights import formats as original
+from deit_zoo.weights.formats import convert_pickle
 from support.command import Done, deit_zoo, hub_source, python, sentence, sha256, write_manifest
 from support.hub_server import HubServer
 
@@ -296,7 +296,7 @@ def test_convert_writes_the_same_bytes_every_time_and_prints_the_record(
     ]
     again = tmp_path / "again.safetensors"
     assert deit_zoo("weights", "convert", pth, "--output", again, env=alone).status == 0
-    assert digest(again) == digest(output) == original.convert(pth, tmp_path / "cached.safetensors")
+    assert digest(again) == digest(output) == convert_pickle(pth, tmp_path / "cached.safetensors")
 
 
 def test_a_converted_file_is_the_model(pth: Path, typed: Callable[..., Done]) -> None:

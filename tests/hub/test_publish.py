@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 import deit_zoo as zoo
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.hub import publish
-from deit_zoo.hub.card import CardContext, model_card
+from deit_zoo.hub.publish import CardContext, model_card
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import MODELS
 from support.command import deit_zoo, python, sentence
@@ -130,7 +130,7 @@ def test_the_card_has_its_sections_and_no_other_links_than_true_ones(folder: Pat
 @pytest.mark.parametrize("name", MODELS)
 def test_a_card_can_be_written_for_every_record(name: str) -> None:
     record = manifest_record(name)
-    story = CardContext(
+    context = CardContext(
         spec=MODELS[name],
         record=record,
         repo_id=f"org/{name}",
@@ -140,7 +140,7 @@ def test_a_card_can_be_written_for_every_record(name: str) -> None:
         receipt=None,
         curve=False,
     )
-    card = ModelCard(model_card(story))
+    card = ModelCard(model_card(context))
     assert card.data.model_name == name
     assert record.metric is not None
     assert card.data.eval_results[0].metric_value == record.metric.top1

@@ -26,7 +26,7 @@ import deit_zoo
 import golden
 from deit_zoo.errors import CheckpointError
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.weights import formats as original
+from deit_zoo.weights.formats import convert_pickle, read_pickle
 from support.command import run_python
 from support.machine import NAME, ROOT, sha256
 
@@ -67,7 +67,7 @@ def test_every_layout_of_upstream_is_read(
 ) -> None:
     file = tmp_path / "upstream.pth"
     torch.save(LAYOUTS[layout](state), file, _use_new_zipfile_serialization=zipped)
-    assert same(original.read_pickle(file), state)
+    assert same(read_pickle(file), state)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -80,7 +80,7 @@ def test_a_pth_is_a_checkpoint(suffix: str, state: State, tmp_path: Path) -> Non
 def test_the_layerscale_keys_of_deit_iii_are_kept(tmp_path: Path) -> None:
     keys = ("blocks.0.gamma_1", "blocks.0.gamma_2")
     torch.save({"model": {key: torch.ones(4) for key in keys}}, tmp_path / "deit_3.pth")
-    assert tuple(original.read_pickle(tmp_path / "deit_3.pth")) == keys
+    assert tuple(read_pickle(tmp_path / "deit_3.pth")) == keys
 
 
 class Wicked:
@@ -114,7 +114,7 @@ def test_a_bare_pickle_is_refused_too(call: Callable[..., Any], tmp_path: Path) 
     file = tmp_path / "bare.pth"
     file.write_bytes(pickle.dumps({"model": Wicked(call, "1 + 1")}, protocol=2))
     with pytest.raises(CheckpointError, match=r"so it was not read|is not a whole PyTorch file"):
-        original.read_pickle(file)
+        read_pickle(file)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -144,7 +144,7 @@ def test_what_is_no_pickle_is_one_sentence(content: bytes, tmp_path: Path) -> No
     with pytest.raises(
         CheckpointError, match=r"a\.pth is (not a whole PyTorch file|no plain pick)"
     ):
-        original.read_pickle(tmp_path / "a.pth")
+        read_pickle(tmp_path / "a.pth")
 
 
 def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
@@ -160,7 +160,7 @@ def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
         damaged[place] ^= 0x15
         file.write_bytes(bytes(damaged))
         try:
-            tensors = original.read_pickle(file)
+            tensors = read_pickle(file)
         except (CheckpointError, UserWarning):  # torch warns of a strange pickle protocol
             continue
         assert all(isinstance(value, Tensor) for value in tensors.values())
@@ -170,7 +170,7 @@ def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
 def test_a_pickle_without_a_state_dict_is_one_sentence(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"holds no state dict, neither at its top nor under"):
-        original.read_pickle(tmp_path / "a.pth")
+        read_pickle(tmp_path / "a.pth")
 
 
 def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Path) -> None:
@@ -181,12 +181,13 @@ def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Pat
             tmp_path / "a.pth",
             _use_new_zipfile_serialization=zipped,
         )
-        digests.add(original.convert(tmp_path / "a.pth", tmp_path / "a.safetensors"))
+        digests.add(convert_pickle(tmp_path / "a.pth", tmp_path / "a.safetensors"))
         assert same(load_file(tmp_path / "a.safetensors"), state)
     assert digests == {sha256((tmp_path / "a.safetensors").read_bytes())}
     code = (
-        "import sys; from pathlib import Path; from deit_zoo.weights import formats as original\n"
-        "print(original.convert(Path(sys.argv[1]), Path(sys.argv[2])))"
+        "import sys; from pathlib import Path\n"
+        "from deit_zoo.weights.formats import convert_pickle\n"
+        "print(convert_pickle(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
     done = run_python(["-c", code, *arguments], cwd=ROOT)
@@ -196,7 +197,7 @@ def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Pat
 def test_tensors_that_share_memory_or_lie_across_are_converted(tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     torch.save({"model": {"a": weight, "b": weight, "c": weight.T}}, tmp_path / "a.pth")
-    original.convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    convert_pickle(tmp_path / "a.pth", tmp_path / "a.safetensors")
     converted = load_file(tmp_path / "a.safetensors")
     assert same(converted, {"a": weight, "b": weight, "c": weight.T})
 
