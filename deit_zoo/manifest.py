@@ -11,7 +11,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.registry import MODELS
@@ -19,15 +20,14 @@ from deit_zoo.registry import MODELS
 SCHEMA_VERSION = 1
 FILENAME = "weights_manifest.json"
 ENVIRONMENT = "DEIT_ZOO_MANIFEST"
-
-_HEX = re.compile(r"[0-9a-f]+")
+_hints = cache(get_type_hints)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One place where a checkpoint's file can be had. A null digest is unknown, never guessed."""
 
-    kind: str
+    kind: Literal["builtin", "hub", "url"]
     filename: str | None = None
     sha256: str | None = None
     repo_id: str | None = None
@@ -53,6 +53,12 @@ _SOURCE_FIELDS = {
     "hub": {"kind", "repo_id", "filename", "revision", "sha256", "bytes"},
     "url": {"kind", "url", "sha256_prefix", "format"},
 }
+# Fields that hold hexadecimal digits, and how many.
+_HEX = (
+    ("sha256", "[0-9a-f]{64}", "64"),
+    ("revision", "[0-9a-f]{40}", "40"),
+    ("sha256_prefix", "[0-9a-f]{8,}", "8 or more"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +83,11 @@ class Checkpoint:
     sources: tuple[Source, ...]
     num_params: int
     num_classes: int
-    labels: str
+    labels: Literal["imagenet1k", "digits"]
     crop_pct: float
-    interpolation: str
+    interpolation: Literal["bicubic"]
     metrics: dict[str, Metric]
-    origin: str
+    origin: Literal["upstream", "reproduced"]
     license: str
     paper: str | None
     log: str | None = None
@@ -173,48 +179,43 @@ def _record(name: str, value: Any) -> Checkpoint:
     where = f"manifest record {name!r}"
     if name not in MODELS:
         raise CheckpointError(f"{where}: no model of the registry has this canonical name")
-    required = {field.name for field in fields(Checkpoint)} - {"name", "log"}
-    reproduced = isinstance(value, dict) and value.get("origin") == "reproduced"
-    _check_fields(value, required | {"log"} if reproduced else required, where)
-    _check_choice(value["origin"], ("upstream", "reproduced"), f"{where}: origin")
-    _check_choice(value["interpolation"], ("bicubic",), f"{where}: interpolation")
-    _check_choice(value["labels"], ("imagenet1k", "digits"), f"{where}: labels")
-    for key in ("num_params", "num_classes"):
-        _check_positive(value[key], int, f"{where}: {key}")
-    _check_positive(value["crop_pct"], (int, float), f"{where}: crop_pct")
-    if value["crop_pct"] > 1:
-        raise CheckpointError(f"{where}: crop_pct is {value['crop_pct']}; it must be at most 1")
+    expected = {field.name for field in fields(Checkpoint)} - {"name", "log"}
+    if reproduced := isinstance(value, dict) and value.get("origin") == "reproduced":
+        expected.add("log")
+    _check_fields(value, expected, where)
+    _check_types(value, Checkpoint, where)
     if reproduced:
         _check_type(value["log"], str, f"{where}: log")
-    _check_type(value["license"], str, f"{where}: license")
-    _check_type(value["paper"], (str, type(None)), f"{where}: paper")
-    _check_type(value["sources"], list, f"{where}: sources")
-    _check_type(value["metrics"], dict, f"{where}: metrics")
+    for key in ("num_params", "num_classes", "crop_pct"):
+        if value[key] <= 0:
+            raise CheckpointError(f"{where}: {key} is {value[key]!r}; it must be above 0")
+    if value["crop_pct"] > 1:
+        raise CheckpointError(f"{where}: crop_pct is {value['crop_pct']}; it must be at most 1")
     if not value["sources"]:
         raise CheckpointError(f"{where}: sources is empty; give at least one")
-    parts: dict[str, Any] = {
-        "sources": tuple(
-            _source(source, f"{where}: source {number}")
-            for number, source in enumerate(value["sources"])
-        ),
-        "metrics": {
-            key: _metric(metric, f"{where}: metric {key!r}")
-            for key, metric in value["metrics"].items()
-        },
+    sources = tuple(
+        _source(source, f"{where}: source {number}")
+        for number, source in enumerate(value["sources"])
+    )
+    metrics = {
+        key: _metric(metric, f"{where}: metric {key!r}") for key, metric in value["metrics"].items()
     }
-    return Checkpoint(name=name, **(value | parts))
+    return Checkpoint(name=name, **(value | {"sources": sources, "metrics": metrics}))
 
 
 def _source(value: Any, where: str) -> Source:
     _check_type(value, dict, where)
-    _check_choice(value.get("kind"), tuple(_SOURCE_FIELDS), f"{where}: kind")
+    _check_type(value.get("kind"), _hints(Source)["kind"], f"{where}: kind")
     _check_fields(value, _SOURCE_FIELDS[value["kind"]], where)
-    for key, digits in (("sha256", 64), ("revision", 40), ("sha256_prefix", None)):
-        _check_hex(value.get(key), digits, f"{where}: {key}")
-    for key in ("filename", "repo_id", "url", "format"):
-        if key in value:
-            _check_type(value[key], str, f"{where}: {key}")
-    _check_type(value.get("bytes"), (int, type(None)), f"{where}: bytes")
+    _check_types(value, Source, where)
+    for key in {"filename", "repo_id", "url", "format"} & value.keys():
+        _check_type(value[key], str, f"{where}: {key}")
+    for key, pattern, length in _HEX:
+        if value.get(key) is not None and not re.fullmatch(pattern, value[key]):
+            raise CheckpointError(
+                f"{where}: {key} is {value[key]!r}; it must be {length} hexadecimal digits, or "
+                "null where unknown"
+            )
     if value["kind"] == "builtin" and value["sha256"] is None:
         raise CheckpointError(f"{where}: sha256 is null, but a builtin file's digest is known")
     return Source(**value)
@@ -222,43 +223,45 @@ def _source(value: Any, where: str) -> Source:
 
 def _metric(value: Any, where: str) -> Metric:
     _check_fields(value, {field.name for field in fields(Metric)}, where)
-    for key in ("top1", "top5", "loss"):
-        _check_type(value[key], (int, float, type(None)), f"{where}: {key}")
-    _check_type(value["source"], (str, type(None)), f"{where}: source")
+    _check_types(value, Metric, where)
     return Metric(**value)
 
 
 def _check_fields(value: Any, expected: set[str], where: str) -> None:
     _check_type(value, dict, where)
-    unknown, missing = sorted(set(value) - expected), sorted(expected - set(value))
+    unknown, missing = sorted(value.keys() - expected), sorted(expected - value.keys())
     if unknown or missing:
-        told = [f"unknown fields {unknown}"] if unknown else []
-        told += [f"missing fields {missing}"] if missing else []
-        raise CheckpointError(f"{where} has {' and '.join(told)}; it must have {sorted(expected)}")
+        problems = [f"unknown fields {unknown}"] if unknown else []
+        problems += [f"missing fields {missing}"] if missing else []
+        raise CheckpointError(
+            f"{where} has {' and '.join(problems)}; it must have {sorted(expected)}"
+        )
 
 
-def _check_type(value: Any, kind: type | tuple[type, ...], where: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise CheckpointError(f"{where} is {value!r}; it must be of type {wanted}")
+def _check_types(value: dict[str, Any], record: type, where: str) -> None:
+    """Raises CheckpointError unless every field has the type that the record's class states."""
+    hints = _hints(record)
+    for key in hints.keys() & value.keys():
+        _check_type(value[key], hints[key], f"{where}: {key}")
 
 
-def _check_positive(value: Any, kind: type | tuple[type, ...], where: str) -> None:
-    _check_type(value, kind, where)
-    if value <= 0:
-        raise CheckpointError(f"{where} is {value!r}; it must be above 0")
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise CheckpointError(f"{where} is {value!r}; it must be one of {choices}")
+        return
+    types = _json_types(hint)
+    if not isinstance(value, types) or isinstance(value, bool):
+        names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
+        raise CheckpointError(f"{where} is {value!r}; it must be of type {names}")
 
 
-def _check_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
-    if value not in choices:
-        raise CheckpointError(f"{where} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def _check_hex(value: Any, digits: int | None, where: str) -> None:
-    _check_type(value, (str, type(None)), where)
-    if value is not None and not (
-        _HEX.fullmatch(value) and len(value) == (digits or len(value)) and len(value) >= 8
-    ):
-        length = f"{digits} hexadecimal digits" if digits else "8 or more hexadecimal digits"
-        raise CheckpointError(f"{where} is {value!r}; it must be {length}, or null where unknown")
+def _json_types(hint: Any) -> tuple[type, ...]:
+    """The types as which JSON gives what a field of this type holds."""
+    if get_origin(hint) is UnionType:
+        return tuple(kind for option in get_args(hint) for kind in _json_types(option))
+    if hint is float:
+        return int, float
+    kind = get_origin(hint) or hint
+    return (list if kind is tuple else kind,)

@@ -1,1 +1,19 @@
 """From a record to verified bytes to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deit_zoo.models.layers import ZooModel
+
+
+def save(model: ZooModel, file: Path, **metadata: Any) -> str:
+    """Write a model as safetensors that `create(NAME, checkpoint=FILE)` loads. Returns SHA-256.
+
+    `labels`, a list of class names, goes with the weights; so does other metadata.
+    """
+    from deit_zoo.weights.load import save_model
+
+    return save_model(model, file, **metadata)

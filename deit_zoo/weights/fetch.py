@@ -313,7 +313,7 @@ def _metadata(source: Source, revision: str) -> dict[str, Any]:
     return {"commit": metadata.commit_hash, "sha256": metadata.etag if is_sha256 else None}
 
 
-def _download(source: Source, revision: str, *, again: bool = False) -> Path:
+def _download(source: Source, revision: str, again: bool) -> Path:
     """The file through huggingface_hub; a line that breaks or a store that is ill gets one more."""
     try:
         return _download_once(source, revision, again)
@@ -345,24 +345,21 @@ def _may_pass(error: BaseException | None) -> bool:
 
 def _checked_download(source: Source, revision: str, expected: str | None, where: str) -> Path:
     """The file with the expected digest; a wrong one is fetched once more, then dropped."""
-    file = _download(source, revision)
-    if expected is None:
-        return file
-    try:
-        cache.check(file, expected)
-    except IntegrityError:
-        file = _download(source, revision, again=True)
+    for again in (False, True):
+        file = _download(source, revision, again)
         try:
-            cache.check(file, expected)
-        except IntegrityError as error:
-            actual = digest(file)
-            for wrong in (file.resolve(), file):
-                wrong.unlink(missing_ok=True)
-            raise IntegrityError(
-                f"{where} gave a file of SHA-256 {actual} twice, but {expected} is expected; "
-                "try another network or mirror (HF_ENDPOINT)"
-            ) from error
-    return file
+            if expected is not None:
+                cache.check(file, expected)
+        except IntegrityError:
+            continue
+        return file
+    actual = digest(file)
+    for wrong in (file.resolve(), file):
+        wrong.unlink(missing_ok=True)
+    raise IntegrityError(
+        f"{where} gave a file of SHA-256 {actual} twice, but {expected} is expected; "
+        "try another network or mirror (HF_ENDPOINT)"
+    )
 
 
 @contextmanager
