@@ -130,10 +130,10 @@ def attention_map(
         ZooError: the model has no attention, or no class token in this layer.
         DataError: the image cannot be read.
 
-    >>> found = deit_zoo.attention_map("seven.png", "deit_pico_digits")
-    >>> found.maps.shape  # tokens, heads, rows, columns
+    >>> attention = deit_zoo.attention_map("seven.png", "deit_pico_digits")
+    >>> attention.maps.shape  # tokens, heads, rows, columns
     torch.Size([1, 4, 4, 4])
-    >>> found.save("attention.png")
+    >>> attention.save("attention.png")
     """
     from deit_zoo.data.transforms import as_tensor
     from deit_zoo.inference import attention
@@ -146,7 +146,7 @@ def attention_map(
         network = resolve_model(model, device)
         attention.check_attentive(spec_of(network))
         attention.check_size(network, img_size)
-    pixels = as_tensor(image, transform(network))
+    pixels = as_tensor(image, transform(network).pixels)
     return attention.attention_map(network, pixels, layer=layer, method=method)
 
 

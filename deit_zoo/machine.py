@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,19 @@ def usable_device(device: str | torch.device) -> torch.device:
             "PyTorch finds a GPU"
         ) from error
     return place
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def missing_compiler() -> str | None:
+    """The C++ compiler that torch would call and that is not on the PATH; None where it is."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return None if shutil.which(compiler) else compiler
 
 
 def require_extra(extra: str, what: str, *modules: str) -> None:

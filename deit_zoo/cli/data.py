@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ def check_(
     """
     from deit_zoo.data.image_set import open_unchecked
     from deit_zoo.data.survey import bad_images, scan
+    from deit_zoo.machine import usable_cores
 
     bad: list[tuple[str, str]] = []
     # A file's name may be any bytes; it is printed as it is.
@@ -59,7 +59,7 @@ def check_(
             talk.print(f"[bold]{escape(label):<10}[/]  {escape(line)}")
         with _bar("images") as decoded:
             both = (open_unchecked(data, "train"), open_unchecked(data, "val"))
-            threads = workers or os.cpu_count() or 1
+            threads = workers or usable_cores()
             for name, reason in bad_images(*both, workers=threads, progress=decoded):
                 bad.append((name, reason))
                 if not as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections import deque
@@ -13,6 +12,8 @@ from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
+
+from deit_zoo.machine import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,9 +46,7 @@ def prefetch(
 
 def default_threads() -> int:
     """One for each core that this process may use, at most 16."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    return min(MOST_THREADS, os.cpu_count() or 1)
+    return min(MOST_THREADS, usable_cores())
 
 
 def ordered_map(

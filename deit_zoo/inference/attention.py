@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import DataError, ImageSizeError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.files import write_whole
@@ -105,7 +105,7 @@ def check_size(network: ZooModel, img_size: int | tuple[int, int] | None) -> Non
 def attention_map(
     network: ZooModel, pixels: Tensor, *, layer: int = -1, method: Method = "heads"
 ) -> AttentionMap:
-    """The attention of a model's prefix tokens on one prepared image (3, height, width)."""
+    """The attention of a model's prefix tokens on uint8 pixels (3, height, width)."""
     if method not in METHODS:
         raise ZooError(f"method is {method!r}; give one of {', '.join(METHODS)}")
     assert network.spec is not None, "a model without a spec came this far"
@@ -115,7 +115,7 @@ def attention_map(
     transformer: Any = network
     num_prefix: int = transformer.num_prefix_tokens
     weight = next(network.parameters())
-    batch = pixels[None].to(weight.device, weight.dtype)
+    batch = normalized(pixels)[None].to(weight.device, weight.dtype)
     with eval_mode(network), torch.no_grad():
         maps = transformer.attention(batch, range(number + 1) if through else [number])
     layers = [layer_map[0].float() for layer_map in maps]
@@ -129,6 +129,7 @@ def attention_map(
     rows = torch.cat([part for _, part in shown]).transpose(0, 1).cpu()  # (prefix, panels, T)
     if not rows.isfinite().all():
         raise ZooError(f"the attention of {name} is not finite; its weights are broken")
+    rgb = bytes(pixels.permute(1, 2, 0).flatten().tolist())
     return AttentionMap(
         model=name,
         layer=number,
@@ -136,7 +137,7 @@ def attention_map(
         panels=tuple(panel for panels, _ in shown for panel in panels),
         maps=rows[..., num_prefix:].reshape(*rows.shape[:2], *transformer.patch_embed.grid_size),
         on_tokens=rows[..., :num_prefix].contiguous(),
-        image=as_image(pixels),
+        image=Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), rgb),
     )
 
 
@@ -162,15 +163,6 @@ def _step(attention: Tensor, num_tokens: int) -> Tensor:
     rows = slice(first, first + attention.shape[0])
     step[rows, first:] = 0.5 * attention + 0.5 * step[rows, first:]
     return step / step.sum(dim=-1, keepdim=True)
-
-
-def as_image(pixels: Tensor) -> Image.Image:
-    """A normalised tensor (3, height, width) as the 8-bit picture that it was made of."""
-    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
-    std = torch.tensor(IMAGENET_STD)[:, None, None]
-    scaled = (pixels.float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-    values = scaled.permute(1, 2, 0).flatten().tolist()
-    return Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), bytes(values))
 
 
 def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> None:

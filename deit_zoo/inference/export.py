@@ -12,8 +12,6 @@ import copy
 import json
 import logging
 import os
-import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +39,7 @@ from deit_zoo.data.transforms import (
 from deit_zoo.errors import DataError, DifferenceError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.inference.classify import class_names
-from deit_zoo.machine import require_extra, usable_device
+from deit_zoo.machine import missing_compiler, require_extra, usable_device
 from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.version import __version__
 
@@ -194,8 +192,11 @@ def check_options(
             raise ZooError(f"opset is {opset}; give one from {OPSET} to {newest}")
     elif opset is not None:
         raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
-    elif aot:
-        _check_compiler()
+    elif aot and (compiler := missing_compiler()):
+        raise ZooError(
+            f"AOTInductor needs a C++ compiler, and {compiler} is not on the PATH; install it, set "
+            "CXX to another, or leave out --aot"
+        )
     usable_device(device or "cpu")
     if file.is_dir():
         raise DataError(f"{file} is a folder; give the name of a file")
@@ -218,15 +219,6 @@ def _format_of(file: Path, to: str | None) -> str:
     if to not in (None, suffix):
         raise ZooError(f"{file} is no {to} file by its name; give FILE.{to}")
     return suffix
-
-
-def _check_compiler() -> None:
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise ZooError(
-            f"AOTInductor needs a C++ compiler, and {compiler} is not on the PATH; install it, set "
-            "CXX to another, or leave out --aot"
-        )
 
 
 def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:

@@ -162,7 +162,7 @@ def test_there_is_a_thread_for_each_core_but_not_for_hundreds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cores: set[int] = set(range(5))
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: cores, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
     assert default_threads() == 5
     cores.update(range(128))
     assert default_threads() == 16
