@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_picture, complete_name, pixels, print_json, talk, writing
+from deit_zoo.cli.console import check_picture, print_json, talk, writing
+from deit_zoo.cli.options import (
+    Device,
+    FiguresAsJson,
+    ImgSize,
+    OtherWeights,
+    complete_name,
+    pixels,
+)
 from deit_zoo.errors import DataError
 from deit_zoo.registry import resolve
 
@@ -39,17 +47,10 @@ def attention_(
     method: Annotated[
         Shown, typer.Option(help="Each head, their mean, rollout through the layers.")
     ] = Shown.ALL,
-    img_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the figures; a picture only with --output."),
-    ] = False,
+    img_size: ImgSize = None,
+    device: Device = None,
+    checkpoint: OtherWeights = None,
+    as_json: FiguresAsJson = False,
 ) -> None:
     """What the class token looks at: a map for each head, their mean, and rollout."""
     from deit_zoo.api import attention_map
@@ -70,15 +71,15 @@ def attention_(
         model,
         pretrained=True,
         checkpoint=checkpoint,
-        img_size=None if img_size is None else pixels(img_size),
+        img_size=pixels(img_size),
         device=device,
     )
-    found = attention_map(source, network, layer=layer, method=method.value)
+    attention = attention_map(source, network, layer=layer, method=method.value)
     if as_json:
-        print_json({"image": image} | found.to_dict())
+        print_json({"image": image} | attention.to_dict())
     if file is not None:
         with writing(file):
-            found.save(file)
+            attention.save(file)
         talk.print(f"the picture is {escape(str(file))}")
 
 

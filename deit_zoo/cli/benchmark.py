@@ -16,17 +16,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from deit_zoo.cli.console import (
-    PNG,
-    AsJson,
-    Bar,
-    complete_name,
-    out,
-    pixels,
-    print_json,
-    talk,
-    writing,
-)
+from deit_zoo.cli.console import PNG, Bar, out, print_json, talk, writing
+from deit_zoo.cli.options import AsJson, complete_name, pixels
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib, usable_device
@@ -128,7 +119,7 @@ def benchmark_(
         batch_sizes=batch_size or [1, 8],
         precisions=[SHORT.get(one, one) for one in precisions],
         modes=modes,
-        img_size=None if img_size is None else pixels(img_size),
+        img_size=pixels(img_size),
         device=str(usable_device(device)),
         threads=torch.get_num_threads() if threads is None else threads,
         train=train,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import AsJson, Bar, complete_name, out, print_json, talk
+from deit_zoo.cli.console import Bar, out, print_error, print_json, talk
+from deit_zoo.cli.options import MODEL_OR_RUN, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
 from deit_zoo.registry import resolve
 from deit_zoo.results import Prediction
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     # The name of a file or a URL, the bytes from stdin, or why an argument names no image.
     Source = str | bytes | DataError
-    Found = tuple[str, list[Prediction]]
+    Row = tuple[str, list[Prediction]]
 
 URL_LIMIT = 64 * 2**20
 
@@ -33,13 +34,10 @@ URL_LIMIT = 64 * 2**20
 def classify_(
     images: Annotated[list[str], typer.Argument(help="Files, folders, URLs, or - for stdin.")],
     model: Annotated[
-        str,
-        typer.Option(
-            help="Any spelling of a model, or the folder of a run.", autocompletion=complete_name
-        ),
+        str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
     ] = "deit_small",
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read images (default: one per core).")
@@ -51,24 +49,24 @@ def classify_(
     Exit 0; 1: an image could not be read; 130: stopped by Ctrl-C.
     """
     rows: list[dict[str, Any]] = []
-    bad: list[DataError] = []
+    errors: list[DataError] = []
     try:
         network = _network(model, device)
         sources = [source for argument in images for source in _listed(argument)]
-        for found, faults in _classified(sources, network, topk, batch_size, workers):
-            bad += faults
+        for classified, unread in _classify(sources, network, topk, batch_size, workers):
+            errors += unread
             if as_json:
-                rows += map(_row, found)
-            elif found:
-                out.print("\n".join(map(_lines, found)))
+                rows += map(_as_dict, classified)
+            elif classified:
+                out.print("\n".join(map(_lines, classified)))
     except KeyboardInterrupt:
         talk.print("stopped")
         raise typer.Exit(130) from None
     if as_json:
         print_json(rows)
-    for fault in bad:
-        talk.print(f"[bold red]error:[/] {escape(str(fault))}")
-    if bad:
+    for error in errors:
+        print_error(error)
+    if errors:
         raise typer.Exit(1)
 
 
@@ -80,18 +78,18 @@ def _network(model: str, device: str | None) -> ZooModel:
     return load_model(model, device)
 
 
-def _classified(
+def _classify(
     sources: Sequence[Source], network: ZooModel, topk: int, batch_size: int, workers: int | None
-) -> Iterator[tuple[list[Found], list[DataError]]]:
-    """Batch by batch, what was found in images and why others could not be read."""
+) -> Iterator[tuple[list[Row], list[DataError]]]:
+    """Batch by batch, the classes of images and why others could not be read."""
     from deit_zoo.data.prefetch import prefetch
     from deit_zoo.inference.classify import predictions
     from deit_zoo.zoo import transform
 
     prepare = transform(network)
-    with ExitStack() as held:
-        bar = held.enter_context(Bar("images")) if len(sources) > batch_size else None
-        batches = held.enter_context(
+    with ExitStack() as stack:
+        bar = stack.enter_context(Bar("images")) if len(sources) > batch_size else None
+        batches = stack.enter_context(
             prefetch(
                 sources,
                 lambda source: _read(source, prepare),
@@ -101,24 +99,24 @@ def _classified(
         )
         done = 0
         for batch in batches:
-            good = [one for one in batch if not isinstance(one, DataError)]
-            best = predictions(network, [pixels for _, pixels in good], topk) if good else []
-            found = [(name, classes) for (name, _), classes in zip(good, best, strict=True)]
-            yield found, [one for one in batch if isinstance(one, DataError)]
+            images = [item for item in batch if not isinstance(item, DataError)]
+            best = predictions(network, [pixels for _, pixels in images], topk) if images else []
+            rows = [(name, classes) for (name, _), classes in zip(images, best, strict=True)]
+            yield rows, [item for item in batch if isinstance(item, DataError)]
             done += len(batch)
             if bar:
                 bar(done, len(sources))
 
 
-def _row(found: Found) -> dict[str, Any]:
-    name, classes = found
-    return {"image": name, "predictions": [asdict(one) for one in classes]}
+def _as_dict(row: Row) -> dict[str, Any]:
+    name, classes = row
+    return {"image": name, "predictions": [asdict(prediction) for prediction in classes]}
 
 
-def _lines(found: Found) -> str:
-    name, classes = found
-    shown = [f"  {100 * one.probability:6.2f} %  {escape(one.label)}" for one in classes]
-    return "\n".join((f"[bold]{escape(name)}[/]", *shown))
+def _lines(row: Row) -> str:
+    name, classes = row
+    lines = [f"  {100 * one.probability:6.2f} %  {escape(one.label)}" for one in classes]
+    return "\n".join((f"[bold]{escape(name)}[/]", *lines))
 
 
 def _listed(argument: str) -> Iterator[Source]:

@@ -1,39 +1,43 @@
-"""What every command says and how: data to stdout, talk to stderr."""
+"""How every command talks: data to stdout, talk to stderr; one table, one bar, one JSON."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.registry import MODELS
+from deit_zoo.errors import DataError
 
 out = Console(highlight=False, soft_wrap=True)
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def complete_name(incomplete: str) -> list[str]:
-    """The models whose names begin so, for the shell."""
-    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
-
-
-Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 def print_json(value: Any) -> None:
     """Data, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not is_unicode()) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Write to stdout as it is; where it has not a character, its number stands for it."""
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def is_unicode() -> bool:
+    """Whether stdout has every character."""
+    return (sys.stdout.encoding or "ascii").lower().replace("-", "") == "utf8"
+
+
+def print_error(error: object, label: str = "error") -> None:
+    """A sentence on what went wrong."""
+    talk.print(f"[bold red]{label}:[/] {escape(str(error))}")
 
 
 def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
@@ -43,23 +47,59 @@ def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         console.print(f"[bold]{label:<{width}}[/]  {escape(value)}")
 
 
-def pixels(img_size: str) -> int | tuple[int, int]:
-    """`224`, or `192x256` for height and width."""
-    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", img_size)):
-        raise ImageSizeError(f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)")
-    height = int(parts[1])
-    return (height, int(parts[2])) if parts[2] else height
+def print_table(
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    styles: Mapping[str, str] | None = None,
+) -> None:
+    """Rows under a bold heading; columns `right` are flush right, cells in `styles` coloured.
+
+    The last column, mostly paths, is left whole however long it is.
+    """
+    heading, *body = columns(rows, right)
+    out.print(f"[bold]{escape('  '.join(heading).rstrip())}[/]")
+    for row in body:
+        cells = []
+        for cell in row:
+            style = (styles or {}).get(cell.strip())
+            cells.append(f"[{style}]{escape(cell)}[/]" if style else escape(cell))
+        out.print("  ".join(cells).rstrip())
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[list[str]]:
+    """Cells padded to the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
 
 
 class Bar:
-    """A progress bar on stderr, shown on a terminal only; called with (done, all)."""
+    """A progress bar on stderr, shown on a terminal only; called with (done, total).
 
-    def __init__(self, what: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+    With `size`, a number of bytes, it is moved on by `advance`.
+    """
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
-        self.progress = Progress(
+    def __init__(self, what: str, *, size: int | None = None) -> None:
+        from rich import progress as rich
+
+        self.what = what
+        self.done, self.total = 0, size
+        columns: tuple[rich.ProgressColumn, ...] = (
+            rich.MofNCompleteColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[speed]}"),
+        )
+        if size is not None:
+            columns = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        self.progress = rich.Progress(
+            rich.TextColumn(what),
+            rich.BarColumn(),
             *columns,
             console=talk,
             transient=True,
@@ -67,7 +107,7 @@ class Bar:
             # A bar would take what is printed to stdout to where it stands itself.
             redirect_stdout=sys.stdout.isatty(),
         )
-        self.task = self.progress.add_task(what, total=None)
+        self.task = self.progress.add_task(what, total=size, speed="")
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -77,7 +117,19 @@ class Bar:
         self.progress.stop()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        self.progress.update(self.task, completed=done, total=total)
+        self.done, self.total = done, total
+        speed = self.progress.tasks[0].speed
+        text = f"{speed:,.0f} {self.what}/s" if speed else ""
+        self.progress.update(self.task, completed=done, total=total, speed=text)
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        self.progress.advance(self.task, count)
+
+
+def ignore(*_: object) -> None:
+    """The talk of a process that is not the first: none."""
 
 
 def check_picture(file: Path) -> None:
@@ -86,12 +138,17 @@ def check_picture(file: Path) -> None:
         raise DataError(f"{file} is no name of a PNG; type --output FILE.png")
     if file.is_dir():
         raise DataError(f"{file} is a folder; type --output FILE.png")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another --output")
+    check_parent(file)
     with writing(file):
-        held = file.read_bytes() if file.exists() else PNG
-    if not held.startswith(PNG):
+        content = file.read_bytes() if file.exists() else PNG
+    if not content.startswith(PNG):
         raise DataError(f"{file} is there and no PNG; give another --output")
+
+
+def check_parent(file: Path, option: str = "--output") -> None:
+    """Raises DataError where there is no folder to put a file in."""
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
 
 
 @contextmanager

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import talk
+from deit_zoo.cli.console import Bar, print_error, print_json, talk
+from deit_zoo.cli.options import AsJson
 
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Survey
@@ -27,7 +25,7 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
     """The embedded handwritten digits as an image folder with train/ and val/."""
     from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL, write_folder
 
-    with _bar("images") as bar:
+    with Bar("images") as bar:
         write_folder(output, bar)
     talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
 
@@ -38,7 +36,7 @@ def check_(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count the classes and decode every image; bad files are listed, each with a tab and why.
 
@@ -53,14 +51,14 @@ def check_(
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        with _bar("files") as listed:
-            found = scan(data, lambda files: listed(files, None))
-        for label, line in found.lines():
+        with Bar("files") as bar:
+            survey = scan(data, bar)
+        for label, line in survey.lines():
             talk.print(f"[bold]{escape(label):<10}[/]  {escape(line)}")
-        with _bar("images") as decoded:
+        with Bar("images") as bar:
             both = (open_unchecked(data, "train"), open_unchecked(data, "val"))
             threads = workers or usable_cores()
-            for name, reason in bad_images(*both, workers=threads, progress=decoded):
+            for name, reason in bad_images(*both, workers=threads, progress=bar):
                 bad.append((name, reason))
                 if not as_json:
                     sys.stdout.write(f"{name}\t{reason}\n")
@@ -69,43 +67,23 @@ def check_(
         talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None
     if as_json:
-        _print_json(found, bad)
-    if found.problem:
-        talk.print(f"[bold red]error:[/] {escape(found.problem)}")
-    images = _count(found.train.images + found.val.images, "image")
+        print_json(_as_dict(survey, bad))
+    if survey.problem:
+        print_error(survey.problem)
+    images = _count(survey.train.images + survey.val.images, "image")
     talk.print(f"{images} read, {len(bad):,} bad")
-    if bad or found.problem:
+    if bad or survey.problem:
         raise typer.Exit(1)
 
 
-def _print_json(found: Survey, bad: list[tuple[str, str]]) -> None:
+def _as_dict(survey: Survey, bad: list[tuple[str, str]]) -> dict[str, Any]:
     splits = {
-        split: asdict(held) | {"images": held.images}
-        for split, held in (("train", found.train), ("val", found.val))
+        name: asdict(split) | {"images": split.images}
+        for name, split in (("train", survey.train), ("val", survey.val))
     }
     files = [{"file": name, "reason": reason} for name, reason in bad]
-    held = {"data": found.data, **splits, "problem": found.problem, "bad": files}
-    sys.stdout.write(json.dumps(held, indent=2, ensure_ascii=False) + "\n")
+    return {"data": survey.data, **splits, "problem": survey.problem, "bad": files}
 
 
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number:,} {what}s"
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar of things done on stderr, on a terminal only; called with (done, all)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(
-        *columns,
-        console=talk,
-        transient=True,
-        disable=not talk.is_terminal,
-        # What goes into a file or a pipe is not for the bar to print.
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"

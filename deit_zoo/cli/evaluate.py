@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from deit_zoo.cli.console import AsJson, Bar, complete_name, out, print_json, talk
+from deit_zoo.cli.console import Bar, ignore, out, print_json, print_table, talk
+from deit_zoo.cli.options import AsJson, Device, NameOrRun
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
 from deit_zoo.results import Evaluation
@@ -24,36 +24,77 @@ if TYPE_CHECKING:
 
 # Others who measured the published DeiT files, with other libraries and processors, landed within
 # 0.06 of the authors' top-1 (mmpretrain, PaddleViT, a TensorFlow port); CaiT's differ by as much.
-RERUN_BAND = 0.1
+RERUN_TOLERANCE = 0.1
 # Each with the decimals that it is shown with.
 FIGURES = {"top1": 3, "top5": 3, "loss": 4}
 
 
-class Images(Bar):
-    """A bar of images with their speed, that knows how far it came."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What was measured beside what was published; `reached` is None where nobody can say."""
 
-    def __init__(self) -> None:
-        from rich.progress import TextColumn
+    model: ModelInfo
+    labels: str | None
+    published: Metric | None
+    measured: Evaluation
+    reached: bool | None
+    sentence: str
 
-        super().__init__("images")
-        self.progress.columns += (TextColumn("{task.fields[speed]}"),)
-        self.progress.update(self.task, speed="")
-        self.reached = ""
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        figures = {}
+        for figure in FIGURES:
+            measured, published = getattr(self.measured, figure), self.published_figure(figure)
+            figures[figure] = {
+                "measured": measured,
+                "published": published,
+                "difference": None if published is None else round(measured - published, 6),
+            }
+        return {
+            "model": self.model.name,
+            "labels": self.labels,
+            "num_images": self.measured.num_images,
+            "num_judged": self.measured.num_images - self.measured.num_unjudged,
+            **figures,
+            "source": self.published.source if self.published else None,
+            "reached": self.reached,
+            "verdict": self.sentence,
+        }
 
-    def __call__(self, done: int, total: int | None = None) -> None:
-        super().__call__(done, total)
-        self.reached = f" after {done:,} of {total:,} images"
-        if speed := self.progress.tasks[0].speed:
-            self.progress.update(self.task, speed=f"{speed:,.0f} images/s")
+    def published_figure(self, figure: str) -> float | None:
+        """The published top1, top5 or loss."""
+        return getattr(self.published, figure, None)
+
+    def print(self) -> None:
+        """The same for people."""
+        from deit_zoo.evaluation.imagenet_variants import TITLES
+
+        rows = [("", "measured", "published", "difference")]
+        for figure, decimals in FIGURES.items():
+            measured, published = getattr(self.measured, figure), self.published_figure(figure)
+            beside = "–", "–"
+            if published is not None:
+                difference = round(measured - published, decimals) + 0.0  # no negative zero
+                beside = f"{published:.{decimals}f}", f"{difference:+.{decimals}f}"
+            rows.append((figure, f"{measured:.{decimals}f}", *beside))
+        print_table(rows)
+        images, unjudged = self.measured.num_images, self.measured.num_unjudged
+        line = f"{images:,} images, each once"
+        if unjudged:
+            line += f"; {images - unjudged:,} have a label and count, {unjudged:,} have none"
+        out.print(f"{TITLES[self.labels]}: {line}" if self.labels else line)
+        if self.model.checkpoint:
+            img_size = self.model.img_size
+            resized = int(img_size / self.model.checkpoint.crop_pct)
+            out.print(f"short side resized to {resized} pixels, centre crop of {img_size}")
+        if self.published and self.published.source:
+            out.print(f"published: {escape(self.published.source)}")
+        colour = {True: "green", False: "red", None: "yellow"}[self.reached]
+        out.print(f"[{colour}]{escape(self.sentence)}[/]")
 
 
 def evaluate_(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="Any spelling of a model, or the folder of a run.", autocompletion=complete_name
-        ),
-    ],
+    name: NameOrRun,
     data: Annotated[
         str, typer.Option(help="A folder per class, or val/ with those in it, or hfds:NAME.")
     ],
@@ -71,7 +112,7 @@ def evaluate_(
     label_file: Annotated[
         Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Top-1, top-5 and loss over every image once, beside the published figures.
@@ -79,11 +120,11 @@ def evaluate_(
     Exit 0; 1: the full validation set was seen, and top-1 falls short of the published one by more
     than another machine explains; 130: stopped by Ctrl-C.
     """
-    first = os.environ.get("RANK", "0") == "0"
-    bar = Images()
+    is_main = os.environ.get("RANK", "0") == "0"
+    bar = Bar("images")
     try:
         with ExitStack() as shown:
-            reached = measured(
+            measured = run_evaluation(
                 name,
                 data,
                 batch_size=batch_size,
@@ -93,33 +134,41 @@ def evaluate_(
                 processes=processes,
                 labels=labels,
                 label_file=label_file,
-                progress=shown.enter_context(bar) if first else None,
-                say=note if first else ignore,
+                progress=shown.enter_context(bar) if is_main else None,
+                say=note if is_main else ignore,
             )
     except KeyboardInterrupt:
-        if first:
-            talk.print(f"stopped{bar.reached}")
+        if is_main:
+            progress = f" after {bar.done:,} of {bar.total:,} images" if bar.total else ""
+            talk.print(f"stopped{progress}")
         raise typer.Exit(130) from None
     except ZooError:
-        if first:
+        if is_main:
             raise
         raise typer.Exit(2) from None
-    model = facts_of(name)
+    model = info_of(name)
     published = published_for(model, labels)
-    good, sentence = judge(model, labels, published, reached)
-    if first:
-        told = (model, labels, published, reached, good, sentence)
-        print_json(row(*told)) if as_json else print_table(*told)
-    if good is False:
+    reached, sentence = judge(model, labels, published, measured)
+    if is_main:
+        report = Report(
+            model=model,
+            labels=labels,
+            published=published,
+            measured=measured,
+            reached=reached,
+            sentence=sentence,
+        )
+        print_json(report.to_dict()) if as_json else report.print()
+    if reached is False:
         raise typer.Exit(1)
 
 
-def measured(name: str, data: str, **options: Any) -> Evaluation:
+def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:
     """The figures, together with the processes that torchrun started, where it did."""
     from deit_zoo.api import evaluate
 
-    asked = {key: options[key] for key in ("device", "gpus", "processes")}
-    with started_ranks(**asked) as group:
+    machine = {key: options[key] for key in ("device", "gpus", "processes")}
+    with started_ranks(**machine) as group:
         if group is not None:
             options["device"] = None
         return evaluate(name, data, group=group, **options)
@@ -137,19 +186,20 @@ def started_ranks(
         return
     from deit_zoo.distributed import init_distributed
 
-    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-    asked = gpus or processes
-    if asked is not None and str(asked) != here:
+    started = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    typed = gpus or processes
+    if typed is not None and str(typed) != started:
         raise ZooError(
-            f"torchrun started {here} processes here, but {asked} are asked for; make the two agree"
+            f"torchrun started {started} processes here, but {typed} are asked for; make the two "
+            "agree"
         )
     on_gpus = bool(gpus) or (device or "cpu").startswith("cuda")
     with init_distributed("cuda" if on_gpus else "cpu") as group:
         yield group
 
 
-def facts_of(name: str) -> ModelInfo:
-    """What is known of a model; for somebody's own weights without the published checkpoint."""
+def info_of(name: str) -> ModelInfo:
+    """What `info` says of a model; for somebody's own weights without the published checkpoint."""
     from deit_zoo.zoo import is_path
 
     if not is_path(name):
@@ -160,16 +210,16 @@ def facts_of(name: str) -> ModelInfo:
 
 
 def published_for(model: ModelInfo, labels: str | None) -> Metric | None:
-    """The published figures on the images that were asked for."""
-    from deit_zoo.evaluation import imagenet_variants as label_sets
+    """The published figures on these images."""
+    from deit_zoo.evaluation import imagenet_variants
 
     if model.checkpoint is None:
         return None
-    return label_sets.published(model.name, labels) if labels else model.checkpoint.metric
+    return imagenet_variants.published(model.name, labels) if labels else model.checkpoint.metric
 
 
 def judge(
-    model: ModelInfo, labels: str | None, published: Metric | None, reached: Evaluation
+    model: ModelInfo, labels: str | None, published: Metric | None, measured: Evaluation
 ) -> tuple[bool | None, str]:
     """Whether the published top-1 was reached, and the sentence that says so or why nobody can."""
     from deit_zoo.data.digits import NUM_VAL
@@ -180,87 +230,20 @@ def judge(
     if labels is not None:
         return None, "no judgement: only the model's own validation set is judged"
     full = {"imagenet1k": IMAGENET_VAL, "digits": NUM_VAL}[model.checkpoint.labels]
-    if reached.num_images != full:
+    if measured.num_images != full:
         return None, (
-            f"not the full validation set ({reached.num_images:,} images of {full:,}), so no "
+            f"not the full validation set ({measured.num_images:,} images of {full:,}), so no "
             "judgement"
         )
-    difference = reached.top1 - published.top1
-    if difference < -RERUN_BAND:
+    difference = measured.top1 - published.top1
+    if difference < -RERUN_TOLERANCE:
         return False, (
             f"top-1 falls {-difference:.3f} short of the published figure; other machines explain "
-            f"{RERUN_BAND:g}"
+            f"{RERUN_TOLERANCE:g}"
         )
-    return True, f"top-1 is the published figure, or at most {RERUN_BAND:g} below it"
-
-
-def row(
-    model: ModelInfo,
-    labels: str | None,
-    published: Metric | None,
-    reached: Evaluation,
-    good: bool | None,
-    sentence: str,
-) -> dict[str, Any]:
-    """What `--json` prints."""
-    figures = {}
-    for figure in FIGURES:
-        value, known = getattr(reached, figure), getattr(published, figure, None)
-        difference = None if known is None else round(value - known, 6)
-        figures[figure] = {"measured": value, "published": known, "difference": difference}
-    return {
-        "model": model.name,
-        "labels": labels,
-        "num_images": reached.num_images,
-        "num_judged": reached.num_images - reached.num_unjudged,
-        **figures,
-        "source": published.source if published else None,
-        "reached": good,
-        "verdict": sentence,
-    }
-
-
-def print_table(
-    model: ModelInfo,
-    labels: str | None,
-    published: Metric | None,
-    reached: Evaluation,
-    good: bool | None,
-    sentence: str,
-) -> None:
-    """The same for people."""
-    from deit_zoo.evaluation.imagenet_variants import TITLES
-
-    table = Table("", "measured", "published", "difference", box=None, pad_edge=False)
-    for figure, decimals in FIGURES.items():
-        value, known = getattr(reached, figure), getattr(published, figure, None)
-        told = ["–", "–"]
-        if known is not None:
-            difference = round(value - known, decimals) + 0.0  # of two zeros the positive one
-            told = [f"{known:.{decimals}f}", f"{difference:+.{decimals}f}"]
-        table.add_row(figure, f"{value:.{decimals}f}", *told)
-    out.print(table)
-    line = f"{reached.num_images:,} images, each once"
-    if reached.num_unjudged:
-        counting = reached.num_images - reached.num_unjudged
-        line += f"; {counting:,} have a label and count, {reached.num_unjudged:,} have none"
-    out.print(f"{TITLES[labels]}: {line}" if labels else line)
-    if model.checkpoint:
-        crop = model.checkpoint.crop_pct
-        out.print(
-            f"short side resized to {int(model.img_size / crop)} pixels, centre crop of "
-            f"{model.img_size}"
-        )
-    if published and published.source:
-        out.print(f"published: {escape(published.source)}")
-    colour = {True: "green", False: "red", None: "yellow"}[good]
-    out.print(f"[{colour}]{escape(sentence)}[/]")
+    return True, f"top-1 is the published figure, or at most {RERUN_TOLERANCE:g} below it"
 
 
 def note(sentence: str) -> None:
     """What is worth knowing of the classes."""
     talk.print(f"note: {escape(sentence)}")
-
-
-def ignore(sentence: str) -> None:
-    """The talk of a process that is not the first."""

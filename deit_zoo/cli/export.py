@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from deit_zoo.cli.console import AsJson, complete_name, out, pixels, print_json, print_rows, talk
+from deit_zoo.cli.console import out, print_error, print_json, print_rows, talk
+from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, pixels
 from deit_zoo.errors import DifferenceError, ZooError
 from deit_zoo.registry import resolve
 from deit_zoo.zoo import create, is_path, load_model
@@ -27,12 +27,7 @@ class Format(str, Enum):
 
 
 def export_(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="Any spelling of a model, or the folder of a run.", autocompletion=complete_name
-        ),
-    ],
+    name: NameOrRun,
     to: Annotated[
         Format | None, typer.Option(help="The format; the suffix of --output says it too.")
     ] = None,
@@ -46,12 +41,8 @@ def export_(
             metavar="FILE|FOLDER", help="Compare on these, not on the embedded digits; repeatable."
         ),
     ] = None,
-    img_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
-    ] = None,
+    img_size: ImgSize = None,
+    checkpoint: OtherWeights = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; 18 unless given.")] = None,
     limit: Annotated[
         float | None, typer.Option(help="Largest difference of a logit; 1e-4 unless given.")
@@ -89,57 +80,57 @@ def export_(
     with talk.status("loading") as status:
         try:
             network = model_of(name, checkpoint, img_size)
-            done = exports.export(
+            result = exports.export(
                 network, file, images=images or None, say=status.update, **options
             )
         except DifferenceError as error:
-            talk.print(f"[bold red]error:[/] {escape(str(error))}")
+            print_error(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             talk.print("stopped; nothing was written")
             raise typer.Exit(130) from None
-    print_json(done.to_dict()) if as_json else print_rows(out, rows(done))
+    print_json(result.to_dict()) if as_json else print_rows(out, rows(result))
 
 
 def stem(name: str) -> str:
-    """What a file is called unless the user says: the model's name, or that of its place."""
+    """What a file is called unless the user says: the model's name, or that of its folder."""
     if not is_path(name):
         return resolve(name).name
     return Path(name).expanduser().resolve().name.removesuffix(".safetensors").split("@")[0]
 
 
 def model_of(name: str, checkpoint: str | None, img_size: str | None) -> ZooModel:
-    """The model that was meant, with the weights and at the image size that were asked for."""
-    size = None if img_size is None else pixels(img_size)
+    """The model that was typed, with these weights and at this image size."""
+    size = pixels(img_size)
     if checkpoint is not None or not is_path(name):
         return create(name, pretrained=True, checkpoint=checkpoint, img_size=size)
-    found = load_model(name)
-    if size is None or found.spec is None:
-        return found
-    return create(found.spec.name, checkpoint=name, img_size=size)
+    model = load_model(name)
+    if size is None or model.spec is None:
+        return model
+    return create(model.spec.name, checkpoint=name, img_size=size)
 
 
-def rows(done: Export) -> list[tuple[str, str]]:
+def rows(export: Export) -> list[tuple[str, str]]:
     """What people read of an export."""
-    height, width = done.img_size
-    kind = f"ONNX, opset {done.opset}" if done.opset else "torch.export"
+    height, width = export.img_size
+    kind = f"ONNX, opset {export.opset}" if export.opset else "torch.export"
     return [
-        ("file", str(done.file)),
-        ("format", "AOTInductor, for machines like this" if done.compiled else kind),
-        ("size", f"{done.bytes:,} bytes"),
+        ("file", str(export.file)),
+        ("format", "AOTInductor, for machines like this" if export.compiled else kind),
+        ("size", f"{export.bytes:,} bytes"),
         ("input", f"images (any, 3, {height}, {width}), float32, normalised"),
-        ("difference", f"{done.max_difference:.2g} at most, in a logit; limit {done.limit:g}"),
-        ("top-1", f"the model's own on {done.agreed} of {done.num_images} images"),
-        ("use", usage(done)),
+        ("difference", f"{export.max_difference:.2g} at most, in a logit; limit {export.limit:g}"),
+        ("top-1", f"the model's own on {export.agreed} of {export.num_images} images"),
+        ("use", usage(export)),
     ]
 
 
-def usage(done: Export) -> str:
+def usage(export: Export) -> str:
     """How the file is run, in one line of Python."""
-    if done.format == "onnx":
+    if export.format == "onnx":
         return (
-            f"onnxruntime.InferenceSession({str(done.file)!r}).run(None, {{'images': images}})[0]"
+            f"onnxruntime.InferenceSession({str(export.file)!r}).run(None, {{'images': images}})[0]"
         )
-    if done.compiled:
-        return f"torch._inductor.aoti_load_package({str(done.file)!r})(images)"
-    return f"torch.export.load({str(done.file)!r}).module()(images)"
+    if export.compiled:
+        return f"torch._inductor.aoti_load_package({str(export.file)!r})(images)"
+    return f"torch.export.load({str(export.file)!r}).module()(images)"

@@ -11,19 +11,17 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from deit_zoo.cli.attention import attention_
 from deit_zoo.cli.benchmark import benchmark_
 from deit_zoo.cli.classify import classify_
-from deit_zoo.cli.console import AsJson, Name, out, print_json, print_rows, talk
+from deit_zoo.cli.console import out, print_error, print_json, print_rows, print_table, talk
 from deit_zoo.cli.data import data_app
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
-from deit_zoo.cli.finetune import finetune_
+from deit_zoo.cli.options import AsJson, Name
 from deit_zoo.cli.runs import diff_, plot_
-from deit_zoo.cli.train import reproduce_
+from deit_zoo.cli.train import finetune_, reproduce_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
@@ -57,12 +55,12 @@ def main() -> None:
     except ZooError as error:
         if debug:
             raise
-        talk.print(f"[bold red]error:[/] {escape(str(error))}")
+        print_error(error)
         sys.exit(2)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(show: bool) -> None:
+    if show:
         out.print(__version__)
         raise typer.Exit
 
@@ -109,7 +107,7 @@ def list_(
     elif markdown:
         sys.stdout.write(models_page(models))
     else:
-        out.print(_table(models))
+        print_table(_table(models), right=range(1, 6))
         if any(_is_timms(model) for model in models):
             talk.print(
                 "* measured by timm with this transform, for which the authors published no figure"
@@ -127,10 +125,7 @@ def list_(
 def info_(name: Name, as_json: AsJson = False) -> None:
     """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
     model = info(name)
-    if as_json:
-        print_json(model.to_dict())
-        return
-    print_rows(out, list(_facts(model)))
+    print_json(model.to_dict()) if as_json else print_rows(out, list(_facts(model)))
 
 
 app.command("classify")(classify_)
@@ -157,39 +152,33 @@ def models_page(models: Iterable[ModelInfo]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for model in models:
-        held = model.checkpoint
-        top5 = held.metric.top5 if held and held.metric else None
+        metric = model.checkpoint.metric if model.checkpoint else None
         cells = (
             f"`{model.name}`",
             _top1(model),
-            "–" if top5 is None else f"{top5:.2f}",
+            "–" if metric is None or metric.top5 is None else f"{metric.top5:.2f}",
             f"{model.num_params:,}",
             _gmacs(model),
             str(model.img_size),
-            f"{held.crop_pct:g}" if held else "–",
+            _crop(model),
             ", ".join(f"`{alias}`" for alias in model.aliases[:2]) or "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _table(models: Iterable[ModelInfo]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("name", no_wrap=True)
-    for column in ("top-1", "params", "GMACs", "px", "crop"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _table(models: Iterable[ModelInfo]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("name", "top-1", "params", "GMACs", "px", "crop")]
     for model in models:
-        held = model.checkpoint
-        params = model.num_params / 1e6
-        table.add_row(
-            model.name,
-            _top1(model),
-            f"{params:.1f} M" if params >= 1 else f"{params:.2f} M",
-            _gmacs(model),
-            str(model.img_size),
-            f"{held.crop_pct:g}" if held else "–",
-        )
-    return table
+        millions = model.num_params / 1e6
+        params = f"{millions:.1f} M" if millions >= 1 else f"{millions:.2f} M"
+        size, crop = str(model.img_size), _crop(model)
+        rows.append((model.name, _top1(model), params, _gmacs(model), size, crop))
+    return rows
+
+
+def _crop(model: ModelInfo) -> str:
+    return f"{model.checkpoint.crop_pct:g}" if model.checkpoint else "–"
 
 
 def _gmacs(model: ModelInfo) -> str:
@@ -204,8 +193,8 @@ def _top1(model: ModelInfo) -> str:
 
 
 def _is_timms(model: ModelInfo) -> bool:
-    held = model.checkpoint
-    return held is not None and held.metric is held.metrics.get(MEASURED_BY_TIMM, held)
+    record = model.checkpoint
+    return record is not None and record.metric is record.metrics.get(MEASURED_BY_TIMM, record)
 
 
 def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
@@ -220,27 +209,27 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     for number, reason in enumerate(dict.fromkeys(model.recipe_assumed.values())):
         fields = [key for key, why in model.recipe_assumed.items() if why == reason]
         yield "" if number else "partly assumed", f"{', '.join(fields)}: {reason}"
-    held = model.checkpoint
-    if held is None:
+    record = model.checkpoint
+    if record is None:
         yield "checkpoint", "none"
         return
-    yield "transform", f"crop_pct {held.crop_pct:g}, {held.interpolation}, {model.img_size} px"
-    for key, metric in held.metrics.items():
-        known = [
+    yield "transform", f"crop_pct {record.crop_pct:g}, {record.interpolation}, {model.img_size} px"
+    for key, metric in record.metrics.items():
+        figures = [
             f"{figure} {value:g}"
             for figure in ("top1", "top5", "loss")
             if (value := getattr(metric, figure)) is not None
         ]
-        yield key, f"{', '.join(known)} ({metric.source})" if known else "no figure published"
-    for source in held.sources:
-        place = source.url or source.repo_id or f"{source.filename}, inside the package"
-        yield f"from {source.kind}", place
+        yield key, f"{', '.join(figures)} ({metric.source})" if figures else "no figure published"
+    for source in record.sources:
+        address = source.url or source.repo_id or f"{source.filename}, inside the package"
+        yield f"from {source.kind}", address
         if source.revision:
             yield "  commit", source.revision
         digest = source.sha256 or f"{source.sha256_prefix}…"
         yield "  SHA-256", PROOFS[source.proof].format(digest)
-    if held.log is not None:
-        yield "log", str(ASSETS / held.log)
-        yield "receipt", str(ASSETS / f"{held.name}.receipt.json")
-    yield "licence", held.license
-    yield "origin", held.origin + (f", {held.paper}" if held.paper else "")
+    if record.log is not None:
+        yield "log", str(ASSETS / record.log)
+        yield "receipt", str(ASSETS / f"{record.name}.receipt.json")
+    yield "licence", record.license
+    yield "origin", record.origin + (f", {record.paper}" if record.paper else "")

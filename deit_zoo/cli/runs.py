@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import AsJson, check_picture, talk, writing
-from deit_zoo.errors import MissingExtraError
+from deit_zoo.cli.console import (
+    check_picture,
+    columns,
+    is_unicode,
+    print_json,
+    print_text,
+    talk,
+    writing,
+)
+from deit_zoo.cli.options import AsJson, FiguresAsJson
 
 if TYPE_CHECKING:
     from deit_zoo.runs.diff import Difference
@@ -41,27 +47,25 @@ def plot_(
     metric: Annotated[
         Metric | None, typer.Option(help="This alone; else top1 here, both in the picture.")
     ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the figures; a picture only with --output."),
-    ] = False,
+    as_json: FiguresAsJson = False,
 ) -> None:
     """Curves of runs over the published one: a chart in the terminal and a picture."""
     from deit_zoo.runs.log import read_run
-    from deit_zoo.runs.plot import terminal_plot
+    from deit_zoo.runs.plot import draw, terminal_plot
 
-    found = [read_run(word) for word in runs]
+    histories = [read_run(run) for run in runs]
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_picture(file)
     if as_json:
-        _print_json(_figures(found))
+        print_json(_figures(histories))
     else:
         width = max(NARROWEST, shutil.get_terminal_size().columns)
-        chosen = metric or Metric.TOP1
-        _print(terminal_plot(found, chosen.value, width=width, plain=not _is_unicode()))
+        shown = metric or Metric.TOP1
+        print_text(terminal_plot(histories, shown.value, width=width, plain=not is_unicode()))
     if file is not None:
-        _write_picture(found, file, [metric.value] if metric else ["loss", "top1"])
+        with writing(file):
+            draw(histories, file, metrics=[metric.value] if metric else ["loss", "top1"])
         talk.print(f"the picture is {escape(str(file))}")
 
 
@@ -76,30 +80,29 @@ def diff_(
     from deit_zoo.runs.diff import ORDER, compare
     from deit_zoo.runs.log import read_receipt
 
-    found = compare(read_receipt(left), read_receipt(right))
-    groups = {name: [one for one in found if one.group == name] for name in ORDER}
-    same = len(groups["clock"]) == len(found)
+    differences = compare(read_receipt(left), read_receipt(right))
+    groups = {name: [one for one in differences if one.group == name] for name in ORDER}
+    same = len(groups["clock"]) == len(differences)
     if as_json:
-        told = {name: [one.to_dict() for one in those] for name, those in groups.items() if those}
-        _print_json({"left": left, "right": right, "same": same, "groups": told})
+        fields = {name: [one.to_dict() for one in ones] for name, ones in groups.items() if ones}
+        print_json({"left": left, "right": right, "same": same, "groups": fields})
     else:
         if same:
-            _print("same but for the clock\n" if found else "same\n")
-        for name, those in groups.items():
-            _print_group(name, those)
+            print_text("same but for the clock\n" if differences else "same\n")
+        for name, ones in groups.items():
+            _print_group(name, ones)
     if not same:
         raise typer.Exit(1)
 
 
-def _print_group(name: str, those: list[Difference]) -> None:
+def _print_group(name: str, differences: list[Difference]) -> None:
     """A heading, and a line for each field: its name, left and right."""
     from deit_zoo.runs.diff import shown
 
-    rows = [(one.field, shown(one.left), shown(one.right)) for one in those]
-    if rows:
-        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"  {field:<{first}}  {mine:<{second}}  {other}" for field, mine, other in rows]
-        _print("\n".join([name, *lines]) + "\n")
+    if differences:
+        rows = [(one.field, shown(one.left), shown(one.right)) for one in differences]
+        lines = ["  " + "  ".join(row).rstrip() for row in columns(rows)]
+        print_text("\n".join([name, *lines]) + "\n")
 
 
 def _figures(runs: list[Run]) -> dict[str, Any]:
@@ -121,35 +124,9 @@ def _figures(runs: list[Run]) -> dict[str, Any]:
                 "run": run.label,
                 "recipe": run.recipe.name if run.recipe else None,
                 "differs": list(run.differs),
-                "standing": stood.to_dict(run.differs) if (stood := run.status) else None,
+                "standing": status.to_dict(run.differs) if (status := run.status) else None,
                 "epochs": run.log,
             }
             for run in runs
         ],
     }
-
-
-def _write_picture(runs: list[Run], file: Path, metrics: list[str]) -> None:
-    from deit_zoo.runs.plot import draw
-
-    try:
-        with writing(file):
-            draw(runs, file, metrics=metrics)
-    except ImportError as error:
-        raise MissingExtraError(
-            "a picture needs matplotlib; type: pip install 'deit_zoo[train]'"
-        ) from error
-
-
-def _is_unicode() -> bool:
-    return (sys.stdout.encoding or "ascii").lower().replace("-", "") == "utf8"
-
-
-def _print(text: str) -> None:
-    """Write to stdout; where it has not a character, its number stands for it."""
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not _is_unicode()) + "\n")

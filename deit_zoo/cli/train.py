@@ -1,4 +1,4 @@
-"""`deit-zoo reproduce`: the plan, the run, the verdict. Data to stdout, talk to stderr."""
+"""`deit-zoo reproduce` and `finetune`: the plan, the run, the verdict."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, Name, out, print_rows, talk
+from deit_zoo.cli.console import Bar, ignore, out, print_rows, talk
+from deit_zoo.cli.options import Changes, DryRun, Name, Resume, TrainWorkers
 
 if TYPE_CHECKING:
     from deit_zoo.recipes.plan import Plan
+    from deit_zoo.runs.receipt import Verdict
 
 
 def reproduce_(
@@ -29,13 +31,8 @@ def reproduce_(
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.")
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe or the machine."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images, beside each training.")
-    ] = None,
+    changes: Changes = None,
+    workers: TrainWorkers = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Training processes of a node, on the CPU.")
     ] = None,
@@ -43,11 +40,11 @@ def reproduce_(
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the nodes meet.")
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto continues a run in --output; never.")] = "auto",
+    resume: Resume = "auto",
     slurm: Annotated[
         Path | None, typer.Option(help="Write a Slurm script for this run, and stop.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a checkpoint by its recipe, measure it and judge it against the published figure.
 
@@ -55,25 +52,23 @@ def reproduce_(
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
     from deit_zoo.errors import RecipeError
-    from deit_zoo.training.job import Job
     from deit_zoo.training.launch import make_plan, recipe_for, reproduce
 
-    num_images = None
+    machine: dict[str, Any] = {
+        "gpus": gpus,
+        "changes": changes or (),
+        "workers": workers,
+        "processes": processes,
+        "nodes": nodes,
+    }
     if dry_run or slurm is not None:
+        num_images = None
         if data is not None:
             from deit_zoo.data.survey import validate
 
             with Bar("files") as bar:
                 num_images = validate(data, bar).train.images
-        plan = make_plan(
-            name,
-            gpus=gpus,
-            changes=changes or (),
-            workers=workers,
-            processes=processes,
-            nodes=nodes,
-            num_images=num_images,
-        )
+        plan = make_plan(name, num_images=num_images, **machine)
         print_rows(out, plan.lines())
         if slurm is not None and not dry_run:
             if resume == "never":
@@ -84,31 +79,26 @@ def reproduce_(
             write_script(plan, slurm)
         return
     output = output or Path("runs") / recipe_for(name).name
-    first = is_first()
 
-    def say(job: Job) -> None:
-        counting.close()  # two bars at once would write over each other
-        print_rows(talk, job.plan.lines())
+    def show(plan: Plan) -> None:
+        print_rows(talk, plan.lines())
         if nodes > 1:
             others = "the other node" if nodes == 2 else f"the other {nodes - 1} nodes"
             talk.print(f"type the same command on {others}; {output} must be one shared folder")
 
-    with stopping(first), ExitStack() as counting:
-        verdict = reproduce(
+    verdict = run(
+        lambda **callbacks: reproduce(
             name,
-            gpus=gpus,
             output=output,
             data=data,
-            changes=changes or (),
-            workers=workers,
-            processes=processes,
-            nodes=nodes,
             rendezvous=rendezvous,
             resume=resume,
-            say=say if first else ignore,
-            progress=counting.enter_context(Bar("files")) if first else ignore,
-        )
-    if first:
+            **machine,
+            **callbacks,
+        ),
+        show,
+    )
+    if is_main_process():
         colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
         out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
         talk.print(f"weights, receipt, log and curve are in {output}")
@@ -116,29 +106,130 @@ def reproduce_(
         raise typer.Exit(1)
 
 
-def is_first() -> bool:
-    """Whether this process is the one that talks; torchrun and srun start several."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+def finetune_(
+    name: Name,
+    data: Annotated[
+        str, typer.Option(help="A folder with train/ and val/ of class folders, or hfds:NAME.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="custom, imagenet384, cifar10, cifar100, cars or inat18.")
+    ] = "custom",
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One, where there is one.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels; positions are resampled.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A model, or a run of one, that knows these classes.")
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="The share of the rate from a block to that below it.")
+    ] = None,
+    freeze: Annotated[str | None, typer.Option(help="backbone or all-but-attention.")] = None,
+    val_share: Annotated[
+        float | None,
+        typer.Option(help="Keep this share of each class apart, where there is no val/."),
+    ] = None,
+    changes: Changes = None,
+    workers: TrainWorkers = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Training processes, on the CPU.")
+    ] = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Train a published model on your own classes: a folder of images for each.
+
+    Exit 0: done; 75: asked to stop by SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C.
+    A state is on disk then.
+    """
+    from deit_zoo.training import finetune
+
+    fields = {
+        "epochs": epochs,
+        "img_size": img_size,
+        "teacher": teacher,
+        "layer_decay": layer_decay,
+        "freeze": freeze,
+    }
+    all_changes = [f"{field}={value}" for field, value in fields.items() if value is not None]
+    if teacher is not None and not any(c.startswith("distillation=") for c in changes or ()):
+        all_changes.append("distillation=hard")
+    all_changes += changes or ()
+    machine: dict[str, Any] = {
+        "recipe": recipe,
+        "gpus": default_gpus(processes) if gpus is None else gpus,
+        "changes": all_changes,
+        "workers": workers,
+        "processes": processes,
+    }
+    plan = finetune.make_plan(name, **machine)
+    if dry_run:
+        with Bar("files") as bar:
+            plan, sentence = finetune.planned(
+                plan, data, val_share=val_share, mine=finetune.chosen(all_changes), progress=bar
+            )
+        print_rows(out, finetune_rows(plan))
+        if sentence:
+            talk.print(escape(sentence))
+        return
+    output = output or Path("runs") / plan.recipe.name
+    verdict = run(
+        lambda **callbacks: finetune.finetune(
+            name,
+            data=data,
+            output=output,
+            val_share=val_share,
+            resume=resume,
+            tell=lambda sentence: talk.print(escape(sentence)),
+            **machine,
+            **callbacks,
+        ),
+        lambda plan: print_rows(talk, finetune_rows(plan)),
+    )
+    if is_main_process():
+        reached = verdict.reached
+        figure = f"top-1 {reached.top1:.2f} % on {reached.num_images:,} images"
+        out.print(f"[bold green]{figure}[/]; weights, labels, receipt and curve are in {output}")
+        for line in usage_lines(plan.recipe.architecture, output):
+            out.print(escape(line))
 
 
-@contextmanager
-def stopping(first: bool) -> Iterator[None]:
-    """Within it, a run that was asked to stop says how to go on, and exits 75 or 130."""
+def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
+    """Start a run: a bar while files are counted, then its plan by `show`.
+
+    A run that was asked to stop says how to go on, and exits 75 or 130.
+    """
     from deit_zoo.training.signals import Interrupted
     from deit_zoo.training.slurm import REQUEUE
 
     try:
-        yield
+        with ExitStack() as counting:
+            if not is_main_process():
+                return train(say=ignore, progress=ignore)
+            bar = counting.enter_context(Bar("files"))
+
+            def say(job: Any) -> None:
+                counting.close()  # two bars at once would write over each other
+                show(job.plan)
+
+            return train(say=say, progress=bar)
     except (Interrupted, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
-        if first:
+        if is_main_process():
             command = shlex.join(["deit-zoo", *sys.argv[1:]])
             talk.print(f"stopped; this continues the run: {escape(command)}")
         raise typer.Exit(130 if number == signal.SIGINT else REQUEUE) from None
 
 
-def ignore(*_: object) -> None:
-    """What a process tells that is not the first: nothing."""
+def is_main_process() -> bool:
+    """Whether this process is the one that talks; torchrun and srun start several."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def write_script(plan: Plan, file: Path) -> None:
@@ -157,3 +248,29 @@ def write_script(plan: Plan, file: Path) -> None:
     ]
     write_whole(file, slurm.script(plan, ["deit-zoo", *typed], elastic.PORT).encode())
     talk.print(f"{file} is written; type: sbatch {shlex.quote(str(file))}")
+
+
+def finetune_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The plan, with the reason for each value that no source gives, or more than one."""
+    from deit_zoo.training.finetune import reasons
+
+    rows = [row for row in plan.lines() if row[0] != "partly assumed"]
+    return rows + reasons(plan.recipe)
+
+
+def default_gpus(processes: int | None) -> int:
+    """One GPU where there is one, and nothing else was typed."""
+    if processes is not None:
+        return 0
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
+def usage_lines(name: str, output: Path) -> list[str]:
+    """What to type, in Python and here, to use what was trained."""
+    return [
+        "import deit_zoo",
+        f"model = deit_zoo.create({name!r}, checkpoint={str(output)!r})",
+        f"deit-zoo classify --model {shlex.quote(str(output))} PHOTO.jpg",
+    ]

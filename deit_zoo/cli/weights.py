@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import AsJson, Name, complete_name, out, print_json, talk
+from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
+from deit_zoo.cli.options import AsJson, Name, complete_name
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import lookup, resolve
 
@@ -47,18 +46,17 @@ def fetch_(
     rows: list[dict[str, Any]] = []
     for record, target in zip(records, targets, strict=True):
         file = cached_file(record, resolve_file(record))
-        where = file.path
-        if target is not None:
-            with _bytes_bar(record.name, where.stat().st_size) as advance:
-                write_folder(file, target, advance)
-            where = target
         size = file.path.stat().st_size
-        rows.append({"name": record.name, "where": str(where), "bytes": size, "proof": file.proof})
+        if target is not None:
+            with Bar(record.name, size=size) as bar:
+                write_folder(file, target, bar.advance)
+        where = str(target or file.path)
+        rows.append({"name": record.name, "where": where, "bytes": size, "proof": file.proof})
     if as_json:
         print_json(rows)
         return
-    cells = [(r["name"], _megabytes(r["bytes"]), r["proof"], r["where"]) for r in rows]
-    _print_columns([("name", "MB", "proof", "where"), *cells])
+    cells = [(row["name"], _megabytes(row["bytes"]), row["proof"], row["where"]) for row in rows]
+    print_table([("name", "MB", "proof", "where"), *cells], right=(1,))
 
 
 @weights_app.command("verify")
@@ -75,14 +73,13 @@ def verify_(
     """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
     from deit_zoo.hub.verify import verify_file
 
-    files = {word: _cached_files(word) for word in names or read_manifest()}
-    paths = [file.path for listed in files.values() for file in listed]
-    total = sum(path.stat().st_size for path in paths if path.is_file())
+    listed = [(word, _cached_files(word)) for word in names or read_manifest()]
+    paths = [file.path for _, files in listed for file in files if file.path.is_file()]
     rows: list[tuple[str, VerifyResult | None]] = []
-    with _bytes_bar("verifying", total) as advance:
-        for word, listed in files.items():
-            rows += [(word, verify_file(file, advance)) for file in listed]
-            if not listed:
+    with Bar("verifying", size=sum(path.stat().st_size for path in paths)) as bar:
+        for word, files in listed:
+            rows += [(word, verify_file(file, bar.advance)) for file in files]
+            if not files:
                 rows.append((resolve(word).name, None))
     if as_json:
         print_json([_as_dict(name, result) for name, result in rows])
@@ -90,7 +87,7 @@ def verify_(
         _print_results(rows)
     problems = [result.problem for _, result in rows if result and result.problem]
     for problem in problems:
-        talk.print(f"[bold red]error:[/] {escape(problem)}")
+        print_error(problem)
     if problems:
         raise typer.Exit(1)
 
@@ -128,8 +125,8 @@ def pin_(
     from deit_zoo.hub.pin import pin
 
     path = manifest or manifest_path()
-    with _count_bar("records") as progress:
-        changes = pin(path, [resolve(name).name for name in names or ()], progress)
+    with Bar("records") as bar:
+        changes = pin(path, [resolve(name).name for name in names or ()], bar)
     for change in changes:
         out.print(
             escape(f"{change.name}: {change.fact} {change.before or 'null'} -> {change.after}")
@@ -211,44 +208,8 @@ def _print_results(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
         else:
             file, size = result.file, _megabytes(result.bytes)
             cells.append((file.name, _status(result), size, file.proof, str(file.path)))
-    _print_columns(cells)
-
-
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows under a bold heading; the last column, paths, is left whole however long it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = rows[0].index("MB")
-    for number, row in enumerate(rows):
-        cells = [
-            cell.rjust(width) if place == right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = escape("  ".join(cells).rstrip())
-        line = re.sub(r"(?<=  )wrong(?=  )", "[bold red]wrong[/]", line)
-        out.print(line if number else f"[bold]{line}[/]")
+    print_table(cells, right=(2,), styles={"wrong": "bold red"})
 
 
 def _megabytes(size: int) -> str:
     return f"{size / MB:.1f}"
-
-
-@contextmanager
-def _bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on stderr, on a terminal only; called with each count."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-@contextmanager
-def _count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of things done on stderr, on a terminal only; called with (done, all)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

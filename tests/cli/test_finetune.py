@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from deit_zoo.cli.finetune import finetune_, ways_to_use
+from deit_zoo.cli.train import finetune_, usage_lines
 from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import ZooError
 
@@ -185,7 +185,7 @@ def test_gpus_and_processes_are_one_or_the_other(typed: Callable[..., Done], dat
 
 
 def test_what_is_told_at_the_end_can_be_typed() -> None:
-    assert ways_to_use("deit_small", Path("my runs/pets")) == [
+    assert usage_lines("deit_small", Path("my runs/pets")) == [
         "import deit_zoo",
         "model = deit_zoo.create('deit_small', checkpoint='my runs/pets')",
         "deit-zoo classify --model 'my runs/pets' PHOTO.jpg",

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from deit_zoo.errors import ImageSizeError
+from deit_zoo.registry import MODELS
+
+
+def complete_name(incomplete: str) -> list[str]:
+    """The models whose names begin so, for the shell."""
+    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
+
+
+MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
+Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
+NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+ImgSize = Annotated[
+    str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
+]
+OtherWeights = Annotated[
+    str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FiguresAsJson = Annotated[
+    bool, typer.Option("--json", help="Print the figures; a picture only with --output.")
+]
+
+# Of commands that train.
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe or the machine."),
+]
+TrainWorkers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that read images, beside each training.")
+]
+Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def pixels(img_size: str | None) -> int | tuple[int, int] | None:
+    """`224`, or `192x256` for height and width; None is the model's own."""
+    if img_size is None:
+        return None
+    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", img_size)):
+        raise ImageSizeError(f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)")
+    height = int(parts[1])
+    return (height, int(parts[2])) if parts[2] else height
