@@ -29,6 +29,7 @@ from deit_zoo.errors import (
 )
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
+from support.tables import each_row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -171,7 +172,7 @@ def test_names_are_sorted() -> None:
     assert deit_zoo.list_models(exclude="pico") == [*PUBLISHED, "regnety_160_deit"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("filters", "names"),
     [
         (
@@ -259,7 +260,7 @@ def test_info_assumes_nothing_of_a_published_recipe_or_of_none() -> None:
     assert deit_zoo.info("deit_teacher").recipe_assumed == {}
 
 
-@pytest.mark.parametrize("name", deit_zoo.list_models())
+@each_row("name", deit_zoo.list_models())
 def test_every_model_has_an_info_for_json(name: str) -> None:
     assert json.loads(json.dumps(deit_zoo.info(name).to_dict()))["name"] == name
 
@@ -600,7 +601,7 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("call", "kind", "message"),
     [
         (

@@ -17,6 +17,7 @@ import deit_zoo
 from deit_zoo.errors import CheckpointError
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import MODELS
+from support.tables import each_row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -341,14 +342,14 @@ def test_the_teachers_record_holds_what_is_known_of_it(records: dict[str, Checkp
     assert held.crop_pct == 0.95
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_row("name", MODELS)
 def test_num_params_is_that_of_the_built_model(name: str) -> None:
     with torch.device("meta"):
         model = MODELS[name].build()
     assert MODELS[name].num_params == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_row("name", MODELS)
 def test_a_record_agrees_with_its_row(name: str, records: dict[str, Checkpoint]) -> None:
     held, spec = records[name], MODELS[name]
     assert (held.num_params, held.num_classes, held.labels) == (
@@ -358,20 +359,20 @@ def test_a_record_agrees_with_its_row(name: str, records: dict[str, Checkpoint])
     )
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_parameter_count_is_the_published_one(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
     assert records[name].num_params == FACTS[name].num_params
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_figures_are_the_authors(name: str, records: dict[str, Checkpoint]) -> None:
     metric = records[name].metrics["imagenet1k_val"]
     assert (metric.top1, metric.top5, metric.loss) == FACTS[name].published
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_a_figure_names_its_source_and_a_null_has_none(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
@@ -379,7 +380,7 @@ def test_a_figure_names_its_source_and_a_null_has_none(
     assert (metric.source is None) == (metric.top1 is None)
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_timms_figures_stand_beside_them_where_the_transform_is_the_same(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
@@ -387,14 +388,14 @@ def test_timms_figures_stand_beside_them_where_the_transform_is_the_same(
     assert (metric and (metric.top1, metric.top5)) == MEASURED_BY_TIMM.get(name)
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_crop_is_that_of_the_published_evaluation(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
     assert records[name].crop_pct == FACTS[name].crop_pct
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_first_source_is_timms_file_and_pins_what_is_known(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
@@ -411,7 +412,7 @@ def test_the_first_source_is_timms_file_and_pins_what_is_known(
     )
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_second_source_is_the_authors_file(name: str, records: dict[str, Checkpoint]) -> None:
     source, facts = records[name].sources[1], FACTS[name]
     assert (source.url, source.sha256_prefix, source.format) == (
@@ -421,7 +422,7 @@ def test_the_second_source_is_the_authors_file(name: str, records: dict[str, Che
     )
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each_row("name", FACTS)
 def test_the_licence_is_the_authors(name: str, records: dict[str, Checkpoint]) -> None:
     paper = "arXiv:2012.12877" if name.startswith("deit") else "arXiv:2103.17239"
     assert (records[name].license, records[name].paper) == ("apache-2.0", paper)
@@ -454,7 +455,7 @@ def test_a_whole_record_is_read(record: dict[str, Any], write: Write) -> None:
     assert read_manifest(write(record=record))["deit_small"].origin == record["origin"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("change", "message"),
     [
         (("accuracy", 80), "manifest record 'deit_small' has unknown fields ['accuracy']; it must"),
@@ -531,7 +532,7 @@ def test_a_wrong_field_is_an_error_that_names_record_and_field(
     fails(write(*change), message)
 
 
-@pytest.mark.parametrize("field", UPSTREAM)
+@each_row("field", UPSTREAM)
 def test_a_missing_field_is_an_error_that_names_record_and_field(field: str, write: Write) -> None:
     record = {key: value for key, value in UPSTREAM.items() if key != field}
     fails(write(record=record), f"manifest record 'deit_small' has missing fields ['{field}']")
@@ -569,7 +570,7 @@ def test_a_reproduced_record_without_a_log_is_an_error(write: Write) -> None:
     fails(write(record=record), "manifest record 'deit_small' has missing fields ['log']")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("content", "message"),
     [
         ("", "is not JSON: Expecting value"),

@@ -8,6 +8,7 @@ import pytest
 
 from deit_zoo.errors import UnknownModelError
 from deit_zoo.registry import MODELS, nearest, normalize, resolve, spellings
+from support.tables import each_row
 
 # facts/naming.md, "Who calls them what" and the table: reference, timm bare and tagged, Hub ids,
 # file stems, short forms, and the signs of the papers.
@@ -336,7 +337,7 @@ def suggestions(name: str) -> list[str]:
     return list(offered.groups())
 
 
-@pytest.mark.parametrize(("spelling", "name"), EVERY_SPELLING)
+@each_row(("spelling", "name"), EVERY_SPELLING)
 def test_every_spelling_in_use_resolves(spelling: str, name: str) -> None:
     assert resolve(spelling).name == name
 
@@ -353,8 +354,8 @@ def test_the_teacher_is_found_by_its_names(name: str) -> None:
     assert resolve(name).name == "regnety_160_deit"
 
 
-@pytest.mark.parametrize("prefix", ["hf_hub:", "hf-hub:", "HF-Hub:"])
-@pytest.mark.parametrize(("hub_id", "name"), HUB_IDS)
+@each_row("prefix", ["hf_hub:", "hf-hub:", "HF-Hub:"])
+@each_row(("hub_id", "name"), HUB_IDS)
 def test_a_hub_id_may_say_that_it_is_one(prefix: str, hub_id: str, name: str) -> None:
     assert resolve(prefix + hub_id).name == name
 
@@ -363,12 +364,12 @@ def test_upstreams_torch_hub_repository_may_stand_before_a_name() -> None:
     assert resolve("facebookresearch/deit:cait_S24").name == "cait_s24_384"
 
 
-@pytest.mark.parametrize(("spelling", "name"), EVERY_SPELLING)
+@each_row(("spelling", "name"), EVERY_SPELLING)
 def test_case_changes_nothing(spelling: str, name: str) -> None:
     assert {resolve(spelling.upper()).name, resolve(spelling.lower()).name} == {name}
 
 
-@pytest.mark.parametrize(("spelling", "name"), EVERY_SPELLING)
+@each_row(("spelling", "name"), EVERY_SPELLING)
 def test_hyphens_and_underscores_are_one(spelling: str, name: str) -> None:
     dashed, lined = spelling.replace("_", "-"), spelling.replace("-", "_")
     assert {resolve(dashed).name, resolve(lined).name} == {name}
@@ -393,19 +394,19 @@ def test_every_alias_of_a_row_is_written_once() -> None:
     assert len(aliases) == len(set(aliases))
 
 
-@pytest.mark.parametrize("name", FAILING)
+@each_row("name", FAILING)
 def test_a_name_without_a_model_fails_with_three_models_that_exist(name: str) -> None:
     offered = suggestions(name)
     assert len(set(offered)) == 3
     assert set(offered) <= set(MODELS)
 
 
-@pytest.mark.parametrize(("name", "first"), [pair for pair in FAILING.items() if pair[1]])
+@each_row(("name", "first"), [pair for pair in FAILING.items() if pair[1]])
 def test_a_name_without_a_model_is_told_first_what_was_meant(name: str, first: str) -> None:
     assert suggestions(name)[0] == first
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "reason"),
     [
         ("deit_small_384", "DeiT-S was published at 224 pixels only"),

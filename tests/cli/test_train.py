@@ -9,6 +9,7 @@ import pytest
 
 from deit_zoo.data.digits import digits
 from support.command import deit_zoo, sentence
+from support.tables import each_row
 
 PICO = ("reproduce", "deit_pico_digits", "--gpus", "0")
 OPTIONS = "gpus data output set workers processes nodes rendezvous resume slurm dry-run"
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("word", OPTIONS.split())
+@each_row("word", OPTIONS.split())
 def test_the_help_names_every_option(word: str, helped: str) -> None:
     assert f" --{word} " in helped
 

@@ -28,6 +28,7 @@ from deit_zoo.data.transforms import (
 )
 from deit_zoo.errors import DataError, ImageSizeError
 from golden import arrays, case, normals
+from support.tables import each_row
 
 # The papers' figures were measured with these (facts/teacher_and_eval.md).
 MEAN = (0.485, 0.456, 0.406)
@@ -93,9 +94,9 @@ ODD_SIZES = [
 ]
 
 
-@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
-@pytest.mark.parametrize("size", [224, 384, 160])
-@pytest.mark.parametrize("sizes", [ODD_SIZES, random_sizes(12, seed=1)], ids=["odd", "random"])
+@each_row("crop_pct", [0.875, 1.0])
+@each_row("size", [224, 384, 160])
+@each_row("sizes", [ODD_SIZES, random_sizes(12, seed=1)])
 def test_the_transform_is_bit_equal_to_torchvisions(
     size: int, crop_pct: float, sizes: list[tuple[int, int]]
 ) -> None:
@@ -114,7 +115,7 @@ def test_pixels_normalised_in_a_batch_are_bit_equal_to_torchvisions() -> None:
     assert torch.equal(normalized(pixels), theirs)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV"])
+@each_row("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_those_of_their_rgb_image(mode: str) -> None:
     image = noise(300, 200, seed=2).convert(mode)
     ours = EvalTransform(img_size=(224, 224), crop_pct=0.875)(image)
@@ -298,14 +299,14 @@ KINDS: dict[str, tuple[Image.Image, dict[str, Any], tuple[int, int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each_row("name", KINDS)
 def test_a_photo_is_what_a_person_sees(name: str, save: Save) -> None:
     image, options, colour = KINDS[name]
     photo = open_image(save(image, name, **options), reading="upright")
     assert (photo.mode, photo.getpixel((0, 0)), photo.getpixel((7, 7))) == ("RGB", colour, colour)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each_row("name", KINDS)
 def test_evaluation_reads_every_kind_without_a_warning(name: str, save: Save) -> None:
     image, options, _ = KINDS[name]
     reread = open_image(save(image, name, **options), reading="upstream")
@@ -357,7 +358,7 @@ def rotated(save: Save, orientation: int) -> Path:
     return save(stored, "photo.jpg", quality=100, subsampling=0, exif=exif)
 
 
-@pytest.mark.parametrize("orientation", STORED)
+@each_row("orientation", STORED)
 def test_a_photo_is_upright(orientation: int, save: Save) -> None:
     photo = open_image(rotated(save, orientation), reading="upright")
     seen = [photo.getpixel(place) for place in ((24, 16), (72, 16), (24, 48), (72, 48))]

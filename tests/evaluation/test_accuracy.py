@@ -17,6 +17,7 @@ from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
+from support.tables import each_row
 
 NUM_IMAGES = 61  # a prime: no shard and no batch fits
 
@@ -66,8 +67,8 @@ def whole(model: ZooModel, folder: Path) -> Evaluation:
     return Evaluation(100 * right / count, 100 * five / count, loss / count, count)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("size", [1, 2, 3, NUM_IMAGES + 1])
+@each_row("batch_size", [1, 7, 64])
+@each_row("size", [1, 2, 3, NUM_IMAGES + 1])
 def test_the_sums_of_shards_are_those_of_the_whole(
     model: ZooModel, folder: Path, whole: Evaluation, size: int, batch_size: int
 ) -> None:

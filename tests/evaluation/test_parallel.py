@@ -19,6 +19,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
 from deit_zoo.models.layers import ZooModel
+from support.tables import each_row
 
 NAMES = ["convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits"]
 # Of 360 images 6 and 5 are wrong; weights_manifest.json says 98.333, 98.333 and 98.611.
@@ -92,9 +93,9 @@ def children() -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 63, 65])
+@each_row("batch_size", [1, 7, 64])
+@each_row("size", [1, 2, 3])
+@each_row("count", [1, 63, 65])
 def test_the_shards_hold_every_image_once(count: int, size: int, batch_size: int) -> None:
     model = deit_zoo.create("deit_pico_digits").eval()
     images = prepared(model, count)
@@ -217,7 +218,7 @@ def test_ctrl_c_leaves_no_process_behind(digits: Path) -> None:
     assert children() & began[0] == set()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("asked", "devices"),
     [
         ({}, [None]),

@@ -20,6 +20,7 @@ from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import MODELS
 from support.command import deit_zoo, python, sentence
 from support.hub_server import TOKEN, HubServer
+from support.tables import each_row
 
 NAME = "deit_pico_distilled_digits"
 REPO = "org/pico"
@@ -80,7 +81,7 @@ def test_timm_loads_it_strictly_with_equal_logits(folder: Path) -> None:
     assert (data["input_size"], data["crop_pct"]) == ((3, 16, 16), 1.0)
 
 
-@pytest.mark.parametrize("name", TIMM_LOADS)
+@each_row("name", TIMM_LOADS)
 def test_timm_builds_every_published_model_from_its_configuration(
     name: str, tmp_path: Path
 ) -> None:
@@ -127,7 +128,7 @@ def test_the_card_has_its_sections_and_no_other_links_than_true_ones(folder: Pat
     assert all((folder / link).is_file() for link in re.findall(r"\]\(([^):]+)\)", text))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_row("name", MODELS)
 def test_a_card_can_be_written_for_every_record(name: str) -> None:
     record = manifest_record(name)
     context = CardContext(

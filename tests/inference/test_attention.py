@@ -19,6 +19,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.errors import DataError, ImageSizeError, MissingExtraError, ZooError
 from deit_zoo.inference.attention import AttentionMap, rollout
 from deit_zoo.models.layers import ZooModel
+from support.tables import each_row
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"
 HEADS, DEPTH, PATCH = 4, 4, 4
@@ -78,9 +79,9 @@ def deit_by_hand(model: ZooModel, pixels: Tensor) -> list[Tensor]:
     return maps
 
 
-@pytest.mark.parametrize("name", [PLAIN, DISTILLED])
-@pytest.mark.parametrize("img_size", [(16, 16), (8, 24)], ids=str)
-@pytest.mark.parametrize(("layer", "number"), [(0, 0), (1, 1), (-1, 3)])
+@each_row("name", [PLAIN, DISTILLED])
+@each_row("img_size", [(16, 16), (8, 24)])
+@each_row(("layer", "number"), [(0, 0), (1, 1), (-1, 3)])
 def test_a_map_is_the_papers_softmax_on_the_weights(
     digit: Image.Image, name: str, img_size: tuple[int, int], layer: int, number: int
 ) -> None:
@@ -245,7 +246,7 @@ def broken(model: ZooModel) -> ZooModel:
     return model
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("call", "kind", "sentence"),
     [
         (

@@ -30,6 +30,7 @@ from deit_zoo.models import deit
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
+from support.tables import each_row
 
 DISTILLED = "deit_pico_distilled_digits"
 # Of ImageNet, as everyone writes them.
@@ -230,10 +231,8 @@ def test_the_logits_of_a_distilled_copy_are_the_mean_of_both_heads() -> None:
     assert (fast(images) - (logits + logits_dist) / 2).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
-@pytest.mark.parametrize(
-    ("dtype", "limit"), [("float32", 1e-5), ("float16", 0.01), (torch.bfloat16, 0.05)]
-)
+@each_row("name", ["deit_tiny_distilled", "cait_xxs24_224"])
+@each_row(("dtype", "limit"), [("float32", 1e-5), ("float16", 0.01), (torch.bfloat16, 0.05)])
 def test_logits_are_single_in_every_lower_precision(
     name: str, dtype: str | torch.dtype, limit: float
 ) -> None:
@@ -251,8 +250,8 @@ def test_bfloat16_is_the_default() -> None:
     assert deit_zoo.optimize(small(), compile=False).precision == "bfloat16"
 
 
-@pytest.mark.parametrize("make", [small, lambda: small("cait_xxs24_224")], ids=["deit", "cait"])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@each_row("make", [small, lambda: small("cait_xxs24_224")])
+@each_row("dtype", ["float64", "float32", "bfloat16"])
 def test_a_model_and_its_copy_share_nothing(make: Callable[[], ZooModel], dtype: str) -> None:
     # Stored as the copy will be, so that no conversion would part them.
     model = make().to(getattr(torch, dtype)).train()
@@ -464,7 +463,7 @@ def test_a_head_of_another_size_is_copied() -> None:
     assert (fast(some(model).double()) - expected).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("call", "sentence"),
     [
         (

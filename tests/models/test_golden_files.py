@@ -6,16 +6,15 @@ import hashlib
 import json
 from typing import Any
 
-import pytest
-
 import golden
+from support.tables import each_row
 
 CASES: list[dict[str, Any]] = json.loads((golden.HERE / "index.json").read_text(encoding="utf-8"))[
     "cases"
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+@each_row("case", CASES)
 def test_a_golden_file_has_the_digest_that_the_index_states(case: dict[str, Any]) -> None:
     data = (golden.HERE / case["file"]).read_bytes()
     assert hashlib.sha256(data).hexdigest() == case["sha256"]
@@ -27,7 +26,7 @@ def test_the_index_lists_every_golden_file() -> None:
 
 
 # The table "Check your generator" of the rule's own text (fill_rule.md, section 4).
-@pytest.mark.parametrize(
+@each_row(
     ("rule", "name", "shape", "sha256"),
     [
         (

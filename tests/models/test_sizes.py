@@ -13,6 +13,7 @@ from deit_zoo.errors import CheckpointError, ImageSizeError
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
 from deit_zoo.registry import resolve
 from deit_zoo.weights import load
+from support.tables import each_row
 
 PREFIX = {"deit_tiny": 1, "deit_tiny_distilled": 2, "cait_xxs24_224": 0}  # rows of pos_embed
 NAMES = list(PREFIX)
@@ -29,24 +30,24 @@ def blank(img_size: Size, in_chans: int = 3) -> torch.Tensor:
     return torch.zeros(1, in_chans, *sides)
 
 
-@pytest.mark.parametrize("img_size", SIZES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@each_row("img_size", SIZES)
+@each_row("name", NAMES)
 def test_a_model_runs_at_the_image_size_it_was_made_for(name: str, img_size: Size) -> None:
     model = resolve(name).build(img_size=img_size, depth=2, num_classes=7).eval()
     with torch.inference_mode():
         assert model(blank(img_size)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("img_size", SIZES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@each_row("img_size", SIZES)
+@each_row("name", NAMES)
 def test_a_model_has_one_position_per_patch(name: str, img_size: Size) -> None:
     height, width = GRIDS[img_size]
     model = deit_zoo.create(name, img_size=img_size, device="meta")
     assert model.pos_embed.shape == (1, PREFIX[name] + height * width, 192)
 
 
-@pytest.mark.parametrize("in_chans", [1, 4])
-@pytest.mark.parametrize("name", NAMES)
+@each_row("in_chans", [1, 4])
+@each_row("name", NAMES)
 def test_a_model_runs_on_images_of_other_channels(name: str, in_chans: int) -> None:
     model = resolve(name).build(img_size=32, in_chans=in_chans, depth=2, num_classes=7).eval()
     with torch.inference_mode():
@@ -61,7 +62,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return file
 
 
-@pytest.mark.parametrize("img_size", SIZES, ids=str)
+@each_row("img_size", SIZES)
 def test_positions_of_a_checkpoint_are_resampled_to_the_size_asked_for(
     saved: Path, img_size: Size
 ) -> None:
@@ -123,12 +124,11 @@ def test_a_square_image_size_may_be_one_number_or_two(img_size: Size) -> None:
     assert deit_zoo.create("deit_tiny", img_size=img_size, device="meta").img_size == (160, 160)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("img_size", "nearest"),
     [(225, (224, 224)), ((190, 250), (192, 256)), (250, (256, 256)), (5, (16, 16))],
-    ids=str,
 )
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_a_size_that_patches_do_not_tile_is_refused_with_the_nearest_that_they_do(
     name: str, img_size: Size, nearest: tuple[int, int]
 ) -> None:

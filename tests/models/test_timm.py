@@ -18,6 +18,7 @@ import golden
 from deit_zoo.models.layers import ZooModel, resize_pos_embed
 from deit_zoo.registry import MODELS, ModelSpec
 from deit_zoo.weights import load
+from support.tables import each_row
 
 NAMES = [name for name in MODELS if "digits" not in name and name != "regnety_160_deit"]
 SMALLEST = ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"]
@@ -39,7 +40,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_state_dict_keys_and_shapes_are_those_of_timm(name: str) -> None:
     with torch.device("meta"):
         theirs = timm_model(name)
@@ -176,8 +177,8 @@ def test_intermediate_layers_are_those_of_timm(name: str) -> None:
     assert max(errors) <= LIMIT
 
 
-@pytest.mark.parametrize("new", [(24, 24), (12, 16), (10, 10)])
-@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+@each_row("new", [(24, 24), (12, 16), (10, 10)])
+@each_row("num_prefix", [0, 1, 2])
 def test_positions_are_resampled_as_by_timm_without_antialiasing(
     num_prefix: int, new: tuple[int, int]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import COSTS, estimate
+from support.tables import each_row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 # facts/costs.md, section 3: images per second of one RTX 3090, the better of the two layouts; the
@@ -47,7 +48,7 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("name", list(BENCHMARK))
+@each_row("name", list(BENCHMARK))
 def test_a_cost_from_the_benchmark_is_its_arithmetic(name: str) -> None:
     rate, epochs = BENCHMARK[name]
     [cost] = [cost for cost in COSTS[name] if f"{rate:g} images/s" in cost.source]
@@ -70,7 +71,7 @@ def test_every_cost_is_in_the_tables_above() -> None:
     assert sum(map(len, COSTS.values())) == len(BENCHMARK) + sum(map(len, TOLD.values()))
 
 
-@pytest.mark.parametrize("name", list(COSTS))
+@each_row("name", list(COSTS))
 def test_the_table_of_the_documentation_has_every_cost(name: str) -> None:
     section = PAGE.read_text(encoding="utf-8").split("## What it costs")[1].split("\n## ")[0]
     rows = section.splitlines()

@@ -17,6 +17,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan, learning_rate, plan_from
 from deit_zoo.recipes.recipe import Recipe, changed
+from support.tables import each_row
 
 IMAGENET = 1_281_167
 RATES = [
@@ -124,7 +125,7 @@ def test_the_fewest_images_that_make_a_step_are_enough() -> None:
     assert plan_of(num_images=1024).steps_per_epoch == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("num_images", "processes", "changes", "sentence"),
     [
         # 1023 // 256 * 256 = 768 images, 96 for each of 8 replicas.

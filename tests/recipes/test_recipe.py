@@ -17,6 +17,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe, changed, from_dict
 from deit_zoo.registry import MODELS
+from support.tables import each_row
 
 # facts/recipes.json, records deit_{tiny,small,base}_patch16_224, stage "pretrain": the paper's
 # Tables 8 and 9 and section 6, upstream's main.py and timm 0.3.2. One recipe for three sizes.
@@ -275,19 +276,19 @@ FILES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@each_row("name", list(PUBLISHED))
 def test_a_recipe_holds_the_published_values(name: str) -> None:
     remarks = ("source", "band", "band_source", "assumed")
     held = {key: value for key, value in RECIPES[name].to_dict().items() if key not in remarks}
     assert held == {"name": name} | DEIT | PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", list(ASSUMED))
+@each_row("name", list(ASSUMED))
 def test_a_recipe_says_what_nobody_published(name: str) -> None:
     assert set(RECIPES[name].assumed) == ASSUMED[name]
 
 
-@pytest.mark.parametrize("name", list(ASSUMED))
+@each_row("name", list(ASSUMED))
 def test_every_assumption_has_its_reason(name: str) -> None:
     assert [key for key, why in RECIPES[name].assumed.items() if len(why.split()) < 4] == []
 
@@ -297,7 +298,7 @@ def test_a_recipe_has_the_band_that_was_measured(name: str) -> None:
     assert (RECIPES[name].band, RECIPES[name].band_source) == BANDS[name]
 
 
-@pytest.mark.parametrize("name", list(LIKE))
+@each_row("name", list(LIKE))
 def test_a_recipe_without_a_measured_spread_says_whose_band_it_has(name: str) -> None:
     like = LIKE[name]
     assert RECIPES[name].band == BANDS[like][0]
@@ -372,7 +373,7 @@ def test_a_file_of_recipes_calls_only_recipe_and_replace(file: Path) -> None:
     assert called <= {"Recipe", "replace"}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("change", "sentence"),
     [
         ({"data": "cifar"}, "data is 'cifar'; it must be one of imagenet1k, digits, folder"),
@@ -445,7 +446,7 @@ def test_a_value_that_makes_no_sense_is_refused(change: dict[str, Any], sentence
     assert str(caught.value) == sentence
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "rand",
@@ -461,7 +462,7 @@ def test_a_rand_augment_that_timm_reads_is_allowed(text: str) -> None:
     assert replace(DEIT_BASE, rand_augment=text).rand_augment == text
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text", ["", "rand-", "rand-m", "rand-m9.5", "rand-q3", "rand-m9-", "rand m9", "augmix", "3a"]
 )
 def test_a_rand_augment_that_timm_does_not_act_on_is_refused(text: str) -> None:
@@ -473,7 +474,7 @@ def test_an_odd_replica_batch_is_allowed_where_nothing_is_mixed() -> None:
     assert replace(DEIT_BASE, batch_size=1000, mixup=0.0, cutmix=0.0).batch_size == 1000
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "field", "value"),
     [
         ("epochs=30", "epochs", 30),
@@ -518,16 +519,14 @@ def test_what_was_not_set_stays_assumed() -> None:
     assert list(found.assumed) == ["replicas"]
 
 
-@pytest.mark.parametrize(
-    "text", ["epoch=3", "epochs", "name=deit_small", "model=deit_small", "=3", ""]
-)
+@each_row("text", ["epoch=3", "epochs", "name=deit_small", "model=deit_small", "=3", ""])
 def test_a_change_of_no_field_is_refused_with_the_fields(text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         changed(DEIT_BASE, [text])
     assert str(caught.value) == (f"--set {text!r} is no FIELD=VALUE of a recipe; fields: {FIELDS}")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "sentence"),
     [
         ("epochs=3.5", "--set epochs=3.5: epochs must be a whole number"),
@@ -549,7 +548,7 @@ def test_a_changed_recipe_is_checked_like_any_other() -> None:
         changed(DEIT_BASE, ["epochs=0"])
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@each_row("name", list(RECIPES))
 def test_a_recipe_survives_json(name: str) -> None:
     assert from_dict(json.loads(json.dumps(RECIPES[name].to_dict()))) == RECIPES[name]
 
@@ -559,7 +558,7 @@ def test_equal_recipes_have_equal_digests() -> None:
     assert twin.digest == DEIT_BASE.digest
 
 
-@pytest.mark.parametrize(
+@each_row(
     "change",
     [
         {"name": "deit_small"},
@@ -575,7 +574,6 @@ def test_equal_recipes_have_equal_digests() -> None:
         {"train_mode": False},
         {"ema_decay": 0.9},
     ],
-    ids=lambda change: next(iter(change)),
 )
 def test_a_recipe_that_differs_has_another_digest(change: dict[str, Any]) -> None:
     assert replace(DEIT_BASE, **change).digest != DEIT_BASE.digest

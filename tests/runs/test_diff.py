@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from deit_zoo.files import ASSETS
 from deit_zoo.runs.diff import ABSENT, Difference, compare, group_of, shown
+from support.tables import each_row
 
 LEFT: dict[str, Any] = {
     "verdict": "reproduced",
@@ -66,7 +65,7 @@ def test_a_field_that_holds_nothing_is_still_there() -> None:
     assert (found.field, found.left, found.right) == ("assumed", {}, ABSENT)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("left", "right", "same"),
     [
         (1, 1.0, True),
@@ -82,7 +81,7 @@ def test_values_are_the_same_as_json_has_them(left: Any, right: Any, same: bool)
     assert (compare({"seed": left}, {"seed": right}) == []) is same
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("field", "group"),
     [
         ("model", "result"),
@@ -118,7 +117,7 @@ def test_a_difference_as_plain_data_names_only_the_sides_that_have_it() -> None:
     assert one.to_dict() == {"field": "seed", "right": 1}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "text"),
     [
         (None, "none"),

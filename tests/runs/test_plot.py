@@ -13,6 +13,7 @@ from PIL import Image
 from deit_zoo.recipes import RECIPES
 from deit_zoo.runs.log import Run
 from deit_zoo.runs.plot import Line, chart, draw, draw_run, lines_of, summary, terminal_plot
+from support.tables import each_row
 
 UP = Line(label="up", points=[(1, 0.0), (5, 100.0)])
 DOWN = Line(label="down", points=[(1, 100.0), (5, 0.0)])
@@ -86,9 +87,9 @@ def test_a_chart_without_a_figure_says_so() -> None:
     assert chart([empty], width=80, height=5, plain=True) == ["no figure that can be drawn"]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 100, 1000])
-@pytest.mark.parametrize("width", [40, 79, 80, 200])
-@pytest.mark.parametrize("plain", [True, False])
+@each_row("epochs", [1, 2, 3, 7, 100, 1000])
+@each_row("width", [40, 79, 80, 200])
+@each_row("plain", [True, False])
 def test_a_chart_keeps_its_width_and_both_ends(epochs: int, width: int, plain: bool) -> None:
     points = [(n, float(n % 7)) for n in range(1, epochs + 1)]
     rows = chart([Line(label="x", points=points)], width=width, height=15, plain=plain)

@@ -20,6 +20,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
+from support.tables import each_row
 
 RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
 
@@ -38,7 +39,7 @@ def judged(
     return verdict
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("reached", "reproduced"),
     [(99.0, True), (97.0, True), (96.51, True), (96.5, True), (96.49, False), (0.0, False)],
 )

@@ -27,6 +27,7 @@ from deit_zoo.runs.reference import (
     read_log,
     recipe_differences,
 )
+from support.tables import each_row
 
 STEEP = Curve(points={0: 10.0, 1: 30.0, 2: 60.0, 3: 80.0}, source="a test", final=80.0)
 
@@ -108,7 +109,7 @@ def test_every_published_curve_belongs_to_a_recipe() -> None:
     assert set(json.loads(PUBLISHED.read_text(encoding="utf-8"))) <= set(RECIPES)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "top1", "source"),
     [
         # README_deit.md, by the manifest.
@@ -250,7 +251,7 @@ def test_a_status_as_plain_data_counts_epochs_as_the_log_does() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "told"),
     [
         ({}, []),

@@ -20,6 +20,7 @@ from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import Ema, optimizer_for
+from support.tables import each_row
 
 Array = NDArray[Any]
 
@@ -97,7 +98,7 @@ def assert_close(found: Any, expected: Array) -> None:
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("statistic", ["sum", "norm", "probe"])
+@each_row("statistic", ["sum", "norm", "probe"])
 def test_twenty_steps_average_to_the_weights_of_the_original(
     averaged: tuple[dict[str, Array], Ema, Tensor], statistic: str
 ) -> None:

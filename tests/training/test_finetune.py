@@ -34,6 +34,7 @@ from deit_zoo.training.finetune import (
 from deit_zoo.training.launch import reproduce
 from deit_zoo.weights import load
 from deit_zoo.zoo import is_path
+from support.tables import each_row
 
 PICO, DISTILLED, CONVNET = "deit_pico_digits", "deit_pico_distilled_digits", "convnet_pico_digits"
 # Two epochs of five steps; a batch that is chosen is not made smaller.
@@ -222,7 +223,7 @@ def test_a_chosen_warm_up_stays() -> None:
     assert recipe_for(PICO, changes=["epochs=2", "warmup_epochs=1"]).warmup_epochs == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "table", "changes", "train_mode"),
     [
         (PICO, "custom", [], True),
@@ -245,7 +246,7 @@ def test_a_convnet_has_no_drop_path() -> None:
     assert recipe_for(CONVNET).drop_path_rate == 0.0
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("images", "changes", "batch", "replicas", "steps"),
     [
         (10, [], 2, 1, 5),

@@ -25,6 +25,7 @@ from deit_zoo.training.loop import (
 )
 from deit_zoo.training.losses import Outputs, supervised
 from deit_zoo.training.optim import Ema, optimizer_for
+from support.tables import each_row
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, warmup_epochs=0, lr=1e-3)
@@ -220,8 +221,8 @@ def test_out_of_train_mode_no_path_is_dropped() -> None:
     assert torch.equal(trained(replace(dropping, train_mode=False)), trained(CALM))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("broken", [(1,), (0, 1), (1, 3)])
+@each_row("value", [float("nan"), float("inf")])
+@each_row("broken", [(1,), (0, 1), (1, 3)])
 def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(
     broken: tuple[int, ...], value: float
 ) -> None:

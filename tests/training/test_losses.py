@@ -18,6 +18,7 @@ from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.losses import Criterion, Outputs, criterion_for
 from deit_zoo.training.optim import optimizer_for
+from support.tables import each_row
 
 STORED = golden.arrays(golden.case("losses/small"))
 VALUES = dict(zip(STORED["loss_names"].tolist(), STORED["loss_values"].tolist(), strict=True))
@@ -91,17 +92,17 @@ def test_every_loss_of_the_original_but_three_is_ours() -> None:
     assert len(NAMES) == 21
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_a_loss_is_that_of_the_original(name: str) -> None:
     assert_equal(measured(name)[0], VALUES[name])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_the_class_logits_have_the_gradient_of_the_original(name: str) -> None:
     assert_equal(measured(name)[1], STORED[f"grad_cls/{name}"])
 
 
-@pytest.mark.parametrize("name", DISTILLED)
+@each_row("name", DISTILLED)
 def test_the_distillation_logits_have_the_gradient_of_the_original(name: str) -> None:
     assert_equal(measured(name)[2], STORED[f"grad_dist/{name}"])
 
@@ -122,7 +123,7 @@ def test_batchmean_sums_over_the_classes_that_numel_averages(tau: str) -> None:
     assert_equal(found[2], 10 * STORED[f"grad_dist/{name}"])
 
 
-@pytest.mark.parametrize("name", DISTILLED)
+@each_row("name", DISTILLED)
 def test_a_single_head_learns_from_the_labels_and_from_the_teacher(name: str) -> None:
     # The same logits twice is the same loss, and the gradient is the sum of both.
     criterion, targets = criterion_of(name), targets_of(name)

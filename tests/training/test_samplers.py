@@ -13,12 +13,9 @@ import golden
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.data import Key, ReplicaBatches, replica_indices
+from support.tables import each_row
 
-CASES = [
-    pytest.param(case, id=case["key"])
-    for index in golden.cases("sampler")
-    for case in index["cases"]
-]
+CASES = [case for index in golden.cases("sampler") for case in index["cases"]]
 STORED = golden.arrays(golden.case("ra_sampler"))
 # The golden cases of 1000 images, 4 replicas and 3 repeats: 192 images a replica, 6 steps of 32.
 PLAN = Plan(
@@ -50,7 +47,7 @@ def batches_of(replicas: range, *, epoch: int = 1) -> list[list[Key]]:
     return list(sampler)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_row("case", CASES)
 def test_a_replica_sees_the_images_of_the_original_in_its_order(case: dict[str, Any]) -> None:
     found = np.asarray(indices_of(case), dtype="<i4")
     assert (len(found), hashlib.sha256(found.tobytes()).hexdigest()) == (
@@ -59,12 +56,12 @@ def test_a_replica_sees_the_images_of_the_original_in_its_order(case: dict[str, 
     )
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.values[0]["stored"] == "all"])
+@each_row("case", [c for c in CASES if c["stored"] == "all"])
 def test_an_order_that_is_stored_whole_is_matched_image_by_image(case: dict[str, Any]) -> None:
     assert indices_of(case) == STORED[case["key"]].tolist()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.values[0]["stored"] != "all"])
+@pytest.mark.parametrize("case", [c for c in CASES if c["stored"] != "all"])
 def test_an_order_of_imagenet_begins_and_ends_as_the_original(case: dict[str, Any]) -> None:
     found = indices_of(case)
     assert found[:64] == STORED[f"{case['key']}/head"].tolist()

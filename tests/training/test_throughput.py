@@ -19,13 +19,14 @@ from deit_zoo.training.loop import TrainState
 from deit_zoo.training.throughput import profile_loader_and_step, rate, sentence
 from deit_zoo.training.timm_bridge import train_transform
 from deit_zoo.training.trainer import build_model, build_train_state
+from support.tables import each_row
 
 EVERY_CORE = "loader-bound with every core in use; more cores or smaller files would help"
 HERE = DistributedContext(device=torch.device("cpu"))
 TEN = [str(digit) for digit in range(10)]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("loader", "workers", "cores", "advice"),
     [
         (2500, 4, 16, "the model limits, as it should"),

@@ -28,6 +28,7 @@ from deit_zoo.training.timm_bridge import (
     train_transform,
     with_weights,
 )
+from support.tables import each_row
 
 MIXUP = replace(DEIT_BASE, cutmix=0.0)
 CUTMIX = replace(DEIT_BASE, mixup=0.0)
@@ -155,8 +156,8 @@ def test_the_beta_parameters_are_the_recipe_s(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(0.8, 0.8), (1.0, 1.0)]
 
 
-@pytest.mark.parametrize("recipe", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
-@pytest.mark.parametrize("seed", range(4))
+@each_row("recipe", [MIXUP, CUTMIX])
+@each_row("seed", range(4))
 def test_a_label_weighs_as_much_as_its_image_shows(recipe: Recipe, seed: int) -> None:
     seed_from_key(seed, "mixup")
     images = torch.stack((torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 2.0)))

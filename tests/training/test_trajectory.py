@@ -28,6 +28,7 @@ from deit_zoo.training.loop import StepResult, TrainState, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.timm_bridge import mixer
+from support.tables import each_row
 
 Array = NDArray[Any]
 
@@ -209,7 +210,7 @@ def test_the_optimizer_sees_gradients_of_the_norm_of_the_original(trajectory: Tr
     assert_close(trajectory.norms, before * np.minimum(1.0, bound / (before + 1e-6)))
 
 
-@pytest.mark.parametrize("statistic", ["sum", "norm", "probe"])
+@each_row("statistic", ["sum", "norm", "probe"])
 def test_the_final_weights_are_those_of_the_original(
     trajectory: Trajectory, statistic: str
 ) -> None:
