@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import ZooError
 from deit_zoo.registry import resolve
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from deit_zoo.inference.attention import AttentionMap, Method
     from deit_zoo.inference.export import Export
     from deit_zoo.inference.optimize import OptimizedModel
+    from deit_zoo.models.layers import ZooModel
 
 
 def classify(
@@ -32,6 +34,7 @@ def classify(
     device: str | torch.device | None = None,
     batch_size: int = 32,
     workers: int | None = None,
+    fast: bool = False,
 ) -> list[list[Prediction]]:
     """The `topk` most probable classes of each image, best first.
 
@@ -43,9 +46,13 @@ def classify(
         device: where the model runs.
         batch_size: images that the model looks at together.
         workers: threads that read images meanwhile; one for each core, at most 16, unless given.
+        fast: by an optimized copy of the model, in the precision that the device computes fastest.
+            It is not compiled, since that takes longer than most folders do: give a copy from
+            `optimize` as the model to have that.
 
     Raises:
         DataError: an image, which is named, cannot be read.
+        ZooError: the model cannot be optimized.
 
     >>> [[best]] = deit_zoo.classify("seven.png", "deit_pico_digits", topk=1)
     >>> best.label
@@ -65,6 +72,10 @@ def classify(
             "1 or more threads"
         )
     network = resolve_classifier(model, device)
+    if fast:
+        from deit_zoo.inference.optimize import fast_copy
+
+        network = cast("ZooModel", fast_copy(network))
     prepare = transform(network)
     results: list[list[Prediction]] = []
     with prefetch(
@@ -79,7 +90,7 @@ def classify(
 
 
 def optimize(
-    model: str | nn.Module, dtype: str | torch.dtype = "bfloat16", compile: bool = True
+    model: str | nn.Module, dtype: str | torch.dtype = "auto", compile: bool | str = "auto"
 ) -> OptimizedModel:
     """A copy that only predicts, and does so faster: the same function by fewer operations.
 
@@ -88,10 +99,14 @@ def optimize(
 
     Args:
         model: a name (its checkpoint is loaded) or a model from `create`, which stays as it is.
-        dtype: bfloat16, float32, float16, int8 (with torchao), or float64, in which the copy
-            equals the model to 1e-10.
+        dtype: "auto", the type that the device computes fastest, which `print(copy)` shows with
+            the reason; or bfloat16, float32, float16, int8 (with torchao), or float64, in which
+            the copy equals the model to 1e-10.
         compile: make machine code for each batch size that comes, at its first call; that takes
-            some seconds to minutes. Batches near one that is there are padded to it.
+            some seconds to minutes. Batches near one that is there are padded to it. "auto" is
+            True where there is a compiler.
+
+    Warns where a type of 16 bits that was asked for is slower than float32 on this device.
 
     Raises:
         ZooError: the model is no DeiT or CaiT; there is no such dtype; 8 bits would be slower on
@@ -102,8 +117,14 @@ def optimize(
     """
     from deit_zoo.inference import optimize as inference
 
-    network = resolve_model(model, None)
-    return inference.optimize(network, dtype, compile)
+    copy = inference.optimize(resolve_model(model, None), dtype, compile)
+    if inference.loses(copy):
+        warnings.warn(
+            f"{copy.precision} is slower than float32 on this device, which has no units for it; "
+            "give dtype='auto' for the fastest",
+            stacklevel=2,
+        )
+    return copy
 
 
 def attention_map(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -42,6 +42,9 @@ def classify_(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read images (default: one per core).")
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The most probable classes of images. One that cannot be read does not stop the others.
@@ -51,7 +54,7 @@ def classify_(
     rows: list[dict[str, Any]] = []
     errors: list[DataError] = []
     try:
-        network = _network(model, device)
+        network = _network(model, device, fast)
         sources = [source for argument in images for source in _listed(argument)]
         for classified, unread in _classify(sources, network, topk, batch_size, workers):
             errors += unread
@@ -70,12 +73,19 @@ def classify_(
         raise typer.Exit(1)
 
 
-def _network(model: str, device: str | None) -> ZooModel:
+def _network(model: str, device: str | None, fast: bool) -> ZooModel:
     from deit_zoo.zoo import is_path, load_model
 
     if not is_path(model) and (implied := resolve(model).name) != model.lower():
         talk.print(f"model: {implied}")
-    return load_model(model, device)
+    network = load_model(model, device)
+    if not fast:
+        return network
+    from deit_zoo.inference.optimize import fast_copy
+
+    copy = fast_copy(network)
+    talk.print(f"optimized: {copy.choices()}")
+    return cast("ZooModel", copy)
 
 
 def _classify(

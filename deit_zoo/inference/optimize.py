@@ -15,7 +15,6 @@ Shapes: B batch, N tokens, D embedding, H heads.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from copy import deepcopy
@@ -30,6 +29,7 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.inference.talking_heads import runs_at_once, talk
+from deit_zoo.machine import fast_dtypes, fastest_dtype, has_compiler
 from deit_zoo.models import cait, deit
 from deit_zoo.models.layers import Mlp, ZooModel, check_input, split_heads
 
@@ -67,29 +67,54 @@ class Agreement:
     num_images: int
 
 
-def optimize(model: nn.Module, dtype: str | torch.dtype, compile: bool) -> OptimizedModel:
-    """What `deit_zoo.optimize` says."""
+def optimize(
+    model: nn.Module, dtype: str | torch.dtype = "auto", compile: bool | str = "auto"
+) -> OptimizedModel:
+    """What `deit_zoo.optimize` says, without its warning."""
     if not isinstance(model, deit.VisionTransformer | cait.CaiT):
         raise ZooError(
             f"{type(model).__name__} cannot be optimized; give a deit or cait model from create"
         )
+    if compile not in (True, False, "auto"):
+        raise ZooError(f"compile is {compile!r}; give True, False or 'auto'")
+    device = next(model.parameters()).device
+    name = precision(dtype)
+    fastest, reason = fastest_dtype(device)
+    if model.num_classes == 0:
+        raise ZooError("the model has no head (num_classes=0), so it has no logits to be fast at")
     if not untouched(model):
         raise ZooError(
             "the model has hooks, adapters or overridden parts, which a copy would leave out; "
             "remove the hooks, and merge adapters into the weights"
         )
-    kind = precision(dtype)
-    if compile:
-        check_compiler(next(model.parameters()).device)
+    if compile is True:
+        check_compiler(device)
     with torch.no_grad():
-        fast = _copy(model, kind)
-    if kind == "int8":
+        fast = OptimizedModel(model, fastest if name == "auto" else name).requires_grad_(False)
+    if name == "auto":
+        fast.reasons["dtype"] = f" (auto: {reason})"
+    if name == "int8":
         _quantize(fast)
+    if compile == "auto":
+        compile = has_compiler(device)
+        fast.reasons["compiled"] = "" if compile else " (auto: no compiler)"
     if compile:
         fast.compile_frozen()
-    if kind == "int8":
-        _check_faster(fast, optimize(model, "bfloat16", compile))
+    if name == "int8":
+        _check_faster(fast, optimize(model, fastest, compile))
     return fast
+
+
+def fast_copy(model: nn.Module) -> OptimizedModel:
+    """A copy for one task, not compiled: that takes longer than most tasks do."""
+    return model if isinstance(model, OptimizedModel) else optimize(model, compile=False)
+
+
+def loses(model: OptimizedModel) -> bool:
+    """Whether a copy is of a type of 16 bits that its device has no units for."""
+    fast = fast_dtypes(model.network.patches.weight.device)
+    half = model.precision in ("bfloat16", "float16")
+    return half and fast is not None and model.precision not in fast
 
 
 def untouched(model: deit.VisionTransformer | cait.CaiT) -> bool:
@@ -135,11 +160,11 @@ def _touched(part: nn.Module) -> bool:
 
 
 def precision(dtype: str | torch.dtype) -> str:
-    """The name of a precision. Raises ZooError for one that there is not."""
+    """The name of a precision, or `auto`. Raises ZooError for one that there is not."""
     name = str(dtype).removeprefix("torch.")
     name = SHORT.get(name, name)
-    if name not in PRECISIONS:
-        raise ZooError(f"dtype is {name!r}; give one of {', '.join(PRECISIONS)}")
+    if name not in ("auto", *PRECISIONS):
+        raise ZooError(f"dtype is {name!r}; give one of auto, {', '.join(PRECISIONS)}")
     return name
 
 
@@ -147,19 +172,19 @@ def agreement(
     plain: nn.Module, fast: nn.Module, images: Iterable[Tensor], *, batch_size: int = 32
 ) -> Agreement:
     """Compare a copy with its model on uint8 pixels, or normalised images, (3, H, W)."""
-    held = list(images)
-    if not held:
+    images = list(images)
+    if not images:
         raise ZooError("there is no image to compare on; give one or more")
     same, largest = 0, 0.0
-    where = next(plain.parameters())
+    weight = next(plain.parameters())
     with eval_mode(plain), torch.inference_mode():
-        for start in range(0, len(held), batch_size):
-            batch = torch.stack(held[start : start + batch_size]).to(where.device)
+        for start in range(0, len(images), batch_size):
+            batch = torch.stack(images[start : start + batch_size]).to(weight.device)
             floats = normalized(batch) if batch.dtype == torch.uint8 else batch
-            expected, found = plain(floats.to(where.dtype)).double(), fast(batch).double()
-            same += int((found.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
-            largest = max(largest, float((found - expected).abs().max()))
-    return Agreement(top1=same / len(held), largest=largest, num_images=len(held))
+            expected, logits = plain(floats.to(weight.dtype)).double(), fast(batch).double()
+            same += int((logits.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
+            largest = max(largest, float((logits - expected).abs().max()))
+    return Agreement(top1=same / len(images), largest=largest, num_images=len(images))
 
 
 class OptimizedModel(nn.Module):
@@ -180,6 +205,7 @@ class OptimizedModel(nn.Module):
         self.img_size, self.num_classes = model.img_size, model.num_classes
         self.embed_dim = model.embed_dim
         self.precision = kind
+        self.reasons = {"dtype": "", "compiled": ""}  # of what was chosen automatically
         self.in_chans = cast(Any, model).patch_embed.proj.in_channels
         self.network = Network(cast(Any, model), PRECISIONS[kind])
         # Batch sizes that there is compiled code for, by the type of the images; None: eager.
@@ -214,16 +240,16 @@ class OptimizedModel(nn.Module):
 
     def _call(self, images: Tensor, sizes: dict[torch.dtype, list[int]]) -> Tensor:
         """Run compiled code: for this batch size, or a larger one that is there already."""
-        held = sizes.setdefault(images.dtype, [])
+        compiled = sizes.setdefault(images.dtype, [])
         batch = len(images)
         if self.image_scores:
             most = max(1, SCORES * torch.get_num_threads() // self.image_scores)
             if batch > most:
                 return torch.cat([self._call(few, sizes) for few in torch.split(images, most)])
-        fitting = min((size for size in held if size >= batch), default=0)
+        fitting = min((size for size in compiled if size >= batch), default=0)
         if fitting == batch:
             return self.network(images)
-        if len(held) < MOST_SIZES and not batch <= fitting <= 2 * batch:
+        if len(compiled) < MOST_SIZES and not batch <= fitting <= 2 * batch:
             from torch._dynamo import config as dynamo
             from torch._inductor import config
 
@@ -232,16 +258,21 @@ class OptimizedModel(nn.Module):
             limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
             with config.patch(freezing=True), dynamo.patch(limits):
                 logits: Tensor = self.network(images)
-            held.append(batch)
+            compiled.append(batch)
             return logits
         if not fitting:
-            pieces = torch.split(images, max(held))
+            pieces = torch.split(images, max(compiled))
             return torch.cat([self._call(piece, sizes) for piece in pieces])
         missing = images.new_zeros(fitting - batch, *images.shape[1:])
         return self.network(torch.cat((images, missing)))[:batch]
 
     def extra_repr(self) -> str:
-        return f"precision={self.precision}, img_size={self.img_size}"
+        return f"{self.choices()}, img_size={self.img_size}"
+
+    def choices(self) -> str:
+        """The precision and whether it is compiled, and why where that was left to us."""
+        dtype, compiled = self.reasons["dtype"], self.reasons["compiled"]
+        return f"dtype={self.precision}{dtype}, compiled={self.sizes is not None}{compiled}"
 
 
 class Network(nn.Module):
@@ -323,7 +354,7 @@ class Patches(nn.Module):
             batch, channels, height // side, side, width // side, side
         )
         rows = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, positions.shape[1], weight.shape[1])
-        x = F.linear(rows, weight) + positions
+        x = add(F.linear(rows, weight), positions)
         if self.prefix is None:
             return x
         return torch.cat((self.prefix.expand(batch, -1, -1), x), dim=1)
@@ -337,7 +368,9 @@ class DeiTBlock(nn.Module):
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
         self.attn, self.mlp = deepcopy(block.attn).to(dtype), FastMlp(block.mlp, dtype)
         device = block.attn.qkv.weight.device
-        self.padding = -tokens % LANES if device.type == "cpu" else 0
+        # Whole registers are worth their mask where these are wide and products are fast.
+        wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        self.padding = -tokens % LANES if wide else 0
         mask = torch.zeros(1, 1, 1, tokens + self.padding, dtype=dtype, device=device)
         mask[..., tokens:] = -torch.inf
         self.register_buffer("mask", mask if self.padding else None)
@@ -346,11 +379,13 @@ class DeiTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attn = self.attn
-        padded = F.pad(self.norm1(x), (0, 0, 0, self.padding))
+        padded = self.norm1(x)
+        if self.padding:
+            padded = F.pad(padded, (0, 0, 0, self.padding))
         query, key, value = split_heads(attn.qkv(padded), attn.num_heads)
         query = query[:, :, : x.shape[1]]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
-        x = add(self.attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
+        x = add(attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
         return add(self.mlp(self.norm2(x)), x)
 
 
@@ -455,16 +490,12 @@ class ClassBlocks(nn.Module):
 
 def check_compiler(device: torch.device) -> None:
     """Raises ZooError where a model cannot be compiled on this device."""
-    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+    if device.type in ("cpu", "cuda") and not has_compiler(device):
+        need, name = ("a C++ compiler", "g++") if device.type == "cpu" else ("Triton", "triton")
+        where = "the CPU" if device.type == "cpu" else "the GPU"
         raise ZooError(
-            "to compile for the CPU a C++ compiler is needed; install g++, or give compile=False"
+            f"to compile for {where} {need} is needed; install {name}, or give compile=False"
         )
-
-
-def _copy(model: deit.VisionTransformer | cait.CaiT, kind: str) -> OptimizedModel:
-    if model.num_classes == 0:
-        raise ZooError("the model has no head (num_classes=0), so it has no logits to be fast at")
-    return OptimizedModel(model, kind).requires_grad_(False)
 
 
 def _bytes_of_scores(model: ZooModel, dtype: torch.dtype) -> int:
@@ -496,18 +527,18 @@ def _quantize(model: OptimizedModel) -> None:
 
 
 def _check_faster(fast: OptimizedModel, other: OptimizedModel) -> None:
-    """Raises ZooError where 8 bits lose against bfloat16 on this device, by a short trial."""
+    """Raises ZooError where 8 bits lose against another precision on this device, by a trial."""
     device = fast.network.patches.weight.device
     pixels = torch.zeros(TRIAL_BATCH, fast.in_chans, *fast.img_size, device=device)
-    best = {model.precision: float("inf") for model in (fast, other)}
+    best = {fast: float("inf"), other: float("inf")}
     for _ in range(TRIAL_ROUNDS):
-        for model in (fast, other):
+        for model in best:
             started = time.perf_counter()
             model(pixels).sum().item()
-            best[model.precision] = min(best[model.precision], time.perf_counter() - started)
-    if best[fast.precision] > best[other.precision]:
-        times = [f"{1000 * best[name] / TRIAL_BATCH:.1f} ms" for name in ("int8", "bfloat16")]
+            best[model] = min(best[model], time.perf_counter() - started)
+    if best[fast] > best[other]:
+        times = [f"{1000 * seconds / TRIAL_BATCH:.1f} ms" for seconds in best.values()]
         raise ZooError(
-            f"int8 loses on this device: {times[0]} an image where bfloat16 takes {times[1]}; "
-            "give dtype='bfloat16'"
+            f"int8 loses on this device: {times[0]} an image where {other.precision} takes "
+            f"{times[1]}; give dtype={other.precision!r}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,19 @@ def test_files_and_folders_are_classified(folder: Path) -> None:
     assert (done.status, done.err) == (0, "")
     labels = [line.split()[-1] for line in done.out.splitlines() if line.startswith("  ")]
     assert labels == ["7", "4", "5", "6", "7"]
+
+
+def test_an_optimized_copy_classifies_and_says_what_it_is(folder: Path) -> None:
+    options = ("--model", MODEL, "--topk", "1", "--json")
+    done = deit_zoo("classify", folder, *options, "--fast")
+    exact = deit_zoo("classify", folder, *options)
+    assert done.status == exact.status == 0
+    assert re.fullmatch(r"optimized: dtype=\w+ \(auto: .+\), compiled=False\n", done.err)
+    for fast_row, row in zip(json.loads(done.out), json.loads(exact.out), strict=True):
+        [fast], [best] = fast_row["predictions"], row["predictions"]
+        assert (fast_row["image"], fast.keys()) == (row["image"], best.keys())
+        assert fast["label"] == best["label"]
+        assert fast["probability"] == pytest.approx(best["probability"], abs=0.05)
 
 
 def test_an_image_comes_from_stdin_and_from_a_url(folder: Path, server: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import deit_zoo
 import golden
+from deit_zoo import machine
 from deit_zoo.data import digits
 from deit_zoo.errors import ImageSizeError, MissingExtraError, ZooError
 from deit_zoo.inference import optimize as inference
@@ -32,6 +34,8 @@ from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
 from support.tables import each_row
 
+# What is tested of 16 bits is tested on any processor.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\w+ is slower than float32 on this:UserWarning")
 DISTILLED = "deit_pico_distilled_digits"
 # Of ImageNet, as everyone writes them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -246,8 +250,68 @@ def test_logits_are_single_in_every_lower_precision(
     assert (found - expected).abs().max() <= limit * expected.abs().max()
 
 
-def test_bfloat16_is_the_default() -> None:
-    assert deit_zoo.optimize(small(), compile=False).precision == "bfloat16"
+@pytest.mark.parametrize(
+    ("fast", "dtype", "shown"),
+    [
+        ({"bfloat16": "AMX"}, "bfloat16", "bfloat16 (auto: AMX)"),
+        ({"float16": "CUDA capability 7.5"}, "float16", "float16 (auto: CUDA capability 7.5)"),
+        ({}, "float32", "float32 (auto: no units for 16 bits)"),
+        (None, "float32", "float32 (auto: no known units for 16 bits)"),
+    ],
+)
+def test_the_precision_is_the_fastest_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, fast: dict[str, str] | None, dtype: str, shown: str
+) -> None:
+    monkeypatch.setattr(machine, "fast_dtypes", lambda device: fast)
+    copy = deit_zoo.optimize(small(), compile=False)
+    assert copy.precision == dtype
+    assert copy.network.patches.weight.dtype == getattr(torch, dtype)
+    assert copy.extra_repr() == f"dtype={shown}, compiled=False, img_size=(64, 64)"
+    assert f"dtype={shown}, compiled=False" in repr(copy)
+
+
+@pytest.mark.parametrize(
+    ("fast", "dtype", "warned"),
+    [
+        ({}, "bfloat16", True),
+        ({}, "fp16", True),
+        ({"bfloat16": "AMX"}, torch.float16, True),
+        ({"bfloat16": "AMX"}, "bf16", False),
+        ({"float16": "CUDA capability 7.5"}, "bf16", True),
+        ({}, "auto", False),
+        ({}, "float32", False),
+        (None, "bfloat16", False),
+    ],
+)
+def test_a_precision_that_loses_is_obeyed_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    fast: dict[str, str] | None,
+    dtype: str | torch.dtype,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(machine, "fast_dtypes", lambda device: fast)
+    monkeypatch.setattr(inference, "fast_dtypes", lambda device: fast)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        copy = deit_zoo.optimize(small(), dtype, compile=False)
+    assert [str(one.message) for one in caught] == [
+        f"{copy.precision} is slower than float32 on this device, which has no units for it; give "
+        "dtype='auto' for the fastest"
+    ] * warned
+    assert {one.filename for one in caught} <= {__file__}
+
+
+def test_code_is_compiled_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "has_compiler", lambda device: True)
+    assert "compiled=True," in deit_zoo.optimize(small(), "float32").extra_repr()
+    monkeypatch.setattr(inference, "has_compiler", lambda device: False)
+    fast = deit_zoo.optimize(small(), "float32")
+    assert fast.extra_repr() == (
+        "dtype=float32, compiled=False (auto: no compiler), img_size=(64, 64)"
+    )
+    assert torch.equal(
+        fast(some(small())), deit_zoo.optimize(small(), "float32", False)(some(small()))
+    )
 
 
 @each_row("make", [small, lambda: small("cait_xxs24_224")])
@@ -289,7 +353,7 @@ def test_a_copy_knows_what_it_is() -> None:
         model.labels,
     )
     assert repr(deit_zoo.transform(fast)) == repr(deit_zoo.transform(model))
-    assert fast.extra_repr() == "precision=float32, img_size=(16, 16)"
+    assert fast.extra_repr() == "dtype=float32, compiled=False, img_size=(16, 16)"
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
@@ -468,11 +532,15 @@ def test_a_head_of_another_size_is_copied() -> None:
     [
         (
             lambda: deit_zoo.optimize(small(), "float8", compile=False),
-            "dtype is 'float8'; give one of float64, float32, bfloat16, float16, int8",
+            "dtype is 'float8'; give one of auto, float64, float32, bfloat16, float16, int8",
         ),
         (
             lambda: deit_zoo.optimize(small(), torch.int64, compile=False),
-            "dtype is 'int64'; give one of float64, float32, bfloat16, float16, int8",
+            "dtype is 'int64'; give one of auto, float64, float32, bfloat16, float16, int8",
+        ),
+        (
+            lambda: deit_zoo.optimize(small(), compile="always"),
+            "compile is 'always'; give True, False or 'auto'",
         ),
         (
             lambda: deit_zoo.optimize("convnet_pico_digits", compile=False),
@@ -498,8 +566,9 @@ def test_without_a_compiler_nothing_is_compiled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert not machine.has_compiler(torch.device("cpu"))
     with pytest.raises(ZooError) as caught:
-        deit_zoo.optimize(small())
+        deit_zoo.optimize(small(), compile=True)
     assert str(caught.value) == (
         "to compile for the CPU a C++ compiler is needed; install g++, or give compile=False"
     )
@@ -522,26 +591,21 @@ def test_int8_that_loses_is_refused_with_both_times(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ZooError) as caught:
         deit_zoo.optimize(small(embed_dim=96), "int8", compile=False)
     found = re.fullmatch(
-        r"int8 loses on this device: ([\d.]+) ms an image where bfloat16 takes ([\d.]+) ms; "
-        r"give dtype='bfloat16'",
+        r"int8 loses on this device: ([\d.]+) ms an image where (\w+) takes ([\d.]+) ms; "
+        r"give dtype='(\w+)'",
         str(caught.value),
     )
     assert found
-    assert float(found[1]) >= float(found[2])
+    assert float(found[1]) >= float(found[3])
+    assert found[2] == found[4] == machine.fastest_dtype(torch.device("cpu"))[0]
 
 
 def test_int8_that_wins_is_kept() -> None:
     less = deit_zoo.optimize(small(depth=1), "float32", compile=False)
     more = deit_zoo.optimize(small(depth=12, embed_dim=192), "float32", compile=False)
     inference._check_faster(less, more)
-    with pytest.raises(ZooError, match="int8 loses"):
-        inference._check_faster(renamed(more, "int8"), renamed(less, "bfloat16"))
-
-
-def renamed(fast: OptimizedModel, precision: str) -> OptimizedModel:
-    """A model that passes for one of another precision."""
-    fast.precision = precision
-    return fast
+    with pytest.raises(ZooError, match=r"int8 loses .* give dtype='float32'"):
+        inference._check_faster(more, less)
 
 
 class Shifted(nn.Module):
@@ -593,6 +657,30 @@ def test_classify_gives_the_labels_of_the_model(handwritten: list[Image.Image]) 
     assert [row[0].probability for row in found] == pytest.approx(
         [row[0].probability for row in expected], abs=1e-5
     )
+
+
+def test_classify_makes_a_copy_itself(handwritten: list[Image.Image]) -> None:
+    exact, fast = (
+        deit_zoo.classify(handwritten, DISTILLED, topk=2, batch_size=60, fast=fast)
+        for fast in (False, True)
+    )
+    assert [row[0].label for row in fast] == [row[0].label for row in exact]
+    assert {len(row) for row in fast} == {2}
+    assert (
+        max(abs(a[0].probability - b[0].probability) for a, b in zip(exact, fast, strict=True))
+        < 0.05
+    )
+
+
+def test_classify_takes_a_copy_as_it_is(handwritten: list[Image.Image]) -> None:
+    copy = deit_zoo.optimize(DISTILLED, "float64", compile=False)
+    [row] = deit_zoo.classify(handwritten[0], copy, fast=True)
+    assert [row] == deit_zoo.classify(handwritten[0], copy)
+
+
+def test_classify_cannot_be_faster_with_a_convnet(handwritten: list[Image.Image]) -> None:
+    with pytest.raises(ZooError, match="ConvNet cannot be optimized"):
+        deit_zoo.classify(handwritten[0], "convnet_pico_digits", fast=True)
 
 
 def test_evaluate_takes_a_copy(tmp_path: Path) -> None:
