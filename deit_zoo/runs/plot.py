@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
 from math import isfinite
@@ -31,7 +31,7 @@ GREY = "#666666"
 AHEAD, IN_SIGHT = 1.25, 2.0
 FEW = 20
 
-Points = Sequence[tuple[int, float]]
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,75 +182,65 @@ def chart(lines: Sequence[Line], *, width: int, height: int, plain: bool) -> lis
     margin = max(map(len, labels.values())) + 1
     columns = width - margin - 1
     first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
-    axes = _Axes(first=first, last=last, low=low, high=high, columns=columns, rows=height)
+    spans = max(1, last - first), high - low
+    scaled = [
+        replace(
+            line, points=[((x - first) / spans[0], (high - y) / spans[1]) for x, y in line.points]
+        )
+        for line in lines
+    ]
     side, tick, corner, base = "|++-" if plain else "│┤└─"
     rows = [
         f"{labels.get(n, ''):>{margin - 1}} {tick if n in labels else side}{row}".rstrip()
-        for n, row in enumerate(_cells(lines, axes, plain))
+        for n, row in enumerate(_cells(scaled, columns, height, plain))
     ]
     ends = f"{first}{'epoch':^{columns - len(str(first)) - len(str(last))}}{last}"
     x_axis = [" " * margin + corner + base * columns, " " * (margin + 1) + ends]
     return [*rows, *x_axis] if last > first else [*rows, x_axis[0], f"{' ' * margin} {first}"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Axes:
-    """What part of the plane is drawn, on how many characters."""
-
-    first: int
-    last: int
-    low: float
-    high: float
-    columns: int
-    rows: int
-
-    def trace(self, points: Points, across: int, down: int) -> list[tuple[int, int]]:
-        """The dots of a line where a character holds `across` x `down`: column and row."""
-        right, bottom = self.columns * across - 1, self.rows * down - 1
-        corners = [
-            (
-                round((epoch - self.first) / max(1, self.last - self.first) * right),
-                round((self.high - value) / (self.high - self.low) * bottom),
-            )
-            for epoch, value in points
-        ]
-        dots = corners[:1]
-        for (x, y), (to_x, to_y) in pairwise(corners):
-            steps = max(abs(to_x - x), abs(to_y - y), 1)
-            dots += [
-                (x + round((to_x - x) * n / steps), y + round((to_y - y) * n / steps))
-                for n in range(1, steps + 1)
-            ]
-        return dots
-
-
 # The bit of a dot in Unicode's braille: by its row, then its column.
 _BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
-def _cells(lines: Sequence[Line], axes: _Axes, plain: bool) -> list[str]:
+def _cells(lines: Sequence[Line], columns: int, rows: int, plain: bool) -> list[str]:
     """The rows within the axes; the published curve lies under the runs."""
-    cells: dict[tuple[int, int], str] = {}
+    published: dict[tuple[int, int], list[str]] = {}
+    runs: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
     marks = _marks(lines, plain)
-    of_runs: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
     for mark, line in zip(marks, lines, strict=True):
-        for cell in dict.fromkeys(axes.trace(line.points, 1, 1)):
+        for cell in set(_dots(line.points, columns, rows)):
             if line.published:
-                cells[cell] = mark
-            else:
-                of_runs[cell].append(mark)
+                published[cell] = [mark]
+            elif mark != _STROKE:
+                runs[cell].append(mark)
     if marks[0] == _STROKE:
-        dots: defaultdict[tuple[int, int], int] = defaultdict(int)
-        for x, y in axes.trace(lines[0].points, 2, 4):
-            dots[x // 2, y // 4] |= _BRAILLE[y % 4][x % 2]
-        cells |= {cell: chr(0x2800 + bits) for cell, bits in dots.items()}
-    else:
-        # Where runs meet, their marks take turns.
-        cells |= {cell: those[cell[0] % len(those)] for cell, those in of_runs.items()}
+        bits: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for x, y in _dots(lines[0].points, 2 * columns, 4 * rows):
+            bits[x // 2, y // 4] |= _BRAILLE[y % 4][x % 2]
+        runs |= {cell: [chr(0x2800 + value)] for cell, value in bits.items()}
+    cells = published | runs
+    # Where runs meet, their marks take turns.
     return [
-        "".join(cells.get((column, row), " ") for column in range(axes.columns))
-        for row in range(axes.rows)
+        "".join(
+            here[column % len(here)] if (here := cells.get((column, row))) else " "
+            for column in range(columns)
+        )
+        for row in range(rows)
     ]
+
+
+def _dots(points: Points, columns: int, rows: int) -> list[tuple[int, int]]:
+    """The column and row of each dot of a line whose corners are shares of width and height."""
+    corners = [(round(x * (columns - 1)), round(y * (rows - 1))) for x, y in points]
+    dots = corners[:1]
+    for (x, y), (to_x, to_y) in pairwise(corners):
+        steps = max(abs(to_x - x), abs(to_y - y), 1)
+        dots += [
+            (x + round((to_x - x) * n / steps), y + round((to_y - y) * n / steps))
+            for n in range(1, steps + 1)
+        ]
+    return dots
 
 
 _STROKE = "\u2812"
