@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.hub import is_hfds
 from deit_zoo.data.image_set import ImageSet, open_set
+from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import ZooError
 from deit_zoo.models.layers import ZooModel
@@ -71,19 +71,6 @@ def validation_set(data: str | Path, classes: Sequence[str] = ()) -> ImageSet:
     if is_hfds(data):
         return open_set(data, "val", classes)
     return FolderSet(validation_folder(Path(data)), classes)
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Within it, an error from a loader's worker is its own sentence again, not a traceback."""
-    try:
-        yield
-    except ZooError as error:
-        kind = type(error)
-        _, raised, sentence = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
-        if not raised:
-            raise
-        raise kind(sentence.strip()) from None
 
 
 def validation_folder(data: Path) -> Path:
@@ -143,8 +130,9 @@ def accumulate(
     total, done = sum(map(len, batches)), 0
     weight = next(model.parameters())
     sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
-    with eval_mode(model), one_sentence(), oom_as_error(batch_size, weight.device):
-        for images, labels in _load(dataset, batches, workers):
+    loader = make_loader(dataset, batches, workers)
+    with eval_mode(model), oom_as_error(batch_size, weight.device):
+        for images, labels in read_batches(loader):
             logits = model(images.to(weight.device, weight.dtype)).float()
             if dataset.class_subset is not None:
                 logits = logits[:, list(dataset.class_subset)]
@@ -191,42 +179,3 @@ def oom_as_error(batch_size: int, device: torch.device) -> Iterator[None]:
             f"a batch of {batch_size} does not fit into the memory of {device}; give a smaller "
             "batch size"
         ) from error
-
-
-def _load(
-    dataset: EvalDataset, batches: list[list[int]], workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    with block_signals():
-        loading = iter(loader)
-    yield from loading
-
-
-def leave_signals_to_the_main_process(_worker: int) -> None:
-    """In a loader's worker: a wish to stop is the main process's to hear; SIGTERM ends a worker."""
-    # At exit, multiprocessing ends workers by SIGTERM and waits: deaf ones would be waited for.
-    for name, action in (
-        ("SIGINT", signal.SIG_IGN),
-        ("SIGUSR1", signal.SIG_IGN),
-        ("SIGTERM", signal.SIG_DFL),
-    ):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), action)
-
-
-@contextmanager
-def block_signals() -> Iterator[None]:
-    """While workers are started, Ctrl-C and SIGUSR1 wait; the workers hear neither, ever."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -18,13 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.accuracy import (
-    block_signals,
-    leave_signals_to_the_main_process,
-    one_sentence,
-)
 from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
 from deit_zoo.training.seeding import seed_from_key
 
@@ -164,19 +160,12 @@ class TrainLoader:
         """(images, labels, bad) of each replica in each step; one without bad images has zeros."""
         self.order.epoch, self.order.first_step = epoch, first_step
         if self._loader is None:
-            self._loader = DataLoader(
-                self.images,
-                batch_sampler=self.order,
-                num_workers=self.plan.workers,
-                persistent_workers=self.plan.workers > 0,
-                pin_memory=self.plan.device == "cuda",
-                worker_init_fn=leave_signals_to_the_main_process,
+            self._loader = make_loader(
+                self.images, self.order, self.plan.workers, pin_memory=self.plan.device == "cuda"
             )
-        with block_signals():
-            self._batches = iter(self._loader)
+        self._batches = read_batches(self._loader)
         for _ in range(len(self.order)):
-            with one_sentence():
-                images, labels, bad = next(self._batches)
+            images, labels, bad = next(self._batches)
             yield images, labels, bad
 
     def close(self) -> None:

@@ -1,0 +1,72 @@
+"""Batches from worker processes, which hear no wish to stop and whose errors are their own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from deit_zoo.errors import ZooError
+
+
+def make_loader(
+    dataset: Dataset[Any], batches: Iterable[list[Any]], workers: int, *, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """A loader of these batches of keys, whose workers live as long as it does."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+
+
+def read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """One pass over a loader; its workers start, or go on, with the first batch."""
+    with _block_signals():
+        batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except ZooError as error:
+            raise _as_raised(error) from None
+        yield batch
+
+
+def _as_raised(error: ZooError) -> ZooError:
+    """An error without the traceback that a loader's worker put into its text."""
+    kind = type(error)
+    _, name, sentence = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+    return kind(sentence.strip()) if name else error
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """In a worker: a wish to stop is the main process's to hear; SIGTERM ends a worker."""
+    # At exit, multiprocessing ends workers by SIGTERM and waits: deaf ones would be waited for.
+    for name, action in (
+        ("SIGINT", signal.SIG_IGN),
+        ("SIGUSR1", signal.SIG_IGN),
+        ("SIGTERM", signal.SIG_DFL),
+    ):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), action)
+
+
+@contextmanager
+def _block_signals() -> Iterator[None]:
+    """While workers are started, Ctrl-C and SIGUSR1 wait; the workers hear neither, ever."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGUSR1])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
