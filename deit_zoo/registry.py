@@ -111,7 +111,8 @@ def _cait(
 
 
 # Parameters are counted exactly; multiply-accumulates are those of timm's benchmark tables.
-# Aliases are the names in use elsewhere: upstream's first, then timm's with its tag, the file's.
+# Aliases are the names in use elsewhere: upstream's first, timm's with its tag, the file's.
+# A row: name, upstream's file, parameters, GMACs, where it was published.
 _DEIT = (
     _deit("deit_tiny", "deit_tiny_patch16_224-a1311bcf", 5_717_416, 1.26),
     _deit("deit_small", "deit_small_patch16_224-cd65a155", 22_050_664, 4.61),
@@ -147,8 +148,9 @@ _DEIT = (
     ),
 )
 
-# Sizes as in upstream's cait_models.py: width, depth, LayerScale's start (1e-5 for XXS36 there;
-# second-hand copies of the paper say 1e-6). Upstream's bare `cait_S24` is the 384-pixel model.
+# Sizes as in upstream's cait_models.py. There the bare `cait_S24` is the 384-pixel model, and the
+# LayerScale of XXS36 starts at 1e-5; second-hand copies of the paper say 1e-6.
+# A row: name, upstream's name, width, depth, start of LayerScale, parameters, GMACs.
 _CAITS = (
     _cait("cait_xxs24_224", "cait_XXS24_224", 192, 24, 1e-5, 11_956_264, 2.53),
     _cait("cait_xxs24_384", "cait_XXS24", 192, 24, 1e-5, 12_029_224, 9.63),
