@@ -22,7 +22,6 @@ from deit_zoo.inference.throughput import (
     machine,
     measure,
     random_images,
-    sync_of,
     title,
 )
 from harness import backends
@@ -153,7 +152,7 @@ def measure_case(case: Case, config: BenchmarkConfig, graphs: Path, results: Res
         {one.label: one.run for one in timed},
         rounds=config.rounds,
         seconds=config.seconds,
-        sync=sync_of(case.device),
+        device=case.device,
         step=results.step,
     )
     if product:

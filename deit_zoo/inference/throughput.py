@@ -65,33 +65,27 @@ def cases_of(
     batch_sizes: Sequence[int],
     precisions: Sequence[str],
     modes: Sequence[str],
-    img_size: int | tuple[int, int] | None = None,
-    device: str = "cpu",
-    threads: int = 1,
-    train: bool = False,
-    pretrained: bool = False,
+    img_size: int | tuple[int, int] | None,
+    **options: Any,
 ) -> list[Case]:
-    """Every model at every batch size in every precision, in the order of measuring.
+    """Every model in every precision at every batch size; `options` are fields of each Case.
 
     Raises ZooError for what cannot be measured, before an hour was spent on the rest.
     """
     from deit_zoo.models.layers import as_pair, check_divisible
 
-    for option, values, choices in (
-        ("precision", precisions, PRECISIONS),
-        ("mode", modes, MODES),
-    ):
-        for value in values:
-            if value not in choices:
-                raise ZooError(f"--{option} is {value!r}; give {', '.join(choices)}")
-    if train and ("optimized" in modes or "int8" in precisions):
+    allowed = (("precision", precisions, PRECISIONS), ("mode", modes, MODES))
+    for option, values, choices in allowed:
+        if wrong := [value for value in values if value not in choices]:
+            raise ZooError(f"--{option} is {wrong[0]!r}; give {', '.join(choices)}")
+    if options["train"] and ("optimized" in modes or "int8" in precisions):
         raise ZooError(
             "an optimized or int8 model cannot be trained; give --mode eager or compiled, and "
             "--precision float32 or bfloat16"
         )
     if "int8" in precisions and "optimized" not in modes:
         raise ZooError("int8 is what optimize makes; add --mode optimized")
-    for option, number in (("batch-size", min(batch_sizes)), ("threads", threads)):
+    for option, number in (("batch-size", min(batch_sizes)), ("threads", options["threads"])):
         if number < 1:
             raise ZooError(f"--{option} is {number}; give 1 or more")
     cases = []
@@ -100,18 +94,10 @@ def cases_of(
         size = as_pair(spec.img_size if img_size is None else img_size)
         if patch_size := spec.arch.get("patch_size"):
             check_divisible(size, patch_size)
+        # What is inside the package costs no download.
+        facts = options | {"pretrained": options["pretrained"] or spec.labels == "digits"}
         cases += [
-            Case(
-                model=name,
-                batch_size=batch_size,
-                precision=precision,
-                img_size=size,
-                device=device,
-                threads=threads,
-                train=train,
-                # What is inside the package costs no download.
-                pretrained=pretrained or spec.labels == "digits",
-            )
+            Case(model=name, batch_size=batch_size, precision=precision, img_size=size, **facts)
             for precision in dict.fromkeys(precisions)
             for batch_size in dict.fromkeys(batch_sizes)
         ]
@@ -216,7 +202,7 @@ def measure(
     *,
     rounds: int,
     seconds: float,
-    sync: Callable[[], None] = lambda: None,
+    device: str,
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, list[list[float]]]:
     """Seconds of each call, by name and round; `step` is called after each turn.
@@ -224,6 +210,10 @@ def measure(
     In each round another one begins, and a turn begins with a call that does not count: it wakes
     threads and fills caches.
     """
+    import torch
+
+    # A CPU is done when it returns.
+    sync = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
     order = list(runs)
     times: dict[str, list[list[float]]] = {name: [] for name in order}
     for _ in range(rounds):
@@ -245,13 +235,6 @@ def _calls(run: Run, seconds: float, sync: Callable[[], None]) -> Iterator[float
         duration = time.perf_counter() - started
         spent += duration
         yield duration
-
-
-def sync_of(device: str) -> Callable[[], None]:
-    """What waits for a device; a CPU is done when it returns."""
-    import torch
-
-    return (lambda: None) if device == "cpu" else torch.accelerator.synchronize
 
 
 def figures(rounds: Sequence[Sequence[float]], batch_size: int) -> dict[str, Any]:
@@ -309,7 +292,7 @@ def measure_case(
         runs[mode] = run
         rows[mode] = row | {"distance": float(distance), "peak_mb": None, "grown_mb": None}
     keep_freed_memory()
-    times = measure(runs, rounds=rounds, seconds=seconds, sync=sync_of(case.device))
+    times = measure(runs, rounds=rounds, seconds=seconds, device=case.device)
     for mode, row in rows.items():
         row |= figures(times[mode], case.batch_size)
         row["of_eager"] = ratio(row, rows["eager"]) if "eager" in rows else None

@@ -23,7 +23,8 @@ DIGITS = Case(model="deit_pico_digits", img_size=(16, 16), pretrained=True)
 
 def cases(*models: str, **options: Any) -> list[Case]:
     usual = {"batch_sizes": [1, 8], "precisions": ["float32"], "modes": ["eager"]}
-    return cases_of(models or ["deit_tiny"], **(usual | options))
+    more = {"img_size": None, "threads": 1, "train": False, "pretrained": False}
+    return cases_of(models or ["deit_tiny"], **(usual | more | options))
 
 
 def test_cases_are_every_model_precision_and_batch_once() -> None:
@@ -106,7 +107,7 @@ def logging(*names: str) -> tuple[dict[str, throughput.Run], list[str]]:
 def test_modes_take_turns_and_a_turn_begins_with_a_call_that_does_not_count() -> None:
     runs, log = logging("A", "B", "C")
     # A turn of no time is still one call.
-    times = throughput.measure(runs, rounds=2, seconds=0.0)
+    times = throughput.measure(runs, rounds=2, seconds=0.0, device="cpu")
     assert "".join(log) == "AABBCC" + "BBCCAA"
     assert {name: [len(calls) for calls in rounds] for name, rounds in times.items()} == {
         "A": [1, 1],
@@ -120,14 +121,17 @@ def test_a_turn_is_as_many_calls_as_fill_its_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(ticks)))
     steps: list[None] = []
     runs, _ = logging("A")
-    times = throughput.measure(runs, rounds=1, seconds=2.5, step=lambda: steps.append(None))
+    times = throughput.measure(
+        runs, rounds=1, seconds=2.5, device="cpu", step=lambda: steps.append(None)
+    )
     assert times == {"A": [[1.0, 1.0, 1.0]]}
     assert len(steps) == 1
 
 
-def test_every_call_is_waited_for_before_and_after() -> None:
+def test_every_call_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     runs, log = logging("run")
-    throughput.measure(runs, rounds=1, seconds=0.0, sync=lambda: log.append("sync"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: log.append("sync"))
+    throughput.measure(runs, rounds=1, seconds=0.0, device="cuda")
     assert log == ["run", "sync", "run", "sync"]
 
 
