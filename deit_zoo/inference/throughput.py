@@ -146,7 +146,7 @@ def run_of(model: nn.Module, mode: str, case: Case, images: Tensor) -> Run:
     if mode == "optimized":
         from deit_zoo.inference.optimize import optimize
 
-        return _forward(optimize(network, case.precision, compile=True), images)
+        return _forward(optimize(network, case.precision), images)
     if case.train:
         network.train()
         return _backward(torch.compile(network) if mode == "compiled" else network, case, images)
