@@ -86,9 +86,9 @@ def test_attention_says_which_model_a_spelling_means(typed: Callable[..., Done])
 
 def test_attention_as_json_gives_figures_and_no_picture(typed: Callable[..., Done]) -> None:
     done = typed("7.png", "--model", DISTILLED, "--json", "--layer", "1")
-    found = json.loads(done.out)
+    printed = json.loads(done.out)
     assert files() == ["7.png"]
-    assert {key: found[key] for key in ("image", "model", "layer", "img_size", "grid")} == {
+    assert {key: printed[key] for key in ("image", "model", "layer", "img_size", "grid")} == {
         "image": "7.png",
         "model": DISTILLED,
         "layer": 1,
@@ -97,8 +97,8 @@ def test_attention_as_json_gives_figures_and_no_picture(typed: Callable[..., Don
     }
     names = ["head 0", "head 1", "head 2", "head 3", "mean", "rollout"]
     expected = [(token, name) for token in ("class", "distillation") for name in names]
-    assert [(one["token"], one["map"]) for one in found["maps"]] == expected
-    assert set(found["maps"][0]) == {"token", "map", "entropy", "on_patches", "largest"}
+    assert [(one["token"], one["map"]) for one in printed["maps"]] == expected
+    assert set(printed["maps"][0]) == {"token", "map", "entropy", "on_patches", "largest"}
 
 
 def test_attention_as_json_draws_where_output_says(typed: Callable[..., Done]) -> None:

@@ -190,9 +190,9 @@ def test_benchmark_says_what_optimize_refuses(
         raise ZooError(f"{dtype} would lose on this processor; give bfloat16")
 
     monkeypatch.setattr(optimize, "optimize", refusing)
-    asked = ("--precision", "float32", "--precision", "int8", "--mode", "optimized")
+    options = ("--precision", "float32", "--precision", "int8", "--mode", "optimized")
     monkeypatch.setattr(throughput, "measure_case", lambda *anything: pytest.fail("too late"))
-    done = typed("deit_pico_digits", *QUICK, *asked)
+    done = typed("deit_pico_digits", *QUICK, *options)
     assert (done.out, done.error) == ("", "int8 would lose on this processor; give bfloat16")
 
 

@@ -39,10 +39,10 @@ def server(folder: Path) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = self.path == "/7.png"
-            self.send_response(200 if found else 404)
+            exists = self.path == "/7.png"
+            self.send_response(200 if exists else 404)
             self.end_headers()
-            if found:
+            if exists:
                 self.wfile.write((folder / "7.png").read_bytes())
 
         def log_message(self, *_: object) -> None:

@@ -31,9 +31,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for image, label in digits():
         number = seen[label] = seen.get(label, 0) + 1
         if number <= 3:
-            place = folder / ("val" if number == 3 else "train") / label
-            place.mkdir(parents=True, exist_ok=True)
-            image.save(place / f"{number}.png")
+            class_folder = folder / ("val" if number == 3 else "train") / label
+            class_folder.mkdir(parents=True, exist_ok=True)
+            image.save(class_folder / f"{number}.png")
     return folder
 
 
@@ -98,12 +98,12 @@ def test_json_holds_counts_and_bad_files(folder: Path) -> None:
     (folder / "train" / "3" / "0.png").write_bytes(b"")
     done = data("check", folder, "--json")
     assert done.status == 1
-    found = json.loads(done.out)
-    assert found["data"] == str(folder)
-    assert found["bad"] == [{"file": f"{folder}/train/3/0.png", "reason": "zero bytes"}]
-    assert found["problem"] is None
-    assert (found["train"]["images"], found["train"]["classes"]["3"]) == (21, 3)
-    assert (found["val"]["name"], found["val"]["images"]) == ("val", 10)
+    printed = json.loads(done.out)
+    assert printed["data"] == str(folder)
+    assert printed["bad"] == [{"file": f"{folder}/train/3/0.png", "reason": "zero bytes"}]
+    assert printed["problem"] is None
+    assert (printed["train"]["images"], printed["train"]["classes"]["3"]) == (21, 3)
+    assert (printed["val"]["name"], printed["val"]["images"]) == ("val", 10)
 
 
 @pytest.mark.parametrize(

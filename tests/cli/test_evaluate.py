@@ -128,17 +128,17 @@ def test_other_label_sets_are_compared_and_not_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--labels", "c"], "labels is 'c'; give one of real, v2, a, r, sketch"),
         (["--processes", "2", "--gpus", "1"], "processes 2 is for the CPU; with gpus 1 each GPU"),
         (["--data", "absent"], "absent is not a folder"),
     ],
 )
-def test_a_wrong_word_is_one_sentence(arguments: list[str], told: str, digits: Path) -> None:
+def test_a_wrong_word_is_one_sentence(arguments: list[str], message: str, digits: Path) -> None:
     done = evaluate(MODEL, "--data", digits, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
 
 
@@ -176,8 +176,8 @@ def test_under_torchrun_an_error_of_any_process_is_told_once(digits: Path, tmp_p
 @pytest.mark.slow
 def test_torchrun_must_start_as_many_as_are_asked_for(digits: Path) -> None:
     done = torchrun(MODEL, "--data", digits, "--processes", 3)
-    told = "error: torchrun started 2 processes here, but 3 are asked for; make the two agree"
-    assert done.stderr.count(told) == 1
+    message = "error: torchrun started 2 processes here, but 3 are asked for; make the two agree"
+    assert done.stderr.count(message) == 1
 
 
 @pytest.fixture(scope="module")

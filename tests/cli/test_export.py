@@ -100,11 +100,11 @@ def test_a_process_prints_rows_no_chatter_and_writes_the_same_bytes(tmp_path: Pa
 
 def test_export_as_json_gives_the_record(typed: Callable[..., Done]) -> None:
     done = typed("deit-pico-digits", "--to", "pt2", "--json")
-    told = json.loads(done.out)
+    printed = json.loads(done.out)
     assert (done.status, done.err) == (0, f"model: {PLAIN}\n")
-    assert told.pop("max_difference") < 1e-5
+    assert printed.pop("max_difference") < 1e-5
     file = Path(f"{PLAIN}.pt2")
-    assert told == {
+    assert printed == {
         "file": str(file),
         "model": PLAIN,
         "format": "pt2",
@@ -133,11 +133,15 @@ def test_a_run_gives_its_own_classes_under_its_own_name(typed: Callable[..., Don
     Path("photos").mkdir()
     load.save_model(model, Path("photos/model.safetensors"), labels=["cat", "dog"])
     done = typed("./photos", "--to", "pt2", "--img-size", "32", "--json")
-    told = json.loads(done.out)
-    assert (told["file"], told["model"], told["img_size"]) == ("photos.pt2", PLAIN, [32, 32])
-    held = {"labels": ""}
-    torch.export.load("photos.pt2", extra_files=held)
-    assert held["labels"] == '["cat", "dog"]'
+    printed = json.loads(done.out)
+    assert (printed["file"], printed["model"], printed["img_size"]) == (
+        "photos.pt2",
+        PLAIN,
+        [32, 32],
+    )
+    extra_files = {"labels": ""}
+    torch.export.load("photos.pt2", extra_files=extra_files)
+    assert extra_files["labels"] == '["cat", "dog"]'
 
 
 def test_weights_and_images_of_ones_own_are_taken(typed: Callable[..., Done]) -> None:

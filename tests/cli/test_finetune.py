@@ -112,7 +112,7 @@ def test_options_are_changes_of_the_recipe(typed: Callable[..., Done], data: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "line"),
     [
         (PICO, "hard from convnet_pico_digits, alpha 0.5, on the class head"),
         (
@@ -122,11 +122,11 @@ def test_options_are_changes_of_the_recipe(typed: Callable[..., Done], data: Pat
     ],
 )
 def test_a_teacher_alone_means_hard_distillation(
-    typed: Callable[..., Done], ten: Path, name: str, told: str
+    typed: Callable[..., Done], ten: Path, name: str, line: str
 ) -> None:
     teacher = ("--teacher", "convnet_pico_digits")
     done = typed(name, "--data", ten, "--gpus", "0", *teacher, "--dry-run")
-    assert rows_of(done.out)["distillation"] == told
+    assert rows_of(done.out)["distillation"] == line
 
 
 def test_a_teacher_may_teach_softly(typed: Callable[..., Done], ten: Path) -> None:

@@ -99,9 +99,9 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_model_that_is_not_cached_says_what_to_do_offline() -> None:
-    told = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
-    assert told.startswith("the weights of deit_tiny are not on this machine")
-    assert told.endswith(
+    message = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
+    assert message.startswith("the weights of deit_tiny are not on this machine")
+    assert message.endswith(
         "`deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and pass checkpoint=DIR"
     )
 
@@ -122,7 +122,7 @@ def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["reproduce", "regnety_160", "--gpus=8"], "no recipe for regnety_160_deit"),
         (["reproduce", "deit_s", "--gpus=3", "--dry-run"], "the nearest number that can is"),
@@ -133,9 +133,9 @@ def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
     ],
 )
 def test_a_wrong_word_is_answered_in_one_sentence(
-    arguments: list[str], told: str, tmp_path: Path
+    arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    assert told in sentence(deit_zoo(*arguments, cwd=tmp_path))
+    assert message in sentence(deit_zoo(*arguments, cwd=tmp_path))
 
 
 def test_an_unknown_option_exits_2() -> None:

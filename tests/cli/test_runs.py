@@ -74,9 +74,9 @@ def receipt(tmp_path: Path) -> Callable[..., Path]:
     """Write a copy of an embedded model's receipt, with some values of its top level changed."""
 
     def written(**changes: Any) -> Path:
-        held = json.loads((ASSETS / "deit_pico_digits.receipt.json").read_text(encoding="utf-8"))
+        content = json.loads((ASSETS / "deit_pico_digits.receipt.json").read_text(encoding="utf-8"))
         file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
-        file.write_text(json.dumps(held | changes), encoding="utf-8")
+        file.write_text(json.dumps(content | changes), encoding="utf-8")
         return file
 
     return written

@@ -23,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (image, label) in enumerate(digits()):
         split = "train" if number < 640 else "val"
         if number < 660:
-            place = path / split / label
-            place.mkdir(parents=True, exist_ok=True)
-            image.save(place / f"{number}.png")
+            class_folder = path / split / label
+            class_folder.mkdir(parents=True, exist_ok=True)
+            image.save(class_folder / f"{number}.png")
     return path
 
 
@@ -64,16 +64,16 @@ def test_a_dry_run_counts_the_images_of_a_folder(folder: Path, tmp_path: Path) -
 
 
 def test_a_dry_run_refuses_a_folder_that_is_none(tmp_path: Path) -> None:
-    told = sentence(deit_zoo(*PICO, "--dry-run", "--data", tmp_path))
-    assert told == (
+    message = sentence(deit_zoo(*PICO, "--dry-run", "--data", tmp_path))
+    assert message == (
         f"{tmp_path} has no folder train/; it must hold train/ and val/, each with one folder of "
         "images per class"
     )
 
 
 def test_a_dry_run_refuses_more_processes_than_there_are_replicas() -> None:
-    told = sentence(deit_zoo(*PICO, "--dry-run", "--processes", "3"))
-    assert told == (
+    message = sentence(deit_zoo(*PICO, "--dry-run", "--processes", "3"))
+    assert message == (
         "3 processes cannot share 2 replicas evenly; the nearest number that can is --processes 2, "
         "or change --set replicas="
     )
@@ -96,13 +96,13 @@ def test_a_script_for_slurm_starts_what_was_typed_without_the_script(
 def test_words_with_blanks_and_quotes_reach_the_run_as_they_were_typed(
     tmp_path: Path, folder: Path
 ) -> None:
-    place = tmp_path / 'it\'s my "data" $HOME'
-    place.symlink_to(folder)
-    done = deit_zoo(*PICO, "--data", place, "--slurm", "job.sh", cwd=tmp_path)
+    link = tmp_path / 'it\'s my "data" $HOME'
+    link.symlink_to(folder)
+    done = deit_zoo(*PICO, "--data", link, "--slurm", "job.sh", cwd=tmp_path)
     assert done.status == 0, done.err
     text = (tmp_path / "job.sh").read_text().replace("srun deit-zoo", "printf '%s\\n'")
     printed = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
-    assert printed.stdout.splitlines() == [*PICO, "--data", str(place)]
+    assert printed.stdout.splitlines() == [*PICO, "--data", str(link)]
 
 
 def test_a_script_that_exists_is_not_overwritten(tmp_path: Path) -> None:
@@ -120,6 +120,6 @@ def test_a_dry_run_writes_no_script(tmp_path: Path) -> None:
 
 
 def test_a_run_that_makes_no_sense_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    told = sentence(deit_zoo(*PICO, "--set", "precision=fp16", cwd=tmp_path))
-    assert told == "precision is 'fp16' on the CPU; type --set precision=bf16 or fp32"
+    message = sentence(deit_zoo(*PICO, "--set", "precision=fp16", cwd=tmp_path))
+    assert message == "precision is 'fp16' on the CPU; type --set precision=bf16 or fp32"
     assert list(tmp_path.iterdir()) == []

@@ -75,11 +75,11 @@ def typed(
     return run
 
 
-def flip(file: Path, place: int) -> None:
+def flip(file: Path, position: int) -> None:
     """Change one byte, and leave size and time as they were: a disk that forgets."""
     status = file.stat()
     data = bytearray(file.read_bytes())
-    data[place] ^= 1
+    data[position] ^= 1
     file.chmod(0o644)
     file.write_bytes(data)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -167,13 +167,13 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     (tmp_path / "run" / "model.safetensors").write_bytes(b"trained for a week")
     (tmp_path / "file").touch()
-    for name, told in (
+    for name, message in (
         ("mine", "mine holds other files (notes.txt); give a new or empty folder as --to"),
         ("run", "run holds other files (model.safetensors); give a new or empty folder as --to"),
         ("file", "file is a file; give a folder as --to"),
     ):
         done = typed("fetch", NAME, "--to", name)
-        assert sentence(done) == told
+        assert sentence(done) == message
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == b"trained for a week"
 
 
@@ -188,8 +188,8 @@ def test_the_folder_one_stands_in_can_be_filled(
 
 def test_a_folder_of_another_model_is_refused(typed: Callable[..., Done], tmp_path: Path) -> None:
     typed("fetch", OTHER, "--to", tmp_path / "a")
-    told = sentence(typed("fetch", NAME, "--to", tmp_path / "a"))
-    assert "holds other files" in told
+    message = sentence(typed("fetch", NAME, "--to", tmp_path / "a"))
+    assert "holds other files" in message
 
 
 def test_fetching_again_mends_a_broken_folder(typed: Callable[..., Done], tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_convert_suggests_models_of_the_same_size_where_the_name_says_nothing(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["fetch", "deit_tinny"], "no model is named 'deit_tinny'; did you mean deit_tiny"),
         (["verify", "deit_tinny"], "no model is named 'deit_tinny'"),
@@ -401,9 +401,9 @@ def test_convert_suggests_models_of_the_same_size_where_the_name_says_nothing(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_word_is_answered_in_one_sentence(
-    arguments: list[str], told: str, typed: Callable[..., Done], tmp_path: Path
+    arguments: list[str], message: str, typed: Callable[..., Done], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 and then nothing")
     (tmp_path / "a.safetensors").touch()
-    assert told in sentence(typed(*arguments))
+    assert message in sentence(typed(*arguments))

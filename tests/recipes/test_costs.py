@@ -58,12 +58,12 @@ def test_a_cost_from_the_benchmark_is_its_arithmetic(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(TOLD))
 def test_a_cost_that_was_told_is_held_as_told(name: str) -> None:
-    found = [
+    sentences = [
         (cost.gpu_hours, cost.epochs, cost.hardware, cost.origin)
         for cost in COSTS[name]
         if "images/s" not in cost.source
     ]
-    assert found == TOLD[name]
+    assert sentences == TOLD[name]
 
 
 def test_every_cost_is_in_the_tables_above() -> None:

@@ -198,9 +198,9 @@ def test_a_plan_as_plain_data_says_what_follows_from_it() -> None:
 
 
 def test_a_plan_as_plain_data_holds_recipe_and_machine() -> None:
-    found = plan_of(processes=2).to_dict()
-    machine = {key: found[key] for key in ("device", "processes", "workers", "num_images")}
-    assert found["recipe"] == DEIT_BASE.to_dict()
+    values = plan_of(processes=2).to_dict()
+    machine = {key: values[key] for key in ("device", "processes", "workers", "num_images")}
+    assert values["recipe"] == DEIT_BASE.to_dict()
     assert machine == {"device": "cuda", "processes": 2, "workers": 10, "num_images": IMAGENET}
 
 
@@ -282,8 +282,8 @@ def test_a_changed_batch_comes_with_the_rate_of_the_paper_s_rule(
 ) -> None:
     recipe = replace(DEIT_BASE, batch_size=batch, mixup=0.0, cutmix=0.0)
     rate = rate or "0.0009765625"  # 5e-4 x 1000 / 512
-    told = f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}"
-    assert lines_of(recipe)[""] == told
+    sentence = f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}"
+    assert lines_of(recipe)[""] == sentence
     assert "" not in lines_of(changed(recipe, [f"lr={rate}"]))
 
 
@@ -305,7 +305,7 @@ def test_a_plan_of_several_nodes_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "told"),
+    ("machine", "sentence"),
     [
         ({"device": "cpu"}, "fp32; not compiled; the same bits every time"),
         ({"device": "cpu", "precision": "bf16"}, "bf16; not compiled; the same bits every time"),
@@ -316,8 +316,8 @@ def test_a_plan_of_several_nodes_says_so() -> None:
         ({"precision": "fp32"}, "fp32; compiled; bits may differ between runs"),
     ],
 )
-def test_a_plan_says_how_its_numbers_are_computed(machine: dict[str, Any], told: str) -> None:
-    assert lines_of(DEIT_BASE, **machine)["precision"] == told
+def test_a_plan_says_how_its_numbers_are_computed(machine: dict[str, Any], sentence: str) -> None:
+    assert lines_of(DEIT_BASE, **machine)["precision"] == sentence
 
 
 def test_a_plan_says_how_its_rate_falls() -> None:
@@ -378,7 +378,7 @@ def test_the_plan_of_every_recipe_is_printed_without_torch() -> None:
         "for recipe in RECIPES.values():\n"
         "    plan = Plan(recipe=recipe, modified=False, device='cuda', processes=1, workers=1,\n"
         "        num_images=1_281_167)\n"
-        "    assert all(told for _, told in plan.lines()), recipe.name\n"
+        "    assert all(text for _, text in plan.lines()), recipe.name\n"
         "    print(recipe.name)\n"
         "assert not {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
@@ -396,9 +396,9 @@ def test_every_epoch_has_the_rate_of_the_original(case: dict[str, Any]) -> None:
         warmup_lr=case["warmup_lr"],
         min_lr=case["min_lr"],
     )
-    found = [learning_rate(recipe, epoch) for epoch in range(case["epochs"])]
+    rates = [learning_rate(recipe, epoch) for epoch in range(case["epochs"])]
     expected = golden.arrays(golden.case("learning_rate"))[case["key"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0.0)
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=0.0)
 
 
 def test_warmup_holds_the_first_rate_for_two_epochs() -> None:

@@ -279,8 +279,8 @@ FILES = sorted(
 @each_row("name", list(PUBLISHED))
 def test_a_recipe_holds_the_published_values(name: str) -> None:
     remarks = ("source", "band", "band_source", "assumed")
-    held = {key: value for key, value in RECIPES[name].to_dict().items() if key not in remarks}
-    assert held == {"name": name} | DEIT | PUBLISHED[name]
+    values = {key: value for key, value in RECIPES[name].to_dict().items() if key not in remarks}
+    assert values == {"name": name} | DEIT | PUBLISHED[name]
 
 
 @each_row("name", list(ASSUMED))
@@ -330,8 +330,8 @@ def test_every_teacher_and_first_stage_is_known() -> None:
 
 
 def test_a_recipe_named_as_its_model_has_its_image_size() -> None:
-    found = {name: recipe.img_size for name, recipe in RECIPES.items() if name in MODELS}
-    assert found == {name: MODELS[name].img_size for name in found}
+    sizes = {name: recipe.img_size for name, recipe in RECIPES.items() if name in MODELS}
+    assert sizes == {name: MODELS[name].img_size for name in sizes}
 
 
 def test_a_second_stage_continues_the_architecture_of_the_first() -> None:
@@ -348,14 +348,14 @@ def test_a_smaller_first_stage_names_the_model_that_it_is_for() -> None:
 @pytest.mark.parametrize("file", [f for f in FILES if f.name != "digits.py"], ids=lambda f: f.name)
 def test_every_value_of_a_paper_has_its_source_beside_it(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    told = {"name", "model", "source", "data", "band", "band_source", "assumed"}
+    remarks = {"name", "model", "source", "data", "band", "band_source", "assumed"}
     lines = text.splitlines()
     bare = [
         lines[keyword.value.lineno - 1].strip()
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call)
         for keyword in node.keywords
-        if keyword.arg not in told and "#" not in lines[keyword.value.lineno - 1]
+        if keyword.arg not in remarks and "#" not in lines[keyword.value.lineno - 1]
     ]
     assert bare == []
 
@@ -495,14 +495,14 @@ def test_an_odd_replica_batch_is_allowed_where_nothing_is_mixed() -> None:
     ],
 )
 def test_a_change_is_read_by_the_type_of_its_field(text: str, field: str, value: Any) -> None:
-    found = getattr(changed(DEIT_BASE, [text]), field)
-    assert (type(found), found) == (type(value), value)
+    read = getattr(changed(DEIT_BASE, [text]), field)
+    assert (type(read), read) == (type(value), value)
 
 
 def test_changes_are_made_together() -> None:
     # Alone, either of the two would be refused.
-    found = changed(DEIT_BASE, ["distillation=soft", "teacher=deit_base"])
-    assert (found.distillation, found.teacher) == ("soft", "deit_base")
+    recipe = changed(DEIT_BASE, ["distillation=soft", "teacher=deit_base"])
+    assert (recipe.distillation, recipe.teacher) == ("soft", "deit_base")
 
 
 def test_without_changes_a_recipe_stays_as_it_is() -> None:
@@ -510,13 +510,13 @@ def test_without_changes_a_recipe_stays_as_it_is() -> None:
 
 
 def test_what_was_set_is_no_longer_assumed() -> None:
-    found = changed(RECIPES["deit_small_distilled"], ["replicas=16"])
-    assert (found.replicas, found.assumed) == (16, {})
+    recipe = changed(RECIPES["deit_small_distilled"], ["replicas=16"])
+    assert (recipe.replicas, recipe.assumed) == (16, {})
 
 
 def test_what_was_not_set_stays_assumed() -> None:
-    found = changed(RECIPES["deit_small_distilled"], ["epochs=3"])
-    assert list(found.assumed) == ["replicas"]
+    recipe = changed(RECIPES["deit_small_distilled"], ["epochs=3"])
+    assert list(recipe.assumed) == ["replicas"]
 
 
 @each_row("text", ["epoch=3", "epochs", "name=deit_small", "model=deit_small", "=3", ""])

@@ -32,8 +32,8 @@ def test_every_difference_is_told_in_the_order_of_the_groups() -> None:
         "environment": {"torch": "2.7.0", "finished": "2026-02-02T00:00:00+00:00"},
         "sha256": {"model.safetensors": "bb", "log.jsonl": "dd"},
     }
-    found = [(one.group, one.field, one.left, one.right) for one in compare(LEFT, right)]
-    assert found == [
+    differences = [(one.group, one.field, one.left, one.right) for one in compare(LEFT, right)]
+    assert differences == [
         ("result", "verdict", "reproduced", "not reproduced"),
         ("result", "reproduced", True, False),
         ("recipe", "plan.recipe.lr", 0.001, 0.0005),
@@ -61,8 +61,8 @@ def test_a_field_of_one_side_alone_is_a_difference() -> None:
 
 
 def test_a_field_that_holds_nothing_is_still_there() -> None:
-    (found,) = compare({"seed": 0, "assumed": {}}, {"seed": 0})
-    assert (found.field, found.left, found.right) == ("assumed", {}, ABSENT)
+    (difference,) = compare({"seed": 0, "assumed": {}}, {"seed": 0})
+    assert (difference.field, difference.left, difference.right) == ("assumed", {}, ABSENT)
 
 
 @each_row(
@@ -137,7 +137,7 @@ def test_two_shipped_receipts_differ_in_what_parts_the_models() -> None:
         json.loads((ASSETS / f"{name}.receipt.json").read_text(encoding="utf-8"))
         for name in ("deit_pico_digits", "deit_pico_distilled_digits")
     )
-    found = {one.field: (one.left, one.right) for one in compare(student, distilled)}
-    assert found["plan.recipe.teacher"] == (None, "convnet_pico_digits")
-    assert found["plan.recipe.distillation"] == ("none", "hard")
-    assert "data.train.files" not in found
+    differences = {one.field: (one.left, one.right) for one in compare(student, distilled)}
+    assert differences["plan.recipe.teacher"] == (None, "convnet_pico_digits")
+    assert differences["plan.recipe.distillation"] == ("none", "hard")
+    assert "data.train.files" not in differences

@@ -48,20 +48,20 @@ def write_log(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_a_folder_is_read_with_log_recipe_and_differences(run: Path) -> None:
-    found = read_run(str(run))
-    assert found.log == ROWS
-    assert found.recipe is not None
-    assert (found.recipe.name, found.recipe.batch_size) == ("deit_small", 512)
-    assert found.differs == ("batch_size 512, recipe 1024",)
-    assert found.label == str(run)
+    history = read_run(str(run))
+    assert history.log == ROWS
+    assert history.recipe is not None
+    assert (history.recipe.name, history.recipe.batch_size) == ("deit_small", 512)
+    assert history.differs == ("batch_size 512, recipe 1024",)
+    assert history.label == str(run)
 
 
 def test_a_run_stands_below_the_authors_log(run: Path) -> None:
     # The authors' log: 0.346 and 0.608; a tolerance of 0.15 below the lower is 0.196.
     write_log(run / "log.jsonl", [ROWS[0], ROWS[1] | {"val_top1": 0.1}])
-    found = read_run(str(run))
-    assert found.status is not None
-    assert found.status.sentence(found.differs) == (
+    history = read_run(str(run))
+    assert history.status is not None
+    assert history.status.sentence(history.differs) == (
         "0.5 points below the published curve since epoch 2; first setting that differs: "
         "batch_size 512, recipe 1024"
     )
@@ -74,22 +74,22 @@ def test_a_run_that_is_in_the_band_stands_within(run: Path) -> None:
 
 
 def test_a_log_is_read_with_the_plan_beside_it(run: Path) -> None:
-    found = read_run(str(run / "log.jsonl"))
-    assert found.differs == ("batch_size 512, recipe 1024",)
+    history = read_run(str(run / "log.jsonl"))
+    assert history.differs == ("batch_size 512, recipe 1024",)
 
 
 def test_a_log_under_another_name_is_read_alone(run: Path) -> None:
     (run / "log.jsonl").rename(run / "first.jsonl")
-    found = read_run(str(run / "first.jsonl"))
-    assert (found.log, found.recipe, found.curve, found.status) == (ROWS, None, None, None)
+    history = read_run(str(run / "first.jsonl"))
+    assert (history.log, history.recipe, history.curve, history.status) == (ROWS, None, None, None)
 
 
 def test_a_folder_without_a_plan_is_read_by_its_receipt(tmp_path: Path) -> None:
     for name in ("log.jsonl", "receipt.json"):
         shutil.copy(ASSETS / f"deit_pico_digits.{name}", tmp_path / name)
-    found = read_run(str(tmp_path))
-    assert found.recipe is not None
-    assert (found.recipe.name, len(found.log)) == ("deit_pico_digits", 140)
+    history = read_run(str(tmp_path))
+    assert history.recipe is not None
+    assert (history.recipe.name, len(history.log)) == ("deit_pico_digits", 140)
 
 
 def test_a_log_alone_in_a_folder_has_no_recipe(run: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_log_alone_in_a_folder_has_no_recipe(run: Path) -> None:
 
 @pytest.mark.parametrize("word", ["convnet_pico_digits", "ConvNet-Pico-Digits"])
 def test_an_embedded_model_is_read_in_any_spelling(word: str) -> None:
-    found = read_run(word)
-    assert (found.label, len(found.log)) == ("convnet_pico_digits", 40)
-    assert found.recipe == RECIPES["convnet_pico_digits"]
+    history = read_run(word)
+    assert (history.label, len(history.log)) == ("convnet_pico_digits", 40)
+    assert history.recipe == RECIPES["convnet_pico_digits"]
 
 
 def test_the_published_run_is_not_compared_with_itself() -> None:
-    found = read_run("deit_pico_digits")
-    assert (found.curve, found.status) == (None, None)
+    history = read_run("deit_pico_digits")
+    assert (history.curve, history.status) == (None, None)
 
 
 def test_a_path_is_a_path_also_where_a_model_has_its_name(
@@ -123,8 +123,8 @@ def test_a_model_that_is_not_embedded_may_be_the_name_of_a_folder(
 ) -> None:
     run.rename(run.with_name("deit_small"))
     monkeypatch.chdir(run.parent)
-    found = read_run("deit_small/")
-    assert (found.label, len(found.log)) == ("deit_small", 2)
+    history = read_run("deit_small/")
+    assert (history.label, len(history.log)) == ("deit_small", 2)
 
 
 def test_this_folder_is_called_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +174,8 @@ def test_a_plan_that_is_none_is_refused(run: Path, text: str) -> None:
 def test_a_receipt_is_read_from_a_file_a_folder_and_a_name(tmp_path: Path) -> None:
     file = tmp_path / "receipt.json"
     shutil.copy(ASSETS / "deit_pico_digits.receipt.json", file)
-    found = [read_receipt(word) for word in (str(file), str(tmp_path), "deit_pico_digits")]
-    assert [one["model"] for one in found] == ["deit_pico_digits"] * 3
+    receipts = [read_receipt(word) for word in (str(file), str(tmp_path), "deit_pico_digits")]
+    assert [one["model"] for one in receipts] == ["deit_pico_digits"] * 3
 
 
 def test_a_folder_without_a_receipt_is_told_of(tmp_path: Path) -> None:

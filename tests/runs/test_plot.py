@@ -159,9 +159,9 @@ def test_a_platerminal_plot_is_given_ascii_only() -> None:
 def colours(file: Path) -> set[tuple[int, ...]]:
     """The colours of a picture that fill more than a few pixels."""
     with Image.open(file) as image:
-        found = image.convert("RGB").getcolors(1 << 20)
-    assert found is not None
-    return {colour for count, colour in found if count > 20 and isinstance(colour, tuple)}
+        counts = image.convert("RGB").getcolors(1 << 20)
+    assert counts is not None
+    return {colour for count, colour in counts if count > 20 and isinstance(colour, tuple)}
 
 
 @pytest.mark.parametrize(

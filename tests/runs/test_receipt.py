@@ -60,15 +60,15 @@ def test_without_a_record_there_is_no_verdict(
 ) -> None:
     monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(97.0)))
     unknown = replace(RECIPE, name="deit_base")
-    found = judge(unknown, Evaluation(top1=97.0, top5=100.0, loss=0.1, num_images=10))
-    assert (found.published, found.reproduced) == (None, None)
+    verdict = judge(unknown, Evaluation(top1=97.0, top5=100.0, loss=0.1, num_images=10))
+    assert (verdict.published, verdict.reproduced) == (None, None)
 
 
 def test_a_verdict_states_tolerance_and_source(
     judged: Callable[[float, float | None], Verdict],
 ) -> None:
-    found = judged(97.0, 97.0)
-    assert (found.band, found.band_source) == (0.5, "a test")
+    verdict = judged(97.0, 97.0)
+    assert (verdict.band, verdict.band_source) == (0.5, "a test")
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,19 @@ REACHED = Evaluation(top1=82.0, top5=96.0, loss=0.7, num_images=50_000)
 def test_a_stage_is_judged_by_the_papers_figure(top1: float, reproduced: bool) -> None:
     # DeiT, Table 5: 82.6 for DeiT-S distilled, 1000 epochs. 300 epochs reach 81.2.
     stage = replace(RECIPES["deit_small_distilled_1000ep"], band=0.15)
-    found = judge(stage, replace(REACHED, top1=top1))
-    assert found.published is not None
-    assert (found.published.top1, found.published.source) == (82.6, "arXiv:2012.12877, Table 5")
-    assert found.reproduced is reproduced
+    verdict = judge(stage, replace(REACHED, top1=top1))
+    assert verdict.published is not None
+    assert (verdict.published.top1, verdict.published.source) == (82.6, "arXiv:2012.12877, Table 5")
+    assert verdict.reproduced is reproduced
 
 
 def test_training_on_ones_own_images_is_not_judged() -> None:
     own = replace(RECIPES["deit_small"], data="folder")
-    found = judge(own, REACHED, manifest_record("deit_small").sha256)
-    assert (found.published, found.reproduced, found.identical) == (None, None, False)
-    assert found.sentence().startswith("no verdict: top-1 82.00 % on 50,000 images, and no publis")
+    verdict = judge(own, REACHED, manifest_record("deit_small").sha256)
+    assert (verdict.published, verdict.reproduced, verdict.identical) == (None, None, False)
+    assert verdict.sentence().startswith(
+        "no verdict: top-1 82.00 % on 50,000 images, and no publis"
+    )
 
 
 def test_a_modified_recipe_is_judged_and_said_to_be_modified() -> None:
@@ -252,24 +254,24 @@ def receipt_of(output: Path, **changes: Any) -> dict[str, Any]:
         run={"restarts": 2},
     )
     text = (output / "receipt.json").read_text(encoding="utf-8")
-    held: dict[str, Any] = json.loads(text)
-    return held
+    receipt: dict[str, Any] = json.loads(text)
+    return receipt
 
 
 def test_a_receipt_says_what_differs_and_what_was_assumed(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
-    found = receipt_of(tmp_path, lr=1e-4, assumed={"eps": "nobody said"})
-    assert found["differs"] == [
+    receipt = receipt_of(tmp_path, lr=1e-4, assumed={"eps": "nobody said"})
+    assert receipt["differs"] == [
         "lr 0.0001, recipe 0.001",
         "training images 1,024,000, recipe 1,281,167",
     ]
-    assert found["assumed"] == {"eps": "nobody said"}
+    assert receipt["assumed"] == {"eps": "nobody said"}
 
 
 def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
-    found = receipt_of(tmp_path)
-    assert (found["teacher"], found["run"]) == ({"name": "regnety_160"}, {"restarts": 2})
+    receipt = receipt_of(tmp_path)
+    assert (receipt["teacher"], receipt["run"]) == ({"name": "regnety_160"}, {"restarts": 2})
 
 
 def test_a_receipt_says_how_the_last_epoch_stands(tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ def test_the_curve_of_an_embedded_model_is_its_shipped_log(
     name: str, epochs: int, final: float
 ) -> None:
     # Epochs by the recipe; the figure is the manifest's.
-    found = published_curve(RECIPES[name])
-    assert found is not None
-    assert list(found.points) == list(range(epochs))
-    assert found.source == f"{name}.log.jsonl, shipped with deit_zoo"
-    assert found.final == pytest.approx(final, abs=1e-3)
-    assert found.points[epochs - 1] == found.final
+    curve = published_curve(RECIPES[name])
+    assert curve is not None
+    assert list(curve.points) == list(range(epochs))
+    assert curve.source == f"{name}.log.jsonl, shipped with deit_zoo"
+    assert curve.final == pytest.approx(final, abs=1e-3)
+    assert curve.points[epochs - 1] == curve.final
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "deit_small_distilled", "cait_s24_224", "mine"])
@@ -125,9 +125,9 @@ def test_every_published_curve_belongs_to_a_recipe() -> None:
 def test_the_figure_to_reach_is_the_manifests_and_for_a_stage_the_papers(
     name: str, top1: float, source: str
 ) -> None:
-    found = published_figure(RECIPES[name])
-    assert found is not None
-    assert (found.top1, found.source) == (top1, source)
+    figure = published_figure(RECIPES[name])
+    assert figure is not None
+    assert (figure.top1, figure.source) == (top1, source)
 
 
 def test_a_stage_without_a_figure_has_none() -> None:
@@ -159,17 +159,17 @@ def test_training_on_ones_own_images_has_no_figure_to_reach() -> None:
 def test_an_epoch_is_below_when_it_is_a_tolerance_below_its_lowest_neighbour(
     top1: float, epoch: int, within: bool
 ) -> None:
-    found = compare_to_reference(STEEP, log(top1, first=epoch), 1.0)
-    assert found is not None
-    assert (found.since is None) is within
+    status = compare_to_reference(STEEP, log(top1, first=epoch), 1.0)
+    assert status is not None
+    assert (status.since is None) is within
 
 
 @pytest.mark.parametrize(("top1", "within"), [(39.0, True), (38.9, False)])
 def test_a_dip_that_comes_a_step_early_is_no_failure(top1: float, within: bool) -> None:
     dip = Curve(points={0: 50.0, 1: 40.0}, source="a test", final=None)
-    found = compare_to_reference(dip, log(top1), 1.0)
-    assert found is not None
-    assert (found.since is None) is within
+    status = compare_to_reference(dip, log(top1), 1.0)
+    assert status is not None
+    assert (status.since is None) is within
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_a_dip_that_comes_a_step_early_is_no_failure(top1: float, within: bool) 
 def test_a_run_is_below_since_the_last_epoch_that_was_not(
     top1: tuple[float, ...], since: int | None
 ) -> None:
-    found = compare_to_reference(STEEP, log(*top1), 1.0)
-    assert found is not None
-    assert found.since == since
+    status = compare_to_reference(STEEP, log(*top1), 1.0)
+    assert status is not None
+    assert status.since == since
 
 
 def test_epochs_without_a_published_point_do_not_interrupt() -> None:
@@ -209,8 +209,8 @@ def test_the_shipped_run_is_nowhere_below_itself() -> None:
     curve = published_curve(RECIPES["deit_pico_digits"])
     assert curve is not None
     rows = log(*curve.points.values())
-    status = [compare_to_reference(curve, rows[:count], 2.5) for count in range(1, 141)]
-    assert [one.epoch for one in status if one is None or one.since is not None] == []
+    statuses = [compare_to_reference(curve, rows[:count], 2.5) for count in range(1, 141)]
+    assert [one.epoch for one in statuses if one is None or one.since is not None] == []
 
 
 BELOW = CurveStatus(epoch=13, top1=60.0, published=62.1, since=11)
@@ -252,7 +252,7 @@ def test_a_status_as_plain_data_counts_epochs_as_the_log_does() -> None:
 
 
 @each_row(
-    ("changes", "told"),
+    ("changes", "sentences"),
     [
         ({}, []),
         ({"batch_size": 512}, ["batch_size 512, recipe 1024"]),
@@ -270,9 +270,9 @@ def test_a_status_as_plain_data_counts_epochs_as_the_log_does() -> None:
     ],
 )
 def test_what_differs_is_told_with_the_recipes_value(
-    changes: dict[str, Any], told: list[str]
+    changes: dict[str, Any], sentences: list[str]
 ) -> None:
-    assert plan_differences(plan_of(replace(RECIPES["deit_small"], **changes))) == told
+    assert plan_differences(plan_of(replace(RECIPES["deit_small"], **changes))) == sentences
 
 
 def test_the_data_and_the_precision_differ_after_the_recipe() -> None:
