@@ -118,9 +118,9 @@ class Bar:
 
     def __call__(self, done: int, total: int | None = None) -> None:
         self.done, self.total = done, total
-        speed = self.progress.tasks[0].speed
-        text = f"{speed:,.0f} {self.what}/s" if speed else ""
-        self.progress.update(self.task, completed=done, total=total, speed=text)
+        self.progress.update(self.task, completed=done, total=total)
+        if speed := self.progress.tasks[0].speed:
+            self.progress.update(self.task, speed=f"{speed:,.0f} {self.what}/s")
 
     def advance(self, count: int) -> None:
         """So many more are done."""
