@@ -48,7 +48,12 @@ def pin(
     if constants.HF_HUB_OFFLINE:
         raise OfflineError("pin asks the Hub, but HF_HUB_OFFLINE is set; unset it")
     data = json.loads(path.read_text(encoding="utf-8"))
-    sources = list(_hub_sources(data["checkpoints"], names or list(records)))
+    sources = [
+        (name, fields)
+        for name in names or records
+        for fields in data["checkpoints"][name]["sources"]
+        if fields["kind"] == "hub"
+    ]
     changes: list[Change] = []
     reasons: list[str] = []
     for done, (name, fields) in enumerate(sources, start=1):
@@ -65,7 +70,13 @@ def pin(
             "this or name the records to pin"
         )
     if changes:
-        _write(path, data)
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written ({error.strerror}); give another with --manifest"
+            ) from error
     return changes
 
 
@@ -81,25 +92,6 @@ def hub_facts(source: Source) -> dict[str, Any]:
             sha256 = file.lfs.sha256 if file.lfs else None
             return {"revision": repository.sha, "sha256": sha256, "bytes": file.size}
     raise UnavailableError(f"{describe(source)} has no file {source.filename}")
-
-
-def _hub_sources(
-    checkpoints: dict[str, Any], names: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in names:
-        for fields in checkpoints[name]["sources"]:
-            if fields["kind"] == "hub":
-                yield name, fields
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}); give another with --manifest"
-        ) from error
 
 
 def _update(name: str, fields: dict[str, Any], stated: dict[str, Any]) -> Iterator[Change]:

@@ -57,8 +57,6 @@ _DATASETS = {
     "imagenet1k": ("imagenet-1k", "ImageNet-1k"),
     "digits": ("digits", "Optical Recognition of Handwritten Digits"),
 }
-# Fields of a recipe that say something about it, not what it does.
-_REMARKS = ("name", "model", "source", "band", "band_source", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +71,6 @@ class CardContext:
     recipe: dict[str, Any] | None
     receipt: dict[str, Any] | None
     curve: bool
-
-    @property
-    def recipe_values(self) -> dict[str, Any]:
-        """The recipe's fields that a table shows."""
-        values = {key: value for key, value in (self.recipe or {}).items() if key not in _REMARKS}
-        return {key: "none" if value is None else value for key, value in values.items()}
 
 
 def build(name: str, repo_id: str, folder: Path) -> list[Path]:
@@ -227,7 +219,8 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
             f"the copy of {file} has SHA-256 {sha256}, but {expected} is expected; type "
             f"`deit-zoo weights verify {spec.name}`"
         )
-    _write_json(folder / "config.json", config(spec, record))
+    text = json.dumps(config(spec, record), indent=2, ensure_ascii=False)
+    write_whole(folder / "config.json", f"{text}\n".encode())
     receipt = _add_run(file, record, folder)
     context = CardContext(
         spec=spec,
@@ -275,10 +268,6 @@ def _recipe(name: str) -> dict[str, Any] | None:
     from deit_zoo.recipes import RECIPES
 
     return asdict(RECIPES[name]) if name in RECIPES else None
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    write_whole(file, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pickle
 import re
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -53,7 +54,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {blocked[1]}, which could run code" if blocked else "is no plain pickle"
@@ -61,8 +62,9 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             f"{file} {what}, so it was not read; give a safetensors file"
         ) from error
     except Exception as error:  # of damaged bytes the unpickler can make anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{file} is not a whole PyTorch file ({_first_line(error)}); fetch it again"
+            f"{file} is not a whole PyTorch file ({reason}); fetch it again"
         ) from error
     return _state_dict(content, file)
 
@@ -103,15 +105,6 @@ def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ordered = [parts[part] for part in ("query", "key", "value") if part in parts]
         tensors[key] = torch.cat(ordered)
     return tensors
-
-
-def _is_zip(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def convert_pickle(file: Path, converted: Path) -> str:
