@@ -201,7 +201,11 @@ def measured(
             report["cold_start"] = []
             for number, case in enumerate(models.values()):
                 bar(number, len(models))
-                report["cold_start"].append(throughput.cold_start(case, rounds))
+                try:
+                    report["cold_start"].append(throughput.cold_start(case, rounds))
+                except ZooError as error:  # what was measured before it is not lost
+                    reason = {"mode": "cold start", "reason": str(error)}
+                    failed.append({"model": case.model, "who": throughput.OURS} | reason)
     return report
 
 

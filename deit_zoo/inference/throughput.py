@@ -297,7 +297,11 @@ def measure_case(
         row |= figures(times[mode], case.batch_size)
         row["of_eager"] = ratio(row, rows["eager"]) if "eager" in rows else None
         if memory:
-            answer = fresh_process(case, mode)
+            try:
+                answer = fresh_process(case, mode)
+            except ZooError as error:
+                failed.append(case.row | {"who": OURS, "mode": mode, "reason": str(error)})
+                continue
             row |= {key: answer[key] for key in ("peak_mb", "grown_mb")}
     return list(rows.values()), failed
 

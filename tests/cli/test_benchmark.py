@@ -170,6 +170,24 @@ def test_benchmark_ends_with_1_where_one_of_ours_fails(
     )
 
 
+def test_what_was_measured_is_not_lost_with_a_fresh_process(
+    typed: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*anything: object) -> None:
+        raise ZooError("it ended")
+
+    monkeypatch.setattr(throughput, "fresh_process", broken)
+    options = ("-b", "1", "--precision", "float32", "--memory", "--cold-start", "--json")
+    done = typed(*DIGITS, *options)
+    assert done.status == 1
+    [row] = json.loads(done.out)["rows"]
+    assert (row["mode"], row["peak_mb"]) == ("eager", None)
+    assert done.err == (
+        "left out: eager: it ended (deit_pico_digits)\n"
+        "left out: cold start: it ended (deit_pico_digits)\n"
+    )
+
+
 def test_benchmark_quick_is_one_short_round_of_eager_models(typed: Callable[..., Done]) -> None:
     report = json.loads(typed("deit_pico_digits", "--quick", "--json").out)
     assert (report["rounds"], report["seconds"]) == (1, 0.05)
