@@ -172,7 +172,11 @@ def finetune_(
     if dry_run:
         with Bar("files") as bar:
             plan, sentence = finetune.planned(
-                plan, data, val_share=val_share, mine=finetune.chosen(all_changes), progress=bar
+                plan,
+                data,
+                val_share=val_share,
+                chosen=finetune.chosen_fields(all_changes),
+                progress=bar,
             )
         print_rows(out, finetune_rows(plan))
         if sentence:

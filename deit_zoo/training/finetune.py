@@ -69,19 +69,20 @@ def finetune(
     )
     if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
         launch.check_output(output, plan.recipe, resume)
-    place = link_split(data, output / launch.DATA_FOLDER, val_share)
+    folder = link_split(data, output / launch.DATA_FOLDER, val_share)
 
-    def fit(unfitted: Plan, found: Survey) -> Plan:
-        classes = list(found.train.classes)
-        check_teacher(unfitted.recipe, classes, place)
-        tell(_classes(classes))
-        plan, told = fitted(unfitted, found.train.images, chosen(changes))
-        if told:
-            tell(told)
+    def fit(plan: Plan, survey: Survey) -> Plan:
+        classes = list(survey.train.classes)
+        check_teacher(plan.recipe, classes, folder)
+        more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
+        tell(f"{len(classes):,} classes: {', '.join(classes[:8])}{more}")
+        plan, sentence = fitted(plan, survey.train.images, chosen_fields(changes))
+        if sentence:
+            tell(sentence)
         return plan
 
     return launch.run_plan(
-        plan, output=output, data=place, resume=resume, fit=fit, say=say, progress=progress
+        plan, output=output, data=folder, resume=resume, fit=fit, say=say, progress=progress
     )
 
 
@@ -116,76 +117,76 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
         raise RecipeError(
             f"no recipe for fine-tuning is named {table!r}; there are {', '.join(FINETUNE)}"
         )
-    spec, told, mine = resolve(name), FINETUNE[table], chosen(changes)
-    own_size = spec.img_size if "img_size" in told.assumed else told.img_size
-    made = replace(
-        told,
+    spec, base, chosen = resolve(name), FINETUNE[table], chosen_fields(changes)
+    recipe = replace(
+        base,
         name=f"{spec.name}_{table}",
         model=spec.name,
         init_from=spec.name,
-        img_size=own_size,
-        drop_path_rate=0.0 if spec.family == "convnet" else told.drop_path_rate,
+        img_size=spec.img_size if "img_size" in base.assumed else base.img_size,
+        drop_path_rate=0.0 if spec.family == "convnet" else base.drop_path_rate,
     )
-    made = changed(made, changes)
-    if made.data != "folder":
+    recipe = changed(recipe, changes)
+    if recipe.data != "folder":
         raise RecipeError(
-            f"--set data={made.data} is not for fine-tuning, which takes the classes of the folder "
-            "that --data gives"
+            f"--set data={recipe.data} is not for fine-tuning, which takes the classes of the "
+            "folder that --data gives"
         )
-    made = _for_few_epochs(made, mine)
-    made = _for_the_heads(made, spec, mine)
-    if "batch_size" in mine and "lr" not in mine:
-        made = _with_rates_for(made, told.batch_size)
-    _check_model(made, spec)
-    return made
+    recipe = _for_few_epochs(recipe, chosen)
+    recipe = _for_the_heads(recipe, spec, chosen)
+    if "batch_size" in chosen and "lr" not in chosen:
+        recipe = _with_rates_for(recipe, base.batch_size)
+    _check_model(recipe, spec)
+    return recipe
 
 
-def fitted(plan: Plan, images: int, mine: Collection[str]) -> tuple[Plan, str]:
+def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, str]:
     """The plan for so many images, and what was changed for them, in a sentence.
 
     A batch that leaves fewer than STEPS steps in an epoch becomes the largest that does not: a
     power of two for each process, at least a pair where images are mixed.
     """
     recipe = plan.recipe
-    if "batch_size" in mine or recipe.batch_size * STEPS <= images:
-        return replace(plan, num_images=images), ""
-    shares = recipe.replicas if "replicas" in mine else plan.processes
-    batch = shares * max(_power_of_two(images // (STEPS * shares)), 2 if recipe.mixes else 1)
+    if "batch_size" in chosen or recipe.batch_size * STEPS <= num_images:
+        return replace(plan, num_images=num_images), ""
+    shares = recipe.replicas if "replicas" in chosen else plan.processes
+    batch = shares * max(_power_of_two(num_images // (STEPS * shares)), 2 if recipe.mixes else 1)
     values: dict[str, Any] = {"batch_size": batch}
-    if "replicas" not in mine:
-        values["replicas"] = _replicas(batch, shares, plan.replica_batch)
-    if "repeated_aug" not in mine:
+    if "replicas" not in chosen:
+        values["replicas"] = _num_replicas(batch, shares, plan.replica_batch)
+    if "repeated_aug" not in chosen:
         values["repeated_aug"] = 1
     small = replace(recipe, **values)
-    if "lr" not in mine:
+    if "lr" not in chosen:
         small = _with_rates_for(small, recipe.batch_size)
-    small, told = _telling(small, recipe, images)
-    return replace(plan, recipe=small, num_images=images), told
+    small, sentence = _explained(small, recipe, num_images)
+    return replace(plan, recipe=small, num_images=num_images), sentence
 
 
 def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
     spec = lookup(recipe.teacher or "")
+    known: Sequence[str] = ()
     if spec is not None:
-        knows = [label.folder for label in labels(spec.labels)]
+        known = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
         from deit_zoo.weights import load
 
-        held = load.open_local(recipe.teacher).metadata
-        spec, knows = lookup(str(held.get("name"))), held.get("labels") or []
-    if spec is None or not knows or sorted(knows) == sorted(classes):
+        metadata = load.open_local(recipe.teacher).metadata
+        spec, known = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
+    if spec is None or not known or sorted(known) == sorted(classes):
         return
-    if is_hfds(data) and len(knows) == len(classes):  # named there in other words
+    if is_hfds(data) and len(known) == len(classes):  # named there in other words
         return
-    taught = Path("runs") / f"{spec.name}_teacher"
+    run = Path("runs") / f"{spec.name}_teacher"
     raise RecipeError(
-        f"the teacher {recipe.teacher} knows {len(knows):,} other classes than the "
+        f"the teacher {recipe.teacher} knows {len(known):,} other classes than the "
         f"{len(classes):,} of {data}; fine-tune it first: deit-zoo finetune {spec.name} --data "
-        f"{shlex.quote(str(data))} --output {taught}; then type --teacher {taught}"
+        f"{shlex.quote(str(data))} --output {run}; then type --teacher {run}"
     )
 
 
-def chosen(changes: Sequence[str]) -> set[str]:
+def chosen_fields(changes: Sequence[str]) -> set[str]:
     """The fields that the user has chosen."""
     return {change.partition("=")[0] for change in changes}
 
@@ -195,20 +196,20 @@ def planned(
     data: str | Path,
     *,
     val_share: float | None = None,
-    mine: Collection[str] = (),
+    chosen: Collection[str] = (),
     progress: Callable[[int], None] = lambda files: None,
 ) -> tuple[Plan, str]:
     """A plan fitted to data of which nothing is parted or written, and what was changed."""
     from deit_zoo.data.survey import validate
 
     if val_share is None:
-        found = validate(link_split(data), progress).train
-        images, classes = found.images, list(found.classes)
+        train = validate(link_split(data), progress).train
+        images, classes = train.images, list(train.classes)
     else:
         paths = train_val_split(Path(data), val_share)["train"]
         images, classes = len(paths), sorted({path.split("/")[0] for path in paths})
     check_teacher(plan.recipe, classes, data)
-    return fitted(plan, images, mine)
+    return fitted(plan, images, chosen)
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:
@@ -220,26 +221,26 @@ def reasons(recipe: Recipe) -> list[tuple[str, str]]:
     return [("" if number else "assumed", row) for number, row in enumerate(rows)]
 
 
-def _for_few_epochs(recipe: Recipe, mine: Collection[str]) -> Recipe:
+def _for_few_epochs(recipe: Recipe, chosen: Collection[str]) -> Recipe:
     most = recipe.epochs // 4
-    if "warmup_epochs" in mine or recipe.warmup_epochs <= most:
+    if "warmup_epochs" in chosen or recipe.warmup_epochs <= most:
         return recipe
     why = f"{recipe.warmup_epochs} in the recipe; at most a quarter of {recipe.epochs} epochs"
     return replace(recipe, warmup_epochs=most, assumed=recipe.assumed | {"warmup_epochs": why})
 
 
-def _for_the_heads(recipe: Recipe, spec: ModelSpec, mine: Collection[str]) -> Recipe:
+def _for_the_heads(recipe: Recipe, spec: ModelSpec, chosen: Collection[str]) -> Recipe:
     """In train mode the class head of a distilled model learns from labels, the other if taught."""
-    two = bool(spec.arch.get("distilled"))
-    if two and recipe.teacher:
+    two_heads = bool(spec.arch.get("distilled"))
+    if two_heads and recipe.teacher:
         mode, why = True, "with a teacher, for a network gives its two outputs in train mode only"
-    elif two:
+    elif two_heads:
         mode, why = False, "without --teacher both heads learn from labels, as their mean"
     elif recipe.freeze == "backbone":
         mode, why = False, "a frozen backbone gives the head always the same features"
     else:
         return recipe
-    if "train_mode" in mine or recipe.train_mode is mode:
+    if "train_mode" in chosen or recipe.train_mode is mode:
         return recipe
     return replace(recipe, train_mode=mode, assumed=recipe.assumed | {"train_mode": why})
 
@@ -261,7 +262,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1) if number else 0
 
 
-def _replicas(batch: int, shares: int, replica_batch: int) -> int:
+def _num_replicas(batch: int, shares: int, replica_batch: int) -> int:
     """The fewest replicas that are not larger than those of the recipe."""
     replicas = shares
     while batch // replicas > replica_batch:
@@ -269,30 +270,24 @@ def _replicas(batch: int, shares: int, replica_batch: int) -> int:
     return replicas
 
 
-def _telling(small: Recipe, recipe: Recipe, images: int) -> tuple[Recipe, str]:
+def _explained(small: Recipe, recipe: Recipe, num_images: int) -> tuple[Recipe, str]:
     """The smaller recipe with a reason for each field, and the sentence that says it all."""
-    found = f"{images:,} training images"
+    images = f"{num_images:,} training images"
     rule = "in proportion to the batch" if recipe.optimizer == "sgd" else "with the batch's root"
-    whys = {
-        "batch_size": f"{found}, of which an epoch should have {STEPS} steps",
-        "replicas": f"{found}; as few as there can be for this batch",
-        "repeated_aug": f"{found}, of which an epoch would show a part only",
+    rules = {
+        "batch_size": f"{images}, of which an epoch should have {STEPS} steps",
+        "replicas": f"{images}; as few as there can be for this batch",
+        "repeated_aug": f"{images}, of which an epoch would show a part only",
         **dict.fromkeys(_RATES, rule),
     }
-    fields = [key for key in whys if getattr(small, key) != getattr(recipe, key)]
-    was = {key: _number(getattr(recipe, key)) for key in fields}
-    why = {key: f"{was[key]} in the recipe; {whys[key]}" for key in fields}
-    told = ", ".join(
-        f"{key} {was[key]} -> {_number(getattr(small, key))}"
-        for key in fields
-        if key not in _RATES[1:]
-    )
-    return replace(small, assumed=recipe.assumed | why), f"{found}: {told}"
-
-
-def _classes(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
-    return f"{len(names):,} classes: {', '.join(names[:8])}{more}"
+    assumed, changes = dict(recipe.assumed), []
+    for field, why in rules.items():
+        before, after = getattr(recipe, field), getattr(small, field)
+        if before != after:
+            assumed[field] = f"{_number(before)} in the recipe; {why}"
+            if field not in _RATES[1:]:
+                changes.append(f"{field} {_number(before)} -> {_number(after)}")
+    return replace(small, assumed=assumed), f"{images}: {', '.join(changes)}"
 
 
 def _number(value: float) -> str:

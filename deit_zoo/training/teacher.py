@@ -23,7 +23,7 @@ from deit_zoo.files import digest
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest
-from deit_zoo.training import timm_bridge as timm_parts
+from deit_zoo.training import timm_bridge
 from deit_zoo.weights import load
 from deit_zoo.weights.formats import PICKLES
 from deit_zoo.zoo import create
@@ -62,26 +62,26 @@ def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teach
     Raises RecipeError where it knows other classes or images than the student.
     """
     teacher = find(recipe)
-    name, seen = recipe.teacher, (recipe.img_size, recipe.img_size)
+    name, img_size = recipe.teacher, (recipe.img_size, recipe.img_size)
     if teacher.num_classes != num_classes:
         raise RecipeError(
             f"the teacher {name} knows {teacher.num_classes} classes, the student "
             f"{num_classes}; fine-tune it on these classes first, or choose another"
         )
     if recipe.teacher_input == "own":
-        teacher = replace(teacher, prepare=own_way(teacher, device))
+        teacher = replace(teacher, prepare=own_preprocessing(teacher, device))
     elif (teacher.mean, teacher.std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise RecipeError(
             f"the teacher {name} takes images of mean {teacher.mean} and std {teacher.std}, the "
             f"student those of {IMAGENET_MEAN} and {IMAGENET_STD}; type --set teacher_input=own"
         )
-    elif teacher.img_size not in (None, seen):
+    elif teacher.img_size not in (None, img_size):
         raise RecipeError(
             f"the teacher {name} takes images of {_pixels(teacher.img_size)} pixels alone, the "
-            f"student those of {_pixels(seen)}; type --set teacher_input=own"
+            f"student those of {_pixels(img_size)}; type --set teacher_input=own"
         )
     teacher.network.to(device).eval().requires_grad_(False)
-    _try(teacher, torch.zeros(1, 3, *seen, device=device), str(name))
+    _check_outputs(teacher, torch.zeros(1, 3, *img_size, device=device), str(name))
     return teacher
 
 
@@ -89,95 +89,91 @@ def find(recipe: Recipe) -> Teacher:
     """The teacher that a recipe names. Raises RecipeError saying what a teacher can be."""
     text = str(recipe.teacher)
     if _HUB.match(text):
-        return _on_the_hub(recipe, _HUB.sub("", text))
-    name, at, place = text.partition("@")
-    if text.startswith(_PATHS) or (not place and Path(text).suffix in _FILES):
-        return _in_a_file(recipe, text)
-    if bool(at) == bool(place):  # NAME@ alone names nothing
-        if (spec := _of_the_zoo(name)) is not None:
-            return _ours(recipe, spec, place or None)
-        if timm_parts.is_known(name):
-            return _timms_with(name, place) if place else _timms(timm_parts.pretrained(name))
+        return _from_hub(recipe, _HUB.sub("", text))
+    name, at, path = text.partition("@")
+    if text.startswith(_PATHS) or (not path and Path(text).suffix in _FILES):
+        return _from_file(recipe, text)
+    if bool(at) == bool(path):  # NAME@ alone names nothing
+        if (spec := lookup(name)) is not None:
+            return _zoo_teacher(recipe, spec, path or None)
+        if timm_bridge.is_known(name):
+            if path:
+                return _timm_teacher_with(name, path)
+            return _timm_teacher(timm_bridge.pretrained(name))
     if text and Path(text).exists():
-        return _in_a_file(recipe, text)
+        return _from_file(recipe, text)
     if _REPO.fullmatch(text):
-        return _on_the_hub(recipe, text)
-    near = ", ".join([*nearest(text, 2), *timm_parts.nearest(text, 2)])
+        return _from_hub(recipe, text)
+    near = ", ".join([*nearest(text, 2), *timm_bridge.nearest(text, 2)])
     raise RecipeError(
         f"teacher is {text!r}, which neither the zoo nor timm knows; give a name such as {near}, "
         "NAME@FILE for weights of yours, a folder of a run, or hf://ORG/REPO"
     )
 
 
-def own_way(teacher: Teacher, device: torch.device) -> Callable[[Tensor], Tensor]:
+def own_preprocessing(teacher: Teacher, device: torch.device) -> Callable[[Tensor], Tensor]:
     """From the student's normalised images to the teacher's: other numbers, maybe another size."""
     ours = [torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD)]
     own = [torch.tensor(values, device=device) for values in (teacher.mean, teacher.std)]
     scale = (ours[1] / own[1])[:, None, None]
     shift = ((ours[0] - own[0]) / own[1])[:, None, None]
 
-    def prepared(images: Tensor) -> Tensor:
+    def prepare(images: Tensor) -> Tensor:
         images = images * scale + shift
         if teacher.img_size in (None, tuple(images.shape[-2:])):
             return images
         return F.interpolate(images, teacher.img_size, mode="bicubic", antialias=True)
 
-    return prepared
+    return prepare
 
 
-def _of_the_zoo(name: str) -> ModelSpec | None:
-    return lookup(name)
-
-
-def _ours(recipe: Recipe, spec: ModelSpec, place: str | None) -> Teacher:
+def _zoo_teacher(recipe: Recipe, spec: ModelSpec, path: str | None) -> Teacher:
     """A model of the zoo at the student's image size, or at its own if that is asked for."""
-    own = recipe.teacher_input == "own"
-    size = None if own else recipe.img_size
-    network = create(spec.name, pretrained=True, checkpoint=place, img_size=size)
-    held = network.checkpoint
-    file = (
-        held.path
-        if isinstance(held, LocalCheckpoint)
-        else load.resolve_file(manifest_record(spec.name))
-    )
+    size = None if recipe.teacher_input == "own" else recipe.img_size
+    network = create(spec.name, pretrained=True, checkpoint=path, img_size=size)
+    checkpoint: object = network.checkpoint
+    if isinstance(checkpoint, LocalCheckpoint):
+        file = checkpoint.path
+    else:
+        file = load.resolve_file(manifest_record(spec.name))
     return Teacher(
         network=network,
         num_classes=network.num_classes,
         # timm's RegNet averages over whatever map an image gives.
         img_size=None if spec.family == "regnet" else network.img_size,
-        facts={"name": spec.name, "source": place or "manifest", "sha256": digest(file)},
+        facts={"name": spec.name, "source": path or "manifest", "sha256": digest(file)},
     )
 
 
-def _in_a_file(recipe: Recipe, text: str) -> Teacher:
+def _from_file(recipe: Recipe, text: str) -> Teacher:
     """A model that was saved with its name, as a run's is."""
-    held = load.open_local(text)
-    spec = _of_the_zoo(str(held.metadata.get("name")))
+    checkpoint = load.open_local(text)
+    spec = lookup(str(checkpoint.metadata.get("name")))
     if spec is None:
         raise CheckpointError(
-            f"{held.path} does not say which model it is; give the teacher as NAME@{text}"
+            f"{checkpoint.path} does not say which model it is; give the teacher as NAME@{text}"
         )
-    return _ours(recipe, spec, text)
+    return _zoo_teacher(recipe, spec, text)
 
 
-def _on_the_hub(recipe: Recipe, address: str) -> Teacher:
+def _from_hub(recipe: Recipe, address: str) -> Teacher:
     """A repository: the zoo's own record of it, a model that the zoo saved, or one of timm's."""
     repo = address.partition("@")[0]
-    if (spec := _of_the_zoo(repo)) is not None:
-        return _ours(recipe, spec, None if address == repo else f"hf://{address}")
-    held = load.open_local(f"hf://{address}")
-    if "name" in held.metadata or not _REPO.fullmatch(address):
-        return _in_a_file(recipe, f"hf://{address}")
-    return _timms(timm_parts.pretrained(f"hf-hub:{address}"))
+    if (spec := lookup(repo)) is not None:
+        return _zoo_teacher(recipe, spec, None if address == repo else f"hf://{address}")
+    checkpoint = load.open_local(f"hf://{address}")
+    if "name" in checkpoint.metadata or not _REPO.fullmatch(address):
+        return _from_file(recipe, f"hf://{address}")
+    return _timm_teacher(timm_bridge.pretrained(f"hf-hub:{address}"))
 
 
-def _timms_with(name: str, place: str) -> Teacher:
-    held = load.open_local(place)
-    model = timm_parts.with_weights(name, load.read_tensors(held.path), held.path)
-    return _timms(model, source=place)
+def _timm_teacher_with(name: str, path: str) -> Teacher:
+    file = load.open_local(path).path
+    model = timm_bridge.with_weights(name, load.read_tensors(file), file)
+    return _timm_teacher(model, source=path)
 
 
-def _timms(model: timm_parts.TimmModel, source: str | None = None) -> Teacher:
+def _timm_teacher(model: timm_bridge.TimmModel, source: str | None = None) -> Teacher:
     return Teacher(
         network=model.network,
         num_classes=model.num_classes,
@@ -192,7 +188,7 @@ def _timms(model: timm_parts.TimmModel, source: str | None = None) -> Teacher:
     )
 
 
-def _try(teacher: Teacher, image: Tensor, name: str) -> None:
+def _check_outputs(teacher: Teacher, image: Tensor, name: str) -> None:
     """One image before the first batch, so that what does not fit is one sentence."""
     try:
         shape = tuple(teacher(image).shape)

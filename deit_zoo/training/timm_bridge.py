@@ -78,9 +78,9 @@ def pretrained(name: str) -> TimmModel:
     on_the_hub = name.startswith("hf-hub:")
     if not on_the_hub and not timm.is_model_pretrained(name):
         raise RecipeError(_no_weights(name))
-    wanted = "config.json" if on_the_hub else MODEL_FILE
+    filename = "config.json" if on_the_hub else MODEL_FILE
     try:
-        with hub_error_context(Source(kind="hub", filename=wanted), name.partition("@")[2]):
+        with hub_error_context(Source(kind="hub", filename=filename), name.partition("@")[2]):
             network = timm.create_model(name, pretrained=True)
     except UnavailableError as error:
         if constants.HF_HUB_OFFLINE:
@@ -106,11 +106,11 @@ def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmMo
     Raises CheckpointError where they do not fit, RecipeError for a tag that timm has not got.
     """
     try:
-        known = timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise RecipeError(_no_weights(name)) from error
-    heads = known.classifier if known else None
-    head = tensors.get(f"{heads if isinstance(heads, str) else (heads or ('head',))[0]}.weight")
+    heads = config.classifier if config and config.classifier else "head"
+    head = tensors.get(f"{heads if isinstance(heads, str) else heads[0]}.weight")
     network = timm.create_model(name, num_classes=None if head is None else len(head))
     state = network.state_dict()
     wrong = sorted(
@@ -182,30 +182,30 @@ def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[
 
 
 def _described(network: Any, file: Path | None) -> TimmModel:
-    facts = network.pretrained_cfg
+    config = network.pretrained_cfg
     return TimmModel(
         network=network.eval(),
-        name=".".join(filter(None, (facts["architecture"], facts.get("tag")))),
-        source=facts.get("hf_hub_id") or facts.get("url") or "timm",
+        name=".".join(filter(None, (config["architecture"], config.get("tag")))),
+        source=config.get("hf_hub_id") or config.get("url") or "timm",
         file=file,
         num_classes=network.num_classes,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        img_size=tuple(facts["input_size"][1:]) if facts.get("fixed_input_size") else None,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        img_size=tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None,
     )
 
 
 def _cached(network: Any) -> Path | None:
     """The file of the Hub's cache that timm has just read, where it was one."""
     hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
-    place = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
-    return cached_source(place)[0] if hub_id else None
+    source = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
+    return cached_source(source)[0] if hub_id else None
 
 
 def _no_weights(name: str) -> str:
     architecture = name.split(".")[0]
-    known = timm.list_models(f"{architecture}.*", pretrained=True)
-    offer = f"its weights are {', '.join(known)}; give one, or yours" if known else "give yours"
+    tagged = timm.list_models(f"{architecture}.*", pretrained=True)
+    offer = f"its weights are {', '.join(tagged)}; give one, or yours" if tagged else "give yours"
     return f"timm has no weights of the name {name!r}; {offer} as {architecture}@FILE"
 
 
