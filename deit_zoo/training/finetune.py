@@ -166,21 +166,21 @@ def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, 
 def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
     spec = lookup(recipe.teacher or "")
-    known: Sequence[str] = ()
+    teacher_classes: Sequence[str] = ()
     if spec is not None:
-        known = [label.folder for label in labels(spec.labels)]
+        teacher_classes = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
         from deit_zoo.weights import load
 
         metadata = load.open_local(recipe.teacher).metadata
-        spec, known = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
-    if spec is None or not known or sorted(known) == sorted(classes):
+        spec, teacher_classes = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
+    if spec is None or not teacher_classes or sorted(teacher_classes) == sorted(classes):
         return
-    if is_hfds(data) and len(known) == len(classes):  # named there in other words
+    if is_hfds(data) and len(teacher_classes) == len(classes):  # named there in other words
         return
     run = Path("runs") / f"{spec.name}_teacher"
     raise RecipeError(
-        f"the teacher {recipe.teacher} knows {len(known):,} other classes than the "
+        f"the teacher {recipe.teacher} knows {len(teacher_classes):,} other classes than the "
         f"{len(classes):,} of {data}; fine-tune it first: deit-zoo finetune {spec.name} --data "
         f"{shlex.quote(str(data))} --output {run}; then type --teacher {run}"
     )
