@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 TEXT = Path(__file__).with_suffix(".md")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 # Beside those of TABLES. They have a section where they are there, and may be of another machine.
-PLAIN, GPU = "plain", "gpu_*"
+PLAIN, GPU = "plain*", "gpu_*"
 OURS = "deit_zoo"
 
 Report = dict[str, Any]  # what a results file holds
@@ -386,18 +386,17 @@ def step_rows(report: Report) -> Iterator[list[str]]:
 
 
 def plain_section(results: Results) -> str:
-    """The models as they are and optimized, where that was measured."""
-    if (report := results.get(PLAIN)) is None:
+    """The models as they are and optimized, on every machine where that was measured."""
+    parts = []
+    for name, report in results.items():
+        if fnmatch(name, PLAIN):
+            where_and_when = f"{report['date'][:10]}: {processor(report)}. {versions(report)}."
+            parts.append(filled(f"Measured on {where_and_when}"))
+            parts.append(measured(report, ("", "p50 ms", "images/s", "to timm eager"), plain_rows))
+    if not parts:
         return ""
-    parts = (
-        "## Plain models and optimize",
-        filled(
-            "The models as they are and by `deit_zoo.optimize`, beside timm. Measured on "
-            f"{report['date'][:10]}: {processor(report)}. {versions(report)}."
-        ),
-        measured(report, ("", "p50 ms", "images/s", "to timm eager"), plain_rows),
-    )
-    return "\n\n".join(parts)
+    text = "The models as they are and by `deit_zoo.optimize`, beside timm."
+    return "\n\n".join(["## Plain models and optimize", text, *parts])
 
 
 def gpu_section(results: Results) -> str:

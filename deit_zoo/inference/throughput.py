@@ -419,17 +419,18 @@ def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> di
     """What the figures were measured on."""
     import torch
 
+    from deit_zoo.machine import fast_dtypes
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    pairs = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
-    cpu: dict[str, str] = dict(reversed(pairs))
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     installed = {one.name.replace("-", "_"): one.version for one in distributions()}
     facts = {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": threads,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "amx": "amx_tile" in cpu.get("flags", "").split(),
+        "amx": "AMX" in (fast_dtypes(torch.device("cpu")) or {}).values(),
         "system": platform.system(),
         "python": platform.python_version(),
         "device": device,

@@ -51,7 +51,8 @@ def test_every_results_file_has_the_shape_that_they_share(
 ) -> None:
     for name, report in results.items():
         assert {"benchmark", "command", "rounds", "rows", "ratios"} <= report.keys(), name
-        assert name in (report["benchmark"], f"gpu_{report['benchmark']}")
+        # One of another machine has a longer name.
+        assert report["benchmark"] in name
 
 
 def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
@@ -59,7 +60,7 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
         ["make", "-n", "benchmark"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
-    assert scripts - {page.PLAIN} == set(page.TABLES) - set(compare.SUITES)
+    assert scripts - {"plain"} == set(page.TABLES) - set(compare.SUITES)
     assert [name for name in page.TABLES if f" {name} " not in recipe.replace(";", " ")] == []
     assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
 
