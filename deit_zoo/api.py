@@ -210,13 +210,17 @@ def export(
     """
     from deit_zoo.inference import export as inference
 
-    file = Path(file)
-    options: dict[str, Any] = dict(
-        to=to, opset=opset, aot=aot, limit=limit, overwrite=overwrite, device=device
+    options = inference.ExportOptions(
+        file=Path(file),
+        to=to,
+        opset=opset,
+        aot=aot,
+        limit=limit,
+        overwrite=overwrite,
+        device=device,
     )
-    inference.check_options(file, **options)
-    network = resolve_model(model, None)
-    return inference.export(network, file, images=images, say=say, **options)
+    options.check()
+    return inference.export(resolve_model(model, None), options, images=images, say=say)
 
 
 def evaluate(

@@ -374,7 +374,7 @@ def _graph_file(owner: str, shared: SharedInputs) -> Path:
 
 
 def _export_ours(case: Case, file: Path) -> None:
-    from deit_zoo.inference.export import export
+    from deit_zoo import export
 
     export(plain(case), file)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -66,7 +66,8 @@ def export_(
     file = output or Path(f"{stem(name)}.{Format(to).value}")
     from deit_zoo.inference import export as exports
 
-    options: dict[str, Any] = dict(
+    options = exports.ExportOptions(
+        file=file,
         to=to.value if to else None,
         opset=opset,
         aot=aot,
@@ -74,15 +75,13 @@ def export_(
         overwrite=force,
         device=device,
     )
-    exports.check_options(file, **options)
+    options.check()
     if not is_path(name) and (implied := resolve(name).name) != name.lower():
         talk.print(f"model: {implied}")
     with talk.status("loading") as status:
         try:
             network = model_of(name, checkpoint, img_size)
-            result = exports.export(
-                network, file, images=images or None, say=status.update, **options
-            )
+            result = exports.export(network, options, images=images or None, say=status.update)
         except DifferenceError as error:
             print_error(error)
             raise typer.Exit(1) from None

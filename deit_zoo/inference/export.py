@@ -65,6 +65,61 @@ CHATTY = ("torch.onnx", "torch.export", "torch._inductor", "torch.utils", "onnxs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What to write and where; each as the argument of `deit_zoo.export`."""
+
+    file: Path
+    to: str | None = None
+    opset: int | None = None
+    aot: bool = False
+    limit: float = LIMIT
+    overwrite: bool = False
+    device: str | torch.device | None = None
+
+    @property
+    def format(self) -> str:
+        """onnx or pt2, which the file's suffix says."""
+        return self.file.suffix.lower().removeprefix(".")
+
+    def check(self) -> None:
+        """Before a model is loaded, raises ZooError for options that do not go together,
+        MissingExtraError without the extra, and DataError where the file must not or cannot be put.
+        """
+        to, opset = self.to, self.opset
+        if to is not None and to not in FORMATS:
+            raise ZooError(f"no export is named {to!r}; give onnx or pt2")
+        if self.format not in FORMATS:
+            examples = f"FILE.{to}" if to else "FILE.onnx or FILE.pt2"
+            raise ZooError(f"{self.file} is no name of an exported model; give {examples}")
+        if to not in (None, self.format):
+            raise ZooError(f"{self.file} is no {to} file by its name; give FILE.{to}")
+        if not self.limit >= 0:
+            raise ZooError(
+                f"limit is {self.limit}; give the largest difference of a logit, such as 1e-4"
+            )
+        if self.format == "onnx":
+            if self.aot:
+                raise ZooError("AOTInductor makes .pt2 files; give --to pt2, or leave out --aot")
+            if self.device is not None and str(self.device) != "cpu":
+                raise ZooError("an ONNX file has no device; leave it out, the runtime chooses")
+            require_extra("export", "ONNX", "onnx", "onnxscript", "onnxruntime")
+            import onnx
+
+            newest = onnx.defs.onnx_opset_version()
+            if opset is not None and not OPSET <= opset <= newest:
+                raise ZooError(f"opset is {opset}; give one from {OPSET} to {newest}")
+        elif opset is not None:
+            raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
+        elif self.aot and (compiler := missing_compiler()):
+            raise ZooError(
+                f"AOTInductor needs a C++ compiler, and {compiler} is not on the PATH; install it, "
+                "set CXX to another, or leave out --aot"
+            )
+        usable_device(self.device or "cpu")
+        _check_file(self.file, self.overwrite)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Export:
     """A file that was written, and how near its logits are to the model's on real images.
 
@@ -100,22 +155,14 @@ class Comparison:
 
 def export(
     model: nn.Module,
-    file: Path,
+    options: ExportOptions,
     *,
-    to: str | None = None,
-    opset: int | None = None,
-    aot: bool = False,
     images: ImageLike | Iterable[ImageLike] | None = None,
-    limit: float = LIMIT,
-    overwrite: bool = False,
-    device: str | torch.device | None = None,
     say: Callable[[str], None] = lambda doing: None,
 ) -> Export:
-    """Write a model as a file; the arguments are those of `deit_zoo.export`."""
-    form = check_options(
-        file, to, opset=opset, aot=aot, limit=limit, overwrite=overwrite, device=device
-    )
-    network = _prepared_copy(model, device)
+    """Write a model as a file, with options that were checked; as `deit_zoo.export` says."""
+    form, limit, opset = options.format, options.limit, options.opset or OPSET
+    network = _prepared_copy(model, options.device)
     transform = eval_transform(spec_of(network), network.img_size)
     sources = _sources(images)
     with torch.inference_mode():  # an image or a model that does not fit is known at once
@@ -127,9 +174,9 @@ def export(
         program = _traced(network)
         if form == "onnx":
             say(f"converting {name} to ONNX")
-            data = _to_onnx(program, opset or OPSET, texts)
+            data = _to_onnx(program, opset, texts)
             run = _run_onnx(data)
-        elif aot:
+        elif options.aot:
             say(f"compiling {name}")
             data, run = _to_package(program, texts)
         else:
@@ -144,13 +191,13 @@ def export(
             f"on {comparison.num_images} images, and the limit is {limit:g}; nothing was written, "
             "give another format or, if that is near enough, another limit"
         )
-    write_whole(file, data)
+    write_whole(options.file, data)
     return Export(
-        file=file,
+        file=options.file,
         model=name,
         format=form,
-        compiled=aot,
-        opset=(opset or OPSET) if form == "onnx" else None,
+        compiled=options.aot,
+        opset=opset if form == "onnx" else None,
         img_size=transform.img_size,
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
@@ -161,43 +208,7 @@ def export(
     )
 
 
-def check_options(
-    file: Path,
-    to: str | None = None,
-    *,
-    opset: int | None = None,
-    aot: bool = False,
-    limit: float = LIMIT,
-    overwrite: bool = False,
-    device: str | torch.device | None = None,
-) -> str:
-    """The format that is meant.
-
-    Raises ZooError for options that do not go together, MissingExtraError without the extra, and
-    DataError where the file must not or cannot be put.
-    """
-    form = _format_of(file, to)
-    if not limit >= 0:
-        raise ZooError(f"limit is {limit}; give the largest difference of a logit, such as 1e-4")
-    if form == "onnx":
-        if aot:
-            raise ZooError("AOTInductor makes .pt2 files; give --to pt2, or leave out --aot")
-        if device is not None and str(device) != "cpu":
-            raise ZooError("an ONNX file has no device; leave it out, the runtime chooses")
-        require_extra("export", "ONNX", "onnx", "onnxscript", "onnxruntime")
-        import onnx
-
-        newest = onnx.defs.onnx_opset_version()
-        if opset is not None and not OPSET <= opset <= newest:
-            raise ZooError(f"opset is {opset}; give one from {OPSET} to {newest}")
-    elif opset is not None:
-        raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
-    elif aot and (compiler := missing_compiler()):
-        raise ZooError(
-            f"AOTInductor needs a C++ compiler, and {compiler} is not on the PATH; install it, set "
-            "CXX to another, or leave out --aot"
-        )
-    usable_device(device or "cpu")
+def _check_file(file: Path, overwrite: bool) -> None:
     if file.is_dir():
         raise DataError(f"{file} is a folder; give the name of a file")
     if not file.parent.is_dir():
@@ -206,19 +217,6 @@ def check_options(
         raise DataError(f"{file} is there already; give another --output, or --force to replace it")
     if not os.access(file.parent, os.W_OK):
         raise DataError(f"{file} cannot be written (permission denied); give another --output")
-    return form
-
-
-def _format_of(file: Path, to: str | None) -> str:
-    suffix = file.suffix.lower().removeprefix(".")
-    if to is not None and to not in FORMATS:
-        raise ZooError(f"no export is named {to!r}; give onnx or pt2")
-    if suffix not in FORMATS:
-        examples = f"FILE.{to}" if to else "FILE.onnx or FILE.pt2"
-        raise ZooError(f"{file} is no name of an exported model; give {examples}")
-    if to not in (None, suffix):
-        raise ZooError(f"{file} is no {to} file by its name; give FILE.{to}")
-    return suffix
 
 
 def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:
