@@ -20,6 +20,7 @@ from deit_zoo.cli.options import Changes, DryRun, Name, Resume, TrainWorkers
 if TYPE_CHECKING:
     from deit_zoo.recipes.plan import Plan
     from deit_zoo.runs.receipt import Verdict
+    from deit_zoo.training.job import Job
 
 
 def reproduce_(
@@ -218,7 +219,7 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
                 return train(say=ignore, progress=ignore)
             bar = counting.enter_context(Bar("files"))
 
-            def say(job: Any) -> None:
+            def say(job: Job) -> None:
                 counting.close()  # two bars at once would write over each other
                 show(job.plan)
 

@@ -169,6 +169,7 @@ def chart(lines: Sequence[Line], *, width: int, height: int, plain: bool) -> lis
 
     One run is drawn in dots of braille, of which a character holds 2 x 4; several by digits.
     """
+    # Ours, as plotext 5 colours files too and has no frame in ASCII, and plotext 6 is compiled.
     points = [point for line in lines for point in line.points]
     if not points:
         return ["no figure that can be drawn"]
