@@ -1,0 +1,258 @@
+"""Data sets of the Hub: read, labelled and surveyed as a folder of the same files would be."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+import deit_zoo
+from deit_zoo.data.digits import digits
+from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data.survey import bad_images, validate
+from deit_zoo.errors import MissingExtraError
+from deit_zoo.labels import labels
+from support.images import encoded, photo, refused, write
+
+
+def saved(
+    output: Path,
+    rows: dict[str, list[tuple[bytes | None, int | None]]],
+    names: Sequence[str] = ("blue", "red"),
+    columns: tuple[str, str] = ("img", "kind"),
+) -> str:
+    """A saved data set of splits of (file, label); returns what a person would type."""
+    features = datasets.Features(
+        {
+            columns[0]: datasets.Image(),
+            columns[1]: datasets.ClassLabel(names=list(names)),
+            "id": datasets.Value("string"),
+        }
+    )
+    splits = {
+        split: datasets.Dataset.from_dict(
+            {
+                columns[0]: [file and {"bytes": file, "path": None} for file, _ in held],
+                columns[1]: [label for _, label in held],
+                "id": [str(number) for number in range(len(held))],
+            },
+            features=features,
+        )
+        for split, held in rows.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(output)
+    return f"hfds:{output}"
+
+
+TRAIN = [(photo("blue"), 0), (photo("red"), 1), (photo("red"), 1)]
+VAL = [(photo("red"), 1), (photo("blue"), 0)]
+
+
+@pytest.fixture(autouse=True)
+def no_bars() -> None:
+    """Saving shows a bar otherwise."""
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> str:
+    return saved(tmp_path / "hub", {"train": TRAIN, "validation": VAL})
+
+
+def test_a_data_set_of_the_hub_is_read_by_the_types_of_its_columns(hub: str) -> None:
+    images = open_set(hub, "val")
+    assert (len(images), images.classes, images.note) == (2, ["blue", "red"], "")
+    assert [images.label_of(i) for i in range(2)] == [1, 0]
+    assert (images.open(0).mode, images.open(0).getpixel((0, 0))) == ("RGB", (255, 0, 0))
+    assert images.name_of(1) == f"{hub}[validation][1]"
+
+
+def test_a_survey_of_a_data_set_of_the_hub_says_which_split_validates(hub: str) -> None:
+    found = validate(hub)
+    assert found.lines() == [
+        ("train", "3 images in 2 classes (1 to 2 each)"),
+        ("validation", "2 images in 2 classes (1 each)"),
+    ]
+    assert found.fingerprint()["val"]["split"] == "validation"
+    assert (found.train.images, found.val.images) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "chosen"),
+    [
+        (("test", "val", "validation"), "validation"),
+        (("test", "val"), "val"),
+        (("test", "extra"), "test"),
+    ],
+)
+def test_the_first_split_that_may_validate_is_taken(
+    tmp_path: Path, splits: tuple[str, ...], chosen: str
+) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN} | dict.fromkeys(splits, VAL))
+    assert open_set(data, "val").name_of(0) == f"{data}[{chosen}][0]"
+
+
+def test_a_fingerprint_does_not_depend_on_the_place_but_on_the_images(tmp_path: Path) -> None:
+    smaller = [(photo("blue", (3, 2)), 0), *TRAIN[1:]]
+    relabelled = [*TRAIN[:2], (photo("red"), 0)]
+    found = [
+        validate(saved(tmp_path / str(number), {"train": rows, "test": VAL})).fingerprint()["train"]
+        for number, rows in enumerate((TRAIN, TRAIN, smaller, relabelled))
+    ]
+    assert found[0] == found[1]
+    assert len({one["sample_sha256"] for one in found}) == 3
+
+
+def test_a_rotated_photograph_is_read_alike_from_a_folder_and_from_the_hub(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(Image.effect_noise((8, 4), 50).convert("RGB"), "JPEG", exif=exif)
+    write(tmp_path, {"val/blue/1.jpg": file, "val/red/2.jpg": file})
+    data = saved(tmp_path / "hub", {"train": TRAIN, "val": [(file, 0)]})
+    ours, theirs = open_set(tmp_path, "val").open(0), open_set(data, "val").open(0)
+    assert ours.size == theirs.size == (8, 4)
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_model_is_evaluated_alike_on_a_folder_and_on_the_hub(tmp_path: Path) -> None:
+    held = [(encoded(image), int(label)) for image, label in list(digits())[-40:]]
+    write(tmp_path, {f"val/{label}/{n}.png": file for n, (file, label) in enumerate(held)})
+    data = saved(tmp_path / "hub", {"validation": held}, [str(digit) for digit in range(10)])
+    ours, theirs = (deit_zoo.evaluate("deit_pico_digits", where) for where in (str(tmp_path), data))
+    assert ours.num_images == theirs.num_images == 40
+    assert (ours.top1, ours.loss) == pytest.approx((theirs.top1, theirs.loss), rel=1e-6)
+
+
+def test_bad_rows_of_the_hub_are_named(tmp_path: Path) -> None:
+    rows = [(b"not found", 0), (None, 1), (photo("red"), 1)]
+    data = saved(tmp_path / "hub", {"train": TRAIN, "val": rows})
+    assert list(bad_images(open_unchecked(data, "val"), workers=2)) == [
+        (f"{data}[val][0]", "not an image"),
+        (f"{data}[val][1]", "zero bytes"),
+    ]
+    assert refused(lambda: open_set(data, "val").open(0)).startswith(
+        f"{data}[val][0] cannot be read as an image (its format is not known); "
+    )
+
+
+def test_the_same_class_names_in_another_order_are_mapped(hub: str) -> None:
+    images = open_set(hub, "train", ["red", "blue"])
+    assert [images.label_of(i) for i in range(3)] == [1, 0, 0]
+    assert (images.classes, images.note) == (["red", "blue"], "")
+
+
+def test_other_class_names_are_taken_in_their_order_and_that_is_said(hub: str) -> None:
+    images = open_set(hub, "train", ["blue", "rot"])
+    assert [images.label_of(i) for i in range(3)] == [0, 1, 1]
+    assert images.note == (
+        f"the 2 classes of {hub} are taken in their order for the model's: their number is the "
+        "same, and 1 of their names"
+    )
+
+
+def imagenet(tmp_path: Path, names: Sequence[str]) -> str:
+    rows = [(photo("red"), 0), (photo("red"), 999)]
+    return saved(tmp_path / "imagenet", {"train": rows, "validation": rows}, names)
+
+
+def words() -> list[str]:
+    """ImageNet's class names in words; the second crane is renamed, for names must differ."""
+    found = [label.name for label in labels("imagenet1k")]
+    found[517] = "construction crane"
+    return found
+
+
+def test_imagenets_classes_are_known_by_their_words(tmp_path: Path) -> None:
+    folders = [label.folder for label in labels("imagenet1k")]
+    data = imagenet(tmp_path, words())
+    images = open_set(data, "val", folders)
+    assert [images.label_of(i) for i in range(2)] == [0, 999]
+    assert images.note.endswith("their number is the same, and 999 of their names")
+
+
+def test_imagenets_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    folders = [label.folder for label in labels("imagenet1k")]
+    names = words()
+    names[:2] = names[1::-1]
+    data = imagenet(tmp_path, names)
+    assert refused(lambda: open_set(data, "val", folders)) == (
+        f"2 classes of {data} stand at other places than the model's (such as 'goldfish, Carassius "
+        "auratus'); give a data set whose classes are in the model's order"
+    )
+
+
+def test_another_number_of_classes_is_refused(hub: str) -> None:
+    assert refused(lambda: open_set(hub, "train", ["a", "b", "c"])) == (
+        f"{hub} has 2 classes and the model 3; give a data set of the model's classes, from 'a' to "
+        "'c'"
+    )
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN})
+    assert refused(lambda: validate(data)) == (
+        f"{data} has no split validation or val or test (it has train); give a data set with one "
+        "to train on and one to validate with"
+    )
+
+
+def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
+    features = datasets.Features({"text": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"text": ["a"]}, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
+    data = f"hfds:{tmp_path / 'texts'}"
+    assert refused(lambda: validate(data)) == (
+        f"{data} has no image columns among text; it must have one of type Image and one of type "
+        "ClassLabel: keep or cast columns with the package datasets"
+    )
+
+
+def test_two_label_columns_are_refused_by_name(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["a"])
+    features = datasets.Features({"image": datasets.Image(), "fine": kind, "coarse": kind})
+    held = {"image": [{"bytes": photo("red"), "path": None}], "fine": [0], "coarse": [0]}
+    rows = datasets.Dataset.from_dict(held, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    told = refused(lambda: validate(f"hfds:{tmp_path / 'two'}"))
+    assert "has 2 label columns among fine, coarse; it must have one" in told
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_images_without_labels_are_refused(tmp_path: Path, label: int | None) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN, "test": [*VAL, (photo("red"), label)]})
+    assert refused(lambda: validate(data)) == (
+        f"1 of the 3 images of {data}[test] have no label; give a data set whose every image has "
+        "one"
+    )
+
+
+def test_classes_of_the_hub_without_images_are_refused(tmp_path: Path) -> None:
+    data = saved(tmp_path / "hub", {"train": TRAIN, "test": VAL[:1]})
+    assert refused(lambda: validate(data)).startswith(
+        f"1 of the 2 class folders of {data}/test hold no image (such as 'blue')"
+    )
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence() -> None:
+    told = refused(lambda: validate("hfds:nobody/nothing"))
+    assert told.startswith("hfds:nobody/nothing cannot be read (")
+    assert told.endswith("); give hfds: and a data set of the Hub, or the folder of a saved one")
+
+
+def test_without_the_extra_the_command_that_installs_it_is_said(
+    hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError) as caught:
+        validate(hub)
+    assert str(caught.value) == f"{hub} needs datasets; type: pip install 'deit_zoo[hfds]'"
+
+
+def test_a_set_of_the_hub_travels_to_another_process(hub: str) -> None:
+    images = pickle.loads(pickle.dumps(open_set(hub, "train")))
+    assert images.open(2).getpixel((0, 0)) == (255, 0, 0)

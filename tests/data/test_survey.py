@@ -1,0 +1,140 @@
+"""Surveys of folders: what is counted and told of them, and which images are bad."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+from PIL import Image
+
+from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data.survey import bad_images, scan, validate
+from support.images import encoded, photo, refused, write
+
+
+def test_a_survey_counts_classes_images_and_other_files(folder: Path) -> None:
+    found = validate(folder)
+    assert (found.train.classes, found.train.images) == ({"blue": 1, "red": 2}, 3)
+    assert (found.val.classes, found.val.images) == ({"blue": 1, "red": 1}, 2)
+    assert (found.train.others, found.val.others) == (1, 0)
+    assert found.lines() == [
+        ("train", "3 images in 2 classes (1 to 2 each); 1 other file is ignored"),
+        ("val", "2 images in 2 classes (1 each)"),
+    ]
+
+
+def test_a_survey_tells_bytes_and_a_digest_of_the_listing(tmp_path: Path) -> None:
+    files = {"train/a/1.png": b"one", "train/b/2.png": b"two", "train/a.txt": b"!"}
+    write(tmp_path, files | {"val/a/3.png": b"333"})
+    # printf 'a/1.png 3\na.txt 1\nb/2.png 3\n' | sha256sum, and printf 'a/3.png 3\n' | sha256sum
+    assert scan(tmp_path).fingerprint() == {
+        "train": {
+            "files": 3,
+            "bytes": 7,
+            "listing_sha256": "28a9b8524663d1cef4b013c790f71526fef07ea64903ff0648873a5322265711",
+        },
+        "val": {
+            "files": 1,
+            "bytes": 3,
+            "listing_sha256": "fe580df4ec276038073fe13358281893c981b676cd6c3642f529f3c66945218f",
+        },
+    }
+
+
+def test_a_survey_says_how_far_it_is(folder: Path) -> None:
+    told: list[int] = []
+    validate(folder, told.append)
+    # Entries of train/, then of val/, in alphabetical order: 1 + 1 + 2 files, then 1 + 1.
+    assert told == [1, 2, 4, 5, 6]
+
+
+def test_a_link_to_nothing_is_an_image_but_no_file(folder: Path) -> None:
+    (folder / "val" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
+    assert len(open_set(folder, "val")) == 3
+    assert validate(folder).val.identity["files"] == 2
+
+
+def test_classes_that_differ_are_named(folder: Path) -> None:
+    write(folder, {"train/cat/1.png": b"", "train/dog/1.png": b""})
+    (folder / "val" / "red").rename(folder / "val" / "rot")
+    assert refused(lambda: validate(folder)) == (
+        f"the classes of {folder} differ: 3 in train/ only (such as 'cat') and 1 in val/ only "
+        "(such as 'rot'); give train and val the same classes"
+    )
+
+
+def test_a_class_without_images_is_named(folder: Path) -> None:
+    (folder / "val" / "red" / "4.png").unlink()
+    write(folder, {"val/red/4.txt": b""})
+    assert refused(lambda: validate(folder)) == (
+        f"1 of the 2 class folders of {folder}/val hold no image (such as 'red'); give a folder "
+        "with images of every class"
+    )
+
+
+def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
+    assert refused(lambda: validate(tmp_path)).startswith(
+        f"{tmp_path} holds no image in train/; give image files (.bmp, .gif, .jpeg, "
+    )
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_folder_without_both_splits_is_refused(folder: Path, missing: str) -> None:
+    (folder / missing).rename(folder / "other")
+    assert refused(lambda: validate(folder)) == (
+        f"{folder} has no folder {missing}/; it must hold train/ and val/, each with one folder of "
+        "images per class"
+    )
+
+
+def test_bad_images_are_named_with_a_reason_in_the_order_of_the_images(tmp_path: Path) -> None:
+    whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    claim = bytearray(photo("red"))
+    claim[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header of a PNG
+    claim[29:33] = crc32(claim[12:29]).to_bytes(4, "big")
+    files = {
+        "a/bomb.png": bytes(claim),
+        "a/empty.jpg": b"",
+        "a/half.jpg": whole[: len(whole) // 2],
+        "a/text.png": b"not found",
+        "a/whole.jpg": whole,
+    }
+    write(tmp_path / "val", files)
+    (tmp_path / "val" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    images = open_unchecked(tmp_path, "val")
+    told: list[tuple[int, int]] = []
+    found = list(bad_images(images, workers=2, progress=lambda *counts: told.append(counts)))
+    assert [(Path(name).name, reason) for name, reason in found] == [
+        ("bomb.png", "decompression bomb"),
+        ("empty.jpg", "zero bytes"),
+        ("gone.png", "unreadable: no such file or directory"),
+        ("half.jpg", "truncated"),
+        ("text.png", "not an image"),
+    ]
+    assert told == [(6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("CMYK", "JPEG", {}),
+        ("L", "JPEG", {}),
+        (
+            "RGB",
+            "JPEG",
+            {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"},
+        ),
+        ("I;16", "PNG", {}),
+        ("P", "PNG", {"transparency": 0}),
+        ("RGBA", "PNG", {}),
+        ("1", "PNG", {}),
+    ],
+)
+def test_unusual_images_are_good(
+    tmp_path: Path, mode: str, kind: str, options: dict[str, Any]
+) -> None:
+    write(tmp_path, {"val/a/1.png": encoded(Image.new(mode, (8, 4)), kind, **options)})
+    assert list(bad_images(open_unchecked(tmp_path, "val"), workers=1)) == []

@@ -1,0 +1,25 @@
+"""Former paths that the documentation taught: they still give the same, and say where it is."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import pytest
+
+SHIMS = {
+    "deit_zoo.digits:digits": "deit_zoo.data.digits:digits",
+    "deit_zoo.exports:export": "deit_zoo:export",
+    "deit_zoo.training.group:joined": "deit_zoo.distributed:init_distributed",
+    "deit_zoo.training.recipes:RECIPES": "deit_zoo.recipes:RECIPES",
+}
+
+
+@pytest.mark.parametrize("former", SHIMS)
+def test_a_former_path_gives_what_the_new_one_gives(former: str) -> None:
+    module, name = former.split(":")
+    sys.modules.pop(module, None)
+    with pytest.warns(DeprecationWarning, match=rf"^{module} has moved; "):
+        shim = import_module(module)
+    home, new_name = SHIMS[former].split(":")
+    assert getattr(shim, name) is getattr(import_module(home), new_name)
