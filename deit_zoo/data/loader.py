@@ -27,9 +27,13 @@ def make_loader(
 
 
 def read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """One pass over a loader; its workers start, or go on, with the first batch."""
+    """One pass over a loader, whose workers start now, or go on."""
     with _block_signals():
         batches = iter(loader)
+    return _with_own_errors(batches)
+
+
+def _with_own_errors(batches: Iterator[Any]) -> Iterator[Any]:
     while True:
         try:
             batch = next(batches)

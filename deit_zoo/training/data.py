@@ -1,15 +1,21 @@
 """The training images of one process: which, in which order, and augmented by which draws.
 
 The order is that of repeated augmentation (arXiv 1901.09335) over virtual replicas: micro-batches
-that each have their own mixup draw. Draws depend on an image's position alone, and a bad image is
-replaced by another.
+that each have their own mixup draw. Draws depend on an image's position alone. A bad image is
+replaced by another, and a loader whose worker was killed starts again where it stopped: neither
+ends a run, both are reported.
 """
 
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
 import torch
@@ -20,17 +26,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
+from deit_zoo.distributed import how_it_ended
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
 from deit_zoo.training.seeding import seed_from_key
 
 REPLACEMENTS = 10
+DEATHS_PER_EPOCH = 3
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-class WorkerDied(ZooError):
-    """A process that reads images died; the run continues from its last state."""
 
 
 class Key(NamedTuple):
@@ -69,16 +73,21 @@ def replica_indices(
 
 
 class ReplicaBatches(Sampler[list[Key]]):
-    """Batches for the loader of one process: step by step, its replicas one after another."""
+    """Batches for the loader of one process: step by step, its replicas one after another.
+
+    An epoch begins `first_batch` batches after the start of `first_step`.
+    """
 
     def __init__(self, plan: Plan, replicas: range) -> None:
         self.plan = plan
         self.replicas = replicas
         self.epoch = 0
         self.first_step = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
-        return (self.plan.steps_per_epoch - self.first_step) * len(self.replicas)
+        steps = self.plan.steps_per_epoch - self.first_step
+        return steps * len(self.replicas) - self.first_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
         recipe, size = self.plan.recipe, self.plan.replica_batch
@@ -93,10 +102,13 @@ class ReplicaBatches(Sampler[list[Key]]):
             )
             for replica in self.replicas
         }
-        for step in range(self.first_step, self.plan.steps_per_epoch):
+        share = len(self.replicas)
+        first = self.first_step * share + self.first_batch
+        for number in range(first, self.plan.steps_per_epoch * share):
+            step, offset = divmod(number, share)
+            replica = self.replicas[offset]
             positions = range(step * size, (step + 1) * size)
-            for replica in self.replicas:
-                yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
+            yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
 
 
 class KeyedImages(Dataset[tuple[Any, int, int]]):
@@ -141,7 +153,11 @@ class KeyedImages(Dataset[tuple[Any, int, int]]):
 
 
 class TrainLoader:
-    """The batches of one process, epoch by epoch, from workers that live as long as it does."""
+    """The batches of one process, epoch by epoch, from workers that live as long as it does.
+
+    `tell` is called with a sentence where a worker was killed and the loader starts again. So a
+    run whose processes were all sent SIGTERM still gets the batches of its last step.
+    """
 
     def __init__(
         self,
@@ -149,46 +165,78 @@ class TrainLoader:
         transform: Callable[[Image.Image], Any],
         plan: Plan,
         replicas: range,
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.images = KeyedImages(images, transform, plan.recipe.seed)
         self.plan = plan
         self.order = ReplicaBatches(plan, replicas)
+        self.tell = tell
         self._loader: DataLoader[Any] | None = None
-        self._batches: Iterator[Any] = iter(())
+        self._workers: list[BaseProcess] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """(images, labels, bad) of each replica in each step; one without bad images has zeros."""
+        """(images, labels, bad) of each replica in each step; one without bad images has zeros.
+
+        Raises ZooError where workers die again and again.
+        """
         self.order.epoch, self.order.first_step = epoch, first_step
-        if self._loader is None:
-            self._loader = make_loader(
-                self.images, self.order, self.plan.workers, pin_memory=self.plan.device == "cuda"
-            )
-        self._batches = read_batches(self._loader)
-        for _ in range(len(self.order)):
-            images, labels, bad = next(self._batches)
-            yield images, labels, bad
+        delivered = deaths = 0
+        while True:
+            self.order.first_batch = delivered
+            try:
+                for images, labels, bad in self._start():
+                    delivered += 1
+                    yield images, labels, bad
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                wait([worker.sentinel for worker in self._workers], timeout=1)
+                codes = [worker.exitcode for worker in self._workers]
+                ends = [how_it_ended(code) for code in codes if code is not None]
+                if not ends:
+                    raise
+                message = ", ".join(f"a loader worker {end}" for end in ends)
+                deaths += 1
+                self.close()
+                if deaths > DEATHS_PER_EPOCH:
+                    raise ZooError(
+                        f"loader workers died {deaths} times in epoch {epoch + 1} ({message}); "
+                        "memory or shared memory (/dev/shm) is mostly what they lack: give fewer "
+                        "--workers"
+                    ) from error
+                self.tell(
+                    f"{message} in epoch {epoch + 1}; loading starts again at batch {delivered}"
+                )
 
     def close(self) -> None:
-        """End the workers, which nothing else refers to; another epoch starts new ones."""
-        self._loader, self._batches = None, iter(())
+        """End the workers; another epoch starts new ones."""
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+        self._loader, self._workers = None, []
+
+    def _start(self) -> Iterator[Any]:
+        if self._loader is not None:
+            return read_batches(self._loader)
+        others = active_children()
+        self._loader = make_loader(
+            self.images, self.order, self.plan.workers, pin_memory=self.plan.device == "cuda"
+        )
+        with _deaths_wait_for_the_next_batch():
+            batches = read_batches(self._loader)
+        self._workers = [process for process in active_children() if process not in others]
+        return batches
 
 
 @contextmanager
-def worker_death_as_error() -> Iterator[None]:
-    """Within it, the death of a loader's worker is one sentence.
-
-    torch raises it when the worker dies, wherever the program is then, as in a step or an
-    evaluation: what it was doing is lost, the last state is not.
-    """
+def _deaths_wait_for_the_next_batch() -> Iterator[None]:
+    """Take torch's SIGCHLD handler away again: it raises wherever the program is, as in a step."""
+    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        # Where the loader was waiting for the worker, the signal is named by the first of two.
-        named = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
-        message = str(named).split(". ")[0].rstrip(". ")
-        raise WorkerDied(
-            f"{message}; memory or shared memory (/dev/shm) is mostly what it lacked: give fewer "
-            "--workers; the same command continues from the last state"
-        ) from error
+    finally:
+        of_torch = str(getattr(previous, "__module__", "")).startswith("torch.")
+        keep = signal.SIG_DFL if of_torch or previous is None else previous
+        signal.signal(signal.SIGCHLD, keep)

@@ -212,7 +212,6 @@ def main() -> None:
     if read_exit_status(output):  # another process has said why this run cannot go on
         return
     from deit_zoo.distributed import init_distributed, is_peer_lost
-    from deit_zoo.training.data import WorkerDied
     from deit_zoo.training.trainer import train
 
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -227,9 +226,6 @@ def main() -> None:
                 write_exit_status(output, done=True)
         except Interrupted as interrupted:
             write_exit_status(output, signal=interrupted.number)
-        except WorkerDied as error:  # the launcher starts all processes again
-            print(error, file=sys.stderr, flush=True)
-            os._exit(1)
         except ZooError as error:
             # First, so that the others, who lose this one, find it.
             write_exit_status(output, error=[type(error).__name__, str(error)])

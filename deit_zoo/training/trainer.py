@@ -31,7 +31,7 @@ from deit_zoo.runs import plot as picture
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
 from deit_zoo.training.checkpoint import CheckpointManager
-from deit_zoo.training.data import TrainLoader, worker_death_as_error
+from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
 from deit_zoo.training.loop import (
@@ -74,7 +74,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         (console if group.is_main else own).print(sentence, markup=False)
 
     set_machine(plan)
-    with handle_signals(say) as stop, worker_death_as_error():
+    with handle_signals(say) as stop:
         images = open_set(job.data, "train", expected_classes(recipe))
         if images.note:
             say(images.note)
@@ -91,7 +91,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         manager = CheckpointManager(plan, output, state, stop, tell, images.name_of)
         if manager.load():
             say(f"continuing after epoch {manager.epoch}, step {manager.stats.step}")
-        loader = TrainLoader(images, train_transform(recipe), plan, state.replicas)
+        loader = TrainLoader(images, train_transform(recipe), plan, state.replicas, tell)
         with closing(loader), MetricLogger(plan, output, manager.epoch, console) as logger:
             if not manager.epoch and (speeds := profile_loader_and_step(state, plan, loader)):
                 say(speeds)
