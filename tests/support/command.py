@@ -7,7 +7,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,28 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 from deit_zoo.manifest import manifest_path
-from support.fork_server import IMPORTS, LENGTH_BYTES
+from support.fork_client import ask, program_of
+from support.fork_server import IMPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 # The folder of the servers' sockets: they serve the whole session, all its workers.
 SERVERS = "TEST_FORK_SERVERS"
 # A slow machine is no failure; a process that hangs is.
 PATIENCE = 180.0
+
+
+# Without site and what it imports it takes some milliseconds.
+SHIM = """#!{python} -SE
+import sys
+sys.path[0] = {tests!r}
+from support.fork_client import stand_for_python
+stand_for_python({server!r}, {path!r})
+"""
+
+
+def forked_python(server: str = "training") -> str:
+    """A program to start in place of `python`, which a server forks."""
+    return str(Path(os.environ[SERVERS]) / f"python-{server}")
 
 
 @contextmanager
@@ -36,8 +50,8 @@ def fork_servers() -> Iterator[None]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fork_")))
         for name in IMPORTS:
             server = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("fork_server.py"), folder / name],
-                cwd=ROOT,
+                [sys.executable, "-m", "support.fork_server", folder / name],
+                cwd=ROOT / "tests",
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -46,6 +60,17 @@ def fork_servers() -> Iterator[None]:
             stack.enter_context(server)
             assert server.stdout
             assert server.stdout.readline() == b"ready\n"
+        for name in IMPORTS:
+            shim = folder / f"python-{name}"
+            shim.write_text(
+                SHIM.format(
+                    python=sys.executable,
+                    tests=str(ROOT / "tests"),
+                    path=str(shim),
+                    server=str(folder / name),
+                )
+            )
+            shim.chmod(0o755)
         os.environ[SERVERS] = str(folder)
         yield
         del os.environ[SERVERS]
@@ -68,32 +93,23 @@ class Process:
         start_new_session: bool = False,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
-        self.text = text
         self.returncode: int | None = None
-        filters, words = [], self.args
-        while words[0] == "-W":
-            filters, words = [*filters, words[1]], words[2:]
-        kind, program, *rest = words
-        assert kind in {"-c", "-m"}, kind
-        request = {
-            "kind": kind,
-            "program": program,
-            "arguments": rest,
-            "warnings": filters,
-            "cwd": str(cwd or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
-            "start_new_session": start_new_session,
-        }
-        data = json.dumps(request).encode()
+        self.text = text
+        program = program_of(self.args)
+        assert program, self.args
         with ExitStack() as stack:
-            files, self._pipes = _descriptors((stdin, stdout, stderr), stack)
-            self._answers = socket.socket(socket.AF_UNIX)
-            self._answers.connect(str(Path(os.environ[SERVERS]) / server))
-            socket.send_fds(self._answers, [b"+"], files)
-            self._answers.sendall(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+            files, pipes = _descriptors((stdin, stdout, stderr), stack)
+            self._answers = ask(
+                str(Path(os.environ[SERVERS]) / server),
+                program,
+                files,
+                os.environ if env is None else env,
+                str(cwd or Path.cwd()),
+                start_new_session=start_new_session,
+            )
         self.stdin, self.stdout, self.stderr = (
             None if pipe is None else os.fdopen(pipe, mode + ("" if text else "b"), encoding=utf8)
-            for pipe, mode in zip(self._pipes, "wrr", strict=True)
+            for pipe, mode in zip(pipes, "wrr", strict=True)
             for utf8 in ["utf-8" if text else None]
         )
         self._lines = self._answers.makefile("r")

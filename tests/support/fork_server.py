@@ -1,4 +1,4 @@
-"""Servers that import once and fork for every command: `python fork_server.py FOLDER/NAME`.
+"""Servers that import once and fork for every command: `python -m support.fork_server FOLDER/NAME`.
 
 A child is a process of its own, with its own pid, descriptors, environment and folder, that a
 signal can reach; it has no imports to wait for, and none to take apart in the end. A server imports
@@ -20,11 +20,14 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import types
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
+
+from support.fork_client import LENGTH_BYTES
 
 # By server, what it imports. What reads the environment when it is imported is left to the child:
 # our command line by way of rich's consoles, and huggingface_hub but for training, where timm
@@ -48,7 +51,8 @@ IMPORTS = {
         *("deit_zoo.training.launch", "deit_zoo.training.loop", "deit_zoo.training.trainer"),
     ),
 }
-LENGTH_BYTES = 8
+# A process with this variable notes its pid and its environment in a folder of that name.
+NOTED = "DEIT_ZOO_TEST_TREE"
 
 
 def import_all(name: str) -> None:
@@ -166,7 +170,18 @@ def become(request: dict[str, Any], files: list[int]) -> None:
         os.environ.pop(variable, None)
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    sys.executable = request["executable"]
     sys.path[0] = ""
+    tempfile.tempdir = None
+    if mark := os.environ.get(NOTED):
+        note = Path(sys.argv[1]).with_name(mark) / str(os.getpid())
+        note.parent.mkdir(exist_ok=True)
+        note.with_suffix(".part").write_text(json.dumps(request["env"]), encoding="utf-8")
+        note.with_suffix(".part").rename(note)
+    if "PYTHONPATH" in changed:
+        sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")
     for action in request["warnings"]:
         warnings.simplefilter(action)
         sys.warnoptions.append(action)
@@ -206,6 +221,7 @@ def end(request: dict[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
     refuse_the_network()
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(sys.argv[1])

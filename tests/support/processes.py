@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,21 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import deit_zoo
+from support.command import ROOT, forked_python
+from support.fork_server import NOTED
 
-ROOT = Path(deit_zoo.__file__).parents[1]
 PROC = Path("/proc")
 # A slow machine is no failure; a process that hangs is.
 PATIENCE = 180.0
-MARK = "DEIT_ZOO_TEST_TREE"
 
 
 class Tree:
     """A process with all its descendants, wherever they went: each inherits a mark."""
 
     def __init__(self, command: Sequence[str], env: dict[str, str], folder: Path) -> None:
-        self.mark = f"{MARK}={uuid4().hex}"
+        self.mark = f"{NOTED}={uuid4().hex}"
         name, _, value = self.mark.partition("=")
+        self.notes = Path(forked_python()).with_name(value)
         self.files = [folder / f"{value}.{stream}" for stream in ("stdout", "stderr")]
         with self.files[0].open("wb") as stdout, self.files[1].open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -49,17 +50,23 @@ class Tree:
 
     def members(self) -> dict[int, dict[str, str]]:
         """The living processes of the tree and their environments, as they were started with."""
-        found = {}
+        found = {
+            int(note.name): json.loads(note.read_text(encoding="utf-8"))
+            for note in self.notes.glob("*[0-9]")
+            if _is_alive(int(note.name))
+        }
         for folder in PROC.iterdir():
             if not folder.name.isdigit():
                 continue
             try:
                 text = (folder / "environ").read_bytes().decode(errors="replace")
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                command = (folder / "cmdline").read_bytes().decode(errors="replace")
             except OSError:  # it has just ended, or is another user's
                 continue
             lines = text.split("\0")
-            if self.mark in lines and state != "Z":
+            # A program that stands for a forked process is none of them; the process is.
+            stands_for_another = f"{self.notes.parent}/python-" in command
+            if self.mark in lines and not stands_for_another and _is_alive(int(folder.name)):
                 found[int(folder.name)] = dict(line.split("=", 1) for line in lines if "=" in line)
         return found
 
@@ -100,6 +107,14 @@ class Tree:
             time.sleep(0.002)
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        state = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it has just ended, or is another user's
+        return False
+    return state != "Z"
+
+
 def send(pid: int, number: int) -> None:
     """A signal, to a process that may have just ended."""
     try:
@@ -126,6 +141,11 @@ def forest(folder: Path) -> Iterator[Callable[..., Tree]]:
 
 def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
+
+
+def forked(*arguments: str) -> tuple[str, ...]:
+    """As `python`, with nothing to import, here and in what it starts."""
+    return (forked_python(), *arguments)
 
 
 def free_port() -> int:

@@ -12,7 +12,6 @@ import random
 import re
 import signal
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,8 @@ from deit_zoo.training import elastic
 from deit_zoo.training.job import Job
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.signals import Interrupted
-from support.processes import PROC, Tree, forest, free_port, python, send
+from support.command import forked_python
+from support.processes import PROC, Tree, forest, forked, free_port, python, send
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
 
@@ -92,15 +92,15 @@ def plant(place: Path, environment: dict[str, str]) -> Iterator[Callable[..., Tr
 
 @pytest.fixture(scope="module")
 def begin(plant: Callable[..., Tree], place: Path) -> Callable[..., Tree]:
-    """Type a run of two processes, or what `options` say."""
+    """Type a run of two processes, or what `options` say; they have no imports to wait for."""
 
     def typed(
-        output: Path, *options: str, epochs: int = SHORT, zoo: tuple[str, ...] = ZOO, **env: str
+        output: Path, *options: str, epochs: int = SHORT, zoo: tuple[str, ...] = (), **env: str
     ) -> Tree:
         options = options or ("--processes", "2")
         sets = [word for change in settings(epochs) for word in ("--set", change)]
         paths = ("--data", str(place / "data"), "--output", str(output))
-        return plant(*zoo, *RUN, *paths, *sets, *options, **env)
+        return plant(*(zoo or forked("-m", "deit_zoo")), *RUN, *paths, *sets, *options, **env)
 
     return typed
 
@@ -133,7 +133,7 @@ def alone(place: Path, environment: dict[str, str]) -> Callable[[int], str]:
 @pytest.fixture(scope="module")
 def pair(begin: Callable[..., Tree], place: Path) -> Tree:
     """A finished run of two processes, in `place / "pair"`."""
-    tree = begin(place / "pair")
+    tree = begin(place / "pair", zoo=ZOO)
     assert tree.code() == 0, tree.stderr
     return tree
 
@@ -200,7 +200,7 @@ def test_torchruns_processes_train_the_bits_of_one(
     begin: Callable[..., Tree], place: Path, alone: Callable[[int], str]
 ) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    tree = begin(place / "torchrun", zoo=python("-m", *torchrun, "-m", "deit_zoo"))
+    tree = begin(place / "torchrun", zoo=forked("-m", *torchrun, "-m", "deit_zoo"))
     assert tree.code() == 0, tree.stderr
     assert sha256(place / "torchrun") == alone(SHORT)
     assert re.fullmatch(r"no verdict: top-1 .* on 360 images.*\n", tree.stdout)
@@ -273,7 +273,7 @@ def import_torch(pid: int) -> bool:
 def test_ctrl_c_before_the_first_step_is_no_traceback(
     begin: Callable[..., Tree], place: Path
 ) -> None:
-    tree = begin(place / "early")
+    tree = begin(place / "early", zoo=ZOO)
     tree.until(lambda: [import_torch(pid) for pid in tree.ranks().values()] == [True, True])
     tree.process.send_signal(signal.SIGINT)
     assert tree.code() == 130
@@ -320,7 +320,8 @@ def test_a_run_killed_ten_times_ends_in_the_bits_of_one_that_nobody_disturbed(
 def test_processes_whose_launcher_is_killed_end_by_themselves(
     begin: Callable[..., Tree], place: Path
 ) -> None:
-    tree = begin(place / "orphans", epochs=LONG)
+    # The parent of a forked process is the server.
+    tree = begin(place / "orphans", epochs=LONG, zoo=ZOO)
     tree.until(lambda: epochs_of(place / "orphans") == 1)
     tree.process.kill()
     tree.until_gone(seconds=2.0)
@@ -392,7 +393,7 @@ def test_an_image_that_one_process_alone_cannot_replace_is_one_sentence(
 STUBS = {
     "srun": 'exec "$@"\n',
     "scontrol": ('if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$ASKED"; fi\n'),
-    "deit-zoo": f'exec "{sys.executable}" -m deit_zoo "$@"\n',
+    "deit-zoo": 'exec "$FORKED_PYTHON" -m deit_zoo "$@"\n',
 }
 
 
@@ -408,6 +409,7 @@ def cluster(place: Path) -> dict[str, str]:
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "ASKED": str(place / "asked"),
+        "FORKED_PYTHON": forked_python(),
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_CPUS_PER_TASK": "2",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import pytest
 
 from deit_zoo.data.digits import write_folder
 from support import ranks
-from support.processes import PROC, forest, free_port, python
+from support.command import PATIENCE, ROOT, Process
+from support.processes import free_port
 from support.ranks import MIDDLE, NOT_FINITE, SHORT, STEPS
 
-pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
-
 SCRIPT = str(Path(ranks.__file__))
+AS_PROGRAM = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 JOBS = {
     1: (
         "float64",
@@ -44,16 +46,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """By the number of processes, what each process left."""
     folder = tmp_path_factory.mktemp("ranks")
     write_folder(folder / "data")
-    with forest(folder) as start:
-        for size, jobs in JOBS.items():
-            command = python(SCRIPT, str(folder / "data"), str(folder), *jobs)
-            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-            trees = [
-                start(*command, WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), **where)
-                for rank in range(size)
-            ]
-            for tree in trees:
-                assert tree.code() == 0, tree.stderr
+    for size, jobs in JOBS.items():
+        env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+        arguments = ["-c", AS_PROGRAM, SCRIPT, folder / "data", folder, *jobs]
+        processes = [
+            Process(
+                arguments,
+                server="training",
+                cwd=ROOT,
+                env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        for process in processes:
+            _, err = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, err
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
         for size in JOBS

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -31,8 +30,8 @@ from deit_zoo.training import trainer as run
 from deit_zoo.training.checkpoint import states
 from deit_zoo.training.launch import reproduce
 from deit_zoo.training.losses import Outputs, supervised
+from support.command import ROOT, Process, run_python
 
-ROOT = Path(deit_zoo.__file__).parents[1]
 # Three epochs of four steps, cut from the recipe of the embedded model.
 CHANGES = (
     "epochs=3",
@@ -331,7 +330,7 @@ def test_bfloat16_on_the_cpu_trains_other_bits_and_says_so(
     assert sha256(tmp_path / "model.safetensors") != sha256(finished / "model.safetensors")
 
 
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], bool], process: Process) -> None:
     while not there() and process.poll() is None:
         time.sleep(0.005)
 
@@ -340,8 +339,9 @@ def test_a_process_that_was_killed_ends_in_the_same_bits(
     tmp_path: Path, finished: Path, digits_folder: Path
 ) -> None:
     output = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-m", "deit_zoo", *words(output, digits_folder)],
+    with Process(
+        ["-m", "deit_zoo", *words(output, digits_folder)],
+        server="training",
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -545,8 +545,9 @@ def test_slurms_warning_reaches_a_real_process_in_its_step(
 ) -> None:
     output = tmp_path / "run"
     typed = words(output, digits_folder, "epochs=100000")
-    with subprocess.Popen(
-        [sys.executable, "-m", "deit_zoo", *typed],
+    with Process(
+        ["-m", "deit_zoo", *typed],
+        server="training",
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -693,17 +694,14 @@ def test_without_room_for_tensorboard_the_run_goes_on(
 ) -> None:
     # An epoch is 0.6 kB for TensorBoard and 0.3 kB of log; the plan has 2 kB.
     limit = LIMIT.format(bytes=(finished / "plan.json").stat().st_size + 200)
-    done = subprocess.run(
+    done = run_python(
         [
-            sys.executable,
             "-c",
             f"{limit}; from deit_zoo.cli.main import main; main()",
             *words(tmp_path, digits_folder, "epochs=8", "batch_size=256"),
         ],
+        server="training",
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     told = "no more is written for TensorBoard (File too large); the run goes on"
     assert done.stderr.count(told) == 1  # amid what TensorBoard's own thread says
