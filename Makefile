@@ -1,8 +1,8 @@
 # Two commands: `make demo` shows the main job, `make test` proves it. Each installs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core; the tests of one file stay together, in their order.
-PARALLEL := --numprocesses auto --dist loadfile
+# A process for each core; one that has nothing more to do takes tests of another.
+PARALLEL := --numprocesses auto --dist worksteal
 DEMO := demo
 # Of everybody in benchmarks: with one, two processes of a shared machine do not meet.
 THREADS ?= 1
@@ -27,7 +27,7 @@ demo: .venv/installed
 	$(BIN)/deit-zoo reproduce deit_pico_distilled_digits --gpus 0 \
 		--data $(DEMO)/digits --output $(DEMO)/run
 
-test: .venv/installed lint
+test: .venv/installed
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
 # The rest: the largest models and whole training runs.
