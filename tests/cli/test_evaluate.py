@@ -24,7 +24,7 @@ from deit_zoo.manifest import manifest_path
 from deit_zoo.results import Evaluation
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import info
-from support.command import Process, run_python
+from support.command import Process, forked_python, run_python
 
 MODEL = "deit_pico_digits"
 COMMAND = ["-m", "deit_zoo", "evaluate"]
@@ -143,7 +143,7 @@ def test_a_wrong_word_is_one_sentence(arguments: list[str], message: str, digits
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [forked_python("torch"), "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, "-m", "deit_zoo", "evaluate", *map(str, arguments)],
         capture_output=True,

@@ -19,6 +19,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
 from deit_zoo.models.layers import ZooModel
+from support.command import forked_python
 from support.tables import each_row
 
 NAMES = ["convnet_pico_digits", "deit_pico_digits", "deit_pico_distilled_digits"]
@@ -69,6 +70,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharing") / "digits"
     write_folder(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes have no imports to wait for, but where a test begins real ones."""
+    if request.node.originalname != "test_two_processes_find_what_one_finds":
+        monkeypatch.setattr(sys, "executable", forked_python("torch"))
 
 
 @pytest.fixture

@@ -77,7 +77,10 @@ def fork_servers() -> Iterator[None]:
 
 
 class Process:
-    """`python ARGUMENTS`, forked by a server: what tests use of `subprocess.Popen`."""
+    """`python ARGUMENTS`, forked by a server: what tests use of `subprocess.Popen`.
+
+    What it starts with `sys.executable` is forked too.
+    """
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class Process:
                 files,
                 os.environ if env is None else env,
                 str(cwd or Path.cwd()),
+                executable=forked_python(server),
                 start_new_session=start_new_session,
             )
         self.stdin, self.stdout, self.stderr = (

@@ -42,7 +42,7 @@ IMPORTS = {
     "light": COMMAND_LINE,
     "torch": (
         *COMMAND_LINE,
-        *("torch", "torch.utils.data", "safetensors.torch", "PIL.Image"),
+        *("torch", "torch.utils.data", "safetensors.torch", "PIL.Image", "matplotlib.figure"),
         *("deit_zoo.models.deit", "deit_zoo.models.cait", "deit_zoo.evaluation.accuracy"),
     ),
     "training": (
