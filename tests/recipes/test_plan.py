@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +15,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan, learning_rate, plan_from
 from deit_zoo.recipes.recipe import Recipe, changed
+from support.command import run_python
 from support.tables import each_row
 
 IMAGENET = 1_281_167
@@ -382,7 +381,7 @@ def test_the_plan_of_every_recipe_is_printed_without_torch() -> None:
         "    print(recipe.name)\n"
         "assert not {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = run_python(["-c", code], server="light", check=True)
     assert done.stdout.split() == list(RECIPES)
 
 

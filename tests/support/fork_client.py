@@ -58,7 +58,15 @@ def stand_for_python(server: str, executable: str) -> NoReturn:
     program = program_of(sys.argv[1:])
     if program is None:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-    connection = ask(server, program, [0, 1, 2], os.environ, os.getcwd(), executable=executable)
+    connection = ask(
+        server,
+        program,
+        [0, 1, 2],
+        os.environ,
+        os.getcwd(),
+        executable=executable,
+        start_new_session=os.getsid(0) == os.getpid(),
+    )
     answers = connection.makefile("r")
     pid = int(answers.readline())
     for name in PASSED_ON:

@@ -136,11 +136,18 @@ def serve(name: str, listener: socket.socket) -> dict[str, Any]:
                     clients.pop(pid).close()
             elif key.fileobj is sys.stdin:  # whoever started this server is gone
                 for pid in clients:
-                    os.kill(pid, signal.SIGKILL)
+                    kill(pid)
                 os._exit(0)
             elif key.data in clients:  # a client is gone; its child is waited for above
-                os.kill(key.data, signal.SIGKILL)
+                kill(key.data)
                 selector.modify(key.fileobj, selectors.EVENT_WRITE, None)
+
+
+def kill(child: int) -> None:
+    """End a child, and where it leads a session all that it forked."""
+    if os.getpgid(child) == child:
+        os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
 
 
 def ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 import deit_zoo
+from support.command import Process, run_python
 
 SOURCES = ("china.jpg", "flower.jpg")
 TRAIN, VAL = 20, 4
@@ -49,7 +49,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(data: Path, output: Path) -> list[str]:
     """The run as typed: the recipe of DeiT-Ti, sized for 200 images."""
     typed = ["reproduce", "deit_tiny", "--gpus", "0", "--data", str(data), "--output", str(output)]
-    return [sys.executable, "-m", "deit_zoo", *typed, *(w for c in CHANGES for w in ("--set", c))]
+    return ["-m", "deit_zoo", *typed, *(w for c in CHANGES for w in ("--set", c))]
 
 
 @pytest.mark.slow
@@ -57,7 +57,9 @@ def test_the_recipe_of_deit_trains_resumes_and_exports_on_200_photographs(
     photographs: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    begun = subprocess.Popen(command(photographs, output), stderr=subprocess.PIPE, text=True)
+    begun = Process(
+        command(photographs, output), server="training", stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 240
     while not list(output.glob("state/epoch-00001-*")):  # the first epoch is over
         assert begun.poll() is None, begun.communicate()[1]
@@ -78,9 +80,7 @@ def test_the_recipe_of_deit_trains_resumes_and_exports_on_200_photographs(
         0.1,
     ]
 
-    done = subprocess.run(
-        command(photographs, output), capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_python(command(photographs, output), server="training", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "continuing after epoch 1" in done.stderr
     assert done.stdout.startswith("no verdict: top-1 ")
