@@ -45,7 +45,7 @@ PROCESS = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "from deit_zoo.training.elastic import main; main()"
 )
-# Beside SIGNALS, what torch's launcher listens to.
+# Beside SIGNALS, what torch's launcher handles.
 TORCHS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 TALKATIVE = ("torch.distributed.elastic", "torch.distributed.launcher")
 
@@ -108,6 +108,7 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
         local_addr="localhost" if alone else None,
         max_restarts=RESTARTS,
         monitor_interval=0.2,
+        signals_to_handle=",".join(signals_to_handle()),
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     command = ("-c", PROCESS, str(output.resolve()), str(os.getpid()))
@@ -135,12 +136,15 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
             clear_exit_status(output)
 
 
+def signals_to_handle() -> list[str]:
+    """The names of the signals that torch's launcher shall pass on: no hangup under nohup."""
+    numbers = (*SIGNALS, *TORCHS)
+    return [number.name for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Within it a signal raises SignalException: what torch's launcher expects of its own handlers.
-
-    Those are set late, leave out SIGUSR1, and would hear a hangup under nohup.
-    """
+    """Within it a signal raises SignalException, also before torch's launcher sets its handlers."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
     def raise_signal(number: int, _frame: FrameType | None) -> NoReturn:
@@ -151,8 +155,6 @@ def signals_as_exceptions() -> Iterator[None]:
         yield
         return
     previous = {number: signal.getsignal(number) for number in (*SIGNALS, *TORCHS)}
-    ignored = {number for number in TORCHS if previous[number] is signal.SIG_IGN}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ignored) if ignored else set()
     for number in SIGNALS:
         signal.signal(number, raise_signal)
     try:
@@ -160,8 +162,6 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if ignored:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def first_to_die(codes: dict[int, int]) -> tuple[int, int]:
