@@ -399,6 +399,12 @@ def plain_section(results: Results) -> str:
     return "\n\n".join(["## Plain models and optimize", text, *parts])
 
 
+def batches(report: Report) -> str:
+    """The sizes of its batches, in words."""
+    sizes = sorted({row["batch_size"] for row in report["rows"]})
+    return f"batch {' and '.join(map(str, sizes))}"
+
+
 def gpu_section(results: Results) -> str:
     """Every file of a GPU, where one was at hand."""
     parts = []
@@ -411,8 +417,8 @@ def gpu_section(results: Results) -> str:
                 f"{report['benchmark'].replace('_', ' ').capitalize()} on "
                 f"{machine.get('gpu', machine['device'])} with torch "
                 f"{machine['packages']['torch']}, {report['date'][:10]}: "
-                f"{row.get('precision') or report['precision']}, batch {row['batch_size']}, "
-                f"{row['img_size'][0]} pixels."
+                f"{row.get('precision') or report['precision']}, {batches(report)}, "
+                f"{row['img_size'][0]} pixels. {report.get('note', '')}".rstrip()
             )
         )
         # Predictions are compared as those of a CPU; in training each row is a side.

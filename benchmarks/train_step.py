@@ -30,18 +30,26 @@ import deit_zoo
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.registry import resolve
 from deit_zoo.training.loop import StepResult, train_one_epoch
 from deit_zoo.training.trainer import build_train_state
+from harness.backends import timm_name
 
 SECONDS = 3.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TIMM = {"deit_tiny": "deit_tiny_patch16_224", "deit_small": "deit_small_patch16_224"}
-TIMM["deit_base"] = "deit_base_patch16_224"
+MODELS = ("deit_tiny", "deit_small", "deit_base", "cait_xxs24_224", "cait_s24_224")
 
 
 def ours(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int], int]:
     """Steps of the loop that trains, on one batch."""
-    recipe = replace(RECIPES[name], batch_size=batch, replicas=1, img_size=img_size)
+    recipe = replace(
+        RECIPES[name],
+        batch_size=batch,
+        replicas=1,
+        img_size=img_size,
+        distillation="none",  # a teacher would be measured too
+        teacher=None,
+    )
     plan = Plan(
         recipe=recipe,
         modified=True,
@@ -72,7 +80,9 @@ def shown(_step: StepResult) -> None:
 
 def timms(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int], int]:
     """A plain loop with timm's model, mixup, loss and optimizer."""
-    model: Any = timm.create_model(TIMM[name], img_size=img_size, drop_path_rate=0.1).to(DEVICE)
+    rate = RECIPES[name].drop_path_rate
+    model: Any = timm.create_model(timm_name(resolve(name)), img_size=img_size, drop_path_rate=rate)
+    model.to(DEVICE)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
     criterion = SoftTargetCrossEntropy()
@@ -137,7 +147,7 @@ def sides(name: str, batch: int, img_size: int, compiles: list[bool]) -> Iterato
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What this script has of its own."""
-    parser.add_argument("--models", nargs="+", default=None, choices=sorted(TIMM))
+    parser.add_argument("--models", nargs="+", default=None, choices=MODELS)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--img-size", type=int, default=None)
     parser.add_argument("--no-compile", action="store_true")
