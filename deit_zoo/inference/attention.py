@@ -14,7 +14,7 @@ from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from PIL import Image
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Method = Literal["all", "heads", "mean", "rollout"]
-METHODS = ("all", "heads", "mean", "rollout")
+METHODS = get_args(Method)
 TOKENS = ("class", "distillation")
 WITHOUT = ("convnet", "regnet")  # families
 
