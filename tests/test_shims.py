@@ -1,4 +1,4 @@
-"""Former paths that the documentation taught: they still give the same, and say where it is."""
+"""Former paths that the documentation taught, or that scripts use: they still give the same, and say where it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from importlib import import_module
 import pytest
 
 SHIMS = {
+    "deit_zoo.datasets:open_set": "deit_zoo.data.image_set:open_set",
+    "deit_zoo.preprocess:EvalTransform": "deit_zoo.data.transforms:EvalTransform",
     "deit_zoo.digits:digits": "deit_zoo.data.digits:digits",
     "deit_zoo.exports:export": "deit_zoo:export",
     "deit_zoo.training.group:joined": "deit_zoo.distributed:init_distributed",
