@@ -6,14 +6,13 @@ import inspect
 import os
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import deit_zoo
 from deit_zoo.registry import MODELS
+from support.command import run_python
 
 ROOT = Path(__file__).parents[1]
 UPSTREAM = (
@@ -41,16 +40,11 @@ UPSTREAM = (
 def hub(code: str, cwd: Path, hub_folder: Path = ROOT, **environment: str) -> str:
     """Run code in a process of its own, `HUB` being the hub folder; returns what it prints."""
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"HUB = {str(hub_folder)!r}\nimport torch\n{code}"],
-        cwd=cwd,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["-W", "error", "-c", f"HUB = {str(hub_folder)!r}\nimport torch\n{code}"]
+    done = run_python(words, server="only torch", cwd=cwd, env=inherited | environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    printed: str = done.stdout
+    return printed.strip()
 
 
 def copy_of_the_repository(folder: Path, version: str) -> Path:
@@ -141,6 +135,7 @@ def test_another_copy_that_is_already_imported_serves_the_call_and_is_named(
     code = """
 import warnings
 import deit_zoo
+from support.command import run_python
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = torch.hub.load(HUB, "deit_pico_digits", source="local")

@@ -108,6 +108,7 @@ class Process:
                 files,
                 os.environ if env is None else env,
                 str(cwd or Path.cwd()),
+                parent=os.getpid(),
                 executable=forked_python(server),
                 start_new_session=start_new_session,
             )

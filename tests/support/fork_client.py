@@ -40,12 +40,19 @@ def ask(
     env: Mapping[str, str],
     cwd: str,
     *,
-    executable: str = sys.executable,
+    parent: int,
+    executable: str,
     start_new_session: bool = False,
 ) -> socket.socket:
     """A connection to a server that answers with the pid and, later, the status of a process."""
-    request = program | {"env": dict(env), "cwd": cwd, "executable": executable}
-    data = json.dumps(request | {"start_new_session": start_new_session}).encode()
+    request = program | {
+        "env": dict(env),
+        "cwd": cwd,
+        "parent": parent,
+        "executable": executable,
+        "start_new_session": start_new_session,
+    }
+    data = json.dumps(request).encode()
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(server)
     socket.send_fds(connection, [b"+"], list(files))
@@ -64,6 +71,7 @@ def stand_for_python(server: str, executable: str) -> NoReturn:
         [0, 1, 2],
         os.environ,
         os.getcwd(),
+        parent=os.getppid(),
         executable=executable,
         start_new_session=os.getsid(0) == os.getpid(),
     )

@@ -40,6 +40,7 @@ COMMAND_LINE = (
 )
 IMPORTS = {
     "light": COMMAND_LINE,
+    "only torch": ("torch",),
     "torch": (
         *COMMAND_LINE,
         *("torch", "torch.utils.data", "safetensors.torch", "PIL.Image", "matplotlib.figure"),
@@ -156,6 +157,14 @@ def ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:
     return [(pid, os.waitstatus_to_exitcode(status)) for pid, status in found if pid]
 
 
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def become(request: dict[str, Any], files: list[int]) -> None:
     """Take the descriptors, the environment, the folder and the arguments of a request."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -173,11 +182,13 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     if "huggingface_hub.constants" in sys.modules:
         late = {variable for variable in changed if variable.startswith("HF_")}
         assert not late, f"{late} were read when this server imported huggingface_hub"
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     for variable in changed:
         os.environ.pop(variable, None)
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.executable = request["executable"]
+    os.getppid = lambda: request["parent"] if is_there(request["parent"]) else 1
     sys.path[0] = ""
     tempfile.tempdir = None
     if mark := os.environ.get(NOTED):
@@ -186,9 +197,11 @@ def become(request: dict[str, Any], files: list[int]) -> None:
         note.with_suffix(".part").write_text(json.dumps(request["env"]), encoding="utf-8")
         note.with_suffix(".part").rename(note)
     if "PYTHONPATH" in changed:
-        sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
-        sys.modules.pop("sitecustomize", None)
-        importlib.import_module("sitecustomize")
+        sys.path[:] = [path for path in sys.path if path not in paths]
+        sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if importlib.util.find_spec("sitecustomize"):
+            sys.modules.pop("sitecustomize", None)
+            importlib.import_module("sitecustomize")
     for action in request["warnings"]:
         warnings.simplefilter(action)
         sys.warnoptions.append(action)

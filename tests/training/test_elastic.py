@@ -319,7 +319,7 @@ def test_a_run_killed_ten_times_ends_in_the_bits_of_one_that_nobody_disturbed(
 def test_processes_whose_launcher_is_killed_end_by_themselves(
     begin: Callable[..., Tree], place: Path
 ) -> None:
-    # The parent of a forked process is the server.
+    # With processes of its own: forked ones are children of the server.
     tree = begin(place / "orphans", epochs=LONG, zoo=ZOO)
     tree.until(lambda: epochs_of(place / "orphans") == 1)
     tree.process.kill()
