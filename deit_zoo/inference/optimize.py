@@ -385,13 +385,13 @@ class DeiTBlock(nn.Module):
         query, key, value = split_heads(attn.qkv(padded), attn.num_heads)
         query = query[:, :, : x.shape[1]]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
-        x = add(attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
-        return add(self.mlp(self.norm2(x)), x)
+        x = add(x, attn.proj(out.transpose(1, 2).reshape(x.shape)))
+        return add(x, self.mlp(self.norm2(x)))
 
 
-def add(branch: Tensor, x: Tensor) -> Tensor:
-    """x + branch, in the memory of the branch, which nobody else holds."""
-    return branch.add_(x) if runs_at_once() else x + branch
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch, in the memory of x, which no one outside the network holds."""
+    return x.add_(branch) if runs_at_once() else x + branch
 
 
 class FastMlp(nn.Module):
@@ -462,8 +462,8 @@ class CaiTBlock(nn.Module):
         query, key, value = split_heads(attn.qkv(self.norm1(x)), attn.num_heads)
         first, second, bias = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
         out = talk(query, key, value, first, second, bias)
-        x = add(attn.proj(out.transpose(1, 2).reshape(x.shape)), x)
-        return add(self.mlp(self.norm2(x)), x)
+        x = add(x, attn.proj(out.transpose(1, 2).reshape(x.shape)))
+        return add(x, self.mlp(self.norm2(x)))
 
 
 class ClassBlocks(nn.Module):
