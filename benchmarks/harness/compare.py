@@ -18,7 +18,6 @@ from deit_zoo.inference.throughput import (
     Case,
     cases_of,
     figures,
-    keep_freed_memory,
     machine,
     measure,
     random_images,
@@ -147,7 +146,6 @@ def measure_case(case: Case, config: BenchmarkConfig, graphs: Path, results: Res
         return
     product = matrix_product(case.precision, case.device)
     timed = [*ready, product[0]] if product else ready
-    keep_freed_memory()
     times = measure(
         {one.label: one.run for one in timed},
         rounds=config.rounds,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_picture, print_json, talk, writing
+from deit_zoo.cli.console import check_output, print_json, talk, writing
 from deit_zoo.cli.options import (
     Device,
     FiguresAsJson,
@@ -62,7 +62,7 @@ def attention_(
     check_attentive(spec)
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
-        check_picture(file)
+        check_output(file)
         require_matplotlib()
     if spec.name != model.lower():
         talk.print(f"model: {spec.name}")

@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from deit_zoo.cli.console import PNG, Bar, out, print_json, talk, writing
-from deit_zoo.cli.options import AsJson, complete_name, pixels
+from deit_zoo.cli.console import (
+    Bar,
+    check_output,
+    out,
+    print_error,
+    print_json,
+    print_table,
+    talk,
+    writing,
+)
+from deit_zoo.cli.options import AsJson, ImgSize, complete_name, pixels
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib, usable_device
@@ -38,7 +46,8 @@ def benchmark_(
         ),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option("--batch-size", "-b", help="Again for more; 1 and 8.")
+        list[int] | None,
+        typer.Option("--batch-size", "-b", min=1, help="Again for more; 1 and 8."),
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -48,13 +57,11 @@ def benchmark_(
         list[str] | None,
         typer.Option(help="eager, compiled or optimized; again for more; eager and optimized."),
     ] = None,
-    img_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
+    img_size: ImgSize = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     rounds: Annotated[
-        int | None, typer.Option(help="Turns of each, 7; figures are medians.")
+        int | None, typer.Option(min=1, help="Turns of each, 7; figures are medians.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Of each turn, 0.5, and at least one call.")
@@ -98,9 +105,11 @@ def benchmark_(
             "others are measured in a checkout: python benchmarks/compare.py models --models "
             "deit_small; leave out --peers and --peer"
         )
-    for option, file, suffix in (("--output", output, ".json"), ("--plot", plot, ".png")):
-        if file is not None:
-            check_file(option, file, suffix)
+    if output is not None:
+        check_output(output, suffix=".json")
+    if plot is not None:
+        check_output(plot, "--plot")
+        require_matplotlib()
     if images is not None and not pretrained:
         raise ZooError("random weights agree by chance on --images; add --pretrained")
     if images is not None and not images.is_dir():
@@ -112,6 +121,8 @@ def benchmark_(
 
     rounds = (1 if quick else 7) if rounds is None else rounds
     seconds = (0.05 if quick else 0.5) if seconds is None else seconds
+    if seconds <= 0:
+        raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
     precisions = precision or (["float32"] if train else ["float32", "bfloat16"])
     modes = mode or (["eager"] if train or quick else ["eager", "optimized"])
     cases = cases_of(
@@ -121,14 +132,10 @@ def benchmark_(
         modes=modes,
         img_size=pixels(img_size),
         device=str(usable_device(device)),
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=threads or torch.get_num_threads(),
         train=train,
         pretrained=pretrained,
     )
-    if rounds < 1:
-        raise ZooError(f"--rounds is {rounds}; give 1 or more")
-    if seconds <= 0:
-        raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
     report = measured(
         cases,
         modes,
@@ -149,7 +156,7 @@ def benchmark_(
         draw(report, plot)
     failures = {(one["mode"], one["reason"]): one["model"] for one in report["failed"]}
     for (failed, reason), model in failures.items():
-        talk.print(f"[bold red]left out:[/] {escape(f'{failed}: {reason} ({model})')}")
+        print_error(f"{failed}: {reason} ({model})", "left out")
     if failures:
         raise typer.Exit(1)
 
@@ -165,14 +172,10 @@ def measured(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Everything that is asked for, as the JSON file has it."""
-    from deit_zoo.inference import optimize, throughput
+    from deit_zoo.inference import throughput
 
     of_lower = {(one.model, one.precision): one for one in cases if one.precision != "float32"}
-    lower = list(of_lower.values()) if "optimized" in modes else []
-    for case in lower:
-        if case.precision == "int8":  # refused where it would lose, before the rest is measured
-            model = throughput.plain_model(case).to(case.device)
-            optimize.optimize(model, case.precision, compile=False)
+    lower = of_lower.values() if "optimized" in modes else ()
     agreement = [row for case in lower if (row := throughput.agreement_row(case, folder))]
     rows, failed = [], []
     with Bar("cases") as bar:
@@ -196,9 +199,9 @@ def measured(
         "agreement": agreement,
     }
     if cold:
+        report["cold_start"] = []
         models = {case.model: case for case in cases}
         with Bar("cold starts") as bar:
-            report["cold_start"] = []
             for number, case in enumerate(models.values()):
                 bar(number, len(models))
                 try:
@@ -220,18 +223,14 @@ def print_report(report: dict[str, Any]) -> None:
     out.print(f"{packages}, Python {machine['python']}")
     if report["weights"] == "random":
         out.print("random weights: speed does not depend on them")
+    columns = {"mode": "", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_second": "images/s"}
     for case, rows in groupby(report["rows"], key=title):
         out.print(f"\n[bold]{case}[/]")
-        print_table(
-            rows,
-            "mode",
-            {"p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_second": "images/s"}
-            | {"of_eager": "times eager", "peak_mb": "MB"},
-        )
+        print_figures(rows, columns | {"of_eager": "times eager", "peak_mb": "MB"})
     if "cold_start" in report:
         out.print("\n[bold]cold start, from the start of a process to its first prediction[/]")
-        headers = {"seconds": "seconds", "load_seconds": "of them loading", "peak_mb": "MB"}
-        print_table(report["cold_start"], "model", headers)
+        columns = {"model": "", "seconds": "seconds", "load_seconds": "of them loading"}
+        print_figures(report["cold_start"], columns | {"peak_mb": "MB"})
     for row in report["agreement"]:
         out.print(
             f"\n{row['model']}, optimized {row['precision']}: the plain model's top-1 answer on "
@@ -240,15 +239,14 @@ def print_report(report: dict[str, Any]) -> None:
         )
 
 
-def print_table(rows: Iterable[dict[str, Any]], name: str, headers: dict[str, str]) -> None:
-    """A line for each row, with the figures of these keys."""
-    table = Table("", box=None, pad_edge=False, header_style="bold")
-    for header in headers.values():
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
-        values = (row[key] for key in headers)
-        table.add_row(row[name], *("–" if one is None else f"{one:,.4g}" for one in values))
-    out.print(table)
+def print_figures(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> None:
+    """A table: the headings of these keys, and a line for each row; its first key is its name."""
+    name, *keys = columns
+    figures = [
+        [row[name], *("–" if row[key] is None else f"{row[key]:,.4g}" for key in keys)]
+        for row in rows
+    ]
+    print_table([[*columns.values()], *figures], right=range(1, len(columns)))
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
@@ -282,15 +280,3 @@ def where(machine: dict[str, Any]) -> str:
     count = machine["threads"]
     name = machine.get("gpu", machine["cpu"])
     return f"{name}, {count} {'thread' if count == 1 else 'threads'}"
-
-
-def check_file(option: str, file: Path, suffix: str) -> None:
-    """Before an hour is measured: raises ZooError for what could not be written after it."""
-    if file.suffix.lower() != suffix or file.is_dir():
-        raise DataError(f"{option} is {str(file)!r}; give a FILE{suffix}")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
-    if suffix == ".png":
-        require_matplotlib()
-        if file.exists() and not file.read_bytes().startswith(PNG):
-            raise DataError(f"{file} is there and no PNG; give another {option}")

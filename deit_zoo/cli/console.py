@@ -132,23 +132,18 @@ def ignore(*_: object) -> None:
     """The talk of a process that is not the first: none."""
 
 
-def check_picture(file: Path) -> None:
-    """Raises DataError where a picture must not or cannot be put."""
-    if file.suffix.lower() != ".png":
-        raise DataError(f"{file} is no name of a PNG; type --output FILE.png")
+def check_output(file: Path, option: str = "--output", *, suffix: str = ".png") -> None:
+    """Raises DataError where a picture, or another kind of file, must not or cannot be put."""
+    if file.suffix.lower() != suffix:
+        raise DataError(f"{file} is no name of a {suffix[1:].upper()}; type {option} FILE{suffix}")
     if file.is_dir():
-        raise DataError(f"{file} is a folder; type --output FILE.png")
-    check_parent(file)
-    with writing(file):
-        content = file.read_bytes() if file.exists() else PNG
-    if not content.startswith(PNG):
-        raise DataError(f"{file} is there and no PNG; give another --output")
-
-
-def check_parent(file: Path, option: str = "--output") -> None:
-    """Raises DataError where there is no folder to put a file in."""
+        raise DataError(f"{file} is a folder; type {option} FILE{suffix}")
     if not file.parent.is_dir():
         raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
+    with writing(file):
+        content = file.read_bytes() if file.exists() else PNG
+    if suffix == ".png" and not content.startswith(PNG):
+        raise DataError(f"{file} is there and no PNG; give another {option}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import (
-    check_picture,
+    check_output,
     columns,
     is_unicode,
     print_json,
@@ -56,7 +56,7 @@ def plot_(
     histories = [read_run(run) for run in runs]
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
-        check_picture(file)
+        check_output(file)
     if as_json:
         print_json(_figures(histories))
     else:

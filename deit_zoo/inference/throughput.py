@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -74,8 +75,7 @@ def cases_of(
     """
     from deit_zoo.models.layers import as_pair, check_divisible
 
-    allowed = (("precision", precisions, PRECISIONS), ("mode", modes, MODES))
-    for option, values, choices in allowed:
+    for option, values, choices in (("precision", precisions, PRECISIONS), ("mode", modes, MODES)):
         if wrong := [value for value in values if value not in choices]:
             raise ZooError(f"--{option} is {wrong[0]!r}; give {', '.join(choices)}")
     if options["train"] and ("optimized" in modes or "int8" in precisions):
@@ -85,9 +85,6 @@ def cases_of(
         )
     if "int8" in precisions and "optimized" not in modes:
         raise ZooError("int8 is what optimize makes; add --mode optimized")
-    for option, number in (("batch-size", min(batch_sizes)), ("threads", options["threads"])):
-        if number < 1:
-            raise ZooError(f"--{option} is {number}; give 1 or more")
     cases = []
     for name in dict.fromkeys(resolve(model).name for model in models):
         spec = resolve(name)
@@ -141,43 +138,40 @@ def run_of(model: nn.Module, mode: str, case: Case, images: Tensor) -> Run:
     """A mode, ready to run; the model is no longer the caller's."""
     import torch
 
-    images = images.to(case.device)
     network: Any = model.to(case.device)
+    images = images.to(case.device)
     if mode == "optimized":
         from deit_zoo.inference.optimize import optimize
 
-        return _forward(optimize(network, case.precision), images)
-    if case.train:
+        network = optimize(network, case.precision)
+    elif case.train:
         network.train()
-        return _backward(torch.compile(network) if mode == "compiled" else network, case, images)
-    dtype = getattr(torch, case.precision)
-    network, images = network.to(dtype), images.to(dtype)
-    if mode != "compiled":
-        return _forward(network, images)
-    run = _forward(torch.compile(network, dynamic=False), images)
-    # Dynamo asks the process, not the options of one model, whether weights are constants.
-    from torch._inductor import config
+    else:
+        dtype = getattr(torch, case.precision)
+        network, images = network.to(dtype), images.to(dtype)
+    if mode == "compiled":
+        network = torch.compile(network, dynamic=False)
+    if case.train:
+        return _training_step(network, case.precision, images)
+    run: Run = torch.inference_mode()(lambda: network(images))
+    if mode == "compiled":
+        # Dynamo asks the process, not the options of one model, whether weights are constants.
+        from torch._inductor import config
 
-    with config.patch(freezing=True):
-        run()
+        with config.patch(freezing=True):
+            run()
     return run
 
 
-def _forward(network: Callable[[Tensor], Tensor], images: Tensor) -> Run:
-    import torch
-
-    return torch.inference_mode()(lambda: network(images))
-
-
-def _backward(network: Any, case: Case, images: Tensor) -> Run:
+def _training_step(network: Any, precision: str, images: Tensor) -> Run:
     """Forward and backward, with the precision that training uses: weights stay in float32."""
     import torch
 
-    dtype = None if case.precision == "float32" else getattr(torch, case.precision)
+    dtype = getattr(torch, precision)
 
     def run() -> Tensor:
         network.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(images.device.type, dtype, enabled=precision != "float32"):
             logits = network(images)
             heads = logits if isinstance(logits, tuple) else (logits,)
             losses = [head.float().logsumexp(dim=-1).mean() for head in heads]
@@ -185,16 +179,6 @@ def _backward(network: Any, case: Case, images: Tensor) -> Run:
         return heads[0]
 
     return run
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what a forward pass frees, or who ran before decides how much.
-
-    glibc learns from the largest block that was freed so far.
-    """
-    import torch
-
-    torch.empty(FREED, dtype=torch.uint8)  # freed at once
 
 
 def measure(
@@ -212,29 +196,29 @@ def measure(
     """
     import torch
 
+    # glibc learns from the largest block that was freed so far: now it keeps what a forward pass
+    # frees, whoever ran before.
+    torch.empty(FREED, dtype=torch.uint8)
     # A CPU is done when it returns.
-    sync = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
+    sync: Run = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
     order = list(runs)
     times: dict[str, list[list[float]]] = {name: [] for name in order}
     for _ in range(rounds):
         for name in order:
             runs[name]()
-            times[name].append(list(_calls(runs[name], seconds, sync)))
+            calls: list[float] = []
+            spent = 0.0
+            while spent < seconds or not calls:
+                sync()
+                started = time.perf_counter()
+                runs[name]()
+                sync()
+                calls.append(time.perf_counter() - started)
+                spent += calls[-1]
+            times[name].append(calls)
             step()
         order = [*order[1:], *order[:1]]
     return times
-
-
-def _calls(run: Run, seconds: float, sync: Callable[[], None]) -> Iterator[float]:
-    spent = 0.0
-    while spent < seconds or not spent:
-        sync()
-        started = time.perf_counter()
-        run()
-        sync()
-        duration = time.perf_counter() - started
-        spent += duration
-        yield duration
 
 
 def figures(rounds: Sequence[Sequence[float]], batch_size: int) -> dict[str, Any]:
@@ -291,7 +275,6 @@ def measure_case(
             continue
         runs[mode] = run
         rows[mode] = row | {"distance": float(distance), "peak_mb": None, "grown_mb": None}
-    keep_freed_memory()
     times = measure(runs, rounds=rounds, seconds=seconds, device=case.device)
     for mode, row in rows.items():
         row |= figures(times[mode], case.batch_size)
@@ -373,10 +356,8 @@ def peak_mb() -> float | None:
     On Linux not from getrusage: there a process inherits the peak of the one that started it.
     """
     status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
+        return int(peak[1]) / 1024
     if sys.platform == "darwin":
         import resource
 
@@ -388,30 +369,32 @@ def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     """How an optimized model's answers differ from the plain one's on up to 128 real images.
 
     The user's, or the embedded digits; None where there are none, or where random weights would
-    agree by chance. Uncompiled: the numbers are the precision's.
+    agree by chance. Uncompiled: the numbers are the precision's. Raises ZooError where int8 would
+    lose, images or not.
     """
-    import torch
-
     from deit_zoo.data.digits import digits
     from deit_zoo.data.folder import is_image
     from deit_zoo.data.transforms import as_tensor, eval_transform
     from deit_zoo.inference.optimize import agreement, optimize
 
     spec = resolve(case.model)
-    if not case.pretrained or (folder is None and spec.labels != "digits"):
+    comparable = case.pretrained and (folder is not None or spec.labels == "digits")
+    if not comparable and case.precision != "int8":
         return None
-    prepare = eval_transform(spec, case.img_size)
+    model = plain_model(case).to(case.device)
+    fast = optimize(model, case.precision, compile=False)
+    if not comparable:
+        return None
+    sources: list[Any]
     if folder is None:
-        images = [prepare(image) for image, _ in list(digits())[-NUM_IMAGES:]]
+        sources = [image for image, _ in digits()][-NUM_IMAGES:]
     else:
         files = sorted(file for file in folder.rglob("*") if is_image(file.name))
         if not files:
             raise DataError(f"{folder} holds no image; give a folder of images to --images")
-        step = max(1, len(files) // NUM_IMAGES)
-        images = [as_tensor(file, prepare) for file in files[::step][:NUM_IMAGES]]
-    model = plain_model(case).to(case.device)
-    fast = optimize(model, case.precision, compile=False)
-    figures = agreement(model, fast, torch.stack(images).to(case.device))
+        sources = files[:: max(1, len(files) // NUM_IMAGES)][:NUM_IMAGES]
+    prepare = eval_transform(spec, case.img_size)
+    figures = agreement(model, fast, [as_tensor(source, prepare) for source in sources])
     return {"model": case.model, "precision": case.precision} | asdict(figures)
 
 
@@ -422,11 +405,11 @@ def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> di
     from deit_zoo.machine import fast_dtypes
 
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = re.search(r"model name\s*:(.*)", info.read_text("utf-8")) if info.is_file() else None
     installed = {one.name.replace("-", "_"): one.version for one in distributions()}
-    facts = {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    return {
+        "cpu": name[1].strip() if name else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": threads,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -435,6 +418,4 @@ def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> di
         "python": platform.python_version(),
         "device": device,
         "packages": {name: installed[name] for name in packages if name in installed},
-    }
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
-    return facts | gpu
+    } | gpu

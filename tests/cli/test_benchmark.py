@@ -241,16 +241,14 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
         (["--mode", "fast"], "--mode is 'fast'; give eager, compiled, optimized"),
         (["--peers"], PEERS),
         (["--peer", "timm"], PEERS),
-        (["--rounds", "0"], "--rounds is 0; give 1 or more"),
         (["--seconds", "0"], "--seconds is 0; give a time above 0"),
-        (["-b", "0"], "--batch-size is 0; give 1 or more"),
         (
             ["--precision", "int8", "--mode", "eager"],
             "int8 is what optimize makes; add --mode optimized",
         ),
         (["--img-size", "big"], "--img-size is 'big'; give pixels as 224, or 192x256 (HxW)"),
-        (["--plot", "a.svg"], "--plot is 'a.svg'; give a FILE.png"),
-        (["--output", "a.txt"], "--output is 'a.txt'; give a FILE.json"),
+        (["--plot", "a.svg"], "a.svg is no name of a PNG; type --plot FILE.png"),
+        (["--output", "a.txt"], "a.txt is no name of a JSON; type --output FILE.json"),
         (
             ["--output", "no/a.json"],
             "there is no folder no; make it, or give another --output",
@@ -271,6 +269,13 @@ def test_benchmark_refuses_in_one_sentence_before_it_measures(
     done = typed(*arguments)
     assert done.out == ""
     assert done.error == sentence if sentence else done.error is not None
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--threads", "--rounds"])
+def test_benchmark_refuses_less_than_one(typed: Callable[..., Done], option: str) -> None:
+    done = typed(option, "0")
+    assert (done.status, done.out) == (2, "")
+    assert option in done.err
 
 
 def test_benchmark_refuses_a_device_that_is_not_here(typed: Callable[..., Done]) -> None:

@@ -71,8 +71,6 @@ def test_the_title_of_a_case_says_what_differs() -> None:
             "an optimized or int8 model cannot be trained; give --mode eager or compiled, and "
             "--precision float32 or bfloat16",
         ),
-        ({"batch_sizes": [8, 0]}, ZooError, "--batch-size is 0; give 1 or more"),
-        ({"threads": -1}, ZooError, "--threads is -1; give 1 or more"),
         (
             {"img_size": 33},
             ImageSizeError,
