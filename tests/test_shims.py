@@ -1,4 +1,4 @@
-"""Former paths that the documentation taught, or that scripts use: they still give the same, and say where it is."""
+"""Former paths that docs taught, or that scripts use: they give the same, and say where it is."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,70 +27,6 @@ if TYPE_CHECKING:
 RERUN_TOLERANCE = 0.1
 # Each with the decimals that it is shown with.
 FIGURES = {"top1": 3, "top5": 3, "loss": 4}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """What was measured beside what was published; `reached` is None where nobody can say."""
-
-    model: ModelInfo
-    labels: str | None
-    published: Metric | None
-    measured: Evaluation
-    reached: bool | None
-    sentence: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        figures = {}
-        for figure in FIGURES:
-            measured, published = getattr(self.measured, figure), self.published_figure(figure)
-            figures[figure] = {
-                "measured": measured,
-                "published": published,
-                "difference": None if published is None else round(measured - published, 6),
-            }
-        return {
-            "model": self.model.name,
-            "labels": self.labels,
-            "num_images": self.measured.num_images,
-            "num_judged": self.measured.num_images - self.measured.num_unjudged,
-            **figures,
-            "source": self.published.source if self.published else None,
-            "reached": self.reached,
-            "verdict": self.sentence,
-        }
-
-    def published_figure(self, figure: str) -> float | None:
-        """The published top1, top5 or loss."""
-        return getattr(self.published, figure, None)
-
-    def print(self) -> None:
-        """The same for people."""
-        from deit_zoo.evaluation.imagenet_variants import TITLES
-
-        rows = [("", "measured", "published", "difference")]
-        for figure, decimals in FIGURES.items():
-            measured, published = getattr(self.measured, figure), self.published_figure(figure)
-            beside = "–", "–"
-            if published is not None:
-                difference = round(measured - published, decimals) + 0.0  # no negative zero
-                beside = f"{published:.{decimals}f}", f"{difference:+.{decimals}f}"
-            rows.append((figure, f"{measured:.{decimals}f}", *beside))
-        print_table(rows)
-        images, unjudged = self.measured.num_images, self.measured.num_unjudged
-        line = f"{images:,} images, each once"
-        if unjudged:
-            line += f"; {images - unjudged:,} have a label and count, {unjudged:,} have none"
-        out.print(f"{TITLES[self.labels]}: {line}" if self.labels else line)
-        if self.model.checkpoint:
-            img_size = self.model.img_size
-            resized = int(img_size / self.model.checkpoint.crop_pct)
-            out.print(f"short side resized to {resized} pixels, centre crop of {img_size}")
-        if self.published and self.published.source:
-            out.print(f"published: {escape(self.published.source)}")
-        colour = {True: "green", False: "red", None: "yellow"}[self.reached]
-        out.print(f"[{colour}]{escape(self.sentence)}[/]")
 
 
 def evaluate_(
@@ -147,20 +83,61 @@ def evaluate_(
             raise
         raise typer.Exit(2) from None
     model = info_of(name)
-    published = published_for(model, labels)
-    reached, sentence = judge(model, labels, published, measured)
-    if is_main:
-        report = Report(
-            model=model,
-            labels=labels,
-            published=published,
-            measured=measured,
-            reached=reached,
-            sentence=sentence,
-        )
-        print_json(report.to_dict()) if as_json else report.print()
-    if reached is False:
+    report = report_of(model, labels, measured)
+    if is_main and as_json:
+        print_json(report)
+    elif is_main:
+        print_report(report, model)
+    if report["reached"] is False:
         raise typer.Exit(1)
+
+
+def report_of(model: ModelInfo, labels: str | None, measured: Evaluation) -> dict[str, Any]:
+    """What was measured beside what was published; `reached` is None where nobody can say."""
+    published = published_for(model, labels)
+    figures = {}
+    for figure in FIGURES:
+        value, its = getattr(measured, figure), getattr(published, figure, None)
+        difference = None if its is None else round(value - its, 6)
+        figures[figure] = {"measured": value, "published": its, "difference": difference}
+    reached, sentence = judge(model, labels, published, measured)
+    return {
+        "model": model.name,
+        "labels": labels,
+        "num_images": measured.num_images,
+        "num_judged": measured.num_images - measured.num_unjudged,
+        **figures,
+        "source": published.source if published else None,
+        "reached": reached,
+        "verdict": sentence,
+    }
+
+
+def print_report(report: dict[str, Any], model: ModelInfo) -> None:
+    """The same for people."""
+    from deit_zoo.evaluation.imagenet_variants import TITLES
+
+    rows = [("", "measured", "published", "difference")]
+    for figure, decimals in FIGURES.items():
+        measured, published, _ = report[figure].values()
+        beside = "–", "–"
+        if published is not None:
+            difference = round(measured - published, decimals) + 0.0  # no negative zero
+            beside = f"{published:.{decimals}f}", f"{difference:+.{decimals}f}"
+        rows.append((figure, f"{measured:.{decimals}f}", *beside))
+    print_table(rows)
+    images, judged = report["num_images"], report["num_judged"]
+    line = f"{images:,} images, each once"
+    if judged < images:
+        line += f"; {judged:,} have a label and count, {images - judged:,} have none"
+    out.print(f"{TITLES[report['labels']]}: {line}" if report["labels"] else line)
+    if model.checkpoint:
+        resized = int(model.img_size / model.checkpoint.crop_pct)
+        out.print(f"short side resized to {resized} pixels, centre crop of {model.img_size}")
+    if report["source"]:
+        out.print(f"published: {escape(report['source'])}")
+    colour = {True: "green", False: "red", None: "yellow"}[report["reached"]]
+    out.print(f"[{colour}]{escape(report['verdict'])}[/]")
 
 
 def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:

@@ -55,7 +55,7 @@ def fetch_(
     if as_json:
         print_json(rows)
         return
-    cells = [(row["name"], _megabytes(row["bytes"]), row["proof"], row["where"]) for row in rows]
+    cells = [(row["name"], f"{row['bytes'] / MB:.1f}", row["proof"], row["where"]) for row in rows]
     print_table([("name", "MB", "proof", "where"), *cells], right=(1,))
 
 
@@ -206,10 +206,6 @@ def _print_results(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
         if result is None:
             cells.append((name, "not cached", "–", "–", "–"))
         else:
-            file, size = result.file, _megabytes(result.bytes)
+            file, size = result.file, f"{result.bytes / MB:.1f}"
             cells.append((file.name, _status(result), size, file.proof, str(file.path)))
     print_table(cells, right=(2,), styles={"wrong": "bold red"})
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / MB:.1f}"

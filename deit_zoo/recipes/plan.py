@@ -28,6 +28,8 @@ from deit_zoo.registry import MODELS, lookup
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 DIGITS_TRAIN = 1437
+# What the recipes were written for; a user's own folder has no such number.
+TRAIN_IMAGES = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}
 # DeiT, Table 9: the peak rate of a batch of 512.
 PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
@@ -186,9 +188,9 @@ class Plan:
         )
 
     def _times(self) -> list[str]:
-        full = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}.get(self.recipe.data)
+        full = TRAIN_IMAGES.get(self.recipe.data, self.num_images)
         gpus = 0 if self.device == "cpu" else self.processes
-        return estimate(self.recipe, gpus, self.num_images / full if full else 1.0)
+        return estimate(self.recipe, gpus, self.num_images / full)
 
 
 def _modified(recipe: Recipe, modified: bool) -> str:

@@ -15,13 +15,11 @@ from deit_zoo.errors import DataError
 from deit_zoo.files import ASSETS, LOG_FILE
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
-from deit_zoo.recipes.plan import DIGITS_TRAIN, IMAGENET_TRAIN, Plan
+from deit_zoo.recipes.plan import TRAIN_IMAGES, Plan
 from deit_zoo.recipes.recipe import Recipe, differences, shown
 from deit_zoo.registry import MODELS
 
 PUBLISHED = Path(__file__).with_name("published_curves.json")
-# What the recipes were written for; a user's own folder has no such number.
-TRAIN_IMAGES = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}
 # Said after what is more likely to explain a difference.
 _LAST = ("seed", "band")
 

@@ -13,11 +13,10 @@ import pytest
 from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL
 from deit_zoo.errors import DataError
 from deit_zoo.recipes import RECIPES
-from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.plan import TRAIN_IMAGES, Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.runs.reference import (
     PUBLISHED,
-    TRAIN_IMAGES,
     Curve,
     CurveStatus,
     compare_to_reference,
