@@ -38,20 +38,23 @@ JOBS = {
     2: ("float64", "float32", "continued", "taught", "untaught", "not finite", "evaluated"),
     4: ("float64", "float32"),
 }
-Results = dict[int, list[dict[str, Any]]]
+SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """By the number of processes, what each process left."""
-    folder = tmp_path_factory.mktemp("ranks")
-    write_folder(folder / "data")
-    for size, jobs in JOBS.items():
+class Results(dict[int, list[dict[str, Any]]]):
+    """By the number of processes, what each process left; they train when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        write_folder(folder / "data")
+
+    def __missing__(self, size: int) -> list[dict[str, Any]]:
         env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-        arguments = ["-c", AS_PROGRAM, SCRIPT, folder / "data", folder, *jobs]
+        folders = (self.folder / "data", self.folder)
         processes = [
             Process(
-                arguments,
+                ["-c", AS_PROGRAM, SCRIPT, *folders, *JOBS[size]],
                 server="training",
                 cwd=ROOT,
                 env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -63,10 +66,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         for process in processes:
             _, err = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, err
-    return {
-        size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
-        for size in JOBS
-    }
+        files = [self.folder / f"{size}-{rank}.json" for rank in range(size)]
+        self[size] = [json.loads(file.read_text()) for file in files]
+        return self[size]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(tmp_path_factory.mktemp("ranks"))
 
 
 def difference(found: list[float], expected: list[float]) -> float:
@@ -84,21 +91,21 @@ def test_twenty_steps_are_twenty_different_losses(of: Callable[[int, str], Any])
     assert len(set(of(1, "float64"))) == STEPS
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_processes_that_share_the_replicas_walk_the_same_losses(
     of: Callable[[int, str], Any], size: int
 ) -> None:
     assert difference(of(size, "float64"), of(1, "float64")) < 1e-9
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_in_single_precision_they_differ_by_rounding_alone(
     of: Callable[[int, str], Any], size: int
 ) -> None:
     assert difference(of(size, "float32"), of(1, "float32")) < 1e-3
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_every_process_hears_the_loss_of_all(results: Results, size: int) -> None:
     assert all(of_rank["float64"] == results[size][0]["float64"] for of_rank in results[size])
 
