@@ -20,12 +20,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constan
 from huggingface_hub.errors import HfHubHTTPError
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from deit_zoo.errors import (
-    CheckpointError,
-    IntegrityError,
-    OfflineError,
-    ZooError,
-)
+from deit_zoo.errors import CheckpointError, IntegrityError, OfflineError, ZooError
 from deit_zoo.files import (
     ASSETS,
     LOG_FILE,
@@ -38,7 +33,9 @@ from deit_zoo.files import (
 from deit_zoo.hub.verify import cached_file, copy_file
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, manifest_record
+from deit_zoo.recipes import RECIPES
 from deit_zoo.registry import ModelSpec, resolve
+from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.fetch import HTTP_ERROR, LIBRARY
 from deit_zoo.weights.load import resolve_file
@@ -143,10 +140,11 @@ def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
     """config.json, in timm's keys."""
     classes = labels(record.labels)
     architecture = timm_name(spec)
+    widths = spec.arch.get("dims", [spec.arch.get("embed_dim", _REGNET_FEATURES)])
     facts: dict[str, Any] = {
         "architecture": architecture or spec.name,
         "num_classes": record.num_classes,
-        "num_features": _num_features(spec),
+        "num_features": widths[-1],
         "label_names": [label.folder for label in classes],
         "label_descriptions": {label.folder: label.name for label in classes},
     }
@@ -204,13 +202,6 @@ def model_card(context: CardContext) -> str:
     return str(ModelCard.from_template(data, template_str=template, card=context))
 
 
-def _num_features(spec: ModelSpec) -> int:
-    if spec.family == "regnet":
-        return _REGNET_FEATURES
-    width: int = spec.arch["dims"][-1] if "dims" in spec.arch else spec.arch["embed_dim"]
-    return width
-
-
 def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file: Path) -> None:
     expected = cached_file(record, file).sha256
     sha256 = copy_file(file, folder / MODEL_FILE)
@@ -221,16 +212,19 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
         )
     text = json.dumps(config(spec, record), indent=2, ensure_ascii=False)
     write_whole(folder / "config.json", f"{text}\n".encode())
-    receipt = _add_run(file, record, folder)
+    recipe = asdict(RECIPES[spec.name]) if spec.name in RECIPES else None
+    if receipt := _add_run(file, record, folder):
+        recipe = receipt["plan"]["recipe"]
+        draw_run(folder, spec.name)
     context = CardContext(
         spec=spec,
         record=record,
         repo_id=repo_id,
         sha256=sha256,
         timm_name=timm_name(spec),
-        recipe=receipt["plan"]["recipe"] if receipt else _recipe(spec.name),
+        recipe=recipe,
         receipt=receipt,
-        curve=_draw_curve(folder, spec.name),
+        curve=receipt is not None,
     )
     write_whole(folder / "README.md", model_card(context).encode())
     sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
@@ -252,22 +246,6 @@ def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | N
         shutil.copyfile(source, folder / name)
     content: dict[str, Any] = json.loads(receipt.read_text(encoding="utf-8"))
     return content
-
-
-def _draw_curve(folder: Path, title: str) -> bool:
-    """Draw the curve where there is a log; says whether there is."""
-    if not (folder / LOG_FILE).is_file():
-        return False
-    from deit_zoo.runs.plot import draw_run
-
-    draw_run(folder, title)
-    return True
-
-
-def _recipe(name: str) -> dict[str, Any] | None:
-    from deit_zoo.recipes import RECIPES
-
-    return asdict(RECIPES[name]) if name in RECIPES else None
 
 
 @contextmanager

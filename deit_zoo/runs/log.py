@@ -57,16 +57,23 @@ def read_run(name_or_path: str) -> Run:
     if (name := embedded(name_or_path)) is not None:
         log = read_log(ASSETS / f"{name}.{LOG_FILE}")
         return Run(label=name, log=log, recipe=RECIPES.get(name), shipped=True)
+    label, folder, file = name_or_path, path.parent, path
     if path.is_dir():
-        return _run_in(path)
-    if not path.is_file():
+        label, folder, file = str(path) if path.name else path.resolve().name, path, path / LOG_FILE
+        if not file.is_file() and not (folder / PLAN_FILE).is_file():
+            raise DataError(
+                f"{folder} is no run: it holds neither {LOG_FILE} nor {PLAN_FILE}; give the "
+                "--output of a `deit-zoo reproduce`"
+            )
+    elif not path.is_file():
         raise DataError(
             f"{name_or_path} is no run; give a run's folder, its {LOG_FILE}, or one of "
             f"{', '.join(embedded_names())}"
         )
-    recipe, differs = _recipe_of(path.parent) if path.name == LOG_FILE else (None, ())
-    log = _not_empty(read_log(path), path)
-    return Run(label=name_or_path, log=log, recipe=recipe, differs=differs)
+    recipe, differs = _recipe_of(folder) if file.name == LOG_FILE else (None, ())
+    if not (log := read_log(file) if file.is_file() else []):
+        raise DataError(f"{path} has no finished epoch yet; type it again when the first has ended")
+    return Run(label=label, log=log, recipe=recipe, differs=differs)
 
 
 def read_receipt(name_or_path: str) -> dict[str, Any]:
@@ -117,24 +124,6 @@ def embedded(name_or_path: str) -> str | None:
         return None
     spec = lookup(name_or_path)
     return spec.name if spec and spec.name in embedded_names() else None
-
-
-def _run_in(folder: Path) -> Run:
-    if not any((folder / name).is_file() for name in (LOG_FILE, PLAN_FILE)):
-        raise DataError(
-            f"{folder} is no run: it holds neither {LOG_FILE} nor {PLAN_FILE}; give the --output "
-            "of a `deit-zoo reproduce`"
-        )
-    log = read_log(folder / LOG_FILE) if (folder / LOG_FILE).is_file() else []
-    recipe, differs = _recipe_of(folder)
-    label = str(folder) if folder.name else folder.resolve().name
-    return Run(label=label, log=_not_empty(log, folder), recipe=recipe, differs=differs)
-
-
-def _not_empty(log: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    if not log:
-        raise DataError(f"{path} has no finished epoch yet; type it again when the first has ended")
-    return log
 
 
 def _recipe_of(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:

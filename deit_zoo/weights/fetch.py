@@ -63,9 +63,11 @@ def fetch_checkpoint(record: Checkpoint) -> Path:
     if file is not None:
         return file
     if constants.HF_HUB_OFFLINE:
+        converted = cache.folder() / "converted"
+        searched = [_hf_folder(s) if s.kind == "hub" else converted for s in record.sources]
         raise wrong or OfflineError(
             f"the weights of {record.name} are not on this machine and HF_HUB_OFFLINE is set; "
-            f"looked at {', '.join(map(str, _searched_folders(record)))}; where there is a network "
+            f"looked at {', '.join(map(str, searched))}; where there is a network "
             f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and pass "
             "checkpoint=DIR"
         )
@@ -383,12 +385,6 @@ def hub_error_context(source: Source, revision: str) -> Iterator[None]:
         raise UnavailableError(_reason(error.__cause__ or error)) from error
     except (OSError, RuntimeError, HTTP_ERROR) as error:  # hf_xet raises RuntimeError
         raise UnavailableError(_reason(error)) from error
-
-
-def _searched_folders(record: Checkpoint) -> list[Path]:
-    """Every folder of this machine that is looked at for a record."""
-    converted = cache.folder() / "converted"
-    return [_hf_folder(s) if s.kind == "hub" else converted for s in record.sources]
 
 
 def _hf_folder(source: Source) -> Path:
