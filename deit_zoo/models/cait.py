@@ -41,8 +41,8 @@ class HeadMixing(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.weight.expand(x.shape[0], -1, -1) @ x.flatten(2)
-        return mixed.view_as(x) + self.bias[:, None, None]
+        weight = self.weight.expand(x.shape[0], -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).view_as(x)
 
 
 class TalkingHeadsAttention(nn.Module):
