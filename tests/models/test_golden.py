@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import deit_zoo
 import golden
 from deit_zoo.models.layers import DropPath, ZooModel, resize_pos_embed
-from support.tables import each_row
 
 Case = dict[str, Any]
 Array = NDArray[Any]
@@ -381,8 +380,8 @@ def resampled(case: Case, dtype: torch.dtype) -> Tensor:
 
 
 # The DeiT III tables have no prefix rows, as CaiT's.
-@each_row("dtype", DTYPES)
-@each_row("case", each("pos_embed"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", each("pos_embed"))
 def test_positions_are_resampled_as_by_the_original(case: Case, dtype: torch.dtype) -> None:
     stored = golden.arrays(case)
     tolerance = {"rtol": 0.0} | case["tolerance"][str(dtype).removeprefix("torch.")]

@@ -73,6 +73,7 @@ class Machine:
     hub: HubServer
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    converts: bool = False
 
     def __post_init__(self) -> None:
         self.environment = self.hub.environment(self.folder) | self.environment
@@ -87,6 +88,7 @@ class Machine:
 
     def publish(self, *sources: dict[str, Any]) -> None:
         """Make the manifest hold one record with these sources."""
+        self.converts = any(source["kind"] == "url" for source in sources)
         record = {
             "sources": list(sources),
             "num_params": 296010,
@@ -103,8 +105,9 @@ class Machine:
         manifest.write_text(json.dumps({"schema_version": 1, "checkpoints": {NAME: record}}))
         self.environment["DEIT_ZOO_MANIFEST"] = str(manifest)
 
-    def start(self, code: str, *, server: str = "torch", **environment: str) -> Process:
-        """A process that runs code."""
+    def start(self, code: str, *, server: str = "", **environment: str) -> Process:
+        """A process that runs code; where a file may be converted torch is imported before."""
+        server = server or ("torch" if self.converts else "light")
         return Process(
             ["-W", "error", "-c", code],
             server=server,

@@ -82,6 +82,7 @@ class Tree:
 
     def kill(self) -> None:
         """End the whole tree, however it grows meanwhile."""
+        self.process.kill()  # also one that has not been forked yet
         while self.members():
             self.signal_all(signal.SIGKILL)
             time.sleep(0.01)

@@ -824,9 +824,9 @@ def test_what_is_cached_needs_no_network(
 def test_a_model_is_created_from_the_cache_with_sockets_blocked(machine: Machine) -> None:
     code = "import deit_zoo; m = deit_zoo.create('deit_pico_digits', pretrained=True)\n"
     code += "print(m.training, m.checkpoint.name, m.norm.weight.sum().item())"
-    first = machine.start(code).communicate()
+    first = machine.start(code, server="torch").communicate()
     machine.hub.requests.clear()
-    second = machine.start(NO_SOCKETS + code, HF_HUB_OFFLINE="1").communicate()
+    second = machine.start(NO_SOCKETS + code, server="torch", HF_HUB_OFFLINE="1").communicate()
     assert first[0].startswith("False deit_pico_digits ")
     assert second == first
     assert machine.hub.requests == []
@@ -881,5 +881,5 @@ def test_an_address_of_the_hub_is_a_checkpoint(text: str, machine: Machine, weig
         "import deit_zoo\n"
         f"print(deit_zoo.create('deit_pico_digits', checkpoint={text!r}).checkpoint.sha256)"
     )
-    out, err = machine.start(code).communicate()
+    out, err = machine.start(code, server="torch").communicate()
     assert out.strip() == sha256(weights), err
