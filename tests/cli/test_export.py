@@ -68,7 +68,8 @@ def files() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
-def test_a_process_prints_rows_no_chatter_and_writes_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     here = export(PLAIN, tmp_path / f"{PLAIN}.onnx")
     here.file.unlink()
     done = subprocess.run(
@@ -81,6 +82,11 @@ def test_a_process_prints_rows_no_chatter_and_writes_the_same_bytes(tmp_path: Pa
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sha256((tmp_path / f"{PLAIN}.onnx").read_bytes()).hexdigest() == here.sha256
+
+
+def test_a_process_prints_rows_and_no_chatter(tmp_path: Path) -> None:
+    done = run_python(program(PLAIN, "--to", "onnx"), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     size = (tmp_path / f"{PLAIN}.onnx").stat().st_size
     difference = rows.pop("difference").strip()
