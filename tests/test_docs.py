@@ -82,7 +82,7 @@ def failures(long: bool, folder: Path) -> dict[str, str]:
     failed = {}
     for command in typed(long):
         words, _, output = command.replace("--output digits", "--output again").partition(" > ")
-        done = deit_zoo(*shlex.split(words)[1:], server="training", cwd=folder)
+        done = deit_zoo(*shlex.split(words)[1:], server="training", cwd=folder, timeout=1800)
         if output:
             (folder / output).write_text(done.out, encoding="utf-8")
         # Another machine's receipt differs from the shipped one, and `diff` then exits 1.

@@ -262,10 +262,12 @@ def deit_zoo(
     stdin: bytes = b"",
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
 ) -> Done:
     """Run `deit-zoo`, with some variables more, and return how it ended."""
     words = ["-m", "deit_zoo", *map(str, arguments)]
-    done = run_python(words, server=server, input=stdin, cwd=cwd, env=os.environ | (env or {}))
+    more = os.environ | (env or {})
+    done = run_python(words, server=server, input=stdin, cwd=cwd, env=more, timeout=timeout)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
