@@ -115,10 +115,11 @@ def optimize(
 
     >>> fast = deit_zoo.optimize(deit_zoo.create("deit_pico_digits", pretrained=True))
     """
-    from deit_zoo.inference import optimize as inference
+    from deit_zoo.inference.optimize import loses
+    from deit_zoo.inference.optimize import optimize as optimized_copy
 
-    copy = inference.optimize(resolve_model(model, None), dtype, compile)
-    if inference.loses(copy):
+    copy = optimized_copy(resolve_model(model, None), dtype, compile)
+    if loses(copy):
         warnings.warn(
             f"{copy.precision} is slower than float32 on this device, which has no units for it; "
             "give dtype='auto' for the fastest",

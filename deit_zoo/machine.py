@@ -96,12 +96,11 @@ def check_gpus(
     """Raises `error` where torch sees fewer GPUs; `advice` is for a machine that has none."""
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < gpus:
-        seen = f"{found} here" if found else "none here"
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if usable < gpus:
         raise error(
-            f"{dashes}gpus is {gpus}, but torch sees {seen}; give {dashes}gpus {found}"
-            f"{'' if found else advice}"
+            f"{dashes}gpus is {gpus}, but torch sees {usable or 'none'} here; give {dashes}gpus "
+            f"{usable}{'' if usable else advice}"
         )
 
 

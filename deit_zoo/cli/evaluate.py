@@ -181,9 +181,9 @@ def info_of(name: str) -> ModelInfo:
 
     if not is_path(name):
         return info(name)
-    from deit_zoo.weights import load
+    from deit_zoo.weights.load import open_local
 
-    return replace(info(load.open_local(name).metadata["name"]), checkpoint=None)
+    return replace(info(open_local(name).metadata["name"]), checkpoint=None)
 
 
 def published_for(model: ModelInfo, labels: str | None) -> Metric | None:

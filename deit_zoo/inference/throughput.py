@@ -116,10 +116,10 @@ def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
     spec = resolve(case.model)
     if case.pretrained or weights:
         from deit_zoo.manifest import manifest_record
-        from deit_zoo.weights import load
+        from deit_zoo.weights.load import load_checkpoint, resolve_file
 
-        file = weights or load.resolve_file(manifest_record(spec.name))
-        return load.load_checkpoint(spec, file, {}, img_size=case.img_size)
+        file = weights or resolve_file(manifest_record(spec.name))
+        return load_checkpoint(spec, file, {}, img_size=case.img_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: ZooModel = spec.build(img_size=case.img_size)

@@ -170,9 +170,9 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
     if spec is not None:
         teacher_classes = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
-        from deit_zoo.weights import load
+        from deit_zoo.weights.load import open_local
 
-        metadata = load.open_local(recipe.teacher).metadata
+        metadata = open_local(recipe.teacher).metadata
         spec, teacher_classes = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
     if spec is None or not teacher_classes or sorted(teacher_classes) == sorted(classes):
         return

@@ -24,8 +24,8 @@ from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest
 from deit_zoo.training import timm_bridge
-from deit_zoo.weights import load
 from deit_zoo.weights.formats import PICKLES
+from deit_zoo.weights.load import open_local, read_tensors, resolve_file
 from deit_zoo.zoo import create
 
 _FILES = {".safetensors", *PICKLES}
@@ -135,7 +135,7 @@ def _zoo_teacher(recipe: Recipe, spec: ModelSpec, path: str | None) -> Teacher:
     if isinstance(checkpoint, LocalCheckpoint):
         file = checkpoint.path
     else:
-        file = load.resolve_file(manifest_record(spec.name))
+        file = resolve_file(manifest_record(spec.name))
     return Teacher(
         network=network,
         num_classes=network.num_classes,
@@ -147,7 +147,7 @@ def _zoo_teacher(recipe: Recipe, spec: ModelSpec, path: str | None) -> Teacher:
 
 def _from_file(recipe: Recipe, text: str) -> Teacher:
     """A model that was saved with its name, as a run's is."""
-    checkpoint = load.open_local(text)
+    checkpoint = open_local(text)
     spec = lookup(str(checkpoint.metadata.get("name")))
     if spec is None:
         raise CheckpointError(
@@ -161,15 +161,15 @@ def _from_hub(recipe: Recipe, address: str) -> Teacher:
     repo = address.partition("@")[0]
     if (spec := lookup(repo)) is not None:
         return _zoo_teacher(recipe, spec, None if address == repo else f"hf://{address}")
-    checkpoint = load.open_local(f"hf://{address}")
+    checkpoint = open_local(f"hf://{address}")
     if "name" in checkpoint.metadata or not _REPO.fullmatch(address):
         return _from_file(recipe, f"hf://{address}")
     return _timm_teacher(timm_bridge.pretrained(f"hf-hub:{address}"))
 
 
 def _timm_teacher_with(name: str, path: str) -> Teacher:
-    file = load.open_local(path).path
-    model = timm_bridge.with_weights(name, load.read_tensors(file), file)
+    file = open_local(path).path
+    model = timm_bridge.with_weights(name, read_tensors(file), file)
     return _timm_teacher(model, source=path)
 
 

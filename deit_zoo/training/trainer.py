@@ -27,7 +27,7 @@ from deit_zoo.recipes.plan import Plan, default_workers, learning_rate, resolve_
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.results import Evaluation
-from deit_zoo.runs import plot as picture
+from deit_zoo.runs import plot
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
 from deit_zoo.training.checkpoint import CheckpointManager
@@ -296,7 +296,7 @@ def conclude(
                 teacher=teacher.facts if teacher else None,
                 run=mishaps(output, manager),
             )
-            picture.draw_run(output, recipe.name)
+            plot.draw_run(output, recipe.name)
         return verdict
 
     return group.run_on_main(write_verdict)
