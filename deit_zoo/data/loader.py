@@ -1,8 +1,9 @@
-"""Batches from worker processes, which hear no wish to stop and whose errors are their own."""
+"""Batches from worker processes, which hear no request to stop and whose errors are their own."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -51,8 +52,10 @@ def _as_raised(error: ZooError) -> ZooError:
     return kind(sentence.strip()) if name else error
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """In a worker: a wish to stop is the main process's to hear; SIGTERM ends a worker."""
+def _begin_worker(_worker: int) -> None:
+    """In a worker: a request to stop is for the main process; SIGTERM ends a worker."""
+    # The thread that hands tensors over would print a traceback when the main process leaves early.
+    sys.excepthook = lambda *_error: None
     # At exit, multiprocessing ends workers by SIGTERM and waits: deaf ones would be waited for.
     for name, action in (
         ("SIGINT", signal.SIG_IGN),
