@@ -46,6 +46,7 @@ def test_timm_gets_the_same_weights(model: str, precision: str, limit: float) ->
     assert distance("timm", "eager", case) < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deit_tiny", "deit_tiny_distilled"])
 def test_transformers_gets_the_same_weights(model: str) -> None:
     pytest.importorskip("transformers")

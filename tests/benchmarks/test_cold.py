@@ -22,6 +22,7 @@ def test_a_process_without_an_answer_says_why() -> None:
         first_prediction([sys.executable, "-c", "1 / 0"])
 
 
+@pytest.mark.slow
 def test_the_digits_model_starts_alone_where_timm_has_none() -> None:
     found = cold_starts(["deit_pico_digits"], peers=["timm"], rounds=1, threads=1)
     [row] = found["rows"]

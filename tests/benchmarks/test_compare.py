@@ -93,6 +93,7 @@ def test_a_report_beside_timm() -> None:
     assert report["weights"] == "random"
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     asked = config(models=["deit_pico_digits"], img_size=16, rounds=1, memory=True)
     [row] = compare(asked)["rows"]

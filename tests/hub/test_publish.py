@@ -81,6 +81,7 @@ def test_timm_loads_it_strictly_with_equal_logits(folder: Path) -> None:
     assert (data["input_size"], data["crop_pct"]) == ((3, 16, 16), 1.0)
 
 
+@pytest.mark.slow
 @each_row("name", TIMM_LOADS)
 def test_timm_builds_every_published_model_from_its_configuration(
     name: str, tmp_path: Path

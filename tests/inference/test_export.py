@@ -207,6 +207,7 @@ def test_a_file_names_no_folder_of_this_machine(as_onnx: Export, as_pt2: Export)
     assert here not in as_pt2.file.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_the_same_model_gives_the_same_bytes(
     kind: str, request: pytest.FixtureRequest, distilled: ZooModel, tmp_path: Path
@@ -236,6 +237,7 @@ def test_a_compiled_program_runs_where_this_package_is_not(
     assert difference < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_a_convnet_is_exported_too(kind: str, tmp_path: Path) -> None:
     done = export(CONVNET, tmp_path / f"convnet.{kind}")
@@ -411,6 +413,7 @@ def test_an_opset_that_cannot_be_is_refused(opset: int, tmp_path: Path) -> None:
         export(DISTILLED, tmp_path / "a.onnx", opset=opset)
 
 
+@pytest.mark.slow
 def test_another_opset_is_written_when_asked_for(tmp_path: Path) -> None:
     import onnx
 

@@ -744,6 +744,7 @@ def test_as_many_images_of_cait_go_together_as_a_cache_holds(
     assert seen == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_every_size_of_many_models_is_compiled() -> None:
     # Torch stops compiling a function at 8 forms, and says so in its log alone.

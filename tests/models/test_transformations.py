@@ -44,6 +44,7 @@ def test_a_model_compiles_to_one_graph_with_the_same_logits(
     torch.testing.assert_close(compiled(images), network(images))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_compiled_model_has_the_same_gradients(network: ZooModel, images: Tensor) -> None:
     compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager")
@@ -53,6 +54,7 @@ def test_a_compiled_model_has_the_same_gradients(network: ZooModel, images: Tens
     torch.testing.assert_close(list(found.values()), list(expected.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @transformers
 def test_stochastic_depth_compiles_to_one_graph(

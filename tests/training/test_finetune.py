@@ -516,6 +516,7 @@ def test_a_student_of_five_classes_learns_ten_from_a_convnet(
     assert (recipe["distillation"], recipe["alpha"], recipe["train_mode"]) == ("hard", 0.5, True)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_fine_tuned_first_and_then_taken_by_its_folder(
     tmp_path: Path, low: Path
 ) -> None:

@@ -314,6 +314,7 @@ def test_two_workers_train_the_same_bits_as_none(
     assert sha256(output / "model.safetensors") == sha256(finished / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_another_seed_trains_other_bits(
     tmp_path: Path, finished: Path, digits_folder: Path
 ) -> None:
@@ -322,6 +323,7 @@ def test_another_seed_trains_other_bits(
     assert sha256(output / "model.safetensors") != sha256(finished / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_bfloat16_on_the_cpu_trains_other_bits_and_says_so(
     tmp_path: Path, finished: Path, digits_folder: Path
 ) -> None:
@@ -370,6 +372,7 @@ def test_a_run_that_was_killed_at_any_moment_ends_in_the_same_bits_and_log(
     assert_same_run(output, finished)
 
 
+@pytest.mark.slow
 def test_the_moving_average_of_a_run_that_was_killed_is_that_of_one_that_was_not(
     tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
 ) -> None:
@@ -602,6 +605,7 @@ def test_three_in_a_row_go_back_to_the_last_state_and_say_so(
     assert receipt_of(tmp_path)["run"] == {"skipped_steps": 0, "bad_images": 0, "rewinds": 1}
 
 
+@pytest.mark.slow
 def test_the_log_is_cut_where_a_run_goes_back_over_the_end_of_an_epoch(
     tmp_path: Path, finished: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -778,6 +782,7 @@ def test_a_folder_of_ones_own_classes_is_trained_without_a_verdict(
     assert model.num_classes == 3
 
 
+@pytest.mark.slow
 def test_a_second_stage_trains_on_from_a_finished_run_and_leaves_it_alone(
     tmp_path: Path, finished: Path, digits_folder: Path
 ) -> None:
