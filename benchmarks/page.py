@@ -391,7 +391,7 @@ def plain_section(results: Results) -> str:
     for name, report in results.items():
         if fnmatch(name, PLAIN):
             where_and_when = f"{report['date'][:10]}: {processor(report)}. {versions(report)}."
-            parts.append(filled(f"Measured on {where_and_when}"))
+            parts.append(filled(f"Measured on {where_and_when} {report.get('note', '')}".rstrip()))
             parts.append(measured(report, ("", "p50 ms", "images/s", "to timm eager"), plain_rows))
     if not parts:
         return ""
