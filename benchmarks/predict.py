@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py [ROUNDS] [--models NAME ...] [--batch-sizes N ...] [--json FILE]
 
-For a GPU, where `compare.py`, which waits for nothing but whole turns, is too coarse: each call is
-waited for, as one who answers a request must. Weights are random: speed does not hang on them.
+On a GPU where there is one. Each call is waited for, as one who answers a request must. Weights are
+random, as speed does not depend on them.
 """
 
 from __future__ import annotations
