@@ -11,7 +11,7 @@ BENCHMARKS := cold_start load cached startup plain cait_memory train_step classi
 SUITES := forward optimized cait train_forward_backward
 MEASURED := build/benchmarks
 
-.PHONY: demo test test-all lint benchmark clean
+.PHONY: demo test test-all lint benchmark gpu clean
 
 demo: .venv/installed
 	rm -rf $(DEMO)
@@ -55,6 +55,10 @@ benchmark: .venv/installed
 	mkdir -p benchmarks/results
 	cp $(MEASURED)/*.json benchmarks/results
 	$(BIN)/python benchmarks/page.py
+
+# What a GPU has to show, in eight minutes and without an install: PYTHON has torch and timm.
+gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --output $(MEASURED)/gpu
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -38,6 +38,15 @@ def arguments_of(
     return parser.parse_args()
 
 
+def device_options(parser: argparse.ArgumentParser) -> None:
+    """Of what runs on a GPU too, and may be a section of gpu.py."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=device)
+    parser.add_argument(
+        "--wait", action="store_true", help="get ready, say so, and begin on a line of stdin"
+    )
+
+
 def write(
     arguments: argparse.Namespace,
     rows: Sequence[dict[str, Any]],
@@ -51,15 +60,27 @@ def write(
     if arguments.json is None:
         return
     script = Path(sys.argv[0])
-    typed = [word for word in sys.argv[1:] if word not in ("--json", str(arguments.json))]
-    report = {
-        "benchmark": name or script.stem,
-        "command": " ".join(["python", f"benchmarks/{script.name}", *typed]),
+    left_out = ("--wait", "--json", str(arguments.json))
+    words = [word for word in sys.argv[1:] if word not in left_out]
+    command = " ".join(["python", f"benchmarks/{script.name}", *words])
+    report = report_of(name or script.stem, command, device=device, threads=arguments.threads)
+    report |= {"rounds": arguments.rounds, "rows": rows, "ratios": ratios}
+    write_report(arguments.json, report | more)
+
+
+def report_of(name: str, command: str, *, device: str, threads: int) -> dict[str, Any]:
+    """What every results file holds, before anything is measured."""
+    return {
+        "benchmark": name,
+        "command": command,
         "date": now(),
-        "machine": machine(device, arguments.threads, EVERY_PACKAGE),
-        "rounds": arguments.rounds,
-        "rows": rows,
-        "ratios": ratios,
+        "machine": machine(device, threads, EVERY_PACKAGE),
+        "rounds": 1,
+        "rows": [],
+        "ratios": {},
     }
-    data = json.dumps(report | more, indent=1, ensure_ascii=False) + "\n"
-    write_whole(arguments.json, data.encode())
+
+
+def write_report(file: Path, report: dict[str, Any]) -> None:
+    """A results file, whole or as it was."""
+    write_whole(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

@@ -399,32 +399,86 @@ def plain_section(results: Results) -> str:
     return "\n\n".join(["## Plain models and optimize", text, *parts])
 
 
-def batches(report: Report) -> str:
-    """The sizes of its batches, in words."""
-    sizes = sorted({row["batch_size"] for row in report["rows"]})
-    return f"batch {' and '.join(map(str, sizes))}"
+def gpu_step_rows(report: Report) -> Iterator[list[str]]:
+    """Each side of each case in each mode, with its memory."""
+    for row in report["rows"]:
+        case = f"{row['model']}, {row['img_size'][0]} px, batch {row['batch_size']}"
+        memory = row.get("memory_bytes")
+        yield [
+            f"{case}, {row['who']}",
+            number(row["images_per_second"]),
+            share(row["share_of_peak"]),
+            number(report["ratios"].get(row["model"], {}).get(row["who"]), 3),
+            number(memory and memory / 2**20, 0),
+        ]
+
+
+def tests_rows(report: Report) -> Iterator[list[str]]:
+    """How many came to what, in how many seconds."""
+    for outcome in sorted({row["outcome"] for row in report["rows"]}):
+        seconds = [row["seconds"] for row in report["rows"] if row["outcome"] == outcome]
+        yield [outcome, f"{len(seconds)}", number(sum(seconds), 0)]
+
+
+def digits_rows(report: Report) -> Iterator[list[str]]:
+    """Each run to its verdict."""
+    for row in report["rows"]:
+        name = f"{row['model']}: {row['verdict']}"
+        yield [name, f"{row['epochs']}", number(row["seconds"], 0)]
+
+
+def epoch_rows(report: Report) -> Iterator[list[str]]:
+    """Each epoch, and the hours of a whole training at its pace."""
+    for row in report["rows"]:
+        yield [
+            f"{row['model']}, {row['num_images']:,} images, epoch {row['epoch'] + 1}",
+            number(row["images_per_second"], 0),
+            share(row["data_share"]),
+            number(row["hours_on_1_gpu"]),
+            number(row["hours_on_8_gpus"]),
+        ]
 
 
 def gpu_section(results: Results) -> str:
     """Every file of a GPU, where one was at hand."""
     parts = []
-    for name, report in results.items():
-        if not fnmatch(name, GPU):
-            continue
-        machine, row = report["machine"], report["rows"][0]
-        parts.append(
-            filled(
-                f"{report['benchmark'].replace('_', ' ').capitalize()} on "
-                f"{machine.get('gpu', machine['device'])} with torch "
-                f"{machine['packages']['torch']}, {report['date'][:10]}: "
-                f"{row.get('precision') or report['precision']}, {batches(report)}, "
-                f"{row['img_size'][0]} pixels. {report.get('note', '')}".rstrip()
-            )
-        )
-        # Predictions are compared as those of a CPU; in training each row is a side.
-        key = "optimized" if "mode" in row else "train_step"
-        parts.append(measured(report, *TABLES[key]))
-    return "\n\n".join(["## On a GPU", *parts]) if parts else ""
+    of_a_gpu = [report for name, report in results.items() if fnmatch(name, GPU)]
+    for report in sorted(of_a_gpu, key=lambda one: [*GPU_TABLES].index(one["benchmark"])):
+        title = report["benchmark"].replace("_", " ").capitalize()
+        notes = [f"{title} on {where_on_a_gpu(report)}.", report.get("note", "")]
+        if "peak_tflops" in report:
+            peak = number(report["peak_tflops"], 0)
+            notes.append(f"The peak, a large matrix product, was {peak} TFLOP/s.")
+        if not report.get("ended", "finished").startswith("finished"):
+            notes.append(f"It {report['ended']}.")
+        notes += [
+            f"Left out: {one['model']}, {one['who']} ({one['reason']})."
+            for one in report.get("failed", [])
+        ]
+        parts.append(filled(" ".join(notes)))
+        parts.append(measured(report, *GPU_TABLES[report["benchmark"]]))
+    how = filled(
+        "`make gpu` measures it all in eight minutes, on a machine with one GPU and without an "
+        "install; its files, copied from `build/benchmarks/gpu` to `benchmarks/results`, make "
+        "this section. Both sides are in the same precision and take turns."
+    )
+    return "\n\n".join(["## On a GPU", how, *parts]) if parts else ""
+
+
+def where_on_a_gpu(report: Report) -> str:
+    """The device, the versions and the day."""
+    machine = report["machine"]
+    packages = [f"{one} {machine['packages'][one]}" for one in ("torch", "timm")]
+    words = [machine.get("gpu", machine["device"]), *packages, f"Python {machine['python']}"]
+    if precision := report.get("precision"):
+        words.append(precision)
+    return f"{', '.join(words)}, {report['date'][:10]}"
+
+
+def gpu_table(report: Report) -> str:
+    """What a file of a GPU holds, as a table."""
+    headers, rows = GPU_TABLES[report["benchmark"]]
+    return table(headers, rows(report))
 
 
 def measured(report: Report, headers: Sequence[str], rows: Rows) -> str:
@@ -449,6 +503,17 @@ TABLES: dict[str, tuple[Sequence[str], Rows]] = {
     "classify": (("", "images/s"), classify_rows),
     "train_forward_backward": (PAIR, pairs),
     "train_step": (("", "images/s", "of the peak", "of timm"), step_rows),
+}
+# Of files of a GPU, by what was measured.
+GPU_TABLES: dict[str, tuple[Sequence[str], Rows]] = {
+    "tests": (("", "tests", "seconds"), tests_rows),
+    "train_step": (("", "images/s", "of the peak", "of timm", "MB"), gpu_step_rows),
+    "predict": TABLES["optimized"],
+    "digits": (("", "epochs", "seconds"), digits_rows),
+    "epoch": (
+        ("", "images/s", "waiting for data", "300 epochs, hours on 1", "on 8"),
+        epoch_rows,
+    ),
 }
 
 if __name__ == "__main__":

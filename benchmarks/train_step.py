@@ -4,8 +4,10 @@
 
 Both sides take the same batch through mixup, forward, backward and AdamW, in the same precision
 (bf16 on a GPU, float32 on the CPU), with and without torch.compile; the loop of ours is the one
-that trains, with its skipped-step check and its draws. Rounds are interleaved, medians are printed.
-The peak is that of a large matrix product in the same run.
+that trains, with its skipped-step check and its draws. A distilled model has a RegNetY-16GF of
+random weights as its teacher on both sides. Each side is a process; all get ready at once, then
+they take turns, and medians are printed. The peak is that of a large matrix product in the same
+run.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from typing import Any
 
 import timm
 import torch
-from measuring import arguments_of, write
+import torch.nn.functional as F
+from measuring import arguments_of, device_options, write
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -28,74 +31,125 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
+from deit_zoo.inference.throughput import OURS
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.registry import resolve
 from deit_zoo.training.loop import StepResult, train_one_epoch
+from deit_zoo.training.teacher import Teacher
 from deit_zoo.training.trainer import build_train_state
+from harness import timing
 from harness.backends import timm_name
+from harness.timing import ChildError, rotated
+from harness.workers import Worker, in_order_of_readiness, reason, still, wait_for_turn
 
-SECONDS = 3.0
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MODELS = ("deit_tiny", "deit_small", "deit_base", "cait_xxs24_224", "cait_s24_224")
+TEACHER = "regnety_160_deit"
+MODES = ("eager", "compiled")
+PATIENCE = 300.0  # seconds that a process waits for the memory that others hold
+Run = Callable[[int], int]
 
 
-def ours(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int], int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What both sides train, on which device; `batch` is that of a GPU in the recipe's run on 8."""
+
+    model: str
+    img_size: int = 224
+    batch: int = 128
+    device: str = "cuda"
+    threads: int = 1
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher is part of the step: of a model that has a head for it."""
+        return bool(resolve(self.model).arch.get("distilled"))
+
+
+# In order of worth: what is at the end may fall to the limit.
+CASES = (
+    Case(model="deit_small"),
+    Case(model="deit_base"),
+    Case(model="cait_xxs24_224"),
+    Case(model="deit_tiny"),
+    Case(model="deit_small_distilled"),
+    Case(model="cait_s24_224"),
+    Case(model="deit_base_384", img_size=384, batch=64),
+)
+
+
+def ours(case: Case, compiled: bool) -> Run:
     """Steps of the loop that trains, on one batch."""
-    recipe = replace(
-        RECIPES[name],
-        batch_size=batch,
-        replicas=1,
-        img_size=img_size,
-        distillation="none",  # a teacher would be measured too
-        teacher=None,
-    )
+    recipe = replace(RECIPES[case.model], batch_size=case.batch, replicas=1, img_size=case.img_size)
+    if not case.is_taught:
+        recipe = replace(recipe, distillation="none", teacher=None)
     plan = Plan(
         recipe=recipe,
         modified=True,
-        device=DEVICE.type,
+        device=case.device,
         processes=1,
         workers=0,
-        num_images=batch,
+        num_images=case.batch,
         compile=compiled,
     )
+    device = torch.device(case.device)
     model = deit_zoo.create(
-        name, img_size=img_size, drop_path_rate=recipe.drop_path_rate, device=DEVICE
+        case.model, img_size=case.img_size, drop_path_rate=recipe.drop_path_rate, device=device
     )
-    parts = build_train_state(plan, model, None, DistributedContext(device=DEVICE))
-    images, labels = data(batch, img_size)
-    none_bad = torch.zeros(batch, dtype=torch.long)
+    teacher = None
+    if case.is_taught:
+        network = deit_zoo.create(TEACHER, device=device).eval().requires_grad_(False)
+        teacher = Teacher(network=network, num_classes=1000, facts={})
+    state = build_train_state(plan, model, teacher, DistributedContext(device=device))
+    images, labels = data(case)
+    none_bad = torch.zeros(case.batch, dtype=torch.long)
 
     def run(steps: int) -> int:
-        epoch = replace(plan, num_images=steps * batch)
-        train_one_epoch(parts, epoch, 0, repeat((images, labels, none_bad)), shown)
+        epoch = replace(plan, num_images=steps * case.batch)
+        train_one_epoch(state, epoch, 0, repeat((images, labels, none_bad)), no_more)
         return epoch.steps_per_epoch
 
     return run
 
 
-def shown(_step: StepResult) -> None:
+def no_more(_step: StepResult) -> None:
     """What follows a step; nothing here."""
 
 
-def timms(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int], int]:
-    """A plain loop with timm's model, mixup, loss and optimizer."""
-    rate = RECIPES[name].drop_path_rate
-    model: Any = timm.create_model(timm_name(resolve(name)), img_size=img_size, drop_path_rate=rate)
-    model.to(DEVICE)
+def timms(case: Case, compiled: bool) -> Run:
+    """A plain loop with timm's model, mixup, loss and optimizer; the paper's loss where taught."""
+    rate = RECIPES[case.model].drop_path_rate
+    device = torch.device(case.device)
+    model: Any = timm.create_model(
+        timm_name(resolve(case.model)), img_size=case.img_size, drop_path_rate=rate
+    ).to(device)
+    teacher: Any = None
+    if case.is_taught:
+        model.set_distilled_training(True)
+        teacher = timm.create_model(timm_name(resolve(TEACHER))).to(device).eval()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
     criterion = SoftTargetCrossEntropy()
-    network = torch.compile(model) if compiled else model
-    images, labels = data(batch, img_size)
+    network, taught_by = model, teacher
+    if compiled:
+        network = torch.compile(model)
+        taught_by = torch.compile(teacher) if teacher else None
+    images, labels = data(case)
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        if taught_by is None:
+            return criterion(network(x), y)
+        outputs, distilled = network(x)
+        with torch.no_grad():
+            taught = taught_by(x).argmax(dim=1)
+        return (criterion(outputs, y) + F.cross_entropy(distilled, taught)) / 2
 
     def run(steps: int) -> int:
         model.train()
         for _ in range(steps):
-            x, y = images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
+            x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             x, y = mix(x, y)
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
-                loss = criterion(network(x), y)
+            with torch.autocast(case.device, torch.bfloat16, enabled=case.device == "cuda"):
+                loss = loss_of(x, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -104,28 +158,111 @@ def timms(name: str, batch: int, img_size: int, compiled: bool) -> Callable[[int
     return run
 
 
-def data(batch: int, img_size: int) -> tuple[Tensor, Tensor]:
+MAKERS: dict[str, Callable[[Case, bool], Run]] = {OURS: ours, "timm": timms}
+
+
+def data(case: Case) -> tuple[Tensor, Tensor]:
     """One batch in memory, pinned where that helps."""
-    images, labels = torch.randn(batch, 3, img_size, img_size), torch.randint(1000, (batch,))
-    return (images.pin_memory(), labels.pin_memory()) if DEVICE.type == "cuda" else (images, labels)
+    images = torch.randn(case.batch, 3, case.img_size, case.img_size)
+    labels = torch.randint(1000, (case.batch,))
+    return (images.pin_memory(), labels.pin_memory()) if case.device == "cuda" else (images, labels)
 
 
-def seconds_of(act: Callable[[int], int], steps: int) -> float:
+def side(task: dict[str, Any]) -> tuple[Any, Callable[[str, float], float]]:
+    """One side of a case in each mode, warmed up; what it took, and its turns.
+
+    A mode that fails is left out with its reason.
+    """
+    case = Case(**task["case"])
+    set_up(case.device, case.threads)
+    runs: dict[str, Run] = {}
+    paces: dict[str, float] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for mode in task["modes"]:
+        try:
+            runs[mode], memory = prepared(case, MAKERS[task["who"]], mode == "compiled")
+            paces[mode] = seconds_of(runs[mode], 2, case.device)
+            facts[mode] = {"memory_bytes": memory}
+        except Exception as error:  # whatever a compiler makes of a model
+            facts[mode] = {"failed": reason(error)}
+    release(case.device)
+
+    def turn(mode: str, seconds: float) -> float:
+        """Seconds per step, of as many as fill the time, after one that does not count."""
+        runs[mode](1)
+        taken = seconds_of(runs[mode], max(1, int(seconds / paces[mode])), case.device)
+        paces[mode] = taken
+        release(case.device)
+        return taken
+
+    return facts, turn
+
+
+def set_up(device: str, threads: int) -> None:
+    """Of this process, before it computes."""
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    from torch._functorch import config
+
+    # The backward pass is compiled before the forward pass runs: else its activations would lie in
+    # the GPU's memory, of every process that gets ready, as long as that takes.
+    if hasattr(config, "force_non_lazy_backward_lowering"):
+        config.force_non_lazy_backward_lowering = True
+
+
+def prepared(
+    case: Case, make: Callable[[Case, bool], Run], compiled: bool
+) -> tuple[Run, int | None]:
+    """Steps that are compiled and warmed up, and the most memory that one takes.
+
+    Where others hold the GPU's memory, it waits for them.
+    """
+    if case.device != "cuda":
+        run = make(case, compiled)
+        run(2)
+        return run, None
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            before = torch.cuda.memory_allocated()
+            run = make(case, compiled)
+            run(3)  # compiled here
+            release(case.device)
+            torch.cuda.reset_peak_memory_stats()
+            run(2)
+            return run, torch.cuda.max_memory_allocated() - before
+        except torch.OutOfMemoryError:
+            if time.monotonic() > until:
+                raise
+        run = None  # type: ignore[assignment]
+        release(case.device)
+        time.sleep(5)
+
+
+def release(device: str) -> None:
+    """Give back the memory that nothing lies in."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def seconds_of(act: Run, steps: int, device: str) -> float:
     """Seconds per step, of about so many."""
-    if DEVICE.type == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
     steps = act(steps)
-    if DEVICE.type == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / steps
 
 
-def peak() -> float:
+def peak(device: str) -> float:
     """Operations per second of a large matrix product in the precision of training."""
-    side = 8192 if DEVICE.type == "cuda" else 2048
-    kind = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    a, b = (torch.randn(side, side, device=DEVICE, dtype=kind) for _ in range(2))
+    side = 8192 if device == "cuda" else 2048
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
 
     def multiply(times: int) -> int:
         for _ in range(times):
@@ -133,72 +270,153 @@ def peak() -> float:
         return times
 
     multiply(3)
-    return 2 * side**3 / min(seconds_of(multiply, 10) for _ in range(3))
-
-
-def sides(name: str, batch: int, img_size: int, compiles: list[bool]) -> Iterator[tuple[str, Any]]:
-    """Each side in each mode, warmed up."""
-    for compiled in compiles:
-        for whose, make in (("deit_zoo", ours), ("timm", timms)):
-            act = make(name, batch, img_size, compiled)
-            act(3)
-            yield f"{whose}{', compiled' if compiled else ''}", act
+    return 2 * side**3 / min(seconds_of(multiply, 10, device) for _ in range(3))
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What this script has of its own."""
-    parser.add_argument("--models", nargs="+", default=None, choices=MODELS)
+    device_options(parser)
+    parser.add_argument("--models", nargs="+", default=None, choices=[one.model for one in CASES])
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--img-size", type=int, default=None)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
+
+
+def cases_of(arguments: argparse.Namespace) -> list[Case]:
+    """What was typed; on a CPU one small case unless more is asked for."""
+    gpu = arguments.device == "cuda"
+    models = arguments.models or ([one.model for one in CASES] if gpu else ["deit_tiny"])
+    machine = {"device": arguments.device, "threads": arguments.threads}
+    small = {} if gpu else {"img_size": 64, "batch": 8}
+    typed = {"img_size": arguments.img_size, "batch": arguments.batch}
+    typed = {key: value for key, value in typed.items() if value is not None}
+    return [replace(one, **machine, **(small | typed)) for one in CASES if one.model in models]
 
 
 def main() -> None:
-    """Measure, and print a table for each model."""
+    """Measure, print a table for each case, write after each."""
     arguments = arguments_of(__doc__, more=options)
-    torch.set_num_threads(arguments.threads)
-    gpu = DEVICE.type == "cuda"
-    models = arguments.models or (["deit_small", "deit_base"] if gpu else ["deit_tiny"])
-    img_size = arguments.img_size or (224 if gpu else 64)
-    batch = arguments.batch or (128 if gpu else 8)
-    if gpu:
-        torch.set_float32_matmul_precision("high")
-    highest = peak()
+    modes = MODES[:1] if arguments.no_compile else MODES
+    cases = cases_of(arguments)
+    workers = {
+        case: {
+            who: Worker("train_step:side", {"case": asdict(case), "who": who, "modes": modes})
+            for who in MAKERS
+        }
+        for case in cases
+    }
+    everyone = [one for pair in workers.values() for one in pair.values()]
+    if arguments.wait:
+        wait_for_turn(everyone)
+    gpu = arguments.device == "cuda"
+    set_up(arguments.device, arguments.threads)
+    with still(everyone):
+        highest = peak(arguments.device)
     where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}; batch {batch}, {img_size} px; matrix product {highest / 1e12:.2f} TFLOP/s")
+    print(f"{where}; matrix product {highest / 1e12:.2f} TFLOP/s", flush=True)
     rows: list[dict[str, Any]] = []
     ratios: dict[str, dict[str, float]] = {}
-    for name in models:
-        acts = dict(
-            sides(name, batch, img_size, [False] if arguments.no_compile else [False, True])
+    failed: list[dict[str, str]] = []
+
+    def save() -> None:
+        write(
+            arguments,
+            rows,
+            ratios,
+            device=arguments.device,
+            precision="bfloat16" if gpu else "float32",
+            peak_tflops=highest / 1e12,
+            failed=failed,
         )
-        pace = {key: max(1, int(SECONDS / seconds_of(act, 2))) for key, act in acts.items()}
-        times: dict[str, list[float]] = {key: [] for key in acts}
-        for _ in range(arguments.rounds):
-            for key, act in acts.items():
-                times[key].append(seconds_of(act, pace[key]))
-        ratios[name] = {}
-        for row in report(name, batch, img_size, times, highest):
-            ratios[name][row["who"]] = row.pop("ratio")
+
+    save()
+    for case in in_order_of_readiness(cases, lambda case: list(workers[case].values())):
+        facts, times = turns(workers[case], arguments.rounds, arguments.seconds)
+        ratios[case.model] = {}
+        for row in report(case, facts, times, highest):
+            if "failed" in row:
+                failed.append({"model": case.model, "who": row["who"], "reason": row["failed"]})
+                continue
+            if (ratio := row.pop("ratio")) is not None:
+                ratios[case.model][row["who"]] = ratio
             rows.append(row)
-    precision = "bfloat16" if gpu else "float32"
-    write(arguments, rows, ratios, device=str(DEVICE), precision=precision)
+        save()
+
+
+Key = tuple[str, str]  # who and in which mode
+
+
+def turns(
+    pair: dict[str, Worker], rounds: int, seconds: float
+) -> tuple[dict[Key, dict[str, Any]], dict[Key, list[float]]]:
+    """What each side said of each of its modes, and the seconds of its turns, in rounds."""
+    facts: dict[Key, dict[str, Any]] = {}
+    for who, worker in pair.items():
+        if worker.error:
+            facts[who, "eager"] = {"failed": worker.error}
+            continue
+        facts |= {(who, mode): fact for mode, fact in worker.ready.items()}
+    keys = [key for key, fact in facts.items() if "failed" not in fact]
+    times: dict[Key, list[float]] = {key: [] for key in keys}
+    for number in range(rounds if keys else 0):
+        for who, mode in rotated(keys, number):
+            if "failed" in facts[who, mode]:
+                continue
+            try:
+                times[who, mode].append(pair[who].ask(mode, seconds))
+            except ChildError as error:
+                facts |= {key: {"failed": str(error)} for key in keys if key[0] == who}
+    return facts, times
 
 
 def report(
-    name: str, batch: int, img_size: int, times: dict[str, list[float]], highest: float
+    case: Case,
+    facts: dict[Key, dict[str, Any]],
+    times: dict[Key, list[float]],
+    highest: float,
 ) -> Iterator[dict[str, Any]]:
-    """The table of one model, printed, and its rows."""
-    macs = deit_zoo.info(name).gmacs * 1e9 * (img_size / 224) ** 2
-    print(f"\n{name}\n{'':24}{'img/s':>10}{'of peak':>10}{'of timm':>10}")
-    for key, seconds in times.items():
-        speed = batch / statistics.median(seconds)
-        share = 3 * 2 * macs * speed / highest
-        theirs = times[key.replace("deit_zoo", "timm")]
-        ratio = statistics.median(their / our for our, their in zip(seconds, theirs, strict=True))
-        print(f"{key:24}{speed:>10.1f}{share:>10.1%}{ratio:>10.3f}")
-        facts = {"model": name, "img_size": [img_size, img_size], "batch_size": batch, "who": key}
-        yield facts | {"images_per_second": speed, "share_of_peak": share, "ratio": ratio}
+    """The table of one case, printed, and its rows."""
+    size = (case.img_size, case.img_size)
+    # A backward pass is two forward passes, by convention; a teacher has none.
+    macs = 3 * timing.gmacs(resolve(case.model), size)
+    macs += timing.gmacs(resolve(TEACHER), size) if case.is_taught else 0
+    print(f"\n{case.model}, {case.img_size} px, batch {case.batch}")
+    print(f"{'':24}{'img/s':>10}{'of peak':>10}{'of timm':>10}{'MB':>10}")
+    for (who, mode), fact in facts.items():
+        name = f"{who}{', compiled' if mode == 'compiled' else ''}"
+        if "failed" in fact:
+            print(f"{name:24} {fact['failed']}", flush=True)
+            yield {"who": name} | fact
+            continue
+        speed = case.batch / statistics.median(times[who, mode])
+        share = 2e9 * macs * speed / highest
+        ratio = ratio_to_timm(times, who, mode)
+        memory = fact["memory_bytes"]
+        print(
+            f"{name:24}{speed:>10.1f}{share:>10.1%}"
+            f"{'–' if ratio is None else f'{ratio:.3f}':>10}"
+            f"{'–' if memory is None else f'{memory / 2**20:,.0f}':>10}",
+            flush=True,
+        )
+        yield {
+            "model": case.model,
+            "img_size": list(size),
+            "batch_size": case.batch,
+            "who": name,
+            "images_per_second": speed,
+            "share_of_peak": share,
+            "memory_bytes": memory,
+            "ratio": ratio,
+        }
+
+
+def ratio_to_timm(times: dict[Key, list[float]], who: str, mode: str) -> float | None:
+    """How many times as fast as timm in the same mode: the median of the rounds' ratios."""
+    pairs: Sequence[tuple[float, float]] = list(
+        zip(times[who, mode], times.get(("timm", mode), []), strict=False)
+    )
+    return statistics.median(their / our for our, their in pairs) if pairs else None
 
 
 if __name__ == "__main__":

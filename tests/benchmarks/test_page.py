@@ -60,7 +60,8 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
         ["make", "-n", "benchmark"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
-    assert scripts - {"plain", "predict"} == set(page.TABLES) - set(compare.SUITES)
+    of_a_gpu = {"gpu", "gpu_tests", "predict", "reproduce"}
+    assert scripts - {"plain"} - of_a_gpu == set(page.TABLES) - set(compare.SUITES)
     assert [name for name in page.TABLES if f" {name} " not in recipe.replace(";", " ")] == []
     assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
 
@@ -78,21 +79,52 @@ def test_a_gpu_has_a_section_where_one_was_at_hand(results: dict[str, dict[str, 
     text = page.page(
         bare
         | {
-            "gpu_optimized": on_a_gpu(results["optimized"]),
-            "gpu_train_step": on_a_gpu(results["train_step"]),
+            "gpu_predict": on_a_gpu(results["optimized"]) | {"benchmark": "predict"},
+            "gpu_train_step": on_a_gpu(results["train_step"]) | {"ended": "stopped at its limit"},
         }
     )
     section = " ".join(text[text.index("## On a GPU") :].split())
-    assert "Train step on A GPU with torch 9.9, 2030-01-02: float32, batch 8, 64 pixels." in section
-    assert "Optimized on A GPU with torch 9.9, 2030-01-02: bfloat16, batch 1 and 8, 224" in section
-    assert "| deit_tiny, deit_zoo | 75.1 | 27.8% | 1.034 |" in section
+    assert "Train step on A GPU, torch 9.9, timm " in section
+    assert ", float32, 2030-01-02. It stopped at its limit." in section
+    assert "Predict on A GPU, torch 9.9, timm " in section
+    assert "| deit_tiny, 64 px, batch 8, deit_zoo | 75.1 | 27.8% | 1.034 | – |" in section
     assert "bfloat16, timm eager | 29.7" in section
 
 
-def test_a_gpus_ratio_may_lie_in_its_row(results: dict[str, dict[str, Any]]) -> None:
-    report = on_a_gpu(results["train_step"]) | {"ratios": {}}
-    report["rows"] = [row | {"ratio": 1.5} for row in report["rows"]]
-    assert "| 27.8% | 1.500 |" in page.gpu_section({"gpu_train_step": report})
+def test_a_run_on_a_gpu_says_its_verdict_and_what_imagenet_would_take(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    report = on_a_gpu(results["train_step"]) | {"benchmark": "digits"}
+    report["rows"] = [
+        {"model": "a", "verdict": "reproduced: top-1 98 %", "epochs": 300, "seconds": 21.4}
+    ]
+    assert "| a: reproduced: top-1 98 % | 300 | 21 |" in page.gpu_table(report)
+    report |= {"benchmark": "epoch"}
+    report["rows"] = [
+        {
+            "model": "b",
+            "num_images": 20_000,
+            "epoch": 1,
+            "images_per_second": 3000.4,
+            "data_share": 0.25,
+            "hours_on_1_gpu": 35.6,
+            "hours_on_8_gpus": 4.45,
+        }
+    ]
+    assert "| b, 20,000 images, epoch 2 | 3,000 | 25.0% | 35.6 | 4.5 |" in page.gpu_table(report)
+
+
+def test_tests_on_a_gpu_are_counted_and_failures_are_named(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    report = on_a_gpu(results["train_step"]) | {"benchmark": "tests", "rows": []}
+    for outcome, seconds in (("passed", 2.0), ("passed", 3.0), ("failed", 1.0)):
+        report["rows"].append({"test": "t", "outcome": outcome, "seconds": seconds})
+    report["failed"] = [{"model": "t", "who": "call", "reason": "it is 1"}]
+    section = page.gpu_section({"gpu_tests": report})
+    assert "| passed | 2 | 5 |" in section
+    assert "| failed | 1 | 1 |" in section
+    assert "Left out: t, call (it is 1)." in " ".join(section.split())
 
 
 def test_plain_models_have_a_section_with_its_own_machine(

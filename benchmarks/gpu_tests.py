@@ -1,0 +1,57 @@
+"""Tests as a section of gpu.py: pytest with the arguments that are given, a row for each test.
+
+python benchmarks/gpu_tests.py [-m gpu] [PATH ...] --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measuring import report_of, write_report
+
+QUIET = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-W", "default")
+
+
+class Recorder:
+    """Writes the results after each test."""
+
+    def __init__(self, file: Path, command: str, device: str) -> None:
+        self.file = file
+        self.report = report_of("tests", command, device=device, threads=1)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A row for a test that ran, or that could not begin or end."""
+        if report.when != "call" and report.passed:
+            return
+        row: dict[str, Any] = {
+            "test": report.nodeid,
+            "outcome": report.outcome,
+            "seconds": report.duration,
+        }
+        self.report["rows"].append(row)
+        if report.failed:
+            reason = report.longreprtext.strip().rpartition("\n")[2][:200]
+            failure = {"model": report.nodeid, "who": report.when, "reason": reason}
+            self.report.setdefault("failed", []).append(failure)
+        write_report(self.file, self.report)
+
+
+def main() -> None:
+    """Run, and end as pytest does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    arguments, words = parser.parse_known_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    command = " ".join(["python benchmarks/gpu_tests.py", *words])
+    recorder = Recorder(arguments.json, command, device)
+    write_report(recorder.file, recorder.report)
+    sys.exit(pytest.main([*QUIET, *words], plugins=[recorder]))
+
+
+if __name__ == "__main__":
+    main()
