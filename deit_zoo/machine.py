@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 from importlib import import_module
@@ -38,6 +39,26 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def peak_mb(device: torch.device | None = None) -> float | None:
+    """The most memory that this process has held, of a GPU where one is given, in MB of 2**20
+    bytes; None where nobody says.
+
+    On Linux not from getrusage: there a process inherits the peak of the one that started it.
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
+        return int(peak[1]) / 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return None
 
 
 def missing_compiler() -> str | None:

@@ -113,6 +113,8 @@ def execute(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         exec(compiled, {})
 
 
+# Which is true of a processor without units for bfloat16.
+@pytest.mark.filterwarnings("ignore:bfloat16 is slower than float32 on this device:UserWarning")
 @pytest.mark.parametrize("block", [b for b in blocks("python") if b.note != SLOW], ids=place)
 def test_a_python_block_of_the_documentation_works(
     block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch

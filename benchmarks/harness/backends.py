@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import MissingExtraError, ZooError
-from deit_zoo.inference.throughput import OURS, Case, peak_mb, plain_model, random_images, run_of
+from deit_zoo.inference.throughput import OURS, Case, plain_model, random_images, run_of
+from deit_zoo.machine import peak_mb
 from deit_zoo.registry import ModelSpec, resolve
 from harness.timing import Backend
 

@@ -70,7 +70,7 @@ with torch.inference_mode():
 _LAST = """
 import json
 print(json.dumps({"answer": answer, "load_seconds": loaded}), flush=True)
-from deit_zoo.inference.throughput import peak_mb
+from deit_zoo.machine import peak_mb
 print(json.dumps({"peak_mb": peak_mb()}))
 """
 PROGRAMS = {OURS: _OURS, "timm": _TIMM, "transformers": _TRANSFORMERS}

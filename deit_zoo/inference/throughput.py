@@ -22,6 +22,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.machine import peak_mb
 from deit_zoo.registry import resolve
 
 if TYPE_CHECKING:
@@ -348,21 +349,6 @@ def cold_start(case: Case, rounds: int) -> dict[str, Any]:
         values = [value for answer in answers if (value := answer[key]) is not None]
         row[key] = median(values) if values else None
     return row
-
-
-def peak_mb() -> float | None:
-    """The most memory that this process has held, in MB of 2**20 bytes; None where nobody says.
-
-    On Linux not from getrusage: there a process inherits the peak of the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
-        return int(peak[1]) / 1024
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return None
 
 
 def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:

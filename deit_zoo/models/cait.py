@@ -120,7 +120,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)), branch=1)
 
     def attention(self, x: Tensor) -> Tensor:
         """The softmax map (B, H, N, N) of what enters the block."""

@@ -67,7 +67,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)), branch=1)
 
     def attention(self, x: Tensor) -> Tensor:
         """The softmax map (B, H, N, N) of what enters the block."""

@@ -120,7 +120,13 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drop a residual branch per sample, in training only."""
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch per sample, in training only.
+
+    A block has one for both branches, `branch` 0 and 1. Whoever draws masks beforehand puts them,
+    one for each branch (2, B, 1, ..., 1), into `masks`; without them each call draws its own.
+    """
+
+    masks: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -130,10 +136,11 @@ class DropPath(nn.Module):
         """Draw 1 (keep) or 0 (drop) for every sample: (B, 1, ..., 1)."""
         return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: int = 0) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        return x * (self.keep_mask(x) / (1.0 - self.rate))
+        mask = self.keep_mask(x) if self.masks is None else self.masks[branch]
+        return x * (mask / (1.0 - self.rate)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.4g}"

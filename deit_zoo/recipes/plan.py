@@ -15,6 +15,7 @@ from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
+    Count,
     Recipe,
     check_fields,
     count,
@@ -35,7 +36,7 @@ PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
 EPOCH_UNIT = 256
 # What `--set` may change of the machine; none of it marks a run as modified.
-SETTINGS = ("precision", "compile", "deterministic", "state_minutes")
+SETTINGS = ("precision", "compile", "deterministic", "state_minutes", "micro_batch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,9 @@ class Plan:
     """A recipe on a machine: `processes` share the replicas of `num_images` training images.
 
     `precision` auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on the CPU; `compile`
-    None means on a GPU. A state is kept every `state_minutes` and after every epoch.
+    None means on a GPU. A state is kept every `state_minutes` and after every epoch. So many images
+    of a process as `micro_batch` go through the network together; None means as many as a GPU's
+    memory has room for, and one replica's on the CPU.
     """
 
     recipe: Recipe
@@ -57,6 +60,7 @@ class Plan:
     compile: bool | None = None
     deterministic: bool = False
     state_minutes: float = 15.0
+    micro_batch: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,6 +75,19 @@ class Plan:
             raise DataError(
                 f"{self.num_images} training images give no whole step of "
                 f"{self.recipe.batch_size}; {self._remedy()}"
+            )
+
+        of_process = self.replica_batch * self.replicas_per_process
+        fitting = [
+            self.replica_batch * n
+            for n in range(1, self.replicas_per_process + 1)
+            if self.replicas_per_process % n == 0
+        ]
+        if self.micro_batch not in (None, *fitting):
+            raise RecipeError(
+                f"micro_batch is {self.micro_batch}; the {of_process} images that a process has in "
+                f"a step go through the network as whole replicas: {', '.join(map(str, fitting))}, "
+                "or auto"
             )
 
     def _fitting(self) -> str:
@@ -291,13 +308,16 @@ def settings(changes: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     of_machine = [change for change in changes if change.partition("=")[0] in SETTINGS]
     of_recipe = [change for change in changes if change not in of_machine]
     hints = {name: type_hints(Plan)[name] for name in SETTINGS}
-    return of_recipe, dict(read_change(change, hints, "a plan") for change in of_machine)
+    auto = ("auto", "none", "null")
+    return of_recipe, dict(read_change(change, hints, "a plan", auto) for change in of_machine)
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:
     """The plan that `to_dict` wrote, also after a journey through JSON."""
-    machine = {f.name: values[f.name] for f in fields(Plan) if f.name != "recipe"}
-    return Plan(recipe=from_dict(values["recipe"]), **machine)
+    recipe = from_dict(values["recipe"])
+    # A plan of an older version has fewer fields.
+    known = {field.name for field in fields(Plan) if field.name in values}
+    return Plan(recipe=recipe, **{name: values[name] for name in known - {"recipe"}})
 
 
 def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:

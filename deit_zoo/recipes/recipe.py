@@ -211,6 +211,12 @@ def count(number: int, noun: str) -> str:
     return f"1 {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """A time in words: 90 min, 2.5 h."""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
 def from_dict(values: Mapping[str, Any]) -> Recipe:
     """The recipe that `to_dict` wrote, also after a journey through JSON."""
     own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -246,15 +252,20 @@ def check_fields(record: Any) -> None:
                 raise RecipeError(f"{key} is {value}; it must be {limit.words}")
 
 
-def read_change(change: str, hints: Mapping[str, Any], of: str) -> tuple[str, Any]:
-    """A `field=value` of `--set` as name and value. Raises RecipeError for what is neither."""
+def read_change(
+    change: str, hints: Mapping[str, Any], of: str, nothing: Sequence[str] = ("none", "null")
+) -> tuple[str, Any]:
+    """A `field=value` of `--set` as name and value; `nothing` are the words for None.
+
+    Raises RecipeError for what is neither.
+    """
     name, sign, text = change.partition("=")
     if not sign or name not in hints:
         raise RecipeError(f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}")
     hint = hints[name]
     # Of `float | None` the first; literals and strings are read as they are.
     if type(None) in get_args(hint):
-        if text.lower() in ("none", "null"):
+        if text.lower() in nothing:
             return name, None
         hint = get_args(hint)[0]
     if (kind := get_origin(hint) or hint) not in _READERS:

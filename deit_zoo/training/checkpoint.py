@@ -68,6 +68,7 @@ class CheckpointManager:
         self.epoch = 0
         self.stats = EpochStats()
         self.rollbacks = 0
+        self.stopping = False
         self.saved_at = time.monotonic()
 
     def load(self) -> bool:
@@ -80,22 +81,25 @@ class CheckpointManager:
         self.epoch = position.epoch
         self.stats = EpochStats(**facts["sums"])
         self.rollbacks = max(self.rollbacks, facts["rewinds"])
-        if self.state.scaler is not None and facts["scaler"]:  # None: it ran in another precision
+        if self.state.scaler.is_enabled() and facts["scaler"]:  # else it ran in another precision
             self.state.scaler.load_state_dict(facts["scaler"])
         return True
 
-    def after_step(self, step: StepResult) -> None:
-        """Report bad images, save when it is time, and stop where that was requested."""
+    def after_step(self, step: StepResult) -> bool:
+        """Report bad images; whether it is time to save, or to stop."""
         for number in step.bad:
             self.tell(f"{self.name_of(number)} cannot be read; another image takes its place")
         self._check_bad_images()
-        if step.stop:
-            self.save()
-            raise Interrupted(self.stop.number or SIGTERM)
-        due = time.monotonic() - self.saved_at > self.plan.state_minutes * 60
+        self.stopping |= step.stop
+        return self.stopping or time.monotonic() - self.saved_at > self.plan.state_minutes * 60
+
+    def at_rest(self) -> None:
+        """Save while no step is under way; raises Interrupted where the run shall stop."""
         # Not among steps that are skipped: to go back there would lead to the same loss.
-        if due and not self.stats.in_a_row:
+        if self.stopping or not self.stats.in_a_row:
             self.save()
+        if self.stopping:
+            raise Interrupted(self.stop.number or SIGTERM)
 
     def finish_epoch(self) -> None:
         """The epoch is trained, measured and logged: go on to the next."""
@@ -109,11 +113,10 @@ class CheckpointManager:
         self.saved_at = time.monotonic()
         if not self.state.group.is_main:
             return
-        scaler = self.state.scaler
         facts = {
             "sums": asdict(self.stats),
             "rewinds": self.rollbacks,
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": self.state.scaler.state_dict(),
         }
         position = TrainPosition(epoch=self.epoch, step=self.stats.step, facts=facts)
         try:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, write_whole
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import duration
 from deit_zoo.runs.reference import compare_to_reference, plan_differences, published_curve
 from deit_zoo.training.loop import EpochStats, StepResult
 
@@ -103,7 +104,7 @@ class MetricLogger:
         if self._due(STEP_LINE_SECONDS):
             left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
             left_seconds = left * stats.seconds / max(stats.step, 1)
-            self._line(f"epoch {epochs}  step {steps}  {figures}  {_duration(left_seconds)} left")
+            self._line(f"epoch {epochs}  step {steps}  {figures}  {duration(left_seconds)} left")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One epoch is done: show it, and append it to the log on disk."""
@@ -155,8 +156,3 @@ class MetricLogger:
             with full_disk_as_error(self.log):
                 kept = "".join(f"{line}\n" for line in lines[:first_epoch])
                 write_whole(self.log, kept.encode())
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,56 +1,129 @@
-"""Loader and model, each measured alone at the start of a run: which of the two limits it?"""
+"""What a step costs on this device: memory before the start, then time, and which part limits."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from deit_zoo.machine import peak_mb, usable_cores
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.data import TrainLoader
-from deit_zoo.training.loop import TrainState, autocast, gradient_sync
-from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.recipes.recipe import count, duration
+from deit_zoo.training.data import Batch, TrainLoader
+from deit_zoo.training.loop import (
+    EpochStats,
+    NotFinite,
+    StepResult,
+    TrainState,
+    autocast,
+    train_one_epoch,
+)
 
 # A run of fewer steps in an epoch is over before the answer could help.
 MIN_STEPS = 100
-SECONDS = 5.0
-BATCHES = 64
+STEPS = 20  # of the warm-up, or as many as go into SECONDS
+SECONDS = 10.0
+BATCHES = 64  # of the loader's
+MEMORY_SHARE = 0.85  # of a GPU's memory, that a pass may fill
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def profile_loader_and_step(state: TrainState, plan: Plan, loader: TrainLoader) -> str | None:
-    """What limits this run, in one sentence; None for runs too short to ask.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCost:
+    """A step of one process, measured: images per second, and MB at the highest point."""
 
-    Nothing that training depends on is touched: no optimizer step is taken, and draws are set
-    before each of their uses.
+    rate: float
+    peak: float | None
+
+
+def fitting_replicas(state: TrainState, plan: Plan) -> int:
+    """How many replicas go through the network together: as the plan says, or as memory allows.
+
+    One by one on the CPU, whose order of sums made the embedded checkpoints; and with batch
+    normalisation, which is a function of the pass.
+    """
+    share = len(state.replicas)
+    if plan.micro_batch is not None:
+        return plan.micro_batch // plan.replica_batch
+    mixes_images = any(isinstance(module, BATCH_NORMS) for module in state.model.modules())
+    if state.group.device.type != "cuda" or mixes_images or share == 1:
+        return 1
+    kept, of_one = memory_of_a_pass(state, plan)
+    room = MEMORY_SHARE * torch.cuda.get_device_properties(state.group.device).total_memory - kept
+    return max(d for d in range(1, share + 1) if share % d == 0 and (d == 1 or d * of_one <= room))
+
+
+def memory_of_a_pass(state: TrainState, plan: Plan) -> tuple[int, int]:
+    """Bytes that a step keeps (weights, gradients, moments), and that one replica's pass adds."""
+    device, size = state.group.device, plan.recipe.img_size
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    images = torch.zeros(plan.replica_batch, 3, size, size, device=device)
+    targets = torch.zeros(plan.replica_batch, state.model.num_classes, device=device)
+    state.model.train(plan.recipe.train_mode)
+    with autocast(state):
+        loss = state.criterion(state.model(images), images, targets)
+    torch.autograd.backward(loss)
+    state.model.zero_grad(set_to_none=True)
+    weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
+    added = torch.cuda.max_memory_allocated(device) - before
+    return before + 3 * weights, added
+
+
+def profile(state: TrainState, plan: Plan, loader: TrainLoader) -> list[str]:
+    """What a step and a batch cost here, in two sentences; none for runs too short to ask.
+
+    The steps are real ones, and undone: weights, moments and averages are put back.
     """
     if plan.steps_per_epoch < MIN_STEPS:
-        return None
-    state.model.train(plan.recipe.train_mode)
+        return []
     batches = iter(loader.epoch(0))
-    images, labels, _ = next(batches)  # the workers are up
-    loader_rate = rate(lambda: len(next(batches)[0]), BATCHES)
+    step = [next(batches) for _ in state.replicas]  # the workers are up
+    loader_rate = rate(lambda: len(next(batches)[0]), min(BATCHES, plan.steps_per_epoch))
     loader.close()
-    model_rate = rate(lambda: forward_backward(state, plan, images, labels), BATCHES)
-    state.optimizer.zero_grad(set_to_none=True)
-    cores = (os.cpu_count() or 1) * plan.nodes // plan.processes
-    return sentence(loader_rate, model_rate, plan.workers, cores)
+    cost = warm_up(state, plan, step)
+    if cost is None:
+        return []
+    cores = usable_cores() * plan.nodes // plan.processes
+    return [outlook(plan, cost), sentence(loader_rate, cost.rate, plan.workers, cores)]
 
 
-def forward_backward(state: TrainState, plan: Plan, images: Tensor, labels: Tensor) -> int:
-    """One forward and backward pass, without a step; the number of images."""
-    device = state.group.device
-    seed_from_key(plan.recipe.seed, "speed")
-    mixed, targets = state.mix(images.to(device), labels.to(device))
-    with gradient_sync(state.network, last=False):  # each process by itself, as often as it likes
-        with autocast(state):
-            loss = state.criterion(state.network(mixed), mixed, targets)
-        torch.autograd.backward(loss)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return len(images)
+def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | None:
+    """Some steps on the same images, timed and undone; None where they are not finite."""
+    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+    scale, on_gpu = state.scaler.state_dict(), state.group.device.type == "cuda"
+    ended: list[float] = []
+
+    def run(steps: int) -> float:
+        """Seconds of so many steps, without a first one that begins on an idle device."""
+        ended.clear()
+        stats = EpochStats(step=plan.steps_per_epoch - steps - 1)
+        train_one_epoch(state, plan, 0, cycle(batches), on_step, stats)
+        return ended[-1] - ended[0]
+
+    def on_step(_step: StepResult) -> None:
+        ended.append(time.perf_counter())
+
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(state.group.device)
+    try:
+        run(2)  # what is compiled is compiled here
+        seconds = state.group.all_reduce(torch.tensor(run(1), device=state.group.device))
+        steps = max(1, min(STEPS, int(SECONDS * state.group.size / seconds.item())))
+        images = plan.replica_batch * len(state.replicas)
+        cost = StepCost(rate=images * steps / run(steps), peak=peak_mb(state.group.device))
+    except NotFinite:
+        cost = None
+    state.model.load_state_dict(before)
+    state.optimizer.state.clear()
+    state.scaler.load_state_dict(scale)
+    if state.ema is not None:
+        state.ema.module.load_state_dict(before)
+    return cost
 
 
 def rate(act: Callable[[], int], times: int) -> float:
@@ -63,6 +136,24 @@ def rate(act: Callable[[], int], times: int) -> float:
         if time.perf_counter() - started > SECONDS:
             break
     return images / (time.perf_counter() - started)
+
+
+def outlook(plan: Plan, cost: StepCost) -> str:
+    """Memory and speed of a step, and how long the whole run takes at that speed."""
+    recipe = plan.recipe
+    memory = "" if cost.peak is None else f"{cost.peak / 1024:.1f} GiB, "
+    images = recipe.epochs * plan.steps_per_epoch * recipe.batch_size
+    total = cost.rate * plan.processes
+    unit = "GPU" if plan.device == "cuda" else "process"
+    times = f"{duration(images / total)} on {count(plan.processes, unit)}"
+    if plan.device == "cuda" and plan.processes == 1:
+        times += f", {duration(images / total / 8)} on 8"
+    per_process = recipe.batch_size // plan.processes
+    return (
+        f"{recipe.name} at {per_process} images a step in each process: {memory}"
+        f"{cost.rate:,.0f} img/s; the {recipe.epochs} epochs' steps take {times}, if the loaders "
+        "keep up"
+    )
 
 
 def sentence(loader: float, model: float, workers: int, cores: int) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +37,10 @@ from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
 from deit_zoo.training.loop import (
     EpochStats,
-    LossNotFinite,
+    NotFinite,
     StepResult,
     TrainState,
+    autocast,
     train_one_epoch,
 )
 from deit_zoo.training.losses import criterion_for
@@ -46,7 +48,7 @@ from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.teacher import Teacher, teacher_for
-from deit_zoo.training.throughput import profile_loader_and_step
+from deit_zoo.training.throughput import fitting_replicas, profile
 from deit_zoo.training.timm_bridge import mixer, train_transform
 from deit_zoo.version import __version__
 from deit_zoo.weights.load import save_model
@@ -88,15 +90,21 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         def evaluate(model: ZooModel) -> Evaluation:
             return measure(model, held_out, eval_workers, group)
 
+        def validate(model: ZooModel) -> Evaluation:  # as it trains: upstream's precision too
+            compiles = is_compiled(plan) and len(held_out) >= IN_PROCESS
+            with autocast(state):
+                network: Any = torch.compile(model, dynamic=True) if compiles else model
+                return evaluate(network)
+
         manager = CheckpointManager(plan, output, state, stop, tell, images.name_of)
         if manager.load():
             say(f"continuing after epoch {manager.epoch}, step {manager.stats.step}")
         loader = TrainLoader(images, train_transform(recipe), plan, state.replicas, tell)
         with closing(loader), MetricLogger(plan, output, manager.epoch, console) as logger:
-            if not manager.epoch and (speeds := profile_loader_and_step(state, plan, loader)):
-                say(speeds)
+            for sentence in [] if manager.epoch else profile(state, plan, loader):
+                say(sentence)
             while manager.epoch < recipe.epochs:
-                run_epoch(manager, loader, logger, evaluate)
+                run_epoch(manager, loader, logger, validate)
         return conclude(job, manager, classes, evaluate, teacher)
 
 
@@ -104,14 +112,14 @@ def run_epoch(
     manager: CheckpointManager,
     loader: TrainLoader,
     logger: MetricLogger,
-    evaluate: Callable[[ZooModel], Evaluation],
+    validate: Callable[[ZooModel], Evaluation],
 ) -> None:
     """Train for an epoch, or from where the last state stands in it; measure, log and save it."""
     plan, state, epoch, stats = manager.plan, manager.state, manager.epoch, manager.stats
 
-    def on_step(step: StepResult) -> None:
+    def on_step(step: StepResult) -> bool:
         logger.step(step)
-        manager.after_step(step)
+        return manager.after_step(step)
 
     logger.begin(epoch, stats)
     try:
@@ -123,15 +131,16 @@ def run_epoch(
             on_step,
             stats,
             lambda: bool(manager.stop.number),
+            at_rest=manager.at_rest,
         )
-    except LossNotFinite as error:
+    except NotFinite as error:
         manager.roll_back(error.step)
         return
     if stats.seconds > LONG_EPOCH:
         manager.save()
-    reached = {"val": evaluate(state.model)}
+    reached = {"val": validate(state.model)}
     if state.ema is not None:
-        reached["ema"] = evaluate(state.ema.module)
+        reached["ema"] = validate(state.ema.module)
     # The log first: a line beyond the last state is cut off, a missing one stays missing.
     logger.epoch(epoch_record(plan, epoch, stats, reached))
     manager.finish_epoch()
@@ -192,7 +201,7 @@ def build_train_state(
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
     dtype = autocast_dtype(plan, group)
-    return TrainState(
+    state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=criterion_for(recipe, teacher),
@@ -201,17 +210,20 @@ def build_train_state(
         group=group,
         network=network_for(plan, model, teacher, group),
         dtype=dtype,
-        scaler=GradScaler(group.device.type) if dtype is torch.float16 else None,
+        scaler=GradScaler(group.device.type, enabled=dtype is torch.float16),
         ema=Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None,
     )
+    return replace(state, per_pass=fitting_replicas(state, plan))
 
 
 def network_for(
     plan: Plan, model: ZooModel, teacher: Teacher | None, group: DistributedContext
 ) -> nn.Module:
     """The model as it is called: compiled on a GPU, averaged over many processes."""
-    compiled = plan.device == "cuda" if plan.compile is None else plan.compile
-    network: Any = torch.compile(model) if compiled else model
+    network: Any = model
+    if is_compiled(plan):
+        mode = "reduce-overhead" if plan.device == "cuda" else None  # CUDA graphs
+        network = torch.compile(model, mode=mode, dynamic=False)
     if group.size == 1:
         return network
     two_heads = model.spec is not None and bool(model.spec.arch.get("distilled"))
@@ -221,6 +233,11 @@ def network_for(
         # Without a teacher the distillation head learns nothing.
         find_unused_parameters=plan.recipe.train_mode and teacher is None and two_heads,
     )
+
+
+def is_compiled(plan: Plan) -> bool:
+    """Whether the network is: where the plan says so, else on a GPU."""
+    return plan.device == "cuda" if plan.compile is None else plan.compile
 
 
 def autocast_dtype(plan: Plan, group: DistributedContext) -> torch.dtype | None:

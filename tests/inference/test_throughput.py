@@ -16,6 +16,7 @@ from PIL import Image
 from deit_zoo.errors import DataError, ImageSizeError, UnknownModelError, ZooError
 from deit_zoo.inference import throughput
 from deit_zoo.inference.throughput import Case, cases_of, title
+from deit_zoo.machine import peak_mb
 
 TINY = Case(model="deit_tiny", img_size=(32, 32), batch_size=2)
 DIGITS = Case(model="deit_pico_digits", img_size=(16, 16), pretrained=True)
@@ -238,10 +239,10 @@ def test_a_cold_start_is_the_median_of_processes_after_the_first(
 
 
 def test_the_peak_is_the_most_that_a_process_ever_held() -> None:
-    if throughput.peak_mb() is None:
+    if peak_mb() is None:
         pytest.skip("this system does not say how much memory a process held")
     code = (
-        "from deit_zoo.inference.throughput import peak_mb; before = peak_mb(); "
+        "from deit_zoo.machine import peak_mb; before = peak_mb(); "
         "held = b'x' * (200 << 20); del held; print(peak_mb() - before)"
     )
     grown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

@@ -86,7 +86,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Of one number in which every logit of every head has its own weight."""
     model.zero_grad()
     loss = sum(
-        (logits * torch.from_numpy(golden.normals(f"timm/{number}", logits.shape))).sum()
+        (logits * torch.from_numpy(golden.normals(f"timm/{number}", logits.shape)).to(logits)).sum()
         for number, logits in enumerate(outputs(model.train()))
     )
     loss.backward()
@@ -118,14 +118,15 @@ def test_logits_in_train_mode_are_those_of_timm(pair: Pair) -> None:
 
 
 def test_gradients_are_those_of_timm(pair: Pair) -> None:
-    found, expected = gradients(pair.ours), gradients(pair.theirs)
+    # In float64: of float32's rounding, which differs between processors, nothing is said.
+    found, expected = (gradients(deepcopy(model).double()) for model in (pair.ours, pair.theirs))
     largest = max(value.abs().max() for value in expected.values())
     # Each parameter by its own magnitude, but those whose true gradient is zero by all others'.
     wrong = [
         name
         for name, value in expected.items()
         if not (found[name] - value).abs().max()
-        <= LIMIT * torch.maximum(value.abs().max(), 1e-3 * largest)
+        <= 1e-10 * torch.maximum(value.abs().max(), 1e-3 * largest)
     ]
     assert found.keys() == expected.keys()
     assert not wrong

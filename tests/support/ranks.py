@@ -33,7 +33,7 @@ from deit_zoo.training.checkpoint import TrainPosition, load_state, save_state
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import (
     EpochStats,
-    LossNotFinite,
+    NotFinite,
     StepResult,
     TrainState,
     train_one_epoch,
@@ -188,7 +188,7 @@ def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
     ended = None
     try:
         training.train()
-    except LossNotFinite as bad:
+    except NotFinite as bad:
         ended = bad.step.number
     return {"losses": training.losses, "ended": ended, "weights": training.weights()}
 

@@ -107,7 +107,7 @@ def test_a_step_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     sums = EpochStats(step=5, seconds=50.0, data_seconds=5.0)
     with screen.watch as watch:
         watch.begin(138, sums)
-        watch.step(StepResult(number=4, loss=2.0, lr=1e-3))
+        watch.step(StepResult(number=4, loss=2.0, grad_norm=1.0, lr=1e-3))
     # 5 steps of 64 images in 50 seconds; 2 epochs of 20 steps less 5 are 350 seconds.
     assert screen.stream.getvalue() == (
         "epoch 139/140  step 5/20  loss 2.000  lr 1.00e-03  6 img/s  data wait 10%  6 min left\n"
@@ -120,7 +120,7 @@ def test_lines_rest_and_only_the_last_epoch_is_always_told(tmp_path: Path) -> No
     with screen.watch as watch:
         for epoch in (137, 138, 139):
             watch.begin(epoch, EpochStats())
-            watch.step(StepResult(number=0, loss=2.0, lr=1e-3))
+            watch.step(StepResult(number=0, loss=2.0, grad_norm=1.0, lr=1e-3))
             watch.epoch(record(epoch))
     assert screen.stream.getvalue() == "epoch 140/140  loss 1.250  top-1 50.00 %  1,234 img/s\n"
 
@@ -130,7 +130,7 @@ def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     screen = Screen(tmp_path, terminal=True)
     with screen.watch as watch:
         watch.begin(2, EpochStats(step=7, seconds=7.0, data_seconds=0.7))
-        watch.step(StepResult(number=6, loss=2.0, lr=1e-3))
+        watch.step(StepResult(number=6, loss=2.0, grad_norm=1.0, lr=1e-3))
         watch.progress.refresh()
     told = "epoch 3/140 .* step 7/20  loss 2.000  lr 1.00e-03  64 img/s  data wait 10%"
     assert re.search(told, screen.shown())
@@ -142,7 +142,7 @@ def test_the_bar_of_a_run_that_continues_stands_where_the_run_does(tmp_path: Pat
     screen = Screen(tmp_path, 70, terminal=True)
     with screen.watch as watch:
         watch.begin(70, EpochStats(step=3))
-        watch.step(StepResult(number=3, loss=2.0, lr=1e-3))
+        watch.step(StepResult(number=3, loss=2.0, grad_norm=1.0, lr=1e-3))
         task = watch.progress.tasks[0]
         assert (task.completed, task.total) == (1404.0, 2800.0)
 
@@ -152,7 +152,7 @@ def test_where_a_process_is_not_the_first_nothing_is_seen_or_written(tmp_path: P
     screen = Screen(tmp_path, terminal=True, quiet=True)
     with screen.watch as watch:
         watch.begin(0, EpochStats())
-        watch.step(StepResult(number=0, loss=2.0, lr=1e-3))
+        watch.step(StepResult(number=0, loss=2.0, grad_norm=1.0, lr=1e-3))
         watch.epoch(record(0))
     assert screen.stream.getvalue() == ""
     assert list(tmp_path.iterdir()) == []

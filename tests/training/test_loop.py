@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.optim import AdamW
 
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
@@ -18,7 +20,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.loop import (
     EpochStats,
-    LossNotFinite,
+    NotFinite,
     StepResult,
     TrainState,
     train_one_epoch,
@@ -74,9 +76,13 @@ def train(
     batches: list[Batch],
     epoch: int = 0,
     sums: EpochStats | None = None,
+    left_out: Collection[int] = (),
 ) -> tuple[EpochStats, list[StepResult]]:
     steps: list[StepResult] = []
-    return train_one_epoch(parts, plan_of(recipe), epoch, batches, steps.append, sums), steps
+    sums = train_one_epoch(
+        parts, plan_of(recipe), epoch, batches, steps.append, sums, left_out=left_out
+    )
+    return sums, steps
 
 
 def weights_of(parts: TrainState) -> Tensor:
@@ -249,15 +255,18 @@ def test_the_mean_loss_of_an_epoch_leaves_skipped_steps_out() -> None:
 def test_the_third_loss_in_a_row_that_is_not_finite_is_raised_with_its_step() -> None:
     parts = parts_of(CALM, broken_at(1, 2, 3))
     sums = EpochStats()
-    with pytest.raises(LossNotFinite) as caught:
+    with pytest.raises(NotFinite) as caught:
         train(parts, CALM, batches_of(8), sums=sums)
-    assert (caught.value.step.number, str(caught.value)) == (3, "the loss is nan at step 3")
-    assert (sums.step, sums.skipped) == (3, 3)
+    assert (caught.value.step.number, str(caught.value)) == (
+        3,
+        "loss nan and gradient norm nan at step 3",
+    )
+    assert (sums.step, sums.skipped) == (4, 3)
 
 
 def test_losses_that_are_not_finite_are_counted_in_a_row_over_the_end_of_an_epoch() -> None:
     parts = parts_of(CALM, broken_at(0))
-    with pytest.raises(LossNotFinite):
+    with pytest.raises(NotFinite):
         train(parts, CALM, batches_of(8), sums=EpochStats(in_a_row=2))
 
 
@@ -334,3 +343,117 @@ def test_the_average_takes_in_every_step_that_was_made() -> None:
     assert parts.ema
     found = torch.cat([value.flatten() for value in parts.ema.module.parameters()])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def fused(parts: TrainState) -> TrainState:
+    """The same, with an optimizer that leaves a step undone by itself, as on a GPU."""
+    groups = [dict(group) for group in parts.optimizer.param_groups]
+    for group in groups:
+        del group["fused"], group["foreach"]
+    return replace(parts, optimizer=AdamW(groups, fused=True))
+
+
+def poisoned_at(parts: TrainState, *steps: int, value: float = float("nan")) -> TrainState:
+    """The same, whose gradient, not its loss, is not finite in some steps."""
+    calls = iter(range(1000))
+
+    def spoil(gradient: Tensor) -> Tensor:
+        step = next(calls) // 2  # of two replicas
+        return torch.full_like(gradient, value) if step in steps else gradient
+
+    parts.model.head.weight.register_hook(spoil)
+    return parts
+
+
+@each_row("make", [lambda parts: parts, fused])
+@each_row("value", [float("nan"), float("inf")])
+def test_a_step_whose_gradient_is_not_finite_moves_nothing(
+    make: Callable[[TrainState], TrainState], value: float
+) -> None:
+    parts = poisoned_at(make(parts_of(CALM)), 1, 3, value=value)
+    sums, steps = train(parts, CALM, batches_of(8))
+    assert [(step.finite, math.isfinite(step.grad_norm)) for step in steps] == [
+        (True, True),
+        (False, False),
+        (True, True),
+        (False, False),
+    ]
+    assert all(math.isfinite(step.loss) for step in steps)
+    assert (sums.skipped, sums.losses, sums.step) == (2, 2, 4)
+
+    kept = make(parts_of(CALM))
+    batches = batches_of(8)
+    train(kept, CALM, batches, left_out={1, 3})
+    assert torch.equal(weights_of(parts), weights_of(kept))
+    moments, expected = (p.optimizer.state_dict()["state"] for p in (parts, kept))
+    for number, values in expected.items():
+        assert all(torch.equal(value, moments[number][key]) for key, value in values.items())
+
+
+def test_a_fused_optimizer_trains_as_the_plain_one() -> None:
+    plain, other = parts_of(CALM), fused(parts_of(CALM))
+    (expected, told), (found, steps) = (train(p, CALM, batches_of(8)) for p in (plain, other))
+    torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=1e-5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert [step.number for step in steps] == [step.number for step in told]
+
+
+def test_steps_that_are_left_out_are_passed_over_with_their_images() -> None:
+    recipe = replace(RECIPE, drop_path_rate=0.5)
+    parts, other = parts_of(recipe), parts_of(recipe)
+    sums, steps = train(parts, recipe, batches_of(8), left_out={0, 2})
+    assert [step.number for step in steps] == [1, 3]
+    assert (sums.step, sums.skipped, sums.losses, sums.in_a_row) == (4, 2, 2, 0)
+    # The same draws at the same places, by one who never had the others' images.
+    train(other, recipe, batches_of(8)[2:], sums=EpochStats(step=1), left_out={2})
+    assert torch.equal(weights_of(parts), weights_of(other))
+
+
+@each_row("make", [lambda parts: parts, fused])
+def test_the_loop_comes_to_rest_with_every_step_counted(
+    make: Callable[[TrainState], TrainState],
+) -> None:
+    # On a GPU a step is read while the next is under way; no state may be written between.
+    parts = make(parts_of(CALM))
+    seen: list[tuple[int, Tensor]] = []
+    sums = EpochStats()
+    train_one_epoch(
+        parts,
+        plan_of(CALM),
+        0,
+        batches_of(8),
+        lambda step: step.number == 1,
+        sums,
+        at_rest=lambda: seen.append((sums.step, weights_of(parts))),
+    )
+    [(steps, weights)] = seen
+    again = make(parts_of(CALM))
+    train(again, CALM, batches_of(8), left_out=range(steps, 4))
+    assert torch.equal(weights_of(again), weights)
+
+
+@each_row("train_mode", [True, False])
+def test_replicas_go_through_together_as_one_by_one(train_mode: bool) -> None:
+    # In float64: only the order of sums differs.
+    recipe = replace(RECIPE, drop_path_rate=0.5, train_mode=train_mode)
+    batches = [(images.double(), targets.double(), bad) for images, targets, bad in batches_of(8)]
+    single, joined = parts_of(recipe), replace(parts_of(recipe), per_pass=2)
+    for parts in (single, joined):
+        parts.model.double()
+    (expected, _), (found, _) = (train(p, recipe, batches) for p in (single, joined))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    torch.testing.assert_close(weights_of(joined), weights_of(single), rtol=1e-9, atol=1e-12)
+
+
+def test_the_norm_of_the_gradient_is_told_before_it_is_clipped() -> None:
+    _, free = train(parts_of(CALM), CALM, batches_of(8))
+    clipped = replace(CALM, clip_grad=1e-3)
+    _, bound = train(parts_of(clipped), clipped, batches_of(8))
+    assert bound[0].grad_norm == free[0].grad_norm > 1e-3
+
+
+def test_a_scaler_may_halve_its_scale_for_longer_than_a_run_may_fail() -> None:
+    parts = parts_of(CALM, scaler=GradScaler("cpu", init_scale=2.0**16))
+    sums, _ = train(poisoned_at(parts, 0, 1, 2, 3), CALM, batches_of(8))
+    assert (sums.skipped, sums.in_a_row) == (4, 4)
+    assert parts.scaler.get_scale() == 2.0**12

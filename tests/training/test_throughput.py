@@ -1,9 +1,10 @@
-"""Which of loader and model limits a run: the sentence, and that asking changes no bit."""
+"""What a step costs, which of loader and model limits a run, and that asking changes no bit."""
 
 from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from deit_zoo.training import throughput as speed
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.loop import TrainState
-from deit_zoo.training.throughput import profile_loader_and_step, rate, sentence
+from deit_zoo.training.throughput import StepCost, outlook, profile, rate, sentence
 from deit_zoo.training.timm_bridge import train_transform
 from deit_zoo.training.trainer import build_model, build_train_state
 from support.tables import each_row
@@ -43,6 +44,44 @@ def test_the_two_rates_and_what_to_try(loader: int, workers: int, cores: int, ad
     assert sentence(float(loader), 1000.0, workers, cores) == (
         f"loader {loader:,} img/s, model 1,000 img/s in each process: {advice}"
     )
+
+
+@each_row(
+    ("gpus", "words"),
+    [
+        (
+            1,
+            "1024 images a step in each process: 21.0 GiB, 4,000 img/s; the 300 epochs' steps take "
+            "26.7 h on 1 GPU, 3.3 h on 8, if the loaders keep up",
+        ),
+        (
+            8,
+            "128 images a step in each process: 21.0 GiB, 4,000 img/s; the 300 epochs' steps take "
+            "3.3 h on 8 GPUs, if the loaders keep up",
+        ),
+    ],
+)
+def test_memory_and_time_of_a_run_are_told_before_it(gpus: int, words: str) -> None:
+    # 300 epochs of 1,251 steps of 1,024 images, at 4,000 images per second and GPU.
+    plan = make_plan("deit_base", gpus=gpus)
+    assert outlook(plan, StepCost(rate=4000.0, peak=21.0 * 1024)) == f"deit_base at {words}"
+
+
+def test_memory_that_nobody_counts_is_left_out() -> None:
+    assert "process: 4,000 img/s" in outlook(
+        make_plan("deit_base", gpus=1), StepCost(rate=4000.0, peak=None)
+    )
+
+
+def test_a_run_that_is_not_finite_is_not_estimated_and_left_as_it_was(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "MIN_STEPS", 1)
+    parts, plan, supply = begun(digits_folder)
+    parts = replace(parts, criterion=lambda outputs, images, targets: outputs.sum() * torch.nan)
+    before = [parameter.detach().clone() for parameter in parts.model.parameters()]
+    assert profile(parts, plan, supply) == []
+    assert all(map(torch.equal, before, parts.model.parameters()))
 
 
 def test_a_rate_leaves_out_the_first_two_calls() -> None:
@@ -72,22 +111,24 @@ def begun(folder: Path, *changes: str) -> tuple[TrainState, Plan, TrainLoader]:
 def test_a_run_of_few_steps_is_not_asked(digits_folder: Path) -> None:
     parts, plan, supply = begun(digits_folder)
     assert plan.steps_per_epoch == 4
-    assert profile_loader_and_step(parts, plan, supply) is None
+    assert profile(parts, plan, supply) == []
 
 
 @pytest.mark.parametrize("train_mode", [True, False])
-def test_asking_takes_no_step_and_leaves_no_gradient(
+def test_asking_leaves_weights_moments_and_averages_as_they_were(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch, train_mode: bool
 ) -> None:
     monkeypatch.setattr(speed, "MIN_STEPS", 1)
-    monkeypatch.setattr(speed, "BATCHES", 2)
-    parts, plan, supply = begun(digits_folder, f"train_mode={train_mode}")
+    monkeypatch.setattr(speed, "STEPS", 2)
+    parts, plan, supply = begun(digits_folder, f"train_mode={train_mode}", "ema_decay=0.5")
     parts.model.eval()  # as weights of a first stage come
     before = {key: value.clone() for key, value in parts.model.state_dict().items()}
-    told = profile_loader_and_step(parts, plan, supply)
-    assert told is not None
-    assert re.match(r"loader [\d,]+ img/s, model [\d,]+ img/s in each process: ", told)
-    assert all(torch.equal(value, before[key]) for key, value in parts.model.state_dict().items())
+    cost, limit = profile(parts, plan, supply)
+    assert re.match(r"deit_pico_digits at 64 images a step in each process: ", cost)
+    assert re.match(r"loader [\d,]+ img/s, model [\d,]+ img/s in each process: ", limit)
+    assert parts.ema
+    for model in (parts.model, parts.ema.module):
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in parts.model.parameters())
     assert parts.optimizer.state_dict()["state"] == {}
     assert parts.model.training is train_mode  # what is measured is what will be trained
@@ -103,7 +144,7 @@ def test_asking_changes_no_bit_of_a_run(
     for asked in (False, True):
         if asked:
             monkeypatch.setattr(speed, "MIN_STEPS", 1)
-            monkeypatch.setattr(speed, "BATCHES", 2)
+            monkeypatch.setattr(speed, "STEPS", 2)
         output = tmp_path / str(asked)
         reproduce(
             "deit_pico_digits",

@@ -1,0 +1,137 @@
+"""What one forward pass sees: the images of one or several replicas, mixed, on the device.
+
+A virtual replica is a unit of draws, not of a forward pass: its mixing and its masks of stochastic
+depth are drawn on the CPU by the key of its place. So the device and the number of replicas that go
+through together change nothing but the order of sums.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deit_zoo.models.layers import DropPath
+from deit_zoo.training.seeding import seed_from_key
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Images (B, C, H, W) and their soft targets; `bad` are the images that could not be read.
+
+    `last` says whether it is the last of its step.
+    """
+
+    images: Tensor
+    targets: Tensor
+    bad: list[int]
+    last: bool
+
+
+class MicroBatches:
+    """The forward passes of an epoch's steps, `per_pass` replicas in each.
+
+    `seconds` counts the time spent waiting for the loader.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mix: Mix,
+        batches: Batches,
+        *,
+        replicas: range,
+        per_pass: int,
+        key: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.mix = mix
+        self.loader = iter(batches)
+        self.replicas = replicas
+        self.per_pass = per_pass
+        self.key = key
+        self.device = device
+        self.seconds = 0.0
+        self.drop_paths = active_drop_paths(model)
+        # Images are copied beside the computation, not between its kernels.
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def of_step(self, number: int) -> Iterator[MicroBatch]:
+        """The passes of a step. Masks are put into the model for the pass that is yielded."""
+        for first in range(0, len(self.replicas), self.per_pass):
+            chosen = self.replicas[first : first + self.per_pass]
+            images, targets, masks, bad = zip(
+                *(self._replica(number, r) for r in chosen), strict=True
+            )
+            self._put_masks(join(masks, dim=2))
+            yield MicroBatch(
+                images=join(images),
+                targets=join(targets),
+                bad=[number for numbers in bad for number in numbers],
+                last=chosen[-1] == self.replicas[-1],
+            )
+
+    def leave_out(self) -> None:
+        """Pass over the images of a step."""
+        for _ in self.replicas:
+            self._next()
+
+    def _replica(self, number: int, replica: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """A replica's images and targets on the device, its masks, and its bad images."""
+        images, labels, bad = self._next()
+        images, labels = self._to_device(images, labels)
+        seed_from_key(*self.key, number, replica, "mixup")
+        images, targets = self.mix(images, labels)
+        seed_from_key(*self.key, number, replica, "drop_path")
+        masks = draw_masks(self.drop_paths, len(images))
+        return images, targets, masks, [int(image) - 1 for image in bad.tolist() if image]
+
+    def _next(self) -> tuple[Tensor, Tensor, Tensor]:
+        started = time.perf_counter()
+        batch = next(self.loader)
+        self.seconds += time.perf_counter() - started
+        return batch
+
+    def _to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.copies is None:
+            return tensors
+        with torch.cuda.stream(self.copies):
+            moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.copies)
+        for tensor in moved:
+            tensor.record_stream(current)
+        return moved
+
+    def _put_masks(self, masks: Tensor) -> None:
+        """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1)."""
+        if self.device.type == "cuda":
+            masks = masks.pin_memory().to(self.device, non_blocking=True)
+        for drop_path, own in zip(self.drop_paths, masks, strict=True):
+            drop_path.masks = own
+
+
+def active_drop_paths(model: nn.Module) -> list[DropPath]:
+    """The drop-paths of a model that drop something, in the order of the blocks."""
+    paths = (module for module in model.modules() if isinstance(module, DropPath))
+    return [path for path in paths if path.rate > 0.0 and path.training]
+
+
+def draw_masks(drop_paths: list[DropPath], batch: int) -> Tensor:
+    """Masks as the blocks would draw them, one branch after another (drop-paths, 2, B, 1, 1)."""
+    masks = torch.empty(len(drop_paths), 2, batch, 1, 1)
+    for drop_path, branches in zip(drop_paths, masks, strict=True):
+        for branch in branches:
+            branch.copy_(drop_path.keep_mask(branch))
+    return masks
+
+
+def join(parts: tuple[Tensor, ...], dim: int = 0) -> Tensor:
+    """One tensor of all; of one, that itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
