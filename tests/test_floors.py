@@ -42,7 +42,7 @@ OUTSIDE = {
     "evaluation": {"torch", "PIL"},
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub"},
-    "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm"},
+    "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton"},
     "assets": {"PIL"},
     "cli": {"typer", "rich"},
 }

@@ -10,7 +10,7 @@ Shapes: B batch, N patches, D embedding, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -37,10 +37,15 @@ from deit_zoo.models.layers import (
 class HeadMixing(nn.Linear):
     """A linear layer over the heads of (B, H, N, N), as one small matrix product for each image.
 
-    The same as moving the heads last, through nn.Linear, and back, without moving them.
+    The same as moving the heads last, through nn.Linear, and back, without moving them. Training on
+    a GPU puts a kernel of its own into `kernel`.
     """
 
+    kernel: Callable[[HeadMixing, Tensor], Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(self, x)
         weight = self.weight.expand(x.shape[0], -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).view_as(x)
 

@@ -220,6 +220,10 @@ def network_for(
     plan: Plan, model: ZooModel, teacher: Teacher | None, group: DistributedContext
 ) -> nn.Module:
     """The model as it is called: compiled on a GPU, averaged over many processes."""
+    if plan.device == "cuda":
+        from deit_zoo.training.head_mixing import use_kernels  # Triton comes with a GPU's torch
+
+        use_kernels(model)
     network: Any = model
     if is_compiled(plan):
         mode = "reduce-overhead" if plan.device == "cuda" else None  # CUDA graphs
