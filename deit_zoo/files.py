@@ -14,7 +14,7 @@ from deit_zoo.errors import IntegrityError
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
-PLAN_FILE, LOG_FILE = "plan.json", "log.jsonl"
+PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
 
 
 def write_whole(file: Path, data: bytes) -> None:

@@ -39,6 +39,9 @@ Changes = Annotated[
 TrainWorkers = Annotated[
     int | None, typer.Option(min=0, help="Processes that read images, beside each training.")
 ]
+LogTo = Annotated[
+    str | None, typer.Option(metavar="trackio|wandb", help="Log there too, if it is installed.")
+]
 Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 

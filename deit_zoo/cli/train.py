@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, ignore, out, print_rows, talk
-from deit_zoo.cli.options import Changes, DryRun, Name, Resume, TrainWorkers
+from deit_zoo.cli.options import Changes, DryRun, LogTo, Name, Resume, TrainWorkers
 
 if TYPE_CHECKING:
     from deit_zoo.recipes.plan import Plan
@@ -41,6 +41,7 @@ def reproduce_(
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the nodes meet.")
     ] = None,
+    log_to: LogTo = None,
     resume: Resume = "auto",
     slurm: Annotated[
         Path | None, typer.Option(help="Write a Slurm script for this run, and stop.")
@@ -57,7 +58,7 @@ def reproduce_(
 
     machine: dict[str, Any] = {
         "gpus": gpus,
-        "changes": changes or (),
+        "changes": [*(changes or ()), *([f"log_to={log_to}"] if log_to else [])],
         "workers": workers,
         "processes": processes,
         "nodes": nodes,
@@ -141,6 +142,7 @@ def finetune_(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Training processes, on the CPU.")
     ] = None,
+    log_to: LogTo = None,
     resume: Resume = "auto",
     dry_run: DryRun = False,
 ) -> None:
@@ -157,6 +159,7 @@ def finetune_(
         "teacher": teacher,
         "layer_decay": layer_decay,
         "freeze": freeze,
+        "log_to": log_to,
     }
     all_changes = [f"{field}={value}" for field, value in fields.items() if value is not None]
     if teacher is not None and not any(c.startswith("distillation=") for c in changes or ()):

@@ -36,7 +36,15 @@ PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
 EPOCH_UNIT = 256
 # What `--set` may change of the machine; none of it marks a run as modified.
-SETTINGS = ("precision", "compile", "deterministic", "state_minutes", "micro_batch")
+SETTINGS = (
+    "precision",
+    "compile",
+    "deterministic",
+    "state_minutes",
+    "micro_batch",
+    "log_steps",
+    "log_to",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +54,8 @@ class Plan:
     `precision` auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on the CPU; `compile`
     None means on a GPU. A state is kept every `state_minutes` and after every epoch. So many images
     of a process as `micro_batch` go through the network together; None means as many as a GPU's
-    memory has room for, and one replica's on the CPU.
+    memory has room for, and one replica's on the CPU. steps.jsonl has a line every `log_steps`
+    steps and at the end of an epoch.
     """
 
     recipe: Recipe
@@ -61,6 +70,8 @@ class Plan:
     deterministic: bool = False
     state_minutes: float = 15.0
     micro_batch: Count | None = None
+    log_steps: Count = 50
+    log_to: Literal["none", "trackio", "wandb"] = "none"
 
     def __post_init__(self) -> None:
         check_fields(self)

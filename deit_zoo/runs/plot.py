@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from string import ascii_lowercase, digits
 from textwrap import wrap
@@ -17,7 +16,7 @@ from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib
 from deit_zoo.recipes.recipe import count
 from deit_zoo.runs.log import Run, read_run
-from deit_zoo.runs.reference import published_figure
+from deit_zoo.runs.reference import published_figure, shown_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +48,7 @@ def lines_of(runs: Sequence[Run], metric: str) -> list[Line]:
     lines = [Line(label=run.label, points=_points(run, key)) for run in runs]
     curve = runs[0].curve
     if metric == "top1" and curve and curve.points:
-        last = max(line.points[-1][0] for line in lines) * AHEAD
+        last = max((line.points[-1][0] for line in lines if line.points), default=0) * AHEAD
         points = [(epoch + 1, top1) for epoch, top1 in sorted(curve.points.items())]
         in_range = [point for point in points if point[0] <= last]
         # A shipped model's own log is the published curve.
@@ -59,7 +58,7 @@ def lines_of(runs: Sequence[Run], metric: str) -> list[Line]:
 
 
 def _points(run: Run, key: str) -> list[tuple[int, float]]:
-    return [(row["epoch"] + 1, float(row[key])) for row in run.log if isfinite(row[key])]
+    return [(row["epoch"] + 1, float(row[key])) for row in run.log if row[key] is not None]
 
 
 def draw_run(output: Path, title: str) -> None:
@@ -69,7 +68,8 @@ def draw_run(output: Path, title: str) -> None:
     draw(
         [run],
         output / CURVE_FILE,
-        title=f"{title}: {last['val_top1']:.2f} % after {count(last['epoch'] + 1, 'epoch')}",
+        title=f"{title}: {shown_figure(last['val_top1'], '{:.2f} %')} after "
+        f"{count(last['epoch'] + 1, 'epoch')}",
     )
 
 
@@ -123,7 +123,8 @@ def _draw_figure(panel: Axes, runs: Sequence[Run]) -> None:
     if (figure := _figure(runs[0])) is None:
         return
     top1, tolerance, label = figure
-    if max(row["val_top1"] for run in runs for row in run.log) * IN_SIGHT < top1:
+    reached = [value for run in runs for _, value in _points(run, "val_top1")]
+    if max(reached, default=0.0) * IN_SIGHT < top1:
         panel.plot([], [], " ", label=f"{label}: far above")
         return
     panel.axhline(top1, color=GREY, linewidth=0.9, label=label)
@@ -159,9 +160,14 @@ def summary(run: Run) -> str:
     """Where a run is and how it stands, in one line."""
     last = run.log[-1]
     epochs = f"{last['epoch'] + 1}/{run.recipe.epochs}" if run.recipe else str(last["epoch"] + 1)
-    figures = f"epoch {epochs}, loss {last['train_loss']:.3f}, top-1 {last['val_top1']:.2f} %"
+    figures = f"epoch {epochs}, loss {shown_figure(last['train_loss'], '{:.3f}')}, "
+    figures += f"top-1 {shown_figure(last['val_top1'], '{:.2f} %')}"
     status = run.status
-    return f"{run.label}: {figures}" + (f"; {status.sentence(run.differs)}" if status else "")
+    remarks = [status.sentence(run.differs)] if status else []
+    for key, name in (("train_loss", "loss"), ("val_top1", "top-1")):
+        if gaps := len(run.log) - len(_points(run, key)):
+            remarks.append(f"{name} is not finite in {count(gaps, 'epoch')}")
+    return "; ".join([f"{run.label}: {figures}", *remarks])
 
 
 def chart(lines: Sequence[Line], *, width: int, height: int, plain: bool) -> list[str]:

@@ -12,6 +12,7 @@ from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
+from deit_zoo.runs.json_lines import finite
 from deit_zoo.runs.reference import (
     compare_to_reference,
     plan_differences,
@@ -98,7 +99,7 @@ def write_receipt(
         "verdict": verdict.sentence(),
         "reproduced": verdict.reproduced,
         "identical": verdict.identical,
-        "reached": asdict(verdict.reached),
+        "reached": finite(asdict(verdict.reached)),
         "published": asdict(verdict.published) if verdict.published else None,
         "band": verdict.band,
         "band_source": verdict.band_source,
@@ -114,5 +115,5 @@ def write_receipt(
         "data": data,
         "sha256": sha256,
     }
-    text = json.dumps(receipt, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_whole(output / RECEIPT_FILE, text.encode())

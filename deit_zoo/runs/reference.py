@@ -38,7 +38,7 @@ class CurveStatus:
     """The newest epoch beside the published one; out of tolerance since epoch `since`, or None."""
 
     epoch: int
-    top1: float
+    top1: float | None
     published: float
     since: int | None
 
@@ -49,10 +49,10 @@ class CurveStatus:
         why = "no setting differs from the recipe"
         if differs:
             why = f"first setting that differs: {differs[0]}"
-        return (
-            f"{self.published - self.top1:.1f} points below the published curve since epoch "
-            f"{self.since + 1}; {why}"
-        )
+        below = "not finite, below"
+        if self.top1 is not None:
+            below = f"{self.published - self.top1:.1f} points below"
+        return f"{below} the published curve since epoch {self.since + 1}; {why}"
 
     def to_dict(self, differs: Sequence[str] = ()) -> dict[str, Any]:
         """The status as plain data."""
@@ -130,8 +130,9 @@ def compare_to_reference(
 def _is_below(curve: Curve, row: dict[str, Any], tolerance: float) -> bool:
     neighbours = (row["epoch"] - 1, row["epoch"], row["epoch"] + 1)
     lowest = min(curve.points[epoch] for epoch in neighbours if epoch in curve.points)
-    # A rounding error decides nothing; a top-1 that is not a number is below all.
-    return not row["val_top1"] >= lowest - tolerance - 1e-9
+    # A rounding error decides nothing; a top-1 that is not finite is below all.
+    top1 = row["val_top1"]
+    return top1 is None or top1 < lowest - tolerance - 1e-9
 
 
 def recipe_differences(recipe: Recipe) -> list[tuple[str, Any, Any]]:
@@ -166,7 +167,9 @@ def setting_differences(recipe: Recipe, num_images: int, precision: str) -> list
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The epochs of a log. A last line without its end is being written and left out.
+    """The epochs of a log, with None for what was not finite, as null or in earlier versions NaN.
+
+    A last line without its end is being written and left out.
 
     Raises DataError naming the line that is no epoch.
     """
@@ -183,9 +186,11 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 def _epoch_of(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=lambda _: None)
         figures = row["train_loss"], row["val_top1"]
-        sound = isinstance(row["epoch"], int) and all(isinstance(x, int | float) for x in figures)
+        sound = isinstance(row["epoch"], int) and all(
+            isinstance(figure, int | float | None) for figure in figures
+        )
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
@@ -194,3 +199,8 @@ def _epoch_of(line: str, where: str) -> dict[str, Any]:
             "train_loss and val_top1"
         )
     return row
+
+
+def shown_figure(value: float | None, layout: str) -> str:
+    """A figure of a log for people, as `layout` has it."""
+    return "not finite" if value is None else layout.format(value)

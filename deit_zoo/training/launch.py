@@ -165,6 +165,7 @@ def run_plan(
     if plan.processes > 1 and not rank:
         elastic.check_rendezvous(plan.nodes, rendezvous)
     check_device(plan)
+    check_log_to(plan)
     resolve_init_from(plan.recipe)
 
     def prepare() -> Job:
@@ -262,6 +263,15 @@ def check_extra() -> None:
     if missing := [module for module in _EXTRA if find_spec(module) is None]:
         raise MissingExtraError(
             f"training needs {', '.join(missing)}; type: pip install 'deit_zoo[train]'"
+        )
+
+
+def check_log_to(plan: Plan) -> None:
+    """Raises MissingExtraError where the package that a run logs to is not installed."""
+    if plan.log_to != "none" and find_spec(plan.log_to) is None:
+        raise MissingExtraError(
+            f"--log-to {plan.log_to} needs the package of that name; type: pip install "
+            f"{plan.log_to}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         if manager.load():
             say(f"continuing after epoch {manager.epoch}, step {manager.stats.step}")
         loader = TrainLoader(images, train_transform(recipe), plan, state.replicas, tell)
-        with closing(loader), MetricLogger(plan, output, manager.epoch, console) as logger:
+        with closing(loader), MetricLogger(plan, output, console) as logger:
             for sentence in [] if manager.epoch else profile(state, plan, loader):
                 say(sentence)
             while manager.epoch < recipe.epochs:
@@ -134,6 +135,7 @@ def run_epoch(
             at_rest=manager.at_rest,
         )
     except NotFinite as error:
+        logger.step(error.step)
         manager.roll_back(error.step)
         return
     if stats.seconds > LONG_EPOCH:
@@ -280,7 +282,7 @@ def epoch_record(
     return {
         "epoch": epoch,
         "lr": learning_rate(plan.recipe, epoch),
-        "train_loss": stats.loss / max(stats.losses, 1),
+        "train_loss": stats.loss / stats.losses if stats.losses else math.nan,
         **figures,
         "images_per_second": plan.steps_per_epoch * plan.recipe.batch_size / stats.seconds,
         "data_seconds": stats.data_seconds,

@@ -96,6 +96,15 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(
     assert list((tmp_path / "here").iterdir()) == []
 
 
+def test_where_a_run_logs_to_is_no_change_of_the_recipe(
+    typed: Callable[..., Done], data: Path
+) -> None:
+    words = (PICO, "--data", data, "--gpus", "0", "--dry-run", "--log-to")
+    assert "modified" not in typed(*words, "wandb").out
+    refused = typed(*words, "mlflow")
+    assert refused.error == "log_to is 'mlflow'; it must be one of none, trackio, wandb"
+
+
 def test_options_are_changes_of_the_recipe(typed: Callable[..., Done], data: Path) -> None:
     options = ("--epochs", "7", "--img-size", "32", "--layer-decay", "0.5", "--freeze", "backbone")
     done = typed(PICO, "--data", data, "--gpus", "0", *options, "--set", "lr=0.004", "--dry-run")

@@ -12,7 +12,7 @@ from support.command import deit_zoo, sentence
 from support.tables import each_row
 
 PICO = ("reproduce", "deit_pico_digits", "--gpus", "0")
-OPTIONS = "gpus data output set workers processes nodes rendezvous resume slurm dry-run"
+OPTIONS = "gpus data output set workers processes nodes rendezvous log-to resume slurm dry-run"
 SMALL = ("reproduce", "deit_s", "--gpus", "8")
 
 

@@ -185,6 +185,34 @@ def test_a_plan_survives_json() -> None:
     assert plan_from(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
+def test_a_plan_of_a_version_without_a_setting_has_its_default() -> None:
+    values = plan_of().to_dict()
+    former = {name: values[name] for name in values if name not in ("log_steps", "log_to")}
+    assert plan_from(former) == plan_of()
+
+
+def test_a_plan_without_its_processes_is_none() -> None:
+    values = plan_of().to_dict()
+    del values["processes"]
+    with pytest.raises(TypeError):
+        plan_from(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_steps": 0}, "log_steps is 0; it must be at least 1"),
+        ({"log_to": "mlflow"}, "log_to is 'mlflow'; it must be one of none, trackio, wandb"),
+    ],
+)
+def test_a_setting_of_the_logs_that_makes_no_sense_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        replace(plan_of(), **settings)
+    assert str(caught.value) == message
+
+
 def test_a_plan_as_plain_data_says_what_follows_from_it() -> None:
     derived = {
         "replica_batch": 128,

@@ -20,7 +20,7 @@ DOWN = Line(label="down", points=[(1, 100.0), (5, 0.0)])
 BLUE, RED, GREY = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x66, 0x66, 0x66)
 
 
-def run_of(*top1: float, name: str | None = "deit_small", label: str = "mine") -> Run:
+def run_of(*top1: float | None, name: str | None = "deit_small", label: str = "mine") -> Run:
     """A run that reached these top-1."""
     log = [{"epoch": n, "train_loss": 7.0 - n, "val_top1": x} for n, x in enumerate(top1)]
     return Run(label=label, log=log, recipe=RECIPES[name] if name else None)
@@ -99,8 +99,20 @@ def test_a_chart_keeps_its_width_and_both_ends(epochs: int, width: int, plain: b
 
 
 def test_what_is_not_finite_is_left_out_of_a_line() -> None:
-    (line,) = lines_of([run_of(1.0, float("nan"), 3.0, name=None)], "top1")
+    (line,) = lines_of([run_of(1.0, None, 3.0, name=None)], "top1")
     assert line.points == [(1, 1.0), (3, 3.0)]
+
+
+def test_a_run_of_which_no_figure_is_finite_is_no_line_and_says_so(tmp_path: Path) -> None:
+    run = run_of(None, None)
+    assert lines_of([run], "top1")[0].points == []
+    assert "no figure that can be drawn" in terminal_plot([run], "top1")
+    assert summary(run) == (
+        "mine: epoch 2/300, loss 6.000, top-1 not finite; not finite, below the published curve "
+        "since epoch 1; no setting differs from the recipe; top-1 is not finite in 2 epochs"
+    )
+    draw([run], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").is_file()
 
 
 def test_epochs_are_drawn_from_one_and_the_published_curve_a_little_ahead() -> None:

@@ -31,7 +31,7 @@ from support.tables import each_row
 STEEP = Curve(points={0: 10.0, 1: 30.0, 2: 60.0, 3: 80.0}, source="a test", final=80.0)
 
 
-def log(*top1: float, first: int = 0) -> list[dict[str, Any]]:
+def log(*top1: float | None, first: int = 0) -> list[dict[str, Any]]:
     """A log of these top-1, one for each epoch."""
     return [{"epoch": n, "train_loss": 1.0, "val_top1": x} for n, x in enumerate(top1, first)]
 
@@ -152,11 +152,11 @@ def test_training_on_ones_own_images_has_no_figure_to_reach() -> None:
         (9.0, 0, True),
         (8.9, 0, False),
         (100.0, 0, True),
-        (float("nan"), 0, False),
+        (None, 0, False),
     ],
 )
 def test_an_epoch_is_below_when_it_is_a_tolerance_below_its_lowest_neighbour(
-    top1: float, epoch: int, within: bool
+    top1: float | None, epoch: int, within: bool
 ) -> None:
     status = compare_to_reference(STEEP, log(top1, first=epoch), 1.0)
     assert status is not None
@@ -305,6 +305,21 @@ def test_a_log_is_read_as_far_as_it_is_written(tmp_path: Path) -> None:
     assert read_log(file) == [row]
 
 
+@pytest.mark.parametrize("word", ["null", "NaN", "Infinity", "-Infinity"])
+def test_what_was_not_finite_is_none_whatever_the_version_wrote(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_text(f'{{"epoch": 0, "train_loss": {word}, "val_top1": 10.0}}\n', encoding="utf-8")
+    assert read_log(file) == [{"epoch": 0, "train_loss": None, "val_top1": 10.0}]
+
+
+def test_an_epoch_without_a_finite_top1_says_so_beside_the_curve() -> None:
+    status = compare_to_reference(STEEP, log(None, first=0), 1.0)
+    assert status is not None
+    assert status.sentence() == (
+        "not finite, below the published curve since epoch 1; no setting differs from the recipe"
+    )
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -313,7 +328,7 @@ def test_a_log_is_read_as_far_as_it_is_written(tmp_path: Path) -> None:
         "null",
         '{"epoch": 1, "train_loss": 1.0}',
         '{"epoch": "1", "train_loss": 1.0, "val_top1": 1.0}',
-        '{"epoch": 1, "train_loss": null, "val_top1": 1.0}',
+        '{"epoch": 1, "train_loss": "1.0", "val_top1": 1.0}',
     ],
 )
 def test_a_line_that_is_no_epoch_is_named(tmp_path: Path, line: str) -> None:

@@ -163,6 +163,7 @@ def test_two_processes_leave_the_files_of_one(pair: Tree, place: Path) -> None:
         "plan.json",
         "receipt.json",
         "state",
+        "steps.jsonl",
         "tensorboard",
     ]
 

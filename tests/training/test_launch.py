@@ -92,8 +92,9 @@ def test_a_plan_says_whether_its_recipe_was_changed(
 
 
 def test_a_setting_of_the_machine_does_not_change_the_recipe() -> None:
-    plan = make_plan("deit_s", gpus=1, changes=["precision=fp32", "state_minutes=5"])
-    assert (plan.modified, plan.precision, plan.state_minutes) == (False, "fp32", 5.0)
+    plan = make_plan("deit_s", gpus=1, changes=["precision=fp32", "state_minutes=5", "log_steps=9"])
+    assert (plan.modified, plan.precision) == (False, "fp32")
+    assert (plan.state_minutes, plan.log_steps, plan.log_to) == (5.0, 9, "none")
     assert plan.recipe == RECIPES["deit_small"]
 
 

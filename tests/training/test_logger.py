@@ -1,4 +1,4 @@
-"""What a person sees of a run on a terminal and elsewhere, and the logs that stay."""
+"""What a person sees of a run on a terminal and elsewhere, and the log that stays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def record(epoch: int, top1: float = 50.0) -> dict[str, Any]:
 
 
 class Screen:
-    """A watch, and what its console shows."""
+    """A watch of a run that begins or continues at an epoch, and what its console shows."""
 
     def __init__(
         self, output: Path, epoch: int = 0, *, terminal: bool = False, quiet: bool = False
@@ -59,7 +59,8 @@ class Screen:
             soft_wrap=True,
             quiet=quiet,
         )
-        self.watch = MetricLogger(PLAN, output, epoch, console)
+        self.watch = MetricLogger(PLAN, output, console)
+        self.watch.begin(epoch, EpochStats())
 
     def shown(self) -> str:
         """Everything so far, without colours and cursor movements."""
@@ -94,7 +95,7 @@ def scalars(output: Path, name: str) -> list[tuple[int, float]]:
 
 @pytest.mark.usefixtures("unknown", "talkative")
 def test_an_epoch_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
-    screen = Screen(tmp_path)
+    screen = Screen(tmp_path, 6)
     with screen.watch as watch:
         watch.begin(6, EpochStats())
         watch.epoch(record(6))
@@ -190,6 +191,39 @@ def test_an_epoch_is_a_whole_line_of_the_log(tmp_path: Path) -> None:
     assert text == f"{json.dumps(record(0))}\n{json.dumps(record(1))}\n"
 
 
+@pytest.mark.usefixtures("unknown", "talkative")
+def test_a_figure_that_is_not_finite_is_null_in_the_log_and_said(tmp_path: Path) -> None:
+    screen = Screen(tmp_path)
+    with screen.watch as watch:
+        for epoch in (0, 1):
+            watch.epoch(record(epoch) | {"train_loss": float("nan"), "val_loss": float("inf")})
+    text = (tmp_path / "log.jsonl").read_text(encoding="utf-8")
+    row = json.loads(text.splitlines()[0], parse_constant=pytest.fail)
+    assert (row["train_loss"], row["val_loss"]) == (None, None)
+    assert row["not_finite"] == {"train_loss": "nan", "val_loss": "inf"}
+    assert "epoch 2/140  loss not finite  top-1 50.00 %" in screen.stream.getvalue()
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_step_goes_to_the_file_of_steps_where_a_line_is_due(tmp_path: Path) -> None:
+    with Screen(tmp_path, 2).watch as watch:
+        for number in range(20):
+            watch.step(StepResult(number=number, loss=2.0, grad_norm=1.0, lr=1e-3))
+    (line,) = (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert (json.loads(line)["epoch"], json.loads(line)["step"]) == (2, 19)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_run_that_goes_back_within_an_epoch_cuts_its_steps_too(tmp_path: Path) -> None:
+    with Screen(tmp_path).watch as watch:
+        for number in (3, 19):
+            skipped = StepResult(number=number, loss=2.0, grad_norm=1.0, lr=1e-3, finite=False)
+            watch.step(skipped)
+        watch.begin(0, EpochStats(step=10))
+    (line,) = (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["step"] == 3
+
+
 @pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize("torn", ["", '{"epoch": 3, "tra'])
 def test_a_run_that_continues_cuts_the_log_at_its_state(tmp_path: Path, torn: str) -> None:
@@ -256,7 +290,7 @@ def test_a_log_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_path: Pat
     screen = Screen(tmp_path)
     with screen.watch as watch:
         watch.epoch(record(0))
-        watch.board.flush()  # what its own thread has still to write is not what is tried here
+        watch.trackers.clear()  # what they have still to write is not what is tried here
         room = no_file_beyond((tmp_path / "log.jsonl").stat().st_size + 9)
         with room, pytest.raises(DataError) as caught:
             watch.epoch(record(1))

@@ -43,10 +43,11 @@ CHANGES = (
     "cutmix=0.5",
     "repeated_aug=2",
     "band=1.5",
+    "log_steps=1",
 )
 OFTEN = "state_minutes=0"  # a state after every step
 # What a run does not choose: the clock.
-MEASURED = {"images_per_second", "data_seconds", "seconds"}
+MEASURED = {"images_per_second", "data_seconds", "seconds", "data_share", "memory"}
 # Where a process kills itself, as hard as any node dies: chosen moments from the second epoch on.
 IN_RENAME = """
 real = Path.replace
@@ -108,6 +109,12 @@ def log_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
+def steps_of(output: Path) -> list[dict[str, Any]]:
+    """steps.jsonl without the clock."""
+    rows = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+
+
 def receipt_of(output: Path) -> dict[str, Any]:
     held: dict[str, Any] = json.loads((output / "receipt.json").read_text(encoding="utf-8"))
     return held
@@ -129,6 +136,7 @@ def assert_same_run(output: Path, finished: Path) -> None:
     """Nothing tells a run from the one that nobody disturbed, but the clock."""
     assert sha256(output / "model.safetensors") == sha256(finished / "model.safetensors")
     assert figures_of(output) == figures_of(finished)
+    assert steps_of(output) == steps_of(finished)
     assert places(output) == places(finished)
     assert sorted(path.name for path in output.iterdir()) == LEFT
 
@@ -140,6 +148,7 @@ LEFT = [
     "plan.json",
     "receipt.json",
     "state",
+    "steps.jsonl",
     "tensorboard",
 ]
 
@@ -179,6 +188,13 @@ def test_the_plan_on_disk_is_the_one_that_was_run(finished: Path) -> None:
 
 def test_the_log_has_a_line_per_epoch(finished: Path) -> None:
     assert [row["epoch"] for row in log_of(finished)] == [0, 1, 2]
+
+
+def test_steps_jsonl_has_a_line_per_step_that_was_asked_for(finished: Path) -> None:
+    rows = steps_of(finished)
+    places = [(row["epoch"], row["step"]) for row in rows]
+    assert places == [(epoch, step) for epoch in range(3) for step in range(4)]
+    assert all(row["loss"] == row["last_loss"] > 0 and row["grad_norm"] > 0 for row in rows)
 
 
 def test_a_line_of_the_log_has_the_fields_of_the_interface(finished: Path) -> None:
@@ -601,6 +617,9 @@ def test_three_in_a_row_go_back_to_the_last_state_and_say_so(
     begin(tmp_path, digits_folder)
     told = "the loss is nan at epoch 2, step 4; going back to epoch 2, step 1 (1 of 3 times)"
     assert told in capsys.readouterr().err.splitlines()
+    went_over = tmp_path / "steps.rolled_back.jsonl"
+    assert went_over.read_text(encoding="utf-8").count('"not_finite": {"last_loss": "nan"') == 3
+    went_over.unlink()
     assert_same_run(tmp_path, finished)
     assert receipt_of(tmp_path)["run"] == {"skipped_steps": 0, "bad_images": 0, "rewinds": 1}
 
@@ -619,6 +638,10 @@ def test_the_log_is_cut_where_a_run_goes_back_over_the_end_of_an_epoch(
     monkeypatch.setattr(run.CheckpointManager, "save", save)
     monkeypatch.setattr(run, "criterion_for", nan_at(16, 18, 20))
     begin(tmp_path, digits_folder)
+    # The rest of epoch 2, whose state is gone, and of epoch 3 the steps that were skipped.
+    went_over = tmp_path / "steps.rolled_back.jsonl"
+    assert len(went_over.read_text(encoding="utf-8").splitlines()) == 4 + 3
+    went_over.unlink()
     assert_same_run(tmp_path, finished)
 
 
