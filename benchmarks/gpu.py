@@ -53,7 +53,7 @@ class Section:
 # In order of worth.
 SECTIONS = {
     "cuda": (
-        Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py -m gpu"),
+        Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py -m gpu -n 4 --dist worksteal"),
         Section(
             name="train_step",
             seconds=170,
@@ -66,8 +66,9 @@ SECTIONS = {
             early=True,
             command="predict.py 3 --seconds 0.15 --threads 1 --device cuda",
         ),
-        Section(name="digits", seconds=50, command="reproduce.py digits --device cuda"),
-        Section(name="epoch", seconds=100, command="reproduce.py epoch --device cuda"),
+        Section(name="digits", seconds=70, command="reproduce.py digits --device cuda"),
+        # The last one has what the others leave.
+        Section(name="epoch", seconds=200, command="reproduce.py epoch --device cuda"),
     ),
     "cpu": (
         Section(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from measuring import report_of, write_report
 
-QUIET = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-W", "default")
+QUIET = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default")
 
 
 class Recorder:

@@ -13,6 +13,7 @@ run.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,7 @@ from harness.workers import Worker, in_order_of_readiness, reason, still, wait_f
 
 TEACHER = "regnety_160_deit"
 MODES = ("eager", "compiled")
+KEPT_FREE = 0.45  # of a GPU's memory, while others get ready
 PATIENCE = 300.0  # seconds that a process waits for the memory that others hold
 Run = Callable[[int], int]
 
@@ -173,29 +175,40 @@ def side(task: dict[str, Any]) -> tuple[Any, Callable[[str, float], float]]:
 
     A mode that fails is left out with its reason.
     """
-    case = Case(**task["case"])
+    case, make = Case(**task["case"]), MAKERS[task["who"]]
     set_up(case.device, case.threads)
     runs: dict[str, Run] = {}
-    paces: dict[str, float] = {}
     facts: dict[str, dict[str, Any]] = {}
     for mode in task["modes"]:
         try:
-            runs[mode], memory = prepared(case, MAKERS[task["who"]], mode == "compiled")
-            paces[mode] = seconds_of(runs[mode], 2, case.device)
+            runs[mode], memory = prepared(case, make, mode == "compiled")
             facts[mode] = {"memory_bytes": memory}
         except Exception as error:  # whatever a compiler makes of a model
             facts[mode] = {"failed": reason(error)}
+    if is_crowded(case.device):
+        runs.pop("compiled", None)  # its code is on the disk
+        torch.compiler.reset()
     release(case.device)
 
     def turn(mode: str, seconds: float) -> float:
-        """Seconds per step, of as many as fill the time, after one that does not count."""
-        runs[mode](1)
-        taken = seconds_of(runs[mode], max(1, int(seconds / paces[mode])), case.device)
-        paces[mode] = taken
+        """Seconds per step, of as many as fill the time, after two that do not count."""
+        if mode not in runs:
+            runs[mode], _ = prepared(case, make, mode == "compiled")
+        pace = seconds_of(runs[mode], 2, case.device)
+        taken = seconds_of(runs[mode], max(2, round(seconds / pace)), case.device)
         release(case.device)
         return taken
 
     return facts, turn
+
+
+def is_crowded(device: str) -> bool:
+    """Whether too little of a GPU's memory is left for others to be measured: CUDA graphs hold
+    the activations of a step."""
+    if device != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free < KEPT_FREE * total
 
 
 def set_up(device: str, threads: int) -> None:
@@ -214,34 +227,41 @@ def set_up(device: str, threads: int) -> None:
 def prepared(
     case: Case, make: Callable[[Case, bool], Run], compiled: bool
 ) -> tuple[Run, int | None]:
-    """Steps that are compiled and warmed up, and the most memory that one takes.
+    """Steps that are compiled and warmed up, and the bytes of the GPU's memory that they hold.
 
-    Where others hold the GPU's memory, it waits for them.
+    Where others hold what they need, it waits for them.
     """
-    if case.device != "cuda":
-        run = make(case, compiled)
-        run(2)
-        return run, None
+    run: Run | None = None
     until = time.monotonic() + PATIENCE
-    while True:
+    while run is None:
         try:
-            before = torch.cuda.memory_allocated()
+            before = reserved(case.device)
             run = make(case, compiled)
-            run(3)  # compiled here
-            release(case.device)
-            torch.cuda.reset_peak_memory_stats()
+            run(4)  # compiled here; a graph is recorded by the second step
+            reserved(case.device)
             run(2)
-            return run, torch.cuda.max_memory_allocated() - before
-        except torch.OutOfMemoryError:
-            if time.monotonic() > until:
+            if case.device == "cuda":
+                return run, torch.cuda.max_memory_reserved() - before
+        except Exception as error:
+            if "out of memory" not in str(error) or time.monotonic() > until:
                 raise
-        run = None  # type: ignore[assignment]
-        release(case.device)
-        time.sleep(5)
+            run = None
+            time.sleep(5)
+    return run, None
+
+
+def reserved(device: str) -> int:
+    """Bytes of the GPU's memory that cannot be given back; the highest is counted from here."""
+    release(device)
+    if device != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
 
 
 def release(device: str) -> None:
     """Give back the memory that nothing lies in."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
