@@ -53,7 +53,7 @@ class Section:
 # In order of worth.
 SECTIONS = {
     "cuda": (
-        Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py -m gpu -n 4 --dist worksteal"),
+        Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py -m gpu"),
         Section(
             name="train_step",
             seconds=170,

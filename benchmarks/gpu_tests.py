@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 import torch
 from measuring import report_of, write_report
 
-QUIET = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default")
+# A warning of this machine's packages is no failure here; their plugins have no part in it.
+QUIET = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+QUIET += ["-W", "default"]
+PARALLEL = ["-n", "4", "--dist", "worksteal"]
 
 
 class Recorder:
@@ -50,7 +54,8 @@ def main() -> None:
     command = " ".join(["python benchmarks/gpu_tests.py", *words])
     recorder = Recorder(arguments.json, command, device)
     write_report(recorder.file, recorder.report)
-    sys.exit(pytest.main([*QUIET, *words], plugins=[recorder]))
+    parallel = PARALLEL if device == "cuda" and find_spec("xdist") else []
+    sys.exit(pytest.main([*QUIET, *parallel, *words], plugins=[recorder]))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from torch.optim import AdamW
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.files import MODEL_FILE, digest
+from deit_zoo.models.cait import CaiT
+from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.loop import StepResult, TrainState, train_one_epoch
@@ -64,11 +66,33 @@ def plan_of(device: str, steps: int = STEPS, **settings: Any) -> Plan:
     )
 
 
-def state_of(plan: Plan) -> TrainState:
+def deit() -> ZooModel:
+    return deit_zoo.create("deit_pico_digits", drop_path_rate=RECIPE.drop_path_rate)
+
+
+def cait() -> ZooModel:
+    """A CaiT of digits, whose heads are mixed by a kernel of ours where it trains on a GPU."""
+    return CaiT(
+        img_size=16,
+        patch_size=2,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        depth_token_only=1,
+        num_classes=10,
+        layer_scale_init=0.1,
+        drop_path_rate=RECIPE.drop_path_rate,
+    )
+
+
+both_families = pytest.mark.parametrize("make", [deit, cait])
+
+
+def state_of(plan: Plan, make: Callable[[], ZooModel] = deit) -> TrainState:
     """A model of fixed weights, and all that trains it."""
     device = torch.device(plan.device)
     seed_from_key(0, "init")
-    model = deit_zoo.create("deit_pico_digits", drop_path_rate=RECIPE.drop_path_rate).to(device)
+    model = make().to(device)
     return build_train_state(plan, model, None, DistributedContext(device=device))
 
 
@@ -91,21 +115,16 @@ def train(state: TrainState, plan: Plan, epoch: int = 0) -> list[StepResult]:
     return steps
 
 
-def losses_of(plan: Plan) -> list[float]:
-    return [step.loss for step in train(state_of(plan), plan)]
-
-
-@pytest.fixture(scope="module")
-def on_the_cpu() -> list[StepResult]:
-    """The steps in float32."""
-    plan = plan_of("cpu")
-    return train(state_of(plan), plan)
+def losses_of(plan: Plan, make: Callable[[], ZooModel] = deit) -> list[float]:
+    return [step.loss for step in train(state_of(plan, make), plan)]
 
 
 @pytest.mark.gpu
-def test_in_float32_a_gpu_takes_the_steps_of_the_cpu(on_the_cpu: list[StepResult]) -> None:
-    plan = plan_of("cuda")
-    steps = train(state_of(plan), plan)
+@both_families
+def test_in_float32_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[], ZooModel]) -> None:
+    steps, on_the_cpu = (
+        train(state_of(plan, make), plan) for plan in (plan_of("cuda"), plan_of("cpu"))
+    )
     assert [step.number for step in steps] == list(range(STEPS))
     for found, expected in zip(steps, on_the_cpu, strict=True):
         assert found.loss == pytest.approx(expected.loss, rel=1e-4)
@@ -113,15 +132,16 @@ def test_in_float32_a_gpu_takes_the_steps_of_the_cpu(on_the_cpu: list[StepResult
 
 
 @pytest.mark.gpu
-def test_in_bfloat16_a_gpu_takes_the_steps_of_the_cpu() -> None:
-    losses = [losses_of(plan_of(device, precision="bf16")) for device in ("cuda", "cpu")]
+@both_families
+def test_in_bfloat16_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[], ZooModel]) -> None:
+    losses = [losses_of(plan_of(device, precision="bf16"), make) for device in ("cuda", "cpu")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 @pytest.mark.gpu
-def test_in_float16_the_scaled_loss_takes_the_steps_of_float32(
-    on_the_cpu: list[StepResult],
-) -> None:
+def test_in_float16_the_scaled_loss_takes_the_steps_of_float32() -> None:
+    whole = plan_of("cpu")
+    on_the_cpu = train(state_of(whole), whole)
     plan = plan_of("cuda", precision="fp16")
     # No gradient of these overflows at this scale.
     state = replace(state_of(plan), scaler=GradScaler("cuda", init_scale=256.0))
@@ -206,12 +226,14 @@ def test_the_fused_optimizer_moves_weights_as_the_plain_one_does() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("micro_batch", [64, 32], ids=["one pass", "two passes"])
-def test_compiled_code_takes_the_steps_of_the_model_as_it_is(micro_batch: int) -> None:
+@pytest.mark.parametrize(("make", "micro_batch"), [(deit, 64), (deit, 32), (cait, 64)])
+def test_compiled_code_takes_the_steps_of_the_model_as_it_is(
+    make: Callable[[], ZooModel], micro_batch: int
+) -> None:
     # Two passes in a step: the gradient of the first must outlive the second, whose graph
     # writes into the same memory.
     losses = [
-        losses_of(plan_of("cuda", compile=compiled, micro_batch=micro_batch))
+        losses_of(plan_of("cuda", compile=compiled, micro_batch=micro_batch), make)
         for compiled in (True, False)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
