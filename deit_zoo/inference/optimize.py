@@ -15,8 +15,9 @@ Shapes: B batch, N tokens, D embedding, H heads.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -46,6 +47,7 @@ PRECISIONS = {
 }
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
+Sizes = dict[torch.dtype, dict[int, Callable[[Tensor], Tensor]]]  # and what is called for each
 METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
 MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
 NO_LIMIT = 1 << 30  # of pieces of code that torch holds at once
@@ -208,8 +210,8 @@ class OptimizedModel(nn.Module):
         self.reasons = {"dtype": "", "compiled": ""}  # of what was chosen automatically
         self.in_chans = cast(Any, model).patch_embed.proj.in_channels
         self.network = Network(cast(Any, model), PRECISIONS[kind])
-        # Batch sizes that there is compiled code for, by the type of the images; None: eager.
-        self.sizes: dict[torch.dtype, list[int]] | None = None
+        # By the type of the images and the batch size that there is compiled code for; None: eager.
+        self.sizes: Sizes | None = None
         self.image_scores = _bytes_of_scores(model, PRECISIONS[kind])
         self.eval()
 
@@ -238,9 +240,9 @@ class OptimizedModel(nn.Module):
         self.network.compile(dynamic=False, options={"cpp_wrapper": True} if cpu else {})
         self.sizes = {}
 
-    def _call(self, images: Tensor, sizes: dict[torch.dtype, list[int]]) -> Tensor:
+    def _call(self, images: Tensor, sizes: Sizes) -> Tensor:
         """Run compiled code: for this batch size, or a larger one that is there already."""
-        compiled = sizes.setdefault(images.dtype, [])
+        compiled = sizes.setdefault(images.dtype, {})
         batch = len(images)
         if self.image_scores:
             most = max(1, SCORES * torch.get_num_threads() // self.image_scores)
@@ -248,7 +250,7 @@ class OptimizedModel(nn.Module):
                 return torch.cat([self._call(few, sizes) for few in torch.split(images, most)])
         fitting = min((size for size in compiled if size >= batch), default=0)
         if fitting == batch:
-            return self.network(images)
+            return compiled[batch](images)
         if len(compiled) < MOST_SIZES and not batch <= fitting <= 2 * batch:
             from torch._dynamo import config as dynamo
             from torch._inductor import config
@@ -257,14 +259,15 @@ class OptimizedModel(nn.Module):
             # Torch counts the sizes of all models together, and runs those past its limit eagerly.
             limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
             with config.patch(freezing=True), dynamo.patch(limits):
-                logits: Tensor = self.network(images)
-            compiled.append(batch)
+                run = CudaGraph(self.network, images) if images.is_cuda else self.network
+                logits: Tensor = run(images)
+            compiled[batch] = run
             return logits
         if not fitting:
             pieces = torch.split(images, max(compiled))
             return torch.cat([self._call(piece, sizes) for piece in pieces])
         missing = images.new_zeros(fitting - batch, *images.shape[1:])
-        return self.network(torch.cat((images, missing)))[:batch]
+        return compiled[fitting](torch.cat((images, missing)))[:batch]
 
     def extra_repr(self) -> str:
         return f"{self.choices()}, img_size={self.img_size}"
@@ -273,6 +276,34 @@ class OptimizedModel(nn.Module):
         """The precision and whether it is compiled, and why where that was left to us."""
         dtype, compiled = self.reasons["dtype"], self.reasons["compiled"]
         return f"dtype={self.precision}{dtype}, compiled={self.sizes is not None}{compiled}"
+
+
+class CudaGraph:
+    """Compiled code for one batch size whose kernels a GPU is given all at once.
+
+    Any thread may call it: a call waits for the one before, and has its own copy of the logits.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], images: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.images = torch.empty_like(images)
+        self.lock = threading.Lock()
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.graph = torch.cuda.CUDAGraph()
+        self.images.copy_(images)
+        network(self.images)  # compiled, and set up, before anything is recorded
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.logits = network(self.images)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        stream = torch.cuda.current_stream(images.device)
+        with self.lock:
+            stream.wait_event(self.done)
+            self.images.copy_(images)
+            self.graph.replay()
+            logits = self.logits.clone()
+            self.done.record(stream)
+        return logits
 
 
 class Network(nn.Module):

@@ -223,7 +223,7 @@ def network_for(
 ) -> nn.Module:
     """The model as it is called: compiled on a GPU, averaged over many processes."""
     if plan.device == "cuda":
-        from deit_zoo.training.head_mixing import use_kernels  # Triton comes with a GPU's torch
+        from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
 
         use_kernels(model)
     network: Any = model

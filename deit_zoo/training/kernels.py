@@ -1,9 +1,10 @@
-"""Talking heads on a GPU: no library has a fast product for matrices as small as heads by heads.
+"""What a GPU computes in another way than the model says: the same function, in less time.
 
-Two kernels stand in for the matrix products of `models.cait.HeadMixing`: one mixes, forwards and
-backwards, one adds up the gradient of the weight. They read each score once from memory.
+Patches do not overlap, so their projection is one matrix product; as a convolution it costs several
+times that. Of matrices as small as heads by heads no library has a fast product: two kernels mix
+heads, forwards and backwards, and add up the gradient of the weight.
 
-Shapes: B batch, H heads, N patches.
+Shapes: B batch, N patches, D embedding, H heads.
 """
 
 from __future__ import annotations
@@ -11,22 +12,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 from torch.library import triton_op, wrap_triton
 
 from deit_zoo.models.cait import HeadMixing
+from deit_zoo.models.layers import PatchEmbed
 
 BLOCK = 1024  # scores of a head that a program holds at once
 BLOCKS = 4  # that a program adds up for the gradient of the weight
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Let every mixing of heads of a model use these kernels."""
+    """Let a model that trains on a GPU compute so."""
     for module in model.modules():
         if isinstance(module, HeadMixing):
             module.kernel = mix_by_kernel
+        elif isinstance(module, PatchEmbed):
+            module.kernel = project_patches
+
+
+def project_patches(module: PatchEmbed, x: Tensor) -> Tensor:
+    """What PatchEmbed gives for images (B, C, H, W): patches side by side, times one matrix."""
+    (rows, columns), side = module.grid_size, module.proj.kernel_size[0]
+    x = x.reshape(*x.shape[:2], rows, side, columns, side)
+    patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C·side·side)
+    return F.linear(patches, module.proj.weight.flatten(1), module.proj.bias)
 
 
 def mix_by_kernel(module: HeadMixing, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels that mix heads on a GPU, run by Triton's interpreter on the CPU."""
+"""What a GPU computes in another way: the same results, on the CPU and by Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from support.command import run_python
 CODE = """
 import torch
 from deit_zoo.models.cait import HeadMixing
-from deit_zoo.training.head_mixing import mix_by_kernel
+from deit_zoo.models.layers import PatchEmbed
+from deit_zoo.training.kernels import use_kernels
 
 def results(module, scores, grad, dtype):
     module.to(dtype).zero_grad()
@@ -24,15 +25,24 @@ for heads, side in ((4, 13), (6, 70), (16, 3)):
     module = HeadMixing(heads, heads)
     scores, grad = (torch.randn(2, heads, side, side) for _ in range(2))
     expected = results(module, scores, grad, torch.float64)
-    module.kernel = mix_by_kernel
+    use_kernels(module)
     found = results(module, scores, grad, torch.float32)
     for mine, theirs in zip(found, expected, strict=True):
         bound = 1e-5 * theirs.abs().max().item()
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=bound)
-    print("the same")
+    print("heads")
+
+# An image that is no square, in patches of 4.
+module = PatchEmbed(img_size=(12, 20), patch_size=4, in_chans=3, embed_dim=8).double()
+images = torch.randn(2, 3, 12, 20, dtype=torch.float64)
+expected = module(images)
+use_kernels(module)
+assert module.kernel is not None
+torch.testing.assert_close(module(images), expected, rtol=1e-12, atol=1e-12)
+print("patches")
 """
 
 
-def test_kernels_mix_heads_as_the_matrix_product_does() -> None:
+def test_a_gpu_computes_the_same_function_as_the_model_says() -> None:
     done = run_python(["-c", CODE], env=os.environ | {"TRITON_INTERPRET": "1"})
-    assert done.stdout == "the same\n" * 3, done.stderr
+    assert done.stdout == "heads\n" * 3 + "patches\n", done.stderr
