@@ -94,6 +94,19 @@ def test_plot_draws_a_chart_and_a_picture_and_says_where(typed: Callable[..., Do
         assert (image.format, image.size) == ("PNG", (840, 768))
 
 
+def test_plot_says_of_how_many_epochs_the_loss_is_not_finite(
+    typed: Callable[..., Done], run: Path
+) -> None:
+    with (run / "log.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"epoch": 2, "train_loss": null, "val_top1": 0.1}\n')
+    done = typed("plot", run, "--metric", "loss", "--output", "curve.png")
+    assert (done.status, done.error) == (0, None)
+    said = " ".join(done.out.split())
+    assert "epoch 3, loss not finite, top-1 0.10 %; loss is not finite in 1 epoch" in said
+    rows = json.loads(typed("plot", run, "--json").out)["runs"][0]["epochs"]
+    assert [row["train_loss"] for row in rows] == [6.93, 6.75, None]
+
+
 def test_plot_fits_the_terminal(
     typed: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:

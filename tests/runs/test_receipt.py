@@ -232,7 +232,7 @@ def write_log(output: Path, *top1: float) -> None:
     (output / "log.jsonl").write_text(log, encoding="utf-8")
 
 
-def receipt_of(output: Path, **changes: Any) -> dict[str, Any]:
+def receipt_of(output: Path, reached: Evaluation = REACHED, **changes: Any) -> dict[str, Any]:
     """The receipt of a run of deit_small with these changes."""
     recipe = replace(RECIPES["deit_small"], **changes)
     plan = Plan(
@@ -246,7 +246,7 @@ def receipt_of(output: Path, **changes: Any) -> dict[str, Any]:
     write_receipt(
         output,
         plan,
-        judge(recipe, REACHED),
+        judge(recipe, reached),
         environment={"torch": "2.6.0"},
         data={},
         sha256={},
@@ -266,6 +266,13 @@ def test_a_receipt_says_what_differs_and_what_was_assumed(tmp_path: Path) -> Non
         "training images 1,024,000, recipe 1,281,167",
     ]
     assert receipt["assumed"] == {"eps": "nobody said"}
+
+
+def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    receipt_of(tmp_path, replace(REACHED, loss=float("nan")))
+    text = (tmp_path / "receipt.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)["reached"]["loss"] is None
 
 
 def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
