@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,23 @@ class Verdict:
         return f"{word}: {reached} ({published}, tolerance {self.band:g}){bytes_}{modified}"
 
 
-def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Verdict:
+def judge(
+    recipe: Recipe,
+    reached: Evaluation,
+    sha256: str | None = None,
+    changed_fields: Sequence[str] = (),
+) -> Verdict:
     """Compare with what was published: reproduced is at most the tolerance below its top-1.
 
     `sha256` is the digest of the weights that were measured. A modified recipe is judged all the
-    same, and the verdict says what was modified.
+    same, and the verdict says what was modified, `changed_fields` on the way among it.
     """
     published = published_figure(recipe)
     record = None if recipe.data == "folder" else read_manifest().get(recipe.name)
     reproduced = None
     if published is not None and published.top1 is not None:
         reproduced = reached.top1 >= published.top1 - recipe.band - 1e-9
+    modified = (name for name, _, _ in recipe_differences(recipe))
     return Verdict(
         reached=reached,
         published=published,
@@ -70,7 +77,7 @@ def judge(recipe: Recipe, reached: Evaluation, sha256: str | None = None) -> Ver
         band_source=recipe.band_source,
         reproduced=reproduced,
         identical=record is not None and sha256 is not None and sha256 == record.sha256,
-        modified=tuple(name for name, _, _ in recipe_differences(recipe)),
+        modified=tuple(dict.fromkeys((*modified, *changed_fields))),
     )
 
 
@@ -87,8 +94,8 @@ def write_receipt(
 ) -> None:
     """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
 
-    `teacher` says which weights taught; `run` what happened on the way: restarts, skipped steps,
-    images that could not be read.
+    `teacher` says which weights taught; `run` what happened on the way: skipped steps, images that
+    could not be read, returns to an earlier state, changes of the recipe.
     """
     differs = plan_differences(plan)
     status = None

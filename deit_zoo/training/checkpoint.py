@@ -1,53 +1,53 @@
-"""The states that a run continues from, and when they are saved, loaded and gone back to.
-
-A state is safetensors and JSON, no pickle, whole or not there. Draws are functions of their
-position, so weights, optimizer and position are all there is. A file's name ends in the first
-digits of its SHA-256: a torn or flipped state is known before it is used.
-"""
+"""Where a run is: when its states are saved, continued from and gone back to."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from deit_zoo.errors import CheckpointError, DataError, ZooError
-from deit_zoo.files import digest, write_whole
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.plan import Plan, epoch_images
+from deit_zoo.training.logger import full_disk_as_error
 from deit_zoo.training.loop import EpochStats, StepResult, TrainState
+from deit_zoo.training.rollback import (
+    MAX_ROLLBACKS,
+    Failure,
+    History,
+    place,
+    read_history,
+    span,
+    write_history,
+)
 from deit_zoo.training.signals import GracefulStop, Interrupted
-from deit_zoo.weights.load import METADATA_KEY, read_tensors
+from deit_zoo.training.state_files import (
+    TrainPosition,
+    load_state,
+    newest,
+    not_finite,
+    position_of,
+    remove_beyond,
+    save_state,
+    snapshot,
+    state_tensors,
+    usable_states,
+)
 
-FOLDER = "state"
-KEEP_LAST = 2
-DIGITS = 16  # of the SHA-256, in a file's name
-MAX_ROLLBACKS = 3  # times that a run goes back to its last state, before it ends
 BAD_SHARE = 0.001  # of an epoch's images; more, and the run ends
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainPosition:
-    """Where a run is: finished epochs, finished steps of the next, and what was counted so far."""
-
-    epoch: int = 0
-    step: int = 0
-    facts: dict[str, Any] | None = None
 
 
 class CheckpointManager:
     """Where a run is, and the states on disk that it can continue from.
 
-    Every process has one; the first writes. `epoch` epochs are finished, `stats` is the next one's.
+    Every process has one; the first writes, on a thread of its own while training goes on.
+    `epoch` epochs are finished, `stats` is the next one's. `earlier_recipes` are the digests of
+    those that the run began with, where its recipe was changed on the way.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class CheckpointManager:
         stop: GracefulStop,
         tell: Callable[[str], None],
         name_of: Callable[[int], str],
+        earlier_recipes: tuple[str, ...] = (),
     ) -> None:
         self.plan = plan
         self.output = output
@@ -65,28 +66,37 @@ class CheckpointManager:
         self.stop = stop
         self.tell = tell
         self.name_of = name_of
+        self.earlier_recipes = earlier_recipes
         self.epoch = 0
         self.stats = EpochStats()
-        self.rollbacks = 0
+        self.history = History()
+        self.rollbacks = 0  # since this start
+        self.last_step: StepResult | None = None
         self.stopping = False
         self.saved_at = time.monotonic()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
 
     def load(self) -> bool:
-        """Continue from the furthest state that is whole; False where there is none yet."""
-        file = self.state.group.run_on_main(lambda: newest(self.output, self.tell))
-        if file is None:
-            return False
-        position = load_state(file, self.state, self.plan.recipe.digest)
-        facts = position.facts or {}
-        self.epoch = position.epoch
-        self.stats = EpochStats(**facts["sums"])
-        self.rollbacks = max(self.rollbacks, facts["rewinds"])
-        if self.state.scaler.is_enabled() and facts["scaler"]:  # else it ran in another precision
-            self.state.scaler.load_state_dict(facts["scaler"])
-        return True
+        """Continue from the furthest state that is usable; False where there is none yet."""
+
+        def find() -> tuple[History, Path | None]:
+            history = read_history(self.output)
+            steps = self.plan.steps_per_epoch
+            return history, newest(self.output, history, steps, self.tell)
+
+        self.history, file = self.state.group.run_on_main(find)
+        if file is not None:
+            self._put_back(file)
+        return file is not None
+
+    def left_out(self) -> frozenset[int]:
+        """The steps of this epoch that are passed over since the run went back from them."""
+        return self.history.left_out(self.epoch, self.plan.steps_per_epoch)
 
     def after_step(self, step: StepResult) -> bool:
         """Report bad images; whether it is time to save, or to stop."""
+        self.last_step = step
         for number in step.bad:
             self.tell(f"{self.name_of(number)} cannot be read; another image takes its place")
         self._check_bad_images()
@@ -99,7 +109,13 @@ class CheckpointManager:
         if self.stopping or not self.stats.in_a_row:
             self.save()
         if self.stopping:
+            self.wait()
             raise Interrupted(self.stop.number or SIGTERM)
+
+    def is_finite(self) -> bool:
+        """Whether all weights and what goes with them are, as every process hears it."""
+        tensors = state_tensors(self.state)
+        return self.state.group.run_on_main(lambda: not_finite(tensors)) is None
 
     def finish_epoch(self) -> None:
         """The epoch is trained, measured and logged: go on to the next."""
@@ -109,53 +125,132 @@ class CheckpointManager:
         self.save()
 
     def save(self) -> None:
-        """Write a state. A full disk is reported, costs nothing, and the last states stay."""
+        """Begin to write a state, unless it holds a number that is not finite.
+
+        A full disk is reported, costs nothing, and the last states stay.
+        """
         self.saved_at = time.monotonic()
         if not self.state.group.is_main:
             return
+        self.wait()
         facts = {
             "sums": asdict(self.stats),
-            "rewinds": self.rollbacks,
+            "rewinds": len(self.history.rollbacks),
             "scaler": self.state.scaler.state_dict(),
         }
         position = TrainPosition(epoch=self.epoch, step=self.stats.step, facts=facts)
+        name = not_finite(state_tensors(self.state))
+        if name is not None:
+            self.tell(
+                f"the state after epoch {self.epoch}, step {self.stats.step} is not written, for "
+                f"it holds numbers that are not finite ({name}); the states before it stay"
+            )
+            return
+        self._writing = self._writer.submit(self._write, position, snapshot(self.state))
+
+    def wait(self) -> None:
+        """Until the state that was begun is written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        """Until everything is written; nothing more is."""
+        self._writer.shutdown()
+        self.wait()
+
+    def roll_back(self, step: StepResult | None = None) -> None:
+        """Continue from an earlier state after `step`, or else the last, and leave steps out.
+
+        Raises ZooError, in every process, where that has been tried often enough.
+        """
+        failed = step or self.last_step
+        assert failed is not None, "no step was taken, and yet numbers changed"
+        self.wait()
+        self.history, file = self.state.group.run_on_main(lambda: self._decide(failed))
+        self._put_back(file)
+
+    def _decide(self, step: StepResult) -> tuple[History, Path]:
+        """Where to go back to, and what is left out from now on; kept on disk."""
+        steps, failed = self.plan.steps_per_epoch, self._position(self.epoch, step.number)
+        why = what_is_not_finite(step)
+        files = list(usable_states(self.output, self.history, steps, self.tell))[::-1]
+        if self.rollbacks == MAX_ROLLBACKS or not files:
+            message = f"{why} at {place(failed, steps)}, {self._what_to_type(bool(files))}"
+            self._keep(replace(self.history, failure=Failure(step=failed, message=message)))
+            raise ZooError(message)
+        positions = [self._position(*position_of(file)) for file in files]
+        rollback = self.history.next(
+            positions,
+            steps=steps,
+            why=why,
+            failed=failed,
+            num_failed=max(1, self.stats.in_a_row),
+            loss=step.loss,
+            grad_norm=step.grad_norm,
+        )
+        self.rollbacks += 1
+        self.tell(
+            f"{why} at {place(failed, steps)}; going back to {place(rollback.back_to, steps)} "
+            f"({self.rollbacks} of {MAX_ROLLBACKS} times) and leaving out "
+            f"{span(rollback.first, failed, steps)}"
+        )
+        self._keep(replace(self.history, rollbacks=(*self.history.rollbacks, rollback)))
+        file = files[positions.index(rollback.back_to)]
+        remove_beyond(self.output, file)
+        return self.history, file
+
+    def _keep(self, history: History) -> None:
+        with full_disk_as_error(self.output):
+            write_history(self.output, history)
+        self.history = history
+
+    def _put_back(self, file: Path) -> None:
+        digest = self.plan.recipe.digest
+        position = load_state(file, self.state, digest, *self.earlier_recipes)
+        facts = position.facts or {}
+        self.epoch = position.epoch
+        self.stats = EpochStats(**facts["sums"])
+        # Another precision may have been chosen meanwhile.
+        if facts["scaler"] and self.state.scaler.is_enabled():
+            self.state.scaler.load_state_dict(facts["scaler"])
+
+    def _write(self, position: TrainPosition, tensors: dict[str, Tensor]) -> None:
+        here = self._position(position.epoch, position.step)
+        hold = None
+        if (trouble := self.history.open_trouble(here)) is not None:
+            epoch, step = divmod(trouble.back_to, self.plan.steps_per_epoch)
+            hold = TrainPosition(epoch=epoch, step=step)
         try:
-            save_state(self.output, position, self.state, self.plan.recipe.digest)
+            save_state(self.output, position, tensors, self.plan.recipe.digest, hold)
         except OSError as error:
             self.tell(
-                f"the state after epoch {self.epoch}, step {self.stats.step} could not be written "
-                f"({error.strerror}); the run goes on and the states before it stay; make room on "
-                f"the disk of {self.output}"
+                f"the state after epoch {position.epoch}, step {position.step} could not be "
+                f"written ({error.strerror}); the run goes on and the states before it stay; make "
+                f"room on the disk of {self.output}"
             )
 
-    def roll_back(self, step: StepResult) -> None:
-        """Continue from the last state after losses that were not finite.
+    def _position(self, epoch: int, step: int) -> int:
+        """Steps from the start of the run."""
+        return epoch * self.plan.steps_per_epoch + step
 
-        Raises ZooError that names the step where that has been tried often enough.
-        """
+    def _what_to_type(self, again: bool) -> str:
+        """How a run that failed goes on, and what may be changed then."""
         recipe = self.plan.recipe
-        where = f"epoch {self.epoch + 1}, step {step.number + 1}"
-        advice = (
-            f"lower the rate with --set lr={recipe.lr / 2:g}, or bound the gradients with --set "
-            "clip_grad=1"
-        )
+        clip = 1.0 if recipe.clip_grad is None else recipe.clip_grad / 2
+        changes = [
+            f"with a lower rate (--set lr={recipe.lr / 2:g})",
+            f"bounded gradients (--set clip_grad={clip:g})",
+        ]
         if self.state.dtype is not None:
-            advice += ", or compute with --set precision=fp32"
-        self.rollbacks += 1
-        if self.rollbacks > MAX_ROLLBACKS:
-            raise ZooError(
-                f"the loss is {step.loss} at {where}, after going back to the last state "
-                f"{MAX_ROLLBACKS} times; {advice}"
-            )
-        if not self.load():
-            raise ZooError(
-                f"the loss is {step.loss} at {where}, before any state was kept; {advice}"
-            )
-        if self.state.group.is_main:
-            self.tell(
-                f"the loss is {step.loss} at {where}; going back to epoch {self.epoch + 1}, step "
-                f"{self.stats.step + 1} ({self.rollbacks} of {MAX_ROLLBACKS} times)"
-            )
+            changes.append("in full precision (--set precision=fp32)")
+        outcome = (
+            f"after going back {MAX_ROLLBACKS} times; the same command continues from the last "
+            "good state"
+            if again
+            else "before any state could be written; the same command begins again"
+        )
+        return f"{outcome}, also {' or '.join(changes)}"
 
     def _check_bad_images(self) -> None:
         seen = epoch_images(self.plan.num_images)
@@ -166,109 +261,9 @@ class CheckpointManager:
             )
 
 
-def save_state(
-    output: Path, position: TrainPosition, state: TrainState, recipe_sha256: str
-) -> Path:
-    """Write what continues a run from `position`; the KEEP_LAST last states are kept.
-
-    Where the disk is full, the older ones are given up for it. Raises OSError, with the last state
-    still there, where that is not enough.
-    """
-    try:
-        return _write_state(output, position, state, recipe_sha256)
-    except OSError:
-        older = states(output)[:-1]
-        if not older:
-            raise
-        for file in older:
-            file.unlink()
-        return _write_state(output, position, state, recipe_sha256)
-
-
-def _write_state(
-    output: Path, position: TrainPosition, state: TrainState, recipe_sha256: str
-) -> Path:
-    folder = output / FOLDER
-    folder.mkdir(exist_ok=True)
-    record = {
-        "epoch": position.epoch,
-        "step": position.step,
-        "facts": position.facts,
-        "recipe_sha256": recipe_sha256,
-    }
-    metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}
-    data = to_bytes(_to_tensors(state), metadata=metadata)
-    for torn in folder.glob(".epoch-*"):  # of a process that was killed while it wrote
-        torn.unlink()
-    name = f"epoch-{position.epoch:05d}-step-{position.step:06d}"
-    file = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:DIGITS]}.safetensors"
-    write_whole(file, data)
-    # What lies beyond this position was left by a run that went back from there.
-    earlier = [other for other in states(output) if other.name < name]
-    for other in states(output):
-        if other != file and other not in earlier[1 - KEEP_LAST :]:
-            other.unlink(missing_ok=True)
-    return file
-
-
-def states(output: Path) -> list[Path]:
-    """The states of a run, the one that is furthest last."""
-    return sorted((output / FOLDER).glob("epoch-*.safetensors"))
-
-
-def newest(output: Path, tell: Callable[[str], None]) -> Path | None:
-    """The furthest state that is whole, None before the first; a broken one is reported.
-
-    Raises CheckpointError where there are states and none is whole.
-    """
-    broken: list[Path] = []
-    for file in reversed(states(output)):
-        if digest(file)[:DIGITS] == file.stem.rpartition("-")[2]:
-            for other in broken:  # or it would be kept in place of a whole one
-                other.unlink()
-            return file
-        tell(f"{file} is torn or altered (its SHA-256 is not the one in its name); not used")
-        broken.append(file)
-    if broken:
-        raise CheckpointError(
-            f"no state in {output / FOLDER} is whole; remove {output} to begin again"
-        )
-    return None
-
-
-def load_state(file: Path, state: TrainState, recipe_sha256: str) -> TrainPosition:
-    """Put a state back. Raises CheckpointError where another recipe left it."""
-    tensors = read_tensors(file)
-    with safe_open(file, framework="pt") as stored:
-        record: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])
-    if record["recipe_sha256"] != recipe_sha256:
-        raise CheckpointError(
-            f"{file} was left by another recipe; give a new --output, or the same recipe and --set"
-        )
-    state.model.load_state_dict(_with_prefix(tensors, "model."), strict=True)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in _with_prefix(tensors, "optimizer.").items():
-        number, name = key.split(".")
-        moments.setdefault(int(number), {})[name] = value.clone()
-    optimizer = state.optimizer
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    if state.ema is not None:
-        state.ema.module.load_state_dict(_with_prefix(tensors, "ema."), strict=True)
-    return TrainPosition(epoch=record["epoch"], step=record["step"], facts=record["facts"])
-
-
-def _to_tensors(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"model.{key}": value for key, value in state.model.state_dict().items()}
-    for number, moments in state.optimizer.state_dict()["state"].items():
-        for key, value in moments.items():
-            tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
-    if state.ema is not None:
-        averages = state.ema.module.state_dict()
-        tensors |= {f"ema.{key}": value for key, value in averages.items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
+def what_is_not_finite(step: StepResult) -> str:
+    """The number of a step that is not finite, in words; a weight where loss and norm are."""
+    for name, value in (("loss", step.loss), ("gradient norm", step.grad_norm)):
+        if not math.isfinite(value):
+            return f"the {name} is {value}"
+    return "a weight is not finite"

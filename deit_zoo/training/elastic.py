@@ -180,7 +180,8 @@ def read_verdict(job: Job, output: Path) -> Verdict:
         raise Interrupted(status["signal"])
     receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
     reached = Evaluation(**receipt["reached"])
-    return judge(job.plan.recipe, reached, receipt["sha256"][MODEL_FILE])
+    sha256 = receipt["sha256"][MODEL_FILE]
+    return judge(job.plan.recipe, reached, sha256, job.changed_fields)
 
 
 def write_exit_status(output: Path, **facts: Any) -> None:

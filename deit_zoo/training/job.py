@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,54 @@ from deit_zoo.recipes.plan import Plan, plan_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A recipe that was changed on the way: since when, its digest before, and each field.
+
+    `epoch` epochs and `step` steps of the next were finished; a field has its value before and
+    after.
+    """
+
+    epoch: int
+    step: int
+    recipe_sha256: str
+    fields: dict[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A plan, and its data: a folder or `hfds:NAME`, and the fingerprint of what lies there."""
+    """A plan, and its data: a folder or `hfds:NAME`, and the fingerprint of what lies there.
+
+    `changes` are those of the recipe after the run had begun.
+    """
 
     plan: Plan
     data: str
     fingerprint: dict[str, Any]
+    changes: tuple[Change, ...] = ()
 
     def write(self, output: Path) -> None:
         """Leave `plan.json`."""
-        record = self.plan.to_dict() | {"data": self.data, "fingerprint": self.fingerprint}
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        record = self.plan.to_dict() | {
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "changes": [asdict(change) for change in self.changes],
+        }
+        text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_whole(output / PLAN_FILE, text.encode())
+
+    @property
+    def earlier_recipes(self) -> tuple[str, ...]:
+        """The digests of the recipes that the run has had before."""
+        return tuple(change.recipe_sha256 for change in self.changes)
+
+    @property
+    def changed_fields(self) -> tuple[str, ...]:
+        """The fields of the recipe that were changed on the way."""
+        return tuple(dict.fromkeys(name for change in self.changes for name in change.fields))
+
+    def changes_in_words(self) -> str:
+        """What a run that goes on says of its changes."""
+        return f"; changed on the way: {', '.join(self.changed_fields)}" if self.changes else ""
 
 
 def read_job(output: Path) -> Job:
@@ -32,7 +68,12 @@ def read_job(output: Path) -> Job:
     file = output / PLAN_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return Job(plan=plan_from(record), data=record["data"], fingerprint=record["fingerprint"])
+        return Job(
+            plan=plan_from(record),
+            data=record["data"],
+            fingerprint=record["fingerprint"],
+            changes=tuple(Change(**change) for change in record.get("changes", [])),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is no plan of a deit_zoo run; give an empty folder as --output"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from deit_zoo.recipes.plan import (
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import MODELS, resolve
 from deit_zoo.training import elastic
+from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def run_plan(
             job = make_job(plan, data, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
             check_same_data(output, job)
+            job = with_changes(job, output)
             output.mkdir(parents=True, exist_ok=True)
             job.write(output)
         except OSError as error:
@@ -302,12 +303,7 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    other = read_job(output).plan.recipe
-    if other.digest != recipe.digest:
-        raise RecipeError(
-            f"{output} holds a run of another recipe ({other.name}); give a new "
-            f"--output, or remove it: rm -r {shlex.quote(str(output))}"
-        )
+    check_changes(output, read_job(output).plan, recipe)
 
 
 def digits_folder(output: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +46,7 @@ from deit_zoo.training.loop import (
 )
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
+from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.teacher import Teacher, teacher_for
@@ -97,11 +98,18 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 network: Any = torch.compile(model, dynamic=True) if compiles else model
                 return evaluate(network)
 
-        manager = CheckpointManager(plan, output, state, stop, tell, images.name_of)
-        if manager.load():
-            say(f"continuing after epoch {manager.epoch}, step {manager.stats.step}")
+        manager = CheckpointManager(
+            plan, output, state, stop, tell, images.name_of, job.earlier_recipes
+        )
+        if resumed := manager.load():
+            where = f"epoch {manager.epoch}, step {manager.stats.step}"
+            say(f"continuing after {where}{job.changes_in_words()}")
         loader = TrainLoader(images, train_transform(recipe), plan, state.replicas, tell)
-        with closing(loader), MetricLogger(plan, output, console) as logger:
+        logger = MetricLogger(plan, output, console)
+        with closing(manager), closing(loader), logger:
+            if not resumed:
+                manager.save()
+                manager.wait()  # the loader's workers are forked next
             for sentence in [] if manager.epoch else profile(state, plan, loader):
                 say(sentence)
             while manager.epoch < recipe.epochs:
@@ -132,11 +140,15 @@ def run_epoch(
             on_step,
             stats,
             lambda: bool(manager.stop.number),
-            at_rest=manager.at_rest,
+            manager.left_out(),
+            manager.at_rest,
         )
     except NotFinite as error:
         logger.step(error.step)
         manager.roll_back(error.step)
+        return
+    if not manager.is_finite():  # before figures are made of it
+        manager.roll_back()
         return
     if stats.seconds > LONG_EPOCH:
         manager.save()
@@ -279,12 +291,13 @@ def epoch_record(
         for split, evaluation in reached.items()
         for figure in ("top1", "top5", "loss")
     }
+    images = plan.steps_per_epoch * plan.recipe.batch_size
     return {
         "epoch": epoch,
         "lr": learning_rate(plan.recipe, epoch),
         "train_loss": stats.loss / stats.losses if stats.losses else math.nan,
         **figures,
-        "images_per_second": plan.steps_per_epoch * plan.recipe.batch_size / stats.seconds,
+        "images_per_second": images / stats.seconds if stats.seconds else 0.0,
         "data_seconds": stats.data_seconds,
         "seconds": stats.seconds,
         "skipped_steps": stats.skipped,
@@ -307,7 +320,7 @@ def conclude(
     reached = evaluate(exported)
 
     def write_verdict() -> Verdict:
-        verdict = judge(recipe, reached, sha256)
+        verdict = judge(recipe, reached, sha256, job.changed_fields)
         with full_disk_as_error(output):
             write_receipt(
                 output,
@@ -317,7 +330,7 @@ def conclude(
                 data=job.fingerprint,
                 sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
                 teacher=teacher.facts if teacher else None,
-                run=mishaps(output, manager),
+                run=mishaps(job, manager),
             )
             plot.draw_run(output, recipe.name)
         return verdict
@@ -325,11 +338,13 @@ def conclude(
     return group.run_on_main(write_verdict)
 
 
-def mishaps(output: Path, manager: CheckpointManager) -> dict[str, int]:
-    """What went wrong on the way and was made good."""
-    log = read_log(output / LOG_FILE)
+def mishaps(job: Job, manager: CheckpointManager) -> dict[str, Any]:
+    """What went wrong on the way, and how it was made good."""
+    log = read_log(manager.output / LOG_FILE)
     counts = {key: sum(row[key] for row in log) for key in ("skipped_steps", "bad_images")}
-    return counts | {"rewinds": manager.rollbacks}
+    rollbacks = to_receipt(manager.history, job.plan.steps_per_epoch)
+    changes = [asdict(change) for change in job.changes]
+    return counts | {"rewinds": len(rollbacks), "rollbacks": rollbacks, "changes": changes}
 
 
 def export(plan: Plan, state: TrainState, classes: list[str], output: Path) -> str:

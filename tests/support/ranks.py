@@ -29,7 +29,6 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training import trainer as run
-from deit_zoo.training.checkpoint import TrainPosition, load_state, save_state
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import (
     EpochStats,
@@ -39,6 +38,7 @@ from deit_zoo.training.loop import (
     train_one_epoch,
 )
 from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.training.state_files import TrainPosition, load_state, save_state, snapshot
 from deit_zoo.training.teacher import teacher_for
 from deit_zoo.training.timm_bridge import train_transform
 from deit_zoo.zoo import create, transform
@@ -148,7 +148,7 @@ def continued(group: DistributedContext, data: Path) -> list[float]:
     second = Training(group, images, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         place = TrainPosition(epoch=EPOCH, step=MIDDLE)
-        file = save_state(Path(folder), place, first.state, RECIPE.digest)
+        file = save_state(Path(folder), place, snapshot(first.state), RECIPE.digest)
         held = load_state(file, second.state, RECIPE.digest)
     second.train(sums=EpochStats(step=held.step))
     return second.losses

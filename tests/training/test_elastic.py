@@ -35,6 +35,9 @@ ZOO = python("-m", "deit_zoo")
 HOOKS = """
 import os, signal
 os.cpu_count = lambda: 2
+if os.environ.get("RANK") == os.environ.get("SPOILED", "none"):
+    from support.faults import spoil
+    spoil("gradient", [(1, step) for step in range(20)])
 if os.environ.get("RANK") == os.environ.get("MORTAL", "none"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -389,6 +392,32 @@ def test_an_image_that_one_process_alone_cannot_replace_is_one_sentence(
     assert len(errors) == 1
     assert errors[0].startswith("error: 11 images in a row cannot be read, the last: ")
     assert "Traceback" not in tree.stderr
+
+
+@pytest.mark.slow
+def test_gradients_that_one_process_spoils_end_the_run_of_all_and_another_rate_continues_it(
+    begin: Callable[..., Tree], place: Path
+) -> None:
+    output = place / "spoiled"
+    tree = begin(output, SPOILED="1")
+    assert tree.code() == 2, tree.stderr
+    assert tree.stderr.count("the gradient norm is nan at epoch 2, step 3; going back to ") == 1
+    assert tree.stderr.count(" of 3 times) and leaving out ") == 3
+    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: the gradient norm is nan at epoch 2, step ")
+    assert errors[0].endswith(
+        ", after going back 3 times; the same command continues from the last good state, also "
+        "with a lower rate (--set lr=0.001) or bounded gradients (--set clip_grad=1)"
+    )
+    assert "begin again" not in tree.stderr
+    again = begin(output, "--processes", "2", "--set", "lr=0.001")
+    assert again.code() == 0, again.stderr
+    assert again.stderr.count("; changed on the way: lr\n") == 1
+    receipt = json.loads((output / "receipt.json").read_text(encoding="utf-8"))
+    (change,) = receipt["run"]["changes"]
+    assert (change["fields"], receipt["run"]["rewinds"]) == ({"lr": [0.002, 0.001]}, 3)
+    assert again.stdout.rstrip().endswith("; modified: epochs, lr, warmup_epochs")
 
 
 STUBS = {

@@ -1,0 +1,80 @@
+"""A recipe that is changed after its run has failed: what may be, and what is kept of it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from deit_zoo.errors import RecipeError
+from deit_zoo.files import PLAN_FILE
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe, differences, shown
+from deit_zoo.training.job import Change, Job, read_job
+from deit_zoo.training.rollback import read_history
+
+# What moves weights; all else shapes data, draws, the network or the length of a run.
+CHANGEABLE = ("lr", "clip_grad", "warmup_lr", "min_lr", "weight_decay")
+
+
+def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
+    """Raises RecipeError where a run would go on by another recipe, unless it may.
+
+    It may where numbers that were not finite ended it, with other values of what moves weights.
+    """
+    if recipe.digest == former.recipe.digest:
+        return
+    changes = differences(recipe, former.recipe)
+    allowed = CHANGEABLE if may_change(output, former) else ()
+    for name, value, its in changes:
+        if name not in allowed:
+            may = f"; it may go on with another {', '.join(allowed)}" if allowed else ""
+            raise RecipeError(
+                f"{output} holds a run of another recipe ({former.recipe.name}, whose {name} is "
+                f"{shown(its)}, not {shown(value)}){may}; give a new --output, or remove it: rm -r "
+                f"{shlex.quote(str(output))}"
+            )
+
+
+def may_change(output: Path, plan: Plan) -> bool:
+    """Whether numbers that were not finite ended a run, and no state lies beyond them yet."""
+    from deit_zoo.training.state_files import position_of, states
+
+    failure = read_history(output).failure
+    if failure is None:
+        return False
+    steps = plan.steps_per_epoch
+    positions = (position_of(file) for file in states(output))
+    return all(epoch * steps + step <= failure.step for epoch, step in positions)
+
+
+def with_changes(job: Job, output: Path) -> Job:
+    """A job that goes on, with what of its recipe was changed on the way, before and now."""
+    if not (output / PLAN_FILE).is_file():
+        return job
+    former = read_job(output)
+    changes = former.changes
+    if job.plan.recipe.digest != former.plan.recipe.digest:
+        changes = (*changes, change_of(former.plan, job.plan, output))
+    modified = job.plan.modified or bool(changes)
+    return replace(job, plan=replace(job.plan, modified=modified), changes=changes)
+
+
+def change_of(former: Plan, plan: Plan, output: Path) -> Change:
+    """What differs between two plans of a run, from the state on that it continues from."""
+    from deit_zoo.training.state_files import position_of, usable_states
+
+    def ignore(_sentence: str) -> None:
+        """The run itself tells which states cannot be used."""
+
+    history, steps = read_history(output), former.steps_per_epoch
+    file = next(usable_states(output, history, steps, ignore), None)
+    epoch, step = (0, 0) if file is None else position_of(file)
+    return Change(
+        epoch=epoch,
+        step=step,
+        recipe_sha256=former.recipe.digest,
+        fields={
+            name: [before, after] for name, after, before in differences(plan.recipe, former.recipe)
+        },
+    )

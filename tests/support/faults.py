@@ -1,0 +1,87 @@
+"""Numbers that are not finite, at chosen steps of a run: a loss, a gradient, or a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from deit_zoo.training import trainer
+from deit_zoo.training.data import Batch, TrainLoader
+
+MARK = 77.0  # what the images of a chosen step are full of; mixed ones too
+
+
+class _NoGradient(torch.autograd.Function):
+    """A loss that is finite, and its gradient that is not."""
+
+    @staticmethod
+    def forward(_context: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * torch.nan
+
+
+def spoil(
+    kind: str,
+    places: Collection[tuple[int, int]],
+    *,
+    once: bool = False,
+    replace: Callable[[Any, str, Any], None] = setattr,
+) -> None:
+    """Let a "loss", a "gradient" or a "weight" be no number at steps: (epoch, step), from 0.
+
+    Each time that they are met, or once. A weight is spoiled after its step. `replace` sets an
+    attribute.
+    """
+    left = set(places)
+    real_epoch, real_criterion = TrainLoader.epoch, trainer.criterion_for
+    real_optimizer = trainer.optimizer_for
+    seen = False
+
+    def epoch(loader: TrainLoader, number: int, first_step: int = 0) -> Iterator[Batch]:
+        share = len(loader.order.replicas)
+        batches = real_epoch(loader, number, first_step)
+        for count, (images, labels, bad) in enumerate(batches):
+            place = (number, first_step + count // share)
+            chosen = place in left
+            if once and count % share == share - 1:
+                left.discard(place)
+            yield (torch.full_like(images, MARK) if chosen else images), labels, bad
+
+    def criterion_for(*arguments: Any) -> Callable[..., Tensor]:
+        real = real_criterion(*arguments)
+
+        def criterion(outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
+            nonlocal seen
+            loss: Tensor = real(outputs, images, targets)
+            if not bool(((images - MARK).abs() < 1e-3).all()):
+                return loss
+            seen = True
+            if kind == "loss":
+                return loss * torch.nan
+            return _NoGradient.apply(loss) if kind == "gradient" else loss  # type: ignore[no-untyped-call,no-any-return]
+
+        return criterion
+
+    def optimizer_for(model: nn.Module, recipe: Any) -> Optimizer:
+        optimizer = real_optimizer(model, recipe)  # type: ignore[arg-type]
+
+        def after_step(*_: Any) -> None:
+            nonlocal seen
+            if seen and kind == "weight":
+                with torch.no_grad():
+                    next(model.parameters()).view(-1)[0] = torch.nan
+            seen = False
+
+        optimizer.register_step_post_hook(after_step)
+        return optimizer
+
+    replace(TrainLoader, "epoch", epoch)
+    replace(trainer, "criterion_for", criterion_for)
+    replace(trainer, "optimizer_for", optimizer_for)

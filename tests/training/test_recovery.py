@@ -1,0 +1,394 @@
+"""Whole runs that meet numbers that are not finite: they go on, go back, or can be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save
+
+import deit_zoo
+from deit_zoo.errors import RecipeError, ZooError
+from deit_zoo.runs.receipt import Verdict
+from deit_zoo.training.finetune import finetune
+from deit_zoo.training.launch import reproduce
+from deit_zoo.training.rollback import read_history
+from deit_zoo.training.state_files import not_finite, states
+from deit_zoo.weights.load import read_tensors
+from support.faults import spoil
+
+# Three epochs of eight steps, cut from the recipe of the embedded model.
+CHANGES = ("epochs=3", "batch_size=32", "replicas=2", "warmup_epochs=0")
+ALWAYS = [(epoch, step) for epoch in (1, 2) for step in range(8)]
+# A loss of three steps on end, each time that they are met.
+THREE = [(1, 3), (1, 4), (1, 5)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def manifest(manifest_of: Callable[[float | None], Path]) -> Iterator[Path]:
+    """One without a figure to compare with."""
+    file = manifest_of(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEIT_ZOO_MANIFEST", str(file))
+        yield file
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Spoil numbers of runs in this process."""
+    return lambda *faults, **options: spoil(*faults, **options, replace=monkeypatch.setattr)
+
+
+def begin(output: Path, data: Path, *changes: str) -> Verdict:
+    """A short run in this process."""
+    changes = (*CHANGES, *changes)
+    return reproduce(
+        "deit_pico_digits", gpus=0, output=output, data=data, changes=changes, workers=0
+    )
+
+
+def words(output: Path, data: Path, *changes: str) -> list[str]:
+    """The same run, as typed."""
+    settings = [part for change in (*CHANGES, *changes) for part in ("--set", change)]
+    paths = ["--data", str(data), "--output", str(output)]
+    return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
+
+
+def strict_json(text: str) -> Any:
+    """JSON as the standard has it, without NaN."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [strict_json(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def receipt_of(output: Path) -> dict[str, Any]:
+    receipt: dict[str, Any] = strict_json((output / "receipt.json").read_text())
+    return receipt
+
+
+def skipped(output: Path) -> list[int]:
+    return [row["skipped_steps"] for row in log_of(output)]
+
+
+def sha256(output: Path) -> str:
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+def assert_finite(output: Path) -> None:
+    """Neither the weights nor any state hold a number that is not finite."""
+    for file in (*states(output), output / "model.safetensors"):
+        if file.exists():
+            assert not_finite(read_tensors(file)) is None
+
+
+def test_one_gradient_that_is_no_number_in_the_last_step_of_an_epoch_is_skipped(
+    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
+) -> None:
+    spoiled("gradient", [(1, 7)], once=True)
+    begin(tmp_path, digits_folder)
+    assert skipped(tmp_path) == [0, 1, 0]
+    assert receipt_of(tmp_path)["run"]["rewinds"] == 0
+    assert_finite(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_once_is_skipped_and_counted(
+    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
+) -> None:
+    spoiled("loss", [(1, 4)])
+    begin(tmp_path, digits_folder)
+    assert skipped(tmp_path) == [0, 1, 0]
+    assert receipt_of(tmp_path)["run"] == {
+        "skipped_steps": 1,
+        "bad_images": 0,
+        "rewinds": 0,
+        "rollbacks": [],
+        "changes": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("gradient", "the gradient norm is nan"),
+        pytest.param("loss", "the loss is nan", marks=pytest.mark.slow),
+    ],
+)
+def test_steps_that_fail_each_time_they_are_met_are_left_out(
+    tmp_path: Path,
+    digits_folder: Path,
+    spoiled: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    why: str,
+) -> None:
+    spoiled(kind, THREE)
+    begin(tmp_path, digits_folder)
+    told = (
+        f"{why} at epoch 2, step 6; going back to epoch 2, step 1 (1 of 3 times) and leaving out "
+        "steps 3 to 6 of epoch 2"
+    )
+    assert [line for line in capsys.readouterr().err.splitlines() if "going back" in line] == [told]
+    assert skipped(tmp_path) == [0, 4, 0]
+    run = receipt_of(tmp_path)["run"]
+    (rollback,) = run["rollbacks"]
+    assert (run["skipped_steps"], run["rewinds"], rollback["why"]) == (4, 1, why)
+    assert rollback["at"] == {"epoch": 1, "step": 5}
+    assert rollback["back_to"] == {"epoch": 1, "step": 0}
+    assert rollback["left_out"] == [{"epoch": 1, "step": 2}, {"epoch": 1, "step": 5}]
+    assert (rollback["loss"] is None) is (kind == "loss")
+    assert_finite(tmp_path)
+    went_over = (tmp_path / "steps.rolled_back.jsonl").read_text(encoding="utf-8").splitlines()
+    assert ["not_finite" in strict_json(line) for line in went_over] == [True] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [14, 17, 20])  # steps that were told, seven of them again
+def test_a_run_that_left_steps_out_and_was_killed_ends_in_the_same_bits(
+    tmp_path: Path, digits_folder: Path, manifest: Path, command: Any, moment: int
+) -> None:
+    fault = f"from support.faults import spoil; spoil('gradient', {THREE})\n"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = command(*words(whole, digits_folder), before=fault, DEIT_ZOO_MANIFEST=manifest)
+    assert done.status == 0, done.err
+    dead = command(
+        *words(killed, digits_folder, "state_minutes=0"),
+        before=f'{fault}at_call(run.MetricLogger, "step", {moment})',
+        DEIT_ZOO_MANIFEST=manifest,
+    )
+    assert dead.status == -9, dead.err
+    again = command(*words(killed, digits_folder), before=fault, DEIT_ZOO_MANIFEST=manifest)
+    assert again.status == 0, again.err
+    assert "going back" not in again.err
+    assert sha256(killed) == sha256(whole)
+    assert skipped(killed) == skipped(whole) == [0, 4, 0]
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_no_number_is_gone_back_from(
+    tmp_path: Path,
+    digits_folder: Path,
+    spoiled: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoiled("weight", [(1, 2)], once=True)
+    begin(tmp_path, digits_folder)
+    assert (
+        "the loss is nan at epoch 2, step 6; going back to epoch 2, step 1 (1 of 3 times) and "
+        "leaving out steps 3 to 6 of epoch 2"
+    ) in capsys.readouterr().err.splitlines()
+    assert_finite(tmp_path)
+
+
+def test_a_weight_that_the_last_step_of_an_epoch_spoils_is_neither_measured_nor_kept(
+    tmp_path: Path,
+    digits_folder: Path,
+    spoiled: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoiled("weight", [(1, 7)])
+    begin(tmp_path, digits_folder)
+    assert (
+        "a weight is not finite at epoch 2, step 8; going back to epoch 2, step 1 (1 of 3 times) "
+        "and leaving out steps 7 to 8 of epoch 2"
+    ) in capsys.readouterr().err.splitlines()
+    assert skipped(tmp_path) == [0, 2, 0]
+    assert_finite(tmp_path)
+
+
+def test_a_run_that_fails_in_its_first_steps_begins_again_without_them(
+    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
+) -> None:
+    spoiled("gradient", [(0, 0), (0, 1), (0, 2)])
+    begin(tmp_path, digits_folder)
+    assert skipped(tmp_path) == [3, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
+    """The folder of a run that failed in its second epoch and always would; no test changes it."""
+    output = tmp_path_factory.mktemp("failed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        spoil("loss", ALWAYS, replace=patch.setattr)
+        with pytest.raises(ZooError) as caught:
+            begin(output, digits_folder)
+    assert re.fullmatch(
+        r"the loss is nan at epoch \d, step \d, after going back 3 times; the same command "
+        r"continues from the last good state, also with a lower rate \(--set lr=0\.001\) or "
+        r"bounded gradients \(--set clip_grad=1\)",
+        str(caught.value),
+    )
+    return output
+
+
+@pytest.fixture
+def failed(tmp_path: Path, left: Path) -> Path:
+    """A copy of that folder, to be continued."""
+    return Path(shutil.copytree(left, tmp_path / "run"))
+
+
+def test_a_run_that_always_fails_leaves_states_that_are_finite(left: Path) -> None:
+    assert len(read_history(left).rollbacks) == 3
+    assert states(left)
+    assert_finite(left)
+
+
+def test_the_same_command_continues_a_run_that_failed(failed: Path, digits_folder: Path) -> None:
+    begin(failed, digits_folder)
+    assert [row["epoch"] for row in log_of(failed)] == [0, 1, 2]
+    run = receipt_of(failed)["run"]
+    assert (run["rewinds"], run["changes"]) == (3, [])
+    assert_finite(failed)
+
+
+def test_another_rate_continues_a_run_that_failed_as_modified(
+    failed: Path, digits_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = begin(failed, digits_folder, "lr=0.001", "clip_grad=1")
+    receipt, plan = receipt_of(failed), strict_json((failed / "plan.json").read_text())
+    (change,) = receipt["run"]["changes"]
+    assert change["fields"] == {"lr": [0.002, 0.001], "clip_grad": [None, 1.0]}
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"continuing after epoch {change['epoch']}, step {change['step']}; changed on the way: "
+        "lr, clip_grad"
+    )
+    assert plan["changes"] == [change]
+    assert (plan["recipe"]["lr"], plan["modified"], receipt["modified"]) == (0.001, True, True)
+    assert {"lr", "clip_grad"} < set(verdict.modified)
+    assert log_of(failed)[-1]["lr"] < 0.001
+    # The command that began it is now another's, and what continues it is said.
+    with pytest.raises(RecipeError, match=r"\(deit_pico_digits, whose lr is 0\.001, not 0\.002\)"):
+        begin(failed, digits_folder)
+
+
+@pytest.mark.slow
+def test_a_rate_that_was_another_at_first_is_modified_though_it_is_the_recipes_now(
+    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        spoil("loss", ALWAYS, replace=patch.setattr)
+        with pytest.raises(ZooError):
+            begin(tmp_path, digits_folder, "lr=0.004")
+    assert "lr" in begin(tmp_path, digits_folder).modified
+
+
+@pytest.mark.parametrize("change", ["epochs=4", "seed=1", "drop_path_rate=0.1", "optimizer=sgd"])
+def test_what_shapes_a_run_is_not_changed_where_it_failed(
+    left: Path, digits_folder: Path, change: str
+) -> None:
+    before = (left / "plan.json").read_bytes()
+    with pytest.raises(RecipeError) as caught:
+        begin(left, digits_folder, "lr=0.001", change)
+    name, _, value = change.partition("=")
+    assert f"whose {name} is " in str(caught.value)
+    assert f", not {value}); it may go on with another lr, clip_grad, warmup_lr, " in str(
+        caught.value
+    )
+    assert (left / "plan.json").read_bytes() == before
+
+
+def test_a_run_that_has_not_failed_keeps_its_rate(
+    failed: Path, tmp_path: Path, digits_folder: Path
+) -> None:
+    begin(failed, digits_folder)  # beyond the failing step: it has failed no longer
+    with pytest.raises(RecipeError) as caught:
+        begin(failed, digits_folder, "lr=0.001")
+    assert str(caught.value) == (
+        f"{failed} holds a run of another recipe (deit_pico_digits, whose lr is 0.002, not 0.001); "
+        f"give a new --output, or remove it: rm -r {failed}"
+    )
+
+
+@pytest.mark.slow
+def test_another_precision_continues_a_run_that_failed(tmp_path: Path, digits_folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        spoil("loss", ALWAYS, replace=patch.setattr)
+        with pytest.raises(ZooError, match=r" or in full precision \(--set precision=fp32\)$"):
+            begin(tmp_path, digits_folder, "precision=bf16")
+    begin(tmp_path, digits_folder, "precision=fp32")
+    assert receipt_of(tmp_path)["environment"]["precision"] == "float32"
+
+
+def test_a_state_of_numbers_that_are_not_finite_is_told_and_passed_over(
+    tmp_path: Path, digits_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(tmp_path, digits_folder)
+    expected, last = sha256(tmp_path), states(tmp_path)[-1]
+    with safe_open(last, "pt") as file:
+        metadata = file.metadata()
+    tensors = read_tensors(last)
+    tensors["model.head.bias"][0] = float("nan")
+    data = save(tensors, metadata=metadata)
+    last.unlink()
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    poisoned = last.with_name(f"epoch-00003-step-000000-{digest}.safetensors")
+    poisoned.write_bytes(data)
+    capsys.readouterr()
+    begin(tmp_path, digits_folder)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"{poisoned} holds numbers that are not finite (model.head.bias); not used",
+        "continuing after epoch 2, step 0",
+    ]
+    assert sha256(tmp_path) == expected
+    assert_finite(tmp_path)
+
+
+def test_a_rate_that_is_far_too_high_ends_the_run_in_one_sentence(
+    tmp_path: Path, digits_folder: Path
+) -> None:
+    expected = (
+        r"the loss is (nan|inf) at epoch \d, step \d, after going back 3 times; the same command "
+        r"continues from the last good state, also with a lower rate \(--set lr=5e\+29\) or "
+        r"bounded gradients \(--set clip_grad=1\)"
+    )
+    with pytest.raises(ZooError) as caught:
+        begin(tmp_path, digits_folder, "lr=1e30")
+    assert re.fullmatch(expected, str(caught.value))
+
+
+@pytest.mark.slow
+def test_the_log_is_cut_where_a_run_goes_back_over_the_end_of_an_epoch(
+    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
+) -> None:
+    # Three steps of epoch 3 fail, and those after them: the second time it goes back to epoch 2.
+    spoiled("loss", [(2, step) for step in range(1, 8)])
+    begin(tmp_path, digits_folder)
+    back = [each["back_to"]["epoch"] for each in receipt_of(tmp_path)["run"]["rollbacks"]]
+    assert back[:2] == [2, 1]
+    assert [row["epoch"] for row in log_of(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_that_failed_continues_at_another_rate(
+    tmp_path: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEIT_ZOO_MANIFEST")  # it begins from the embedded weights
+    data, output = tmp_path / "data", tmp_path / "run"
+    names = {"0": "round", "1": "straight"}
+    for split in ("train", "val"):
+        for digit, name in names.items():
+            shutil.copytree(digits_folder / split / digit, data / split / name)
+
+    def tune(*changes: str) -> Verdict:
+        changes = ("epochs=3", *changes)
+        return finetune("deit_pico_digits", data=data, output=output, changes=changes, workers=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        spoil("loss", ALWAYS, replace=patch.setattr)
+        with pytest.raises(ZooError, match=r", after going back 3 times; the same command "):
+            tune()
+    with pytest.raises(RecipeError, match=r"whose epochs is 3, not 4\); it may go on with "):
+        tune("epochs=4", "lr=1e-5")
+    tune("lr=1e-5")
+    (change,) = receipt_of(output)["run"]["changes"]
+    assert change["fields"]["lr"][1] == 1e-5
+    assert deit_zoo.create("deit_pico_digits", checkpoint=output).num_classes == 2
