@@ -45,13 +45,22 @@ class Recorder:
         write_report(self.file, self.report)
 
 
+def gpu_files() -> list[str]:
+    """Where such tests are: to collect all would take longer than to run them."""
+    files = (Path(__file__).parents[1] / "tests").rglob("test_*.py")
+    return sorted(str(file) for file in files if "mark.gpu" in file.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """Run, and end as pytest does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--gpu", action="store_true")
     arguments, words = parser.parse_known_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    command = " ".join(["python benchmarks/gpu_tests.py", *words])
+    command = " ".join(["python benchmarks/gpu_tests.py", *(["--gpu"] if arguments.gpu else words)])
+    if arguments.gpu:
+        words += ["-m", "gpu", *gpu_files()]
     recorder = Recorder(arguments.json, command, device)
     write_report(recorder.file, recorder.report)
     parallel = PARALLEL if device == "cuda" and find_spec("xdist") else []

@@ -111,26 +111,24 @@ def measured(
 ) -> tuple[dict[Key, list[list[float]]], dict[tuple[str, str], str]]:
     """The seconds of each call by round, and why some failed, by who and what."""
     failed = {(who, "all"): worker.error for who, worker in pair.items() if worker.error}
-    keys: list[Key] = []
+    times: dict[Key, list[list[float]]] = {}
     for who, worker in pair.items():
         for fact in worker.ready or []:
             key = (who, fact["mode"], fact["batch_size"])
             if "failed" in fact:
                 failed[who, f"{key[1]}, batch {key[2]}"] = fact["failed"]
             else:
-                keys.append(key)
-    times: dict[Key, list[list[float]]] = {key: [] for key in keys}
-    for batch in sorted({batch for _, _, batch in keys}):
-        alike = [key for key in keys if key[2] == batch]
+                times[key] = []
+    for batch in sorted({batch for _, _, batch in times}):
         for number in range(rounds):
-            for key in rotated(alike, number):
-                if (key[0], "all") in failed:
-                    continue
+            alike = [key for key in times if key[2] == batch]
+            for who, mode, _ in rotated(alike, number) if alike else ():
                 try:
-                    times[key].append(pair[key[0]].ask(*key[1:], seconds))
+                    times[who, mode, batch].append(pair[who].ask(mode, batch, seconds))
                 except ChildError as error:
-                    failed[key[0], "all"] = str(error)
-    return {key: rounds for key, rounds in times.items() if (key[0], "all") not in failed}, failed
+                    failed[who, f"{mode}, batch {batch}"] = str(error)
+                    del times[who, mode, batch]
+    return times, failed
 
 
 def main() -> None:

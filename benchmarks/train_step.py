@@ -246,6 +246,7 @@ def prepared(
             if "out of memory" not in str(error) or time.monotonic() > until:
                 raise
             run = None
+            torch.compiler.reset()
             time.sleep(5)
     return run, None
 
@@ -333,6 +334,7 @@ def main() -> None:
     set_up(arguments.device, arguments.threads)
     with still(everyone):
         highest = peak(arguments.device)
+        release(arguments.device)
     where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}; matrix product {highest / 1e12:.2f} TFLOP/s", flush=True)
     rows: list[dict[str, Any]] = []
@@ -386,7 +388,7 @@ def turns(
             try:
                 times[who, mode].append(pair[who].ask(mode, seconds))
             except ChildError as error:
-                facts |= {key: {"failed": str(error)} for key in keys if key[0] == who}
+                facts[who, mode] = {"failed": str(error)}
     return facts, times
 
 

@@ -56,7 +56,7 @@ class Worker:
             self.error = str(error)
 
     def ask(self, *words: Any) -> Any:
-        """Its answer. Raises ChildError where there is none."""
+        """Its answer. Raises ChildError where there is none; it may have others."""
         assert self.process.stdin is not None
         try:
             print(json.dumps(words), file=self.process.stdin, flush=True)
@@ -84,15 +84,24 @@ def serve(entry: str, task: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
     module, name = entry.split(":")
-    try:
-        ready, act = getattr(import_module(module), name)(json.loads(task))
-        print(json.dumps({"answer": ready}), file=answers, flush=True)
-        for line in sys.stdin:
-            print(json.dumps({"answer": act(*json.loads(line))}), file=answers, flush=True)
-    except Exception as error:
-        traceback.print_exc()
-        print(json.dumps({"error": reason(error)}), file=answers, flush=True)
+
+    def answer(act: Callable[..., Any], *words: Any) -> Any:
+        try:
+            result = act(*words)
+        except Exception as error:
+            traceback.print_exc()
+            print(json.dumps({"error": reason(error)}), file=answers, flush=True)
+            return None
+        return result
+
+    built = answer(lambda: getattr(import_module(module), name)(json.loads(task)))
+    if built is None:
         sys.exit(1)
+    ready, act = built
+    print(json.dumps({"answer": ready}), file=answers, flush=True)
+    for line in sys.stdin:
+        if (result := answer(act, *json.loads(line))) is not None:
+            print(json.dumps({"answer": result}), file=answers, flush=True)
 
 
 def reason(error: Exception) -> str:
@@ -150,9 +159,10 @@ def still(workers: Iterable[Worker]) -> Iterator[None]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End a process and all its descendants."""
-    send(signal.SIGKILL, tree(process.pid))
-    process.wait()
+    """End a process that has not ended, and all its descendants."""
+    if process.poll() is None:
+        send(signal.SIGKILL, tree(process.pid))
+        process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             with suppress(BrokenPipeError):

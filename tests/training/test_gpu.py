@@ -127,8 +127,8 @@ def test_in_float32_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[], ZooModel
     )
     assert [step.number for step in steps] == list(range(STEPS))
     for found, expected in zip(steps, on_the_cpu, strict=True):
-        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
+        assert found.loss == pytest.approx(expected.loss, rel=5e-4)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=2e-2)
 
 
 @pytest.mark.gpu
