@@ -196,7 +196,13 @@ class Plan:
         batch = f"{self.recipe.batch_size} = {replicas} x {self.replica_batch}"
         if share == 1:
             return f"{batch}, one to a process"
-        return f"{batch}; a process takes {share} in turn, {share * self.replica_batch} images"
+        images = share * self.replica_batch
+        together = "in turn"
+        if self.micro_batch is not None:
+            together = f"{self.micro_batch} images at a time"
+        elif self.device != "cpu":
+            together = "as many at a time as its memory has room for"
+        return f"{batch}; a process takes {share}, {images} images, {together}"
 
     def _machine(self) -> str:
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""

@@ -15,7 +15,7 @@ from torch import Tensor
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.plan import Plan, epoch_images
 from deit_zoo.training.logger import full_disk_as_error
-from deit_zoo.training.loop import EpochStats, StepResult, TrainState
+from deit_zoo.training.loop import TrainState
 from deit_zoo.training.rollback import (
     MAX_ROLLBACKS,
     Failure,
@@ -38,6 +38,7 @@ from deit_zoo.training.state_files import (
     state_tensors,
     usable_states,
 )
+from deit_zoo.training.steps import EpochStats, StepResult
 
 BAD_SHARE = 0.001  # of an epoch's images; more, and the run ends
 

@@ -23,8 +23,8 @@ from deit_zoo.runs.reference import (
     read_log,
     shown_figure,
 )
-from deit_zoo.training.loop import EpochStats, StepResult
 from deit_zoo.training.step_meter import StepMeter
+from deit_zoo.training.steps import EpochStats, StepResult
 from deit_zoo.training.trackers import Tracker, trackers_for
 
 LINE_SECONDS, STEP_LINE_SECONDS = 10.0, 60.0

@@ -9,7 +9,7 @@ import torch
 
 from deit_zoo.machine import peak_mb
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.loop import EpochStats, StepResult
+from deit_zoo.training.steps import EpochStats, StepResult
 
 
 class StepMeter:

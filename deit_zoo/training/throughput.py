@@ -14,14 +14,8 @@ from deit_zoo.machine import peak_mb, usable_cores
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import count, duration
 from deit_zoo.training.data import Batch, TrainLoader
-from deit_zoo.training.loop import (
-    EpochStats,
-    NotFinite,
-    StepResult,
-    TrainState,
-    autocast,
-    train_one_epoch,
-)
+from deit_zoo.training.loop import TrainState, autocast, train_one_epoch
+from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 
 # A run of fewer steps in an epoch is over before the answer could help.
 MIN_STEPS = 100

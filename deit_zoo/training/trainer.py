@@ -36,19 +36,13 @@ from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
-from deit_zoo.training.loop import (
-    EpochStats,
-    NotFinite,
-    StepResult,
-    TrainState,
-    autocast,
-    train_one_epoch,
-)
+from deit_zoo.training.loop import TrainState, autocast, train_one_epoch
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.signals import handle_signals
+from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from deit_zoo.training.teacher import Teacher, teacher_for
 from deit_zoo.training.throughput import fitting_replicas, profile
 from deit_zoo.training.timm_bridge import mixer, train_transform

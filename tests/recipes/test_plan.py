@@ -13,7 +13,7 @@ import golden
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.plan import Plan, learning_rate, plan_from
+from deit_zoo.recipes.plan import Plan, learning_rate, plan_from, settings
 from deit_zoo.recipes.recipe import Recipe, changed
 from support.command import run_python
 from support.tables import each_row
@@ -322,7 +322,10 @@ def test_the_paper_s_rule_is_not_held_against_other_recipes(name: str) -> None:
 
 def test_a_plan_says_how_many_replicas_a_process_takes() -> None:
     lines = dict(plan_of(processes=2).lines())
-    assert lines["batch"] == "1024 = 8 replicas x 128; a process takes 4 in turn, 512 images"
+    assert lines["batch"] == (
+        "1024 = 8 replicas x 128; a process takes 4, 512 images, as many at a time as its memory "
+        "has room for"
+    )
     assert lines["machine"] == "2 processes on cuda, 10 workers each"
 
 
@@ -451,3 +454,30 @@ def test_the_step_schedule_halves_the_rate_every_ten_epochs() -> None:
     rates = [learning_rate(RECIPES["cait_m48_448"], epoch) for epoch in (0, 1, 5, 6, 10, 11, 59)]
     halved = [1e-6, 1e-6, 4.2e-6, 5e-6, 5e-6, 2.5e-6, 5e-6 / 32]
     assert rates == pytest.approx(halved, rel=1e-12)
+
+
+@each_row(
+    ("device", "setting", "words"),
+    [
+        ("cpu", None, "a process takes 8, 1024 images, in turn"),
+        ("cpu", 256, "a process takes 8, 1024 images, 256 images at a time"),
+        ("cuda", None, "1024 images, as many at a time as its memory has room for"),
+        ("cuda", 1024, "1024 images, 1024 images at a time"),
+    ],
+)
+def test_the_plan_says_how_many_images_go_through_together(
+    device: str, setting: int | None, words: str
+) -> None:
+    plan = replace(plan_of(processes=1), device=device, micro_batch=setting)
+    assert words in dict(plan.lines())["batch"]
+
+
+@each_row("micro_batch", [1, 64, 384, 2048])
+def test_images_go_through_together_as_whole_replicas_in_equal_passes(micro_batch: int) -> None:
+    with pytest.raises(RecipeError, match="as whole replicas: 128, 256, 512, 1024, or auto"):
+        replace(plan_of(processes=1), micro_batch=micro_batch)
+
+
+@each_row(("text", "value"), [("auto", None), ("256", 256)])
+def test_the_number_of_images_may_be_left_to_the_machine(text: str, value: int | None) -> None:
+    assert settings([f"micro_batch={text}"]) == ([], {"micro_batch": value})

@@ -30,15 +30,10 @@ from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training import trainer as run
 from deit_zoo.training.data import TrainLoader
-from deit_zoo.training.loop import (
-    EpochStats,
-    NotFinite,
-    StepResult,
-    TrainState,
-    train_one_epoch,
-)
+from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.state_files import TrainPosition, load_state, save_state, snapshot
+from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from deit_zoo.training.teacher import teacher_for
 from deit_zoo.training.timm_bridge import train_transform
 from deit_zoo.zoo import create, transform

@@ -23,12 +23,13 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training import checkpoint as checkpoint_module
 from deit_zoo.training.checkpoint import CheckpointManager
-from deit_zoo.training.loop import EpochStats, StepResult, TrainState
+from deit_zoo.training.loop import TrainState
 from deit_zoo.training.losses import supervised
 from deit_zoo.training.optim import Ema, optimizer_for
 from deit_zoo.training.rollback import Failure, read_history
 from deit_zoo.training.signals import GracefulStop, Interrupted
 from deit_zoo.training.state_files import states
+from deit_zoo.training.steps import EpochStats, StepResult
 
 RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, lr=1e-3)
 HOUR = 60.0

@@ -20,7 +20,7 @@ from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import logger as watch_module
 from deit_zoo.training.logger import MetricLogger
-from deit_zoo.training.loop import EpochStats, StepResult
+from deit_zoo.training.steps import EpochStats, StepResult
 
 PLAN = Plan(
     recipe=DEIT_PICO, modified=False, device="cpu", processes=1, workers=0, num_images=1437

@@ -18,15 +18,10 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.loop import (
-    EpochStats,
-    NotFinite,
-    StepResult,
-    TrainState,
-    train_one_epoch,
-)
+from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
 from deit_zoo.training.optim import Ema, optimizer_for
+from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from support.tables import each_row
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.

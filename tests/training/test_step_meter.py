@@ -12,8 +12,8 @@ import pytest
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.runs.json_lines import append_line
-from deit_zoo.training.loop import EpochStats, StepResult
 from deit_zoo.training.step_meter import StepMeter
+from deit_zoo.training.steps import EpochStats, StepResult
 
 NAN, INF = math.nan, math.inf
 

@@ -24,9 +24,10 @@ from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.loop import StepResult, TrainState, train_one_epoch
+from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
 from deit_zoo.training.optim import optimizer_for
+from deit_zoo.training.steps import StepResult
 from deit_zoo.training.timm_bridge import mixer
 from support.tables import each_row
 

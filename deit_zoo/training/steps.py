@@ -1,0 +1,190 @@
+"""What is known of a step, and when: its sums over all processes, and what an epoch counted.
+
+On a GPU a step is read while the next is computed, so that neither waits for the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.training.micro_batches import MicroBatches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """A finished step: its rate, and over all processes its mean loss and the gradient's norm
+    before clipping.
+
+    Where one of the two is not finite, the step moved nothing. `bad` are this process's images that
+    could not be read, `bad_images` counts everybody's. `stop`: some process was asked to stop.
+    """
+
+    number: int
+    lr: float
+    loss: float
+    grad_norm: float
+    finite: bool = True
+    bad: list[int] = field(default_factory=list)
+    bad_images: int = 0
+    stop: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class EpochStats:
+    """What an epoch has counted so far; `step` steps are done. A state on disk holds it."""
+
+    step: int = 0
+    losses: int = 0
+    loss: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+    bad_images: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+
+    def leave_out(self, number: int) -> None:
+        """Count a step that was not made."""
+        self.step = number + 1
+        self.skipped += 1
+
+    def add(self, step: StepResult) -> None:
+        """Count a step that is done."""
+        self.step = step.number + 1
+        self.bad_images += step.bad_images
+        if step.finite:
+            self.loss += step.loss
+            self.losses += 1
+            self.in_a_row = 0
+        else:
+            self.skipped += 1
+            self.in_a_row += 1
+
+
+class NotFinite(Exception):
+    """So many steps in a row were not finite that the run must go back; `step` is the last."""
+
+    def __init__(self, step: StepResult) -> None:
+        super().__init__(
+            f"loss {step.loss} and gradient norm {step.grad_norm} at step {step.number}"
+        )
+        self.step = step
+
+
+class StepSums:
+    """What all processes must know of a step, added up by one all-reduce.
+
+    On a GPU the sums are copied while it computes on; `read` waits for them.
+    """
+
+    def __init__(self, group: DistributedContext, number: int, lr: float) -> None:
+        self.group = group
+        self.number = number
+        self.lr = lr
+        self.loss = torch.zeros((), dtype=torch.float64, device=group.device)
+        self.bad: list[int] = []
+        self.sums: Tensor | None = None
+        self.on_cpu: Tensor | None = None
+        self.copied: torch.cuda.Event | None = None
+        self.result: StepResult | None = None
+
+    def add(self, loss: Tensor, bad: list[int]) -> None:
+        """One pass's share of the loss, and the images it could not have."""
+        self.loss += loss.detach()
+        self.bad += bad
+
+    def all_reduce(self, grad_norm: Tensor, stop: bool) -> None:
+        """Add up over all processes, and begin to copy the sums to the CPU."""
+        finite = torch.isfinite(self.loss) & torch.isfinite(grad_norm)
+        counts = torch.tensor([len(self.bad), stop], dtype=torch.float64)
+        measured = torch.stack((self.loss, grad_norm.double(), (~finite).double()))
+        self.sums = self.group.all_reduce(torch.cat((measured, counts.to(self.loss.device))))
+        self.on_cpu = self.sums
+        if self.group.device.type == "cuda":
+            pinned = torch.empty(self.sums.shape, dtype=torch.float64, pin_memory=True)
+            self.on_cpu = pinned.copy_(self.sums, non_blocking=True)
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
+
+    def not_finite(self) -> Tensor:
+        """1 where any process was not finite, else 0, as a fused optimizer takes it."""
+        assert self.sums is not None, "asked before all_reduce"
+        return (self.sums[2] > 0.0).float()
+
+    def read(self) -> StepResult:
+        """The step as every process knows it."""
+        if self.result is None:
+            if self.copied is not None:
+                self.copied.synchronize()
+            assert self.on_cpu is not None, "read before all_reduce"
+            loss, grad_norm, not_finite, bad, stop = self.on_cpu.tolist()
+            self.result = StepResult(
+                number=self.number,
+                lr=self.lr,
+                loss=loss / self.group.size,
+                grad_norm=grad_norm / self.group.size,
+                finite=not not_finite,
+                bad=self.bad,
+                bad_images=int(bad),
+                stop=bool(stop),
+            )
+        return self.result
+
+
+class UnderWay:
+    """The steps that are launched and not yet read, at most `lag`.
+
+    Raises NotFinite after `limit` steps in a row that moved nothing.
+    """
+
+    def __init__(
+        self,
+        stats: EpochStats,
+        passes: MicroBatches,
+        on_step: Callable[[StepResult], object],
+        at_rest: Callable[[], None],
+        *,
+        lag: int,
+        limit: int,
+    ) -> None:
+        self.stats = stats
+        self.passes = passes
+        self.on_step = on_step
+        self.at_rest = at_rest
+        self.steps: deque[StepSums] = deque()
+        self.lag = lag
+        self.limit = limit
+        self.started = time.perf_counter()
+
+    def add(self, sums: StepSums) -> None:
+        """Another step is launched: read what is older."""
+        self.steps.append(sums)
+        if len(self.steps) > self.lag and self._read():
+            self.finish(rest=True)
+
+    def finish(self, rest: bool = False) -> None:
+        """Read every step, and come to rest where that was asked for."""
+        while self.steps:
+            rest |= self._read()
+        if rest:
+            self.at_rest()
+            self.started = time.perf_counter()
+
+    def _read(self) -> bool:
+        """Count and report the oldest step; whether to come to rest."""
+        step, stats = self.steps.popleft().read(), self.stats
+        stats.add(step)
+        stats.seconds += time.perf_counter() - self.started
+        stats.data_seconds += self.passes.seconds
+        self.passes.seconds = 0.0
+        if stats.in_a_row >= self.limit:
+            raise NotFinite(step)
+        rest = bool(self.on_step(step))
+        self.started = time.perf_counter()
+        return rest
