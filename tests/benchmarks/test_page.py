@@ -114,6 +114,33 @@ def test_a_run_on_a_gpu_says_its_verdict_and_what_imagenet_would_take(
     assert "| b, 20,000 images, epoch 2 | 3,000 | 25.0% | 35.6 | 4.5 |" in page.gpu_table(report)
 
 
+def test_goals_of_a_gpu_are_held_against_compiled_peers(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    names = ("deit_small", "deit_base", "cait_xxs24_224")
+    step = {
+        "ratios": {name: {"deit_zoo, compiled": 1.2, "deit_zoo": 9.0} for name in names},
+        "rows": [
+            {"model": name, "who": who, "share_of_peak": 0.46}
+            for name in names
+            for who in ("deit_zoo, compiled", "timm")
+        ],
+    }
+    one, many = ("a, 224 px, batch 1, bf16: optimized", "a, 224 px, batch 32, bf16: optimized")
+    predict = {"ratios": {one: {"timm compiled": 1.3}, many: {"timm compiled": 0.9}}}
+    measured = {"gpu_train_step": step, "gpu_predict": predict}
+    told = [*page.goals(measured, page.GPU_GOALS)]
+    assert [line.rpartition(" | ")[2] for line in told[1:5]] == [
+        "met |",
+        "not met |",
+        "met |",
+        "met |",
+    ]
+    assert "1.300 | met" in told[4]
+    step["rows"].clear()
+    assert "| – | not measured |" in [*page.goals(measured, page.GPU_GOALS)][1]
+
+
 def test_tests_on_a_gpu_are_counted_and_failures_are_named(
     results: dict[str, dict[str, Any]],
 ) -> None:
