@@ -152,13 +152,13 @@ class Kit:
         log = Path(self.logs.name) / section.name
         path = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
         # A cache of its own: its locks stand still with it. Who gets ready beside others takes few
-        # cores.
+        # cores, and the tests go first.
         more = {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": f"{log}_compiled"}
         if waits:
             more["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
         with log.open("w") as stream:
             process = subprocess.Popen(
-                [*command, "--wait"] if waits else command,
+                ["nice", "-n", "5", *command, "--wait"] if waits else command,
                 cwd=FOLDER.parent,
                 env=os.environ | more,
                 stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
@@ -276,6 +276,7 @@ def main() -> None:
         if arguments.only is None or one.name in arguments.only
     ]
     output = arguments.output.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # sections are ended then too
     kit = Kit(output, 60 * arguments.minutes)
     kit.run(sections)
     files = {one.name: output / f"gpu_{one.name}.json" for one in sections}

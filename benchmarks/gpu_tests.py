@@ -39,7 +39,9 @@ class Recorder:
         }
         self.report["rows"].append(row)
         if report.failed:
-            reason = report.longreprtext.strip().rpartition("\n")[2][:200]
+            lines = report.longreprtext.strip().splitlines()
+            told = [line[1:].strip() for line in lines if line.startswith("E ")]
+            reason = (told or lines or ["nothing was said"])[0][:200]
             failure = {"model": report.nodeid, "who": report.when, "reason": reason}
             self.report.setdefault("failed", []).append(failure)
         write_report(self.file, self.report)
