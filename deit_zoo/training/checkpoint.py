@@ -217,10 +217,10 @@ class CheckpointManager:
             self.state.scaler.load_state_dict(facts["scaler"])
 
     def _write(self, position: TrainPosition, tensors: dict[str, Tensor]) -> None:
-        here = self._position(position.epoch, position.step)
-        hold = None
-        if (trouble := self.history.open_trouble(here)) is not None:
-            epoch, step = divmod(trouble.back_to, self.plan.steps_per_epoch)
+        steps, hold = self.plan.steps_per_epoch, None
+        trouble = self.history.trouble_at(self._position(position.epoch, position.step) - 1, steps)
+        if trouble is not None:  # what it may go back to next
+            epoch, step = divmod(trouble.back_to, steps)
             hold = TrainPosition(epoch=epoch, step=step)
         try:
             save_state(self.output, position, tensors, self.plan.recipe.digest, hold)

@@ -2,7 +2,9 @@
 
 Draws are functions of their place: a run that meets the same steps again meets the same numbers. So
 it leaves out the failing steps and those just before them, ten times as many each time that it
-fails at the same place, and goes back further. What was decided is kept beside the states.
+fails at the same place, and goes back further. Which steps depends on the failures alone, not on
+when states were written: with or without a kill on the way, a run ends in the same bits. What was
+decided is kept beside the states.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ MAX_ROLLBACKS = 3  # from one start to the next, before a run ends
 # Steps that are left out before the failing ones: at first the last that moved the weights.
 BEFORE = (1, 10, 100)
 MOST = 4  # at most this part of an epoch of them, or a short run would leave out all it has
-NEAR = 100  # steps; trouble is past when a state lies further beyond the failing step
+NEAR = 100  # steps; a failure so soon after another, or in its epoch, is one at the same place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,10 +68,12 @@ class History:
         """Whether a state was not given up by a return after the first `rollbacks` of them."""
         return all(position <= later.back_to for later in self.rollbacks[rollbacks:])
 
-    def open_trouble(self, newest: int) -> Rollback | None:
-        """The last return, where the newest state is not yet well beyond its failing step."""
+    def trouble_at(self, step: int, steps: int) -> Rollback | None:
+        """The last return, where a step is not yet well beyond the one that failed then."""
         last = self.rollbacks[-1] if self.rollbacks else None
-        return last if last is not None and newest <= last.failed + NEAR else None
+        if last is None or step > max(last.failed + NEAR, (last.failed // steps + 1) * steps - 1):
+            return None
+        return last
 
     def next(
         self,
@@ -85,18 +89,19 @@ class History:
         """The return from a failure: where to, of the positions of states, and what is left out.
 
         `failed` is the last of `num_failed` steps; an epoch has `steps`. A first failure goes back
-        to the newest state, a second at the same place to the one before the newest, and so on as
-        far as there are any.
+        to the newest state that holds none of the steps left out, a second at the same place to one
+        before that, and so on as far as there are any.
         """
-        back_to, attempt = max(states), 0
-        if (last := self.open_trouble(back_to)) is not None:
-            attempt = last.attempt + 1
-            back_to = max((s for s in states if s < last.back_to), default=min(states))
+        last = self.trouble_at(failed, steps)
+        attempt = 0 if last is None else last.attempt + 1
         before = min(BEFORE[min(attempt, len(BEFORE) - 1)], max(1, steps // MOST))
+        first = failed + 1 - num_failed - before
+        latest = first if last is None else min(first, last.back_to - 1)
+        back_to = max((state for state in states if state <= latest), default=min(states))
         return Rollback(
             why=why,
             failed=failed,
-            first=max(failed + 1 - num_failed - before, back_to),
+            first=max(first, back_to),
             back_to=back_to,
             attempt=attempt,
             loss=loss if math.isfinite(loss) else None,

@@ -467,10 +467,10 @@ def test_states_to_go_back_to_are_kept_until_the_run_is_past_the_place(tmp_path:
         run.step()
     before = ["epoch-00001-step-000000", "epoch-00002-step-000000"]
     assert places(tmp_path) == [*before, "epoch-00002-step-000002", "epoch-00002-step-000003"]
-    run.manager.stats.step = 107
-    run.step()  # a state a hundred steps beyond the last that failed
-    run.step()
-    assert places(tmp_path) == ["epoch-00002-step-000108", "epoch-00002-step-000109"]
+    run.finish_epoch()
+    assert places(tmp_path)[:2] == before
+    run.step()  # in another epoch, and more than a hundred steps beyond the last that failed
+    assert places(tmp_path) == ["epoch-00003-step-000000", "epoch-00003-step-000001"]
 
 
 def test_at_another_place_a_run_goes_back_to_the_newest_again(tmp_path: Path) -> None:

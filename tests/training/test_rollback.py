@@ -77,17 +77,33 @@ def test_in_a_short_run_no_more_than_a_quarter_of_an_epoch_is_left_out_before_th
     assert [first for _, first, _ in facts(history)] == [246, 242, 242]
 
 
-def test_a_failure_soon_after_is_one_at_the_same_place() -> None:
-    # The state at 300 is within a hundred steps of the first failure: it may be spoiled.
+@pytest.mark.parametrize("states", [[200, 247], [200, 248, 249], [150, 200]])
+def test_what_is_left_out_does_not_depend_on_when_states_were_written(states: list[int]) -> None:
+    # 246 is the suspect: a state that holds it is none to go back to.
+    assert facts(returned(History(), states, 249))[0][1:] == (246, 249)
+    assert facts(returned(History(), states, 249))[0][0] == 200
+
+
+@pytest.mark.parametrize(("failed", "steps"), [(349, 50), (999, 1000)])
+def test_a_failure_soon_after_or_in_the_same_epoch_is_one_at_the_same_place(
+    failed: int, steps: int
+) -> None:
+    history = returned(History(), [100, 200], 249, steps=steps)
+    assert returned(history, [100, 200], failed, steps=steps).rollbacks[1].attempt == 1
+
+
+@pytest.mark.parametrize(("failed", "steps"), [(350, 50), (1000, 1000)])
+def test_a_failure_well_beyond_is_a_first_one(failed: int, steps: int) -> None:
+    history = returned(History(), [100, 200], 249, steps=steps)
+    history = returned(history, [200, 340], failed, steps=steps)
+    assert facts(history)[1] == (340, failed - 3, failed)
+
+
+def test_a_second_failure_goes_back_behind_a_state_that_may_be_spoiled() -> None:
+    # 300 is well before the second failure, but was trained from the state that failed first.
     history = returned(History(), [100, 200], 249)
     history = returned(history, [100, 200, 300], 330)
     assert facts(history)[1] == (100, 318, 330)
-
-
-def test_a_failure_well_beyond_is_a_first_one() -> None:
-    history = returned(History(), [100, 200], 249)
-    history = returned(history, [200, 350], 360)
-    assert facts(history)[1] == (350, 357, 360)
 
 
 def test_no_step_is_left_out_that_the_state_has_taken() -> None:
