@@ -247,7 +247,9 @@ def prepared(
             if "out of memory" not in str(error) or time.monotonic() > until:
                 raise
             run = None
+        if run is None:  # the error no longer holds what it was about
             torch.compiler.reset()
+            release(case.device)
             time.sleep(5)
     return run, None
 
