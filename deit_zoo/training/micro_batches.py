@@ -111,7 +111,7 @@ class MicroBatches:
 
     def _put_masks(self, masks: Tensor) -> None:
         """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1)."""
-        if self.device.type == "cuda":
+        if self.drop_paths and self.device.type == "cuda":
             masks = masks.pin_memory().to(self.device, non_blocking=True)
         for drop_path, own in zip(self.drop_paths, masks, strict=True):
             drop_path.masks = own

@@ -104,7 +104,9 @@ class StepSums:
         finite = torch.isfinite(self.loss) & torch.isfinite(grad_norm)
         counts = torch.tensor([len(self.bad), stop], dtype=torch.float64)
         measured = torch.stack((self.loss, grad_norm.double(), (~finite).double()))
-        self.sums = self.group.all_reduce(torch.cat((measured, counts.to(self.loss.device))))
+        self.sums = self.group.all_reduce(
+            torch.cat((measured, counts.to(self.loss.device, non_blocking=True)))
+        )
         self.on_cpu = self.sums
         if self.group.device.type == "cuda":
             pinned = torch.empty(self.sums.shape, dtype=torch.float64, pin_memory=True)
