@@ -56,17 +56,17 @@ SECTIONS = {
         Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py --gpu"),
         Section(
             name="train_step",
-            seconds=170,
+            seconds=140,
             early=True,
-            command="train_step.py 5 --seconds 0.5 --threads 1 --device cuda",
+            command="train_step.py 3 --seconds 0.5 --threads 1 --device cuda",
         ),
         Section(
             name="predict",
-            seconds=60,
+            seconds=50,
             early=True,
             command="predict.py 3 --seconds 0.15 --threads 1 --device cuda",
         ),
-        Section(name="digits", seconds=70, command="reproduce.py digits --device cuda"),
+        Section(name="digits", seconds=100, command="reproduce.py digits --device cuda"),
         # The last one has what the others leave.
         Section(name="epoch", seconds=200, command="reproduce.py epoch --device cuda"),
     ),

@@ -160,7 +160,13 @@ def set_machine(plan: Plan) -> None:
     local = plan.processes // plan.nodes
     cores = (os.cpu_count() or 2) // local
     torch.set_num_threads(max(1, cores - default_workers(local)))
-    if plan.deterministic and plan.device == "cuda":
+    if plan.deterministic:
+        fix_order(plan.device)
+
+
+def fix_order(device: str) -> None:
+    """Let a GPU add in a fixed order, as a CPU does."""
+    if device == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         # Of the fused kernels, flash alone has a backward pass that adds in a fixed order.
