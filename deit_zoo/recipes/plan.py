@@ -15,6 +15,7 @@ from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
+    Amount,
     Count,
     Recipe,
     check_fields,
@@ -68,7 +69,7 @@ class Plan:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     deterministic: bool = False
-    state_minutes: float = 15.0
+    state_minutes: Amount = 15.0
     micro_batch: Count | None = None
     log_steps: Count = 50
     log_to: Literal["none", "trackio", "wandb"] = "none"

@@ -201,11 +201,12 @@ def test_a_plan_without_its_processes_is_none() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"state_minutes": float("inf")}, "state_minutes is inf; it must be 0 or more"),
         ({"log_steps": 0}, "log_steps is 0; it must be at least 1"),
         ({"log_to": "mlflow"}, "log_to is 'mlflow'; it must be one of none, trackio, wandb"),
     ],
 )
-def test_a_setting_of_the_logs_that_makes_no_sense_is_refused(
+def test_a_setting_of_states_and_logs_that_makes_no_sense_is_refused(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -29,6 +29,7 @@ CHANGES = ("epochs=3", "batch_size=32", "replicas=2", "warmup_epochs=0")
 ALWAYS = [(epoch, step) for epoch in (1, 2) for step in range(8)]
 # A loss of three steps on end, each time that they are met.
 THREE = [(1, 3), (1, 4), (1, 5)]
+FAULT = f"from support.faults import spoil; spoil('gradient', {THREE})\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,26 +152,47 @@ def test_steps_that_fail_each_time_they_are_met_are_left_out(
     assert ["not_finite" in strict_json(line) for line in went_over] == [True] * 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", [14, 17, 20])  # steps that were told, seven of them again
-def test_a_run_that_left_steps_out_and_was_killed_ends_in_the_same_bits(
-    tmp_path: Path, digits_folder: Path, manifest: Path, command: Any, moment: int
-) -> None:
-    fault = f"from support.faults import spoil; spoil('gradient', {THREE})\n"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = command(*words(whole, digits_folder), before=fault, DEIT_ZOO_MANIFEST=manifest)
+KILLS = {
+    "among the steps that fail": 'at_call(run.MetricLogger, "step", 12)',
+    "before the return is kept": 'at_call(checkpoint, "write_history", 0)',
+    "after the return is kept": 'at_call(checkpoint, "remove_beyond", 0)',
+    "in the first step after those left out": 'at_call(run.MetricLogger, "step", 14)',
+    "in the next epoch": 'at_call(run.MetricLogger, "step", 17)',
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, digits_folder: Path, manifest: Path, command: Any
+) -> Path:
+    """A run that left out steps, with a state after each epoch alone."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = command(*words(output, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
     assert done.status == 0, done.err
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_run_that_leaves_steps_out_and_is_killed_ends_in_the_same_bits(
+    tmp_path: Path,
+    undisturbed: Path,
+    digits_folder: Path,
+    manifest: Path,
+    command: Any,
+    moment: str,
+) -> None:
     dead = command(
-        *words(killed, digits_folder, "state_minutes=0"),
-        before=f'{fault}at_call(run.MetricLogger, "step", {moment})',
+        *words(tmp_path, digits_folder, "state_minutes=0"),
+        before=f"{FAULT}{KILLS[moment]}",
         DEIT_ZOO_MANIFEST=manifest,
     )
     assert dead.status == -9, dead.err
-    again = command(*words(killed, digits_folder), before=fault, DEIT_ZOO_MANIFEST=manifest)
+    again = command(*words(tmp_path, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
     assert again.status == 0, again.err
-    assert "going back" not in again.err
-    assert sha256(killed) == sha256(whole)
-    assert skipped(killed) == skipped(whole) == [0, 4, 0]
+    assert sha256(tmp_path) == sha256(undisturbed)
+    assert skipped(tmp_path) == skipped(undisturbed) == [0, 4, 0]
+    assert receipt_of(tmp_path)["run"]["rewinds"] == 1
 
 
 @pytest.mark.slow
@@ -205,6 +227,7 @@ def test_a_weight_that_the_last_step_of_an_epoch_spoils_is_neither_measured_nor_
     assert_finite(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_its_first_steps_begins_again_without_them(
     tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
 ) -> None:

@@ -41,10 +41,10 @@ STEPS = 200  # of an epoch
 PLACE = TrainPosition(epoch=7, step=3, facts=FACTS)
 
 
-def learner(seed: int, *, averaged: bool = False) -> TrainState:
+def learner(seed: int, *, averaged: bool = False, device: str = "cpu") -> TrainState:
     """A fresh model, its optimizer and maybe an average."""
     torch.manual_seed(seed)
-    model = deit_zoo.create("deit_pico_digits")
+    model = deit_zoo.create("deit_pico_digits").to(device)
     ema = Ema(model, 0.9) if averaged else None
     return TrainState(
         model=model,
@@ -52,7 +52,7 @@ def learner(seed: int, *, averaged: bool = False) -> TrainState:
         criterion=supervised,
         mix=lambda images, targets: (images, targets),
         replicas=range(1),
-        group=DistributedContext(device=torch.device("cpu")),
+        group=DistributedContext(device=torch.device(device)),
         network=model,
         ema=ema,
     )
@@ -62,10 +62,12 @@ def take_steps(trained: TrainState, count: int) -> None:
     """Train on a batch that depends on the step alone."""
     for step in range(count):
         torch.manual_seed(step)
-        logits = trained.model(torch.randn(4, 3, 16, 16))
+        device = trained.group.device
+        logits = trained.model(torch.randn(4, 3, 16, 16).to(device))
         assert isinstance(logits, Tensor)
         trained.optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(logits, torch.tensor([1, 2, 3, 4])))
+        labels = torch.tensor([1, 2, 3, 4], device=device)
+        torch.autograd.backward(F.cross_entropy(logits, labels))
         trained.optimizer.step()
         if isinstance(trained.ema, Ema):
             trained.ema.update()
@@ -314,14 +316,20 @@ def test_a_number_that_is_not_finite_is_found_in_every_part(trained: TrainState,
     assert not_finite(tensors) == name
 
 
-def test_a_snapshot_is_not_touched_by_the_next_step() -> None:
-    learned = learner(0, averaged=True)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_snapshot_is_not_touched_by_the_next_step_and_comes_back(
+    tmp_path: Path, device: str
+) -> None:
+    learned = learner(0, averaged=True, device=device)
     take_steps(learned, 1)
     taken = snapshot(learned)
-    held = {key: value.clone() for key, value in taken.items()}
+    before = {key: value.cpu().clone() for key, value in state_tensors(learned).items()}
     take_steps(learned, 1)
-    assert_same_bits(taken, held)
-    assert not torch.equal(taken["ema.head.weight"], state_tensors(learned)["ema.head.weight"])
+    assert not_finite(state_tensors(learned)) is None
+    assert_same_bits(taken, before)
+    assert not torch.equal(taken["ema.head.weight"], snapshot(learned)["ema.head.weight"])
+    load_state(save_state(tmp_path, PLACE, taken, DIGEST), learned, DIGEST)
+    assert_same_bits(snapshot(learned), before)
 
 
 def test_a_state_of_before_the_first_step_continues_as_a_fresh_run(tmp_path: Path) -> None:
