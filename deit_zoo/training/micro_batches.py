@@ -110,11 +110,17 @@ class MicroBatches:
         return moved
 
     def _put_masks(self, masks: Tensor) -> None:
-        """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1)."""
+        """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1).
+
+        They are written where the last ones were: a CUDA graph reads from there, and is recorded
+        anew where a tensor of a module lies elsewhere.
+        """
         if self.drop_paths and self.device.type == "cuda":
             masks = masks.pin_memory().to(self.device, non_blocking=True)
         for drop_path, own in zip(self.drop_paths, masks, strict=True):
-            drop_path.masks = own
+            if drop_path.masks is None or drop_path.masks.shape != own.shape:
+                drop_path.masks = torch.empty_like(own)
+            drop_path.masks.copy_(own)
 
 
 def active_drop_paths(model: nn.Module) -> list[DropPath]:

@@ -215,6 +215,10 @@ def build_train_state(
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
     dtype = autocast_dtype(plan, group)
+    if plan.device == "cuda":
+        from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
+
+        use_kernels(model)
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
@@ -222,27 +226,25 @@ def build_train_state(
         mix=mixer(recipe, model.num_classes),
         replicas=range(first, first + plan.replicas_per_process),
         group=group,
-        network=network_for(plan, model, teacher, group),
+        network=model,
         dtype=dtype,
         scaler=GradScaler(group.device.type, enabled=dtype is torch.float16),
         ema=Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None,
     )
-    return replace(state, per_pass=fitting_replicas(state, plan))
+    state = replace(state, per_pass=fitting_replicas(state, plan))
+    return replace(state, network=network_for(plan, state, teacher))
 
 
-def network_for(
-    plan: Plan, model: ZooModel, teacher: Teacher | None, group: DistributedContext
-) -> nn.Module:
+def network_for(plan: Plan, state: TrainState, teacher: Teacher | None) -> nn.Module:
     """The model as it is called: compiled on a GPU, averaged over many processes."""
-    if plan.device == "cuda":
-        from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
-
-        use_kernels(model)
+    model = state.model
     network: Any = model
     if is_compiled(plan):
-        mode = "reduce-overhead" if plan.device == "cuda" else None  # CUDA graphs
+        # CUDA graphs, but not where a second pass would write over the gradient of the first.
+        graphs = plan.device == "cuda" and state.passes == 1
+        mode = "reduce-overhead" if graphs else None
         network = torch.compile(model, mode=mode, dynamic=False)
-    if group.size == 1:
+    if state.group.size == 1:
         return network
     two_heads = model.spec is not None and bool(model.spec.arch.get("distilled"))
     return DistributedDataParallel(

@@ -20,6 +20,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
+from deit_zoo.training.micro_batches import active_drop_paths
 from deit_zoo.training.optim import Ema, optimizer_for
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from support.tables import each_row
@@ -425,6 +426,25 @@ def test_the_loop_comes_to_rest_with_every_step_counted(
     again = make(parts_of(CALM))
     train(again, CALM, batches_of(8), left_out=range(steps, 4))
     assert torch.equal(weights_of(again), weights)
+
+
+def test_masks_stay_where_they_are_in_memory() -> None:
+    # A CUDA graph is recorded anew where a tensor of a module has moved.
+    recipe = replace(RECIPE, drop_path_rate=0.5)
+    parts = parts_of(recipe)
+    seen: list[dict[int, Tensor]] = []
+
+    def note(_: StepResult) -> None:
+        paths = active_drop_paths(parts.model)
+        masks = [path.masks for path in paths if path.masks is not None]
+        seen.append({mask.data_ptr(): mask.clone() for mask in masks})
+
+    for epoch in range(2):
+        train_one_epoch(parts, plan_of(recipe), epoch, batches_of(8), note)
+    assert len(seen[0]) == len(active_drop_paths(parts.model)) > 0
+    assert all(places.keys() == seen[0].keys() for places in seen)
+    first, second = (torch.cat([*masks.values()]) for masks in seen[:2])
+    assert not torch.equal(first, second)
 
 
 @each_row("train_mode", [True, False])
