@@ -32,7 +32,7 @@ from page import gpu_table
 from harness.workers import READY, kill, send, tree
 
 FOLDER = Path(__file__).parent
-PREPARE = 110.0  # seconds in which the tests run and the others get ready
+PREPARE = 140.0  # seconds in which the tests run and the others get ready
 LAST_LINES = 12  # of a failed section's output, shown at the end
 
 
@@ -56,7 +56,7 @@ SECTIONS = {
         Section(name="tests", seconds=PREPARE, timed=False, command="gpu_tests.py --gpu"),
         Section(
             name="train_step",
-            seconds=140,
+            seconds=150,
             early=True,
             command="train_step.py 3 --seconds 0.5 --threads 1 --device cuda",
         ),
@@ -66,7 +66,7 @@ SECTIONS = {
             early=True,
             command="predict.py 3 --seconds 0.15 --threads 1 --device cuda",
         ),
-        Section(name="digits", seconds=100, command="reproduce.py digits --device cuda"),
+        Section(name="digits", seconds=70, command="reproduce.py digits --device cuda"),
         # The last one has what the others leave.
         Section(name="epoch", seconds=200, command="reproduce.py epoch --device cuda"),
     ),

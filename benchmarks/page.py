@@ -509,10 +509,7 @@ def gpu_section(results: Results) -> str:
             notes.append(f"The peak, a large matrix product, was {peak} TFLOP/s.")
         if not report.get("ended", "finished").startswith("finished"):
             notes.append(f"It {report['ended']}.")
-        notes += [
-            f"Left out: {one['model']}, {one['who']} ({one['reason']})."
-            for one in report.get("failed", [])
-        ]
+        notes += what_failed(report)
         parts.append(filled(" ".join(notes)))
         parts.append(measured(report, *GPU_TABLES[report["benchmark"]]))
     how = filled(
@@ -523,6 +520,15 @@ def gpu_section(results: Results) -> str:
     if {"gpu_train_step", "gpu_predict"} <= results.keys():
         parts.insert(0, "\n".join(goals(results, GPU_GOALS)))
     return "\n\n".join(["## On a GPU", how, *parts]) if parts else ""
+
+
+def what_failed(report: Report) -> Iterator[str]:
+    """Whatever has no figure, once for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in report.get("failed", []):
+        reasons.setdefault(one["reason"], []).append(f"{one['model']}, {one['who']}")
+    for reason, sides in reasons.items():
+        yield f"Without a figure: {'; '.join(sides)} ({reason})."
 
 
 def where_on_a_gpu(report: Report) -> str:

@@ -151,7 +151,7 @@ def test_tests_on_a_gpu_are_counted_and_failures_are_named(
     section = page.gpu_section({"gpu_tests": report})
     assert "| passed | 2 | 5 |" in section
     assert "| failed | 1 | 1 |" in section
-    assert "Left out: t, call (it is 1)." in " ".join(section.split())
+    assert "Without a figure: t, call (it is 1)." in " ".join(section.split())
 
 
 def test_plain_models_have_a_section_with_its_own_machine(
