@@ -45,12 +45,13 @@ def peak_mb(device: torch.device | None = None) -> float | None:
     """The most memory that this process has held, of a GPU where one is given, in MB of 2**20
     bytes; None where nobody says.
 
-    On Linux not from getrusage: there a process inherits the peak of the one that started it.
+    Of a GPU it is what torch reserved, CUDA graphs' share included. On Linux not from getrusage:
+    there a process inherits the peak of the one that started it.
     """
     if device is not None and device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     status = Path("/proc/self/status")
     if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
         return int(peak[1]) / 1024

@@ -65,6 +65,7 @@ def memory_of_a_pass(state: TrainState, plan: Plan) -> tuple[int, int]:
     state.model.zero_grad(set_to_none=True)
     weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
     added = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
     return before + 3 * weights, added
 
 
