@@ -47,6 +47,7 @@ PRECISIONS = {
 }
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
+COMPILING = threading.Lock()  # torch's settings, and the recording of a graph, are the process's
 Sizes = dict[torch.dtype, dict[int, Callable[[Tensor], Tensor]]]  # and what is called for each
 METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
 MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
@@ -234,6 +235,11 @@ class OptimizedModel(nn.Module):
             raise ZooError("an optimized model only predicts; train the one it was made of")
         return super().train(False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets, or a file: not the compiled code, which no copy can have."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"sizes": None}
+
     def compile_frozen(self) -> None:
         """Compile for the batch sizes that will come, with the weights as constants."""
         cpu = self.network.patches.weight.device.type == "cpu"
@@ -248,7 +254,7 @@ class OptimizedModel(nn.Module):
             most = max(1, SCORES * torch.get_num_threads() // self.image_scores)
             if batch > most:
                 return torch.cat([self._call(few, sizes) for few in torch.split(images, most)])
-        fitting = min((size for size in compiled if size >= batch), default=0)
+        fitting = min((size for size in list(compiled) if size >= batch), default=0)
         if fitting == batch:
             return compiled[batch](images)
         if len(compiled) < MOST_SIZES and not batch <= fitting <= 2 * batch:
@@ -258,9 +264,12 @@ class OptimizedModel(nn.Module):
             # Read from the process where code is made; an option of one model does not reach it.
             # Torch counts the sizes of all models together, and runs those past its limit eagerly.
             limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
-            with config.patch(freezing=True), dynamo.patch(limits):
-                run = CudaGraph(self.network, images) if images.is_cuda else self.network
-                logits: Tensor = run(images)
+            with COMPILING, config.patch(freezing=True), dynamo.patch(limits):
+                run: Callable[[Tensor], Tensor] = self.network
+                if images.is_cuda:
+                    with torch.cuda.device(images.device):
+                        run = CudaGraph(self.network, images)
+                logits = run(images)
             compiled[batch] = run
             return logits
         if not fitting:
@@ -292,7 +301,8 @@ class CudaGraph:
         self.graph = torch.cuda.CUDAGraph()
         self.images.copy_(images)
         network(self.images)  # compiled, and set up, before anything is recorded
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.logits = network(self.images)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from deit_zoo.training.state_files import (
     state_tensors,
     usable_states,
 )
-from deit_zoo.training.steps import EpochStats, StepResult
+from deit_zoo.training.steps import EpochStats, Requests, StepResult
 
 BAD_SHARE = 0.001  # of an epoch's images; more, and the run ends
 
@@ -95,14 +95,18 @@ class CheckpointManager:
         """The steps of this epoch that are passed over since the run went back from them."""
         return self.history.left_out(self.epoch, self.plan.steps_per_epoch)
 
-    def after_step(self, step: StepResult) -> bool:
-        """Report bad images; whether it is time to save, or to stop."""
+    def requests(self) -> Requests:
+        """Whether the first process finds that a state is due, and whether this one shall stop."""
+        due = time.monotonic() - self.saved_at > self.plan.state_minutes * 60
+        return Requests(save=self.state.group.is_main and due, stop=bool(self.stop.number))
+
+    def after_step(self, step: StepResult) -> None:
+        """Report bad images, and remember a request to stop."""
         self.last_step = step
         for number in step.bad:
             self.tell(f"{self.name_of(number)} cannot be read; another image takes its place")
         self._check_bad_images()
         self.stopping |= step.stop
-        return self.stopping or time.monotonic() - self.saved_at > self.plan.state_minutes * 60
 
     def at_rest(self) -> None:
         """Save while no step is under way; raises Interrupted where the run shall stop."""

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.training.losses import Criterion
-from deit_zoo.training.micro_batches import Batches, MicroBatches, Mix
+from deit_zoo.training.micro_batches import Batches, MicroBatch, MicroBatches, Mix
 from deit_zoo.training.optim import Ema
-from deit_zoo.training.steps import EpochStats, StepResult, StepSums, UnderWay
+from deit_zoo.training.steps import EpochStats, PendingSteps, Requests, StepResult, StepSums
 
 MAX_NONFINITE_STEPS = 3  # in a row
 SCALER_HALVINGS = 16  # that a scaler may need from its first scale, 2 to the 16th, down to 1
@@ -70,7 +70,8 @@ class TrainState:
     @property
     def skips_on_device(self) -> bool:
         """Whether a step is left undone by the optimizer's own kernel, without asking the CPU."""
-        fused = bool(self.optimizer.defaults.get("fused"))
+        # SGD's leaves its first momentum unset where the first step is left undone.
+        fused = isinstance(self.optimizer, AdamW) and bool(self.optimizer.defaults["fused"])
         return fused and not self.scaler.is_enabled() and self.ema is None
 
 
@@ -81,44 +82,52 @@ def train_one_epoch(
     batches: Batches,
     on_step: Callable[[StepResult], object],
     stats: EpochStats | None = None,
-    stop_requested: Callable[[], bool] = bool,
+    *,
+    requests: Callable[[], Requests] = Requests,
     left_out: Collection[int] = (),
     at_rest: Callable[[], None] = lambda: None,
 ) -> EpochStats:
     """Train from where `stats` is to the end of the epoch, but for the steps that are `left_out`.
 
-    Where `on_step` answers with True, the loop comes to rest: no step is under way in `at_rest`.
-    Raises NotFinite, in every process at the same step.
+    Where any process requests to save or to stop, all come to rest: in `at_rest` no step is under
+    way. Raises NotFinite, in every process at the same step.
     """
     recipe, optimizer = plan.recipe, state.optimizer
-    network: Any = state.network
     stats = EpochStats() if stats is None else stats
     state.model.train(recipe.train_mode)
     lr = set_rate(optimizer, learning_rate(recipe, epoch))
     passes = micro_batches(state, recipe.seed, epoch, batches)
-    under_way = UnderWay(stats, passes, on_step, at_rest, lag=state.lag, limit=state.max_nonfinite)
+    statistics = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
+    pending = PendingSteps(stats, passes, on_step, at_rest, state.lag, state.max_nonfinite)
     for number in range(stats.step, plan.steps_per_epoch):
         if number in left_out:
-            under_way.finish()
+            pending.finish()
             passes.leave_out()
             stats.leave_out(number)
             continue
         sums = StepSums(state.group, number, lr)
         for part in passes.of_step(number):
-            network.require_backward_grad_sync = part.last  # DDP's; others do not ask
-            with autocast(state):
-                loss = state.criterion(network(part.images), part.images, part.targets)
-            loss = loss / state.passes
-            torch.autograd.backward(state.scaler.scale(loss))
-            sums.add(loss, part.bad)
+            sums.add(forward_backward(state, part), part.bad)
         state.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(state.model.parameters(), recipe.clip_grad)
-        sums.all_reduce(grad_norm, stop_requested())
+        finite = all_finite(sums.loss, grad_norm, *statistics)
+        sums.all_reduce(grad_norm, finite, requests())
         update(state, sums)
         optimizer.zero_grad(set_to_none=True)
-        under_way.add(sums)
-    under_way.finish()
+        pending.launched(sums)
+    pending.finish()
     return stats
+
+
+def forward_backward(state: TrainState, part: MicroBatch) -> Tensor:
+    """One pass through the network and back; its share of the step's loss."""
+    network: Any = state.network
+    network.require_backward_grad_sync = part.last  # DDP's; others do not ask
+    with autocast(state):
+        loss = state.criterion(network(part.images), part.images, part.targets)
+    loss = loss / state.passes
+    torch.autograd.backward(state.scaler.scale(loss))
+    return loss
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> float:
@@ -156,8 +165,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None) -> T
     return norm
 
 
+def all_finite(*values: Tensor) -> Tensor:
+    """Whether all are, as a tensor on their device: loss and norm, and running statistics, which a
+    forward pass moves before anything can be skipped."""
+    return torch.isfinite(get_total_norm([value.double() for value in values]))
+
+
 def update(state: TrainState, sums: StepSums) -> None:
-    """One step of the optimizer, where loss and gradient are finite."""
+    """One step of the optimizer, where everything is finite in every process.
+
+    Unless the device decides that by itself, this is where the CPU waits for it.
+    """
     if state.skips_on_device:
         state.optimizer.found_inf = sums.not_finite()  # type: ignore[attr-defined]
         state.optimizer.step()

@@ -73,7 +73,7 @@ class MicroBatches:
             yield MicroBatch(
                 images=join(images),
                 targets=join(targets),
-                bad=[number for numbers in bad for number in numbers],
+                bad=[image for of_replica in bad for image in of_replica],
                 last=chosen[-1] == self.replicas[-1],
             )
 

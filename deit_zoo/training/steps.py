@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +18,21 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.training.micro_batches import MicroBatches
 
 
+class Requests(NamedTuple):
+    """What a process asks all others to join in after a step: to save a state, to stop the run."""
+
+    save: bool = False
+    stop: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
     """A finished step: its rate, and over all processes its mean loss and the gradient's norm
     before clipping.
 
     Where one of the two is not finite, the step moved nothing. `bad` are this process's images that
-    could not be read, `bad_images` counts everybody's. `stop`: some process was asked to stop.
+    could not be read, `bad_images` counts everybody's. Some process requested to `save` or to
+    `stop`.
     """
 
     number: int
@@ -33,6 +42,7 @@ class StepResult:
     finite: bool = True
     bad: list[int] = field(default_factory=list)
     bad_images: int = 0
+    save: bool = False
     stop: bool = False
 
 
@@ -99,10 +109,9 @@ class StepSums:
         self.loss += loss.detach()
         self.bad += bad
 
-    def all_reduce(self, grad_norm: Tensor, stop: bool) -> None:
+    def all_reduce(self, grad_norm: Tensor, finite: Tensor, requests: Requests) -> None:
         """Add up over all processes, and begin to copy the sums to the CPU."""
-        finite = torch.isfinite(self.loss) & torch.isfinite(grad_norm)
-        counts = torch.tensor([len(self.bad), stop], dtype=torch.float64)
+        counts = torch.tensor([len(self.bad), *requests], dtype=torch.float64)
         measured = torch.stack((self.loss, grad_norm.double(), (~finite).double()))
         self.sums = self.group.all_reduce(
             torch.cat((measured, counts.to(self.loss.device, non_blocking=True)))
@@ -125,7 +134,7 @@ class StepSums:
             if self.copied is not None:
                 self.copied.synchronize()
             assert self.on_cpu is not None, "read before all_reduce"
-            loss, grad_norm, not_finite, bad, stop = self.on_cpu.tolist()
+            loss, grad_norm, not_finite, bad, save, stop = self.on_cpu.tolist()
             self.result = StepResult(
                 number=self.number,
                 lr=self.lr,
@@ -134,13 +143,14 @@ class StepSums:
                 finite=not not_finite,
                 bad=self.bad,
                 bad_images=int(bad),
+                save=bool(save),
                 stop=bool(stop),
             )
         return self.result
 
 
-class UnderWay:
-    """The steps that are launched and not yet read, at most `lag`.
+class PendingSteps:
+    """The steps that are launched and not yet read: `lag` of them while another is launched.
 
     Raises NotFinite after `limit` steps in a row that moved nothing.
     """
@@ -151,7 +161,6 @@ class UnderWay:
         passes: MicroBatches,
         on_step: Callable[[StepResult], object],
         at_rest: Callable[[], None],
-        *,
         lag: int,
         limit: int,
     ) -> None:
@@ -164,8 +173,8 @@ class UnderWay:
         self.limit = limit
         self.started = time.perf_counter()
 
-    def add(self, sums: StepSums) -> None:
-        """Another step is launched: read what is older."""
+    def launched(self, sums: StepSums) -> None:
+        """Another step is: read what is older."""
         self.steps.append(sums)
         if len(self.steps) > self.lag and self._read():
             self.finish(rest=True)
@@ -187,6 +196,6 @@ class UnderWay:
         self.passes.seconds = 0.0
         if stats.in_a_row >= self.limit:
             raise NotFinite(step)
-        rest = bool(self.on_step(step))
+        self.on_step(step)
         self.started = time.perf_counter()
-        return rest
+        return step.save or step.stop

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
-from deit_zoo.training.loop import TrainState, autocast, train_one_epoch
+from deit_zoo.training.loop import (
+    TrainState,
+    autocast,
+    forward_backward,
+    micro_batches,
+    train_one_epoch,
+)
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.rollback import to_receipt
@@ -50,7 +57,6 @@ from deit_zoo.version import __version__
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import create, transform
 
-LONG_EPOCH = 60.0  # seconds; after a longer one a state is also saved before the model is measured
 EMA_FOLDER = "ema"
 
 
@@ -104,11 +110,13 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             if not resumed:
                 manager.save()
                 manager.wait()  # the loader's workers are forked next
-            for sentence in [] if manager.epoch else profile(state, plan, loader):
-                say(sentence)
+                for sentence in profile(state, plan, loader):
+                    say(sentence)
             while manager.epoch < recipe.epochs:
                 run_epoch(manager, loader, logger, validate)
-        return conclude(job, manager, classes, evaluate, teacher)
+            loader.close()
+            # Before trackers end, who may wait for a network.
+            return conclude(job, manager, classes, evaluate, teacher)
 
 
 def run_epoch(
@@ -120,9 +128,9 @@ def run_epoch(
     """Train for an epoch, or from where the last state stands in it; measure, log and save it."""
     plan, state, epoch, stats = manager.plan, manager.state, manager.epoch, manager.stats
 
-    def on_step(step: StepResult) -> bool:
+    def on_step(step: StepResult) -> None:
         logger.step(step)
-        return manager.after_step(step)
+        manager.after_step(step)
 
     logger.begin(epoch, stats)
     try:
@@ -133,9 +141,9 @@ def run_epoch(
             loader.epoch(epoch, stats.step),
             on_step,
             stats,
-            lambda: bool(manager.stop.number),
-            manager.left_out(),
-            manager.at_rest,
+            requests=manager.requests,
+            left_out=manager.left_out(),
+            at_rest=manager.at_rest,
         )
     except NotFinite as error:
         logger.step(error.step)
@@ -144,8 +152,6 @@ def run_epoch(
     if not manager.is_finite():  # before figures are made of it
         manager.roll_back()
         return
-    if stats.seconds > LONG_EPOCH:
-        manager.save()
     reached = {"val": validate(state.model)}
     if state.ema is not None:
         reached["ema"] = validate(state.ema.module)
@@ -232,7 +238,26 @@ def build_train_state(
         ema=Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None,
     )
     state = replace(state, per_pass=fitting_replicas(state, plan))
-    return replace(state, network=network_for(plan, state, teacher))
+    state = replace(state, network=network_for(plan, state, teacher))
+    if group.size > 1:
+        regroup_gradients(plan, state)
+    return state
+
+
+def regroup_gradients(plan: Plan, state: TrainState) -> None:
+    """Take one pass that nobody sees: DDP regroups what it adds up after its first.
+
+    So a run that continues adds in the order of one that never stopped.
+    """
+    size, statistics = plan.recipe.img_size, [buffer.clone() for buffer in state.model.buffers()]
+    images = torch.zeros(plan.replica_batch, 3, size, size)
+    labels = bad = torch.zeros(plan.replica_batch, dtype=torch.long)
+    state.model.train(plan.recipe.train_mode)
+    for part in micro_batches(state, plan.recipe.seed, 0, repeat((images, labels, bad))).of_step(0):
+        forward_backward(state, part)
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(state.model.buffers(), statistics, strict=True):
+        buffer.copy_(before)
 
 
 def network_for(plan: Plan, state: TrainState, teacher: Teacher | None) -> nn.Module:

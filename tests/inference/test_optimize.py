@@ -519,6 +519,13 @@ def test_a_model_whose_class_was_patched_is_refused(
         deit_zoo.optimize(small(), "float32", compile=False)
 
 
+def test_a_copy_of_compiled_code_says_that_it_is_not_compiled() -> None:
+    fast = deit_zoo.optimize(deit_zoo.create("deit_pico_digits"), "float32", compile=False)
+    fast.sizes = {}
+    assert "compiled=True" in str(fast)
+    assert "compiled=False" in str(deepcopy(fast))
+
+
 def test_a_head_of_another_size_is_copied() -> None:
     model = put("head", nn.Linear(48, 4))
     fast = deit_zoo.optimize(model, "float64", compile=False)

@@ -84,7 +84,9 @@ class Run:
         step = StepResult(number=sums.step, loss=1.0, grad_norm=1.0, lr=1e-3, finite=True, **facts)
         sums.step += 1
         sums.bad_images += len(step.bad)
-        if self.manager.after_step(step):
+        requests = self.manager.requests()
+        self.manager.after_step(step)
+        if requests.save or step.stop:
             self.manager.at_rest()
         self.manager.wait()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW
 
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
@@ -22,7 +22,7 @@ from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
 from deit_zoo.training.micro_batches import active_drop_paths
 from deit_zoo.training.optim import Ema, optimizer_for
-from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
+from deit_zoo.training.steps import EpochStats, NotFinite, Requests, StepResult
 from support.tables import each_row
 
 # Two replicas of 128 images, and four steps in an epoch of 1024.
@@ -281,8 +281,8 @@ def test_images_that_were_bad_are_counted_and_named_in_their_step() -> None:
     assert sums.bad_images == 3
 
 
-def test_a_wish_to_stop_is_told_with_the_step_during_which_it_came() -> None:
-    wishes = iter([False, False, True, True])
+def test_requests_are_told_with_the_step_during_which_they_came() -> None:
+    requests = iter([Requests(), Requests(save=True), Requests(stop=True), Requests()])
     steps: list[StepResult] = []
     train_one_epoch(
         parts_of(RECIPE),
@@ -290,9 +290,14 @@ def test_a_wish_to_stop_is_told_with_the_step_during_which_it_came() -> None:
         0,
         batches_of(8),
         steps.append,
-        stop_requested=lambda: next(wishes),
+        requests=lambda: next(requests),
     )
-    assert [step.stop for step in steps] == [False, False, True, True]
+    assert [(step.save, step.stop) for step in steps] == [
+        (False, False),
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
 
 
 def test_gradients_are_clipped_where_the_recipe_says_so() -> None:
@@ -418,14 +423,16 @@ def test_the_loop_comes_to_rest_with_every_step_counted(
         plan_of(CALM),
         0,
         batches_of(8),
-        lambda step: step.number == 1,
+        lambda step: None,
         sums,
+        requests=lambda: Requests(save=sums.step == 1),
         at_rest=lambda: seen.append((sums.step, weights_of(parts))),
     )
-    [(steps, weights)] = seen
-    again = make(parts_of(CALM))
-    train(again, CALM, batches_of(8), left_out=range(steps, 4))
-    assert torch.equal(weights_of(again), weights)
+    assert seen
+    for steps, weights in seen:
+        again = make(parts_of(CALM))
+        train(again, CALM, batches_of(8), left_out=range(steps, 4))
+        assert torch.equal(weights_of(again), weights)
 
 
 def test_masks_stay_where_they_are_in_memory() -> None:
@@ -472,3 +479,27 @@ def test_a_scaler_may_halve_its_scale_for_longer_than_a_run_may_fail() -> None:
     sums, _ = train(poisoned_at(parts, 0, 1, 2, 3), CALM, batches_of(8))
     assert (sums.skipped, sums.in_a_row) == (4, 4)
     assert parts.scaler.get_scale() == 2.0**12
+
+
+def test_running_statistics_that_are_not_finite_make_a_step_not_finite() -> None:
+    # A forward pass moves them before anything can be skipped: the run must go back at once.
+    parts = parts_of(CALM)
+    parts.model.register_buffer("running_mean", torch.full((3,), math.inf))
+    before = weights_of(parts)
+    with pytest.raises(NotFinite):
+        train(parts, CALM, batches_of(8))
+    assert torch.equal(weights_of(parts), before)
+
+
+def test_a_fused_sgd_is_asked_by_the_cpu_whether_to_step() -> None:
+    # Its kernel leaves the momentum unset where the first step is left undone.
+    recipe = replace(CALM, optimizer="sgd")
+    parts = parts_of(recipe)
+    groups = [dict(group) for group in parts.optimizer.param_groups]
+    for group in groups:
+        del group["fused"], group["foreach"]
+    parts = poisoned_at(replace(parts, optimizer=SGD(groups, fused=True)), 0)
+    _, steps = train(parts, recipe, batches_of(8))
+    assert [step.finite for step in steps] == [False, True, True, True]
+    assert bool(torch.isfinite(weights_of(parts)).all())
+    assert float(weights_of(parts).abs().max()) < 10.0

@@ -14,9 +14,11 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import throughput as speed
+from deit_zoo.training import trainer
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.loop import TrainState
+from deit_zoo.training.signals import Interrupted
 from deit_zoo.training.throughput import StepCost, outlook, profile, rate, sentence
 from deit_zoo.training.timm_bridge import train_transform
 from deit_zoo.training.trainer import build_model, build_train_state
@@ -132,6 +134,36 @@ def test_asking_leaves_weights_moments_and_averages_as_they_were(
     assert all(parameter.grad is None for parameter in parts.model.parameters())
     assert parts.optimizer.state_dict()["state"] == {}
     assert parts.model.training is train_mode  # what is measured is what will be trained
+
+
+def test_a_run_that_continues_is_not_asked(
+    tmp_path: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its moments would be lost.
+    monkeypatch.setattr(trainer, "profile", lambda *_: asked.append(1) or [])
+    asked: list[int] = []
+
+    def run() -> None:
+        reproduce(
+            "deit_pico_digits",
+            gpus=0,
+            output=tmp_path / "run",
+            data=digits_folder,
+            changes=["epochs=1"],
+            workers=0,
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "run_epoch", stop_at_once)
+        with pytest.raises(Interrupted):
+            run()
+    assert asked == [1]
+    run()
+    assert asked == [1]
+
+
+def stop_at_once(*_: object) -> None:
+    raise Interrupted(15)
 
 
 def test_asking_changes_no_bit_of_a_run(
