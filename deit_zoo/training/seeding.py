@@ -18,4 +18,8 @@ def seed_from_key(*key: int | str) -> None:
     number = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number % 2**63)
+    # Not torch.manual_seed: where no GPU is in use, as in a loader's worker, it keeps a stack trace
+    # for each kind of GPU that there might be, which takes longer than all the rest.
+    torch.default_generator.manual_seed(number % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(number % 2**63)

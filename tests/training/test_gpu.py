@@ -124,6 +124,18 @@ def losses_of(plan: Plan, make: Callable[[], ZooModel] = deit) -> list[float]:
 
 
 @pytest.mark.gpu
+def test_a_key_decides_what_a_gpu_draws() -> None:
+    # A network of timm's draws its own drop-path masks there.
+    torch.cuda.init()
+    draws = []
+    for key in (0, 1, 0):
+        seed_from_key(key, "drop_path")
+        draws.append(torch.rand(8, device="cuda"))
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+
+
+@pytest.mark.gpu
 @both_families
 def test_in_float32_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[], ZooModel]) -> None:
     steps, on_the_cpu = (
