@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
 from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import Source
@@ -150,7 +151,9 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
         re_prob=recipe.random_erasing,
         re_mode="pixel",
     )
-    for part in pipeline.transforms:
+    for number, part in enumerate(pipeline.transforms):
+        if isinstance(part, RandomResizedCropAndInterpolation):
+            pipeline.transforms[number] = _RandomResizedCrop(part.size, part.scale, part.ratio)
         if isinstance(part, RandAugment):
             for operation in part.ops:
                 if operation.name.startswith("Posterize"):
@@ -207,6 +210,15 @@ def _no_weights(name: str) -> str:
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     offer = f"its weights are {', '.join(tagged)}; give one, or yours" if tagged else "give yours"
     return f"timm has no weights of the name {name!r}; {offer} as {architecture}@FILE"
+
+
+class _RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
+    """timm's draws and crop, with the same pixels under every Pillow."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        crop = image.crop((left, top, left + width, top + height))
+        return resize(crop, self.size[::-1])
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
