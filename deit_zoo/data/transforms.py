@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from deit_zoo.data.jpeg import decode_jpeg
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import as_pair
@@ -147,7 +148,7 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
     """An image in RGB. Raises DataError naming the file.
 
     "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
-    upstream's loader reads it: EXIF ignored, and converted by Pillow alone.
+    upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
     name = name or _name_of(source)
     try:
@@ -156,7 +157,7 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if reading == "upstream":
-                    return image.convert("RGB")
+                    return decode_jpeg(image) or image.convert("RGB")
                 return to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise

@@ -21,6 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_zoo.data.image_set import open_set
+from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
@@ -397,6 +398,7 @@ def environment(state: TrainState) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "timm": version("timm"),
         "pillow": version("pillow"),
+        "simplejpeg": SIMPLEJPEG,
         "cuda": torch.version.cuda if gpu else None,
         "cudnn": str(torch.backends.cudnn.version()) if gpu else None,  # type: ignore[no-untyped-call]
         "gpu": torch.cuda.get_device_name() if gpu else None,

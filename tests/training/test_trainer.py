@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 import deit_zoo
 from deit_zoo.data.digits import write_folder
+from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.errors import CheckpointError, DataError, RecipeError, ZooError
 from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer as run
@@ -267,6 +268,7 @@ def test_the_receipt_says_what_it_ran_on(receipt: dict[str, Any]) -> None:
     found = receipt["environment"]
     assert found["deit_zoo"] == deit_zoo.__version__
     assert found["torch"] == torch.__version__
+    assert found["simplejpeg"] == SIMPLEJPEG
     assert (found["processes"], found["precision"]) == (1, "float32")
     assert datetime.fromisoformat(found["finished"]).tzinfo is not None
 
