@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import RECEIPT_FILE
+from deit_zoo.machine import usable_cores
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
@@ -397,4 +397,4 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
 
 def default_workers(processes: int) -> int:
     """Loader workers per process: the cores that the training threads leave, at most 12."""
-    return max(1, min(12, (os.cpu_count() or 2) // processes - 1))
+    return max(1, min(12, usable_cores() // processes - 1))

@@ -26,6 +26,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.inference.classify import class_names
+from deit_zoo.machine import usable_cores
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, default_workers, learning_rate, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
@@ -165,7 +166,7 @@ def set_machine(plan: Plan) -> None:
     """Threads, and determinism where it is asked for."""
     # By the machine, not by --workers: the number of threads decides the order of sums, so bits.
     local = plan.processes // plan.nodes
-    cores = (os.cpu_count() or 2) // local
+    cores = usable_cores() // local
     torch.set_num_threads(max(1, cores - default_workers(local)))
     if plan.deterministic:
         fix_order(plan.device)

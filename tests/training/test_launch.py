@@ -146,7 +146,7 @@ def test_a_machine_that_makes_no_sense_is_refused(options: dict[str, Any], sente
 def test_workers_leave_a_core_to_each_process(
     monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
     assert default_workers(processes) == workers
 
 
