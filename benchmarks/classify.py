@@ -39,7 +39,7 @@ READING, MODEL = "reading alone", "model alone"
 IN_TURN, TOGETHER = "one after the other", "together"
 
 
-def write_photographs(folder: Path, count: int) -> list[Path]:
+def write_photographs(folder: Path, count: int, quality: int = 90) -> list[Path]:
     """JPEG files cut from the two photographs that scikit-learn ships."""
     shipped = Path(sklearn.datasets.__file__).parent / "images"
     whole = [Image.open(shipped / name).convert("RGB") for name in ("china.jpg", "flower.jpg")]
@@ -51,7 +51,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
         image = whole[number % 2]
         left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
         cut = image.crop((left, top, left + width, top + height))
-        cut.resize(SIZE, Image.Resampling.BICUBIC).save(file, quality=90)
+        cut.resize(SIZE, Image.Resampling.BICUBIC).save(file, quality=quality)
     return files
 
 

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 TEXT = Path(__file__).with_suffix(".md")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 # Beside those of TABLES. They have a section where they are there, and may be of another machine.
-PLAIN, GPU = "plain*", "gpu_*"
+PLAIN, GPU, INPUT = "plain*", "gpu_*", "input"
 OURS = "deit_zoo"
 
 Report = dict[str, Any]  # what a results file holds
@@ -217,7 +217,7 @@ def read(folder: Path) -> Results:
     if missing:
         sys.exit(f"{folder} has no {', '.join(missing)}; type: make benchmark")
     files = [folder / f"{name}.json" for name in TABLES]
-    files += [file for name in (PLAIN, GPU) for file in sorted(folder.glob(f"{name}.json"))]
+    files += [file for name in (PLAIN, GPU, INPUT) for file in sorted(folder.glob(f"{name}.json"))]
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -229,6 +229,7 @@ def page(results: Results) -> str:
         "goals": "\n".join(goals(results)),
         "plain": plain_section(results),
         "gpu": gpu_section(results),
+        "input": input_section(results),
         "batch_size": step["batch_size"],
         "size": step["img_size"][0],
         "precision": results["train_step"]["precision"],
@@ -455,6 +456,35 @@ def plain_section(results: Results) -> str:
         return ""
     text = "The models as they are and by `deit_zoo.optimize`, beside timm."
     return "\n\n".join(["## Plain models and optimize", text, *parts])
+
+
+def input_rows(report: Report) -> Iterator[list[str]]:
+    """Each way, and its CPU time as a multiple of ours."""
+    for row in report["rows"]:
+        ratio = report["ratios"][f"{row['what']}, to {OURS}"]
+        yield [
+            row["what"],
+            number(row["cpu_ms"], 2),
+            number(row["images_per_second"]),
+            number(ratio, 3),
+        ]
+
+
+def input_section(results: Results) -> str:
+    """What a worker of a loader does to an image, with the machine where that was measured."""
+    if INPUT not in results:
+        return ""
+    report = results[INPUT]
+    files = f"{report['num_images']} photographs of 500x375 pixels and {report['bytes'] / 1000:.0f}"
+    text = (
+        "What one worker of a loader does to an image of training, from the JPEG file to what a "
+        "batch is made of, by CPU time of one process: reading, decoding, drawing by key, crop, "
+        "flip, RandAugment, normalising and erasing. All take the same draws. timm's worker that "
+        f"gives uint8 leaves normalising and erasing to the training process. Of {files} kB. "
+        f"Measured on {report['date'][:10]}: {processor(report)}. {versions(report)}."
+    )
+    headers = ("", "CPU ms", "images/s", "CPU time to ours")
+    return f"## Images for training\n\n{filled(text)}\n\n{measured(report, headers, input_rows)}"
 
 
 def gpu_step_rows(report: Report) -> Iterator[list[str]]:

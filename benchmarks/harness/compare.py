@@ -37,7 +37,7 @@ from harness.timing import (
 
 BEST = "best peer"
 UNMEASURED: dict[str, float | None] = {"peak_mb": None, "grown_mb": None}
-EVERY_PACKAGE = ("deit_zoo", "torch", *backends.PEERS, "torchao")
+EVERY_PACKAGE = ("deit_zoo", "torch", *backends.PEERS, "torchao", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,8 +61,9 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
     of_a_gpu = {"gpu", "gpu_tests", "predict", "reproduce"}
-    assert scripts - {"plain"} - of_a_gpu == set(page.TABLES) - set(compare.SUITES)
-    assert [name for name in page.TABLES if f" {name} " not in recipe.replace(";", " ")] == []
+    assert scripts - {"plain", "input"} - of_a_gpu == set(page.TABLES) - set(compare.SUITES)
+    words = recipe.replace(";", " ").split()
+    assert [name for name in (*page.TABLES, "input") if name not in words] == []
     assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
 
 
@@ -166,6 +167,21 @@ def test_plain_models_have_a_section_with_its_own_machine(
     assert "Another with 2 cores, AVX2. Python" in section
     assert "| deit_tiny, 224 px, batch 1, float32, deit_zoo eager | 23" in section
     assert "| 42.6 | 1.093 |" in section
+
+
+def test_images_for_training_have_a_section_with_its_own_machine(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    bare = {name: results[name] for name in page.TABLES}
+    assert "## Images for training" not in page.page(bare)
+    report = results["input"]
+    report["machine"] |= {"cpu": "Another"}
+    report["rows"] = [{"what": "timm, uint8", "cpu_ms": 4.5, "images_per_second": 222.2}]
+    report["ratios"] = {"timm, uint8, to deit_zoo": 0.9}
+    text = page.page(bare | {"input": report})
+    section = " ".join(text[text.index("## Images for training") :].split())
+    assert "Another with 2 cores" in section
+    assert "| timm, uint8 | 4.50 | 222.2 | 0.900 |" in section
 
 
 def goal(start: str) -> Any:
