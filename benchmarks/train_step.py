@@ -36,10 +36,10 @@ from deit_zoo.inference.throughput import OURS
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.registry import resolve
+from deit_zoo.training.build import build_train_state, fix_order
 from deit_zoo.training.loop import train_one_epoch
 from deit_zoo.training.steps import StepResult
 from deit_zoo.training.teacher import Teacher
-from deit_zoo.training.trainer import build_train_state, fix_order
 from harness import timing
 from harness.backends import timm_name
 from harness.timing import ChildError, rotated

@@ -16,8 +16,8 @@ from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
+from deit_zoo.training.build import build_model
 from deit_zoo.training.launch import recipe_for
-from deit_zoo.training.trainer import build_model
 from deit_zoo.weights.load import save_model
 
 HERE = DistributedContext(device=torch.device("cpu"))

@@ -29,6 +29,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training import trainer as run
+from deit_zoo.training.build import build_train_state
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.seeding import seed_from_key
@@ -98,7 +99,7 @@ class Training:
             **SIZES,
         )
         model.spec = MODELS["deit_pico_distilled_digits" if self.distilled else "deit_pico_digits"]
-        self.state: TrainState = run.build_train_state(self.plan, model, teacher, self.group)
+        self.state: TrainState = build_train_state(self.plan, model, teacher, self.group)
 
     def train(self, steps: int = STEPS, sums: EpochStats | None = None) -> None:
         """Train until `steps` steps of the epoch are done."""

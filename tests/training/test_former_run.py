@@ -18,12 +18,12 @@ from safetensors.torch import save
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.runs.diff import compare
 from deit_zoo.runs.log import read_receipt, read_run
+from deit_zoo.training.build import build_train_state
 from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.job import read_job
 from deit_zoo.training.launch import check_output, make_plan
 from deit_zoo.training.signals import GracefulStop
 from deit_zoo.training.steps import EpochStats
-from deit_zoo.training.trainer import build_train_state
 from deit_zoo.zoo import create
 
 FORMER = Path(__file__).parent / "former_run"

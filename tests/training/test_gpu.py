@@ -30,10 +30,10 @@ from deit_zoo.models.cait import CaiT
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.training.build import build_train_state
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.steps import StepResult
-from deit_zoo.training.trainer import build_train_state
 from support.command import ROOT
 from support.run_fixtures import HOOKED
 

@@ -15,13 +15,13 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import throughput as speed
 from deit_zoo.training import trainer
+from deit_zoo.training.build import build_model, build_train_state
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.signals import Interrupted
 from deit_zoo.training.throughput import StepCost, outlook, profile, rate, sentence
 from deit_zoo.training.timm_bridge import train_transform
-from deit_zoo.training.trainer import build_model, build_train_state
 from support.tables import each_row
 
 EVERY_CORE = "loader-bound with every core in use; more cores or smaller files would help"

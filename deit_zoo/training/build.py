@@ -1,0 +1,156 @@
+"""What a run is built of on this machine: threads, the model, the state of training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.inference.classify import class_names
+from deit_zoo.machine import usable_cores
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.recipes.plan import Plan, default_workers, resolve_init_from
+from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.registry import MODELS
+from deit_zoo.training.loop import TrainState, forward_backward, micro_batches
+from deit_zoo.training.losses import criterion_for
+from deit_zoo.training.optim import Ema, freeze, optimizer_for
+from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.training.teacher import Teacher
+from deit_zoo.training.throughput import fitting_replicas
+from deit_zoo.training.timm_bridge import mixer
+from deit_zoo.zoo import create
+
+
+def set_machine(plan: Plan) -> None:
+    """Threads, and determinism where it is asked for."""
+    # By the machine, not by --workers: the number of threads decides the order of sums, so bits.
+    local = plan.processes // plan.nodes
+    cores = usable_cores() // local
+    torch.set_num_threads(max(1, cores - default_workers(local)))
+    if plan.deterministic:
+        fix_order(plan.device)
+
+
+def fix_order(device: str) -> None:
+    """Let a GPU add in a fixed order, as a CPU does."""
+    if device == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        # Of the fused kernels, flash alone has a backward pass that adds in a fixed order.
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -> ZooModel:
+    """The model at the start of training: random, or with the weights of the first stage.
+
+    The head is new where the classes are not those of the first stage.
+    """
+    seed_from_key(recipe.seed, "init")
+    options: dict[str, Any] = {
+        "img_size": recipe.img_size,
+        "drop_path_rate": recipe.drop_path_rate,
+    }
+    first_stage = resolve_init_from(recipe)
+    if first_stage is None:
+        model = create(recipe.architecture, num_classes=len(classes), **options)
+    else:
+        name, checkpoint = first_stage
+        # One process fetches; the others find the file.
+        if checkpoint is None:
+            group.run_on_main(lambda: bool(create(name, pretrained=True)))
+        model = create(name, pretrained=True, checkpoint=checkpoint, **options)
+        if [label.folder for label in class_names(model)] != classes:
+            model.reset_classifier(len(classes))
+        model.spec = MODELS[recipe.architecture]
+    freeze(model, recipe.freeze)
+    return model.to(group.device)
+
+
+def build_train_state(
+    plan: Plan, model: ZooModel, teacher: Teacher | None, group: DistributedContext
+) -> TrainState:
+    """What a step is made of, on this machine."""
+    recipe = plan.recipe
+    first = group.rank * plan.replicas_per_process
+    dtype = autocast_dtype(plan, group)
+    if plan.device == "cuda":
+        from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
+
+        use_kernels(model)
+    state = TrainState(
+        model=model,
+        optimizer=optimizer_for(model, recipe),
+        criterion=criterion_for(recipe, teacher),
+        mix=mixer(recipe, model.num_classes),
+        replicas=range(first, first + plan.replicas_per_process),
+        group=group,
+        network=model,
+        dtype=dtype,
+        scaler=GradScaler(group.device.type, enabled=dtype is torch.float16),
+        ema=Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None,
+    )
+    state = replace(state, per_pass=fitting_replicas(state, plan))
+    state = replace(state, network=network_for(plan, state, teacher))
+    if group.size > 1:
+        regroup_gradients(plan, state)
+    return state
+
+
+def regroup_gradients(plan: Plan, state: TrainState) -> None:
+    """Take one pass that nobody sees: DDP regroups what it adds up after its first.
+
+    So a run that continues adds in the order of one that never stopped.
+    """
+    size, statistics = plan.recipe.img_size, [buffer.clone() for buffer in state.model.buffers()]
+    images = torch.zeros(plan.replica_batch, 3, size, size)
+    labels = bad = torch.zeros(plan.replica_batch, dtype=torch.long)
+    state.model.train(plan.recipe.train_mode)
+    for part in micro_batches(state, plan.recipe.seed, 0, repeat((images, labels, bad))).of_step(0):
+        forward_backward(state, part)
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(state.model.buffers(), statistics, strict=True):
+        buffer.copy_(before)
+
+
+def network_for(plan: Plan, state: TrainState, teacher: Teacher | None) -> nn.Module:
+    """The model as it is called: compiled on a GPU, averaged over many processes."""
+    model = state.model
+    network: Any = model
+    if is_compiled(plan):
+        # CUDA graphs, but not where a second pass would write over the gradient of the first.
+        graphs = plan.device == "cuda" and state.passes == 1
+        mode = "reduce-overhead" if graphs else None
+        network = torch.compile(model, mode=mode, dynamic=False)
+    if state.group.size == 1:
+        return network
+    two_heads = model.spec is not None and bool(model.spec.arch.get("distilled"))
+    return DistributedDataParallel(
+        network,
+        gradient_as_bucket_view=True,
+        # Without a teacher the distillation head learns nothing.
+        find_unused_parameters=plan.recipe.train_mode and teacher is None and two_heads,
+    )
+
+
+def is_compiled(plan: Plan) -> bool:
+    """Whether the network is: where the plan says so, else on a GPU."""
+    return plan.device == "cuda" if plan.compile is None else plan.compile
+
+
+def autocast_dtype(plan: Plan, group: DistributedContext) -> torch.dtype | None:
+    """The precision of forward passes; None is float32 throughout."""
+    precision = plan.precision
+    if precision == "auto":
+        if group.device.type != "cuda":
+            return None
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
