@@ -10,6 +10,7 @@ from itertools import cycle
 import torch
 from torch import nn
 
+from deit_zoo.errors import RecipeError
 from deit_zoo.machine import peak_mb, usable_cores
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import count, duration
@@ -38,12 +39,18 @@ def fitting_replicas(state: TrainState, plan: Plan) -> int:
     """How many replicas go through the network together: as the plan says, or as memory allows.
 
     One by one on the CPU, whose order of sums made the embedded checkpoints; and with batch
-    normalisation, which is a function of the pass.
+    normalisation, which is a function of the pass: raises RecipeError where the plan asks for more.
     """
     share = len(state.replicas)
+    mixes_images = any(isinstance(module, BATCH_NORMS) for module in state.model.modules())
+    if mixes_images and plan.micro_batch not in (None, plan.replica_batch):
+        raise RecipeError(
+            f"micro_batch is {plan.micro_batch}, but {plan.recipe.name} has batch normalisation, "
+            "which makes of more images another function; type --set "
+            f"micro_batch={plan.replica_batch}, or auto"
+        )
     if plan.micro_batch is not None:
         return plan.micro_batch // plan.replica_batch
-    mixes_images = any(isinstance(module, BATCH_NORMS) for module in state.model.modules())
     if state.group.device.type != "cuda" or mixes_images or share == 1:
         return 1
     kept, of_one = memory_of_a_pass(state, plan)

@@ -12,6 +12,7 @@ import torch
 
 from deit_zoo.data.image_set import open_set
 from deit_zoo.distributed import DistributedContext
+from deit_zoo.errors import RecipeError
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training import throughput as speed
 from deit_zoo.training import trainer
@@ -84,6 +85,33 @@ def test_a_run_that_is_not_finite_is_not_estimated_and_left_as_it_was(
     before = [parameter.detach().clone() for parameter in parts.model.parameters()]
     assert profile(parts, plan, supply) == []
     assert all(map(torch.equal, before, parts.model.parameters()))
+
+
+@each_row(
+    ("name", "micro_batch", "replicas"),
+    [
+        ("deit_pico_digits", None, 1),
+        ("deit_pico_digits", 64, 2),
+        ("convnet_pico_digits", None, 1),
+        ("convnet_pico_digits", 32, 1),
+    ],
+)
+def test_on_the_cpu_replicas_go_through_as_the_plan_says(
+    name: str, micro_batch: int | None, replicas: int
+) -> None:
+    changes = ["batch_size=64", "replicas=2", f"micro_batch={micro_batch or 'auto'}"]
+    plan = make_plan(name, gpus=0, changes=changes)
+    state = build_train_state(plan, build_model(plan.recipe, TEN, HERE), None, HERE)
+    assert state.per_pass == replicas
+
+
+def test_batch_normalisation_sees_one_replica_at_a_time() -> None:
+    changes = ["batch_size=64", "replicas=2", "micro_batch=64"]
+    plan = make_plan("deit_pico_digits", gpus=0, changes=changes)
+    model = build_model(plan.recipe, TEN, HERE)
+    model.norm = torch.nn.BatchNorm1d(65)
+    with pytest.raises(RecipeError, match="another function; type --set micro_batch=32, or auto"):
+        build_train_state(plan, model, None, HERE)
 
 
 def test_a_rate_leaves_out_the_first_two_calls() -> None:
