@@ -33,6 +33,7 @@ from deit_zoo.training.seeding import seed_from_key
 
 REPLACEMENTS = 10
 DEATHS_PER_EPOCH = 3
+DYING_SECONDS = 5  # between what a dying worker breaks off and its end, on a busy machine
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -189,7 +190,7 @@ class TrainLoader:
                     yield images, labels, bad
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                wait([worker.sentinel for worker in self._workers], timeout=1)
+                wait([worker.sentinel for worker in self._workers], timeout=DYING_SECONDS)
                 codes = [worker.exitcode for worker in self._workers]
                 ends = [how_it_ended(code) for code in codes if code is not None]
                 if not ends:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deit_zoo.training import trainer
+from deit_zoo.training import build
 from deit_zoo.training.data import Batch, TrainLoader
 
 MARK = 77.0  # what the images of a chosen step are full of; mixed ones too
@@ -40,8 +40,8 @@ def spoil(
     attribute.
     """
     left = set(places)
-    real_epoch, real_criterion = TrainLoader.epoch, trainer.criterion_for
-    real_optimizer = trainer.optimizer_for
+    real_epoch, real_criterion = TrainLoader.epoch, build.criterion_for
+    real_optimizer = build.optimizer_for
     seen = False
 
     def epoch(loader: TrainLoader, number: int, first_step: int = 0) -> Iterator[Batch]:
@@ -83,5 +83,5 @@ def spoil(
         return optimizer
 
     replace(TrainLoader, "epoch", epoch)
-    replace(trainer, "criterion_for", criterion_for)
-    replace(trainer, "optimizer_for", optimizer_for)
+    replace(build, "criterion_for", criterion_for)
+    replace(build, "optimizer_for", optimizer_for)
