@@ -260,7 +260,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(8, 0.5 + sum(heights)), layout="constrained")
     figure.suptitle(f"{where(report['machine'])}: images per second", fontsize="medium")
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    for panel, (case, rows) in zip(panels, cases, strict=False):
+    for panel, (case, rows) in zip(panels[: len(cases)], cases, strict=True):
         rows.sort(key=lambda row: row["images_per_second"])
         speeds = [row["images_per_second"] for row in rows]
         bars = panel.barh([row["mode"] for row in rows], speeds, color=BLUE)

@@ -200,7 +200,8 @@ def figure(attention: AttentionMap, title: str) -> Figure:
             panel.set_axis_off()
         panels[0].imshow(attention.image)
         panels[0].set_title("image", fontsize=9)
-        for panel, name, weights in zip(panels[1:], attention.panels, maps, strict=False):
+        used = panels[1 : 1 + len(maps)]  # the last line may have more
+        for panel, name, weights in zip(used, attention.panels, maps, strict=True):
             panel.set_title(name, fontsize=9)
             _plot_map(panel, attention.image, weights, bar_height=BAR / height)
     return sheet
