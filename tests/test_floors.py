@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room is a folder of the package or a file at its top. It imports from its own floor or below.
 FLOORS = {
     0: {"errors", "results", "version", "files", "labels", "registry", "manifest"},
-    1: {"machine", "distributed", "models", "recipes", "weights", "data"},
+    1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "inference", "hub", "runs"},
     3: {"zoo", "api", "training"},
     4: {"__init__", "__main__", "assets", "cli", "hubconf"},
@@ -38,7 +38,8 @@ OUTSIDE = {
         "urllib3",
         "rich",
     },
-    "data": {"torch", "PIL", "simplejpeg"},
+    "data": {"torch", "PIL", "simplejpeg", "numpy"},
+    "augment": {"torch", "triton"},
     "evaluation": {"torch", "PIL"},
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub"},
