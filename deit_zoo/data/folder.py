@@ -8,19 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deit_zoo.data.images import LabelledImages
 from deit_zoo.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
 
-class FolderSet:
+class FolderSet(LabelledImages):
     """Images in one folder per class, classes in alphabetical order, as torchvision reads them.
 
     A class without images is refused, unless `allow_empty`.
@@ -44,13 +41,6 @@ class FolderSet:
         for label, paths in enumerate(of_class):
             self._labels.extend(array("L", [label]) * len(paths))
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def label_of(self, index: int) -> int:
-        """The number of an image's class."""
-        return self._labels[index]
-
     def path_of(self, index: int) -> Path:
         """The file of an image."""
         return self.root / self._paths[index]
@@ -63,11 +53,14 @@ class FolderSet:
         """The length of an image's file."""
         return self.path_of(index).stat().st_size
 
-    def open(self, index: int) -> Image.Image:
-        """An image in RGB. Raises DataError naming its file."""
-        from deit_zoo.data.transforms import open_image
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises DataError naming it."""
+        from deit_zoo.data.transforms import image_errors
 
-        return open_image(self.path_of(index), reading="upstream")
+        path = os.path.join(self.root, self._paths[index])
+        # Unbuffered, and no pathlib: either would cost as much as the reading.
+        with image_errors(path), open(path, "rb", buffering=0) as file:
+            return file.readall()
 
 
 class _Strings:

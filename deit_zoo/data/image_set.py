@@ -27,6 +27,9 @@ class ImageSet(Protocol):
     def open(self, index: int) -> Image.Image:
         """An image as upstream reads it: in RGB, EXIF ignored. Raises DataError naming it."""
 
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises DataError naming it, as `open` does."""
+
     def name_of(self, index: int) -> str:
         """Where an image lies, for people."""
 

@@ -151,14 +151,20 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
     upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
     name = name or _name_of(source)
+    with warnings.catch_warnings(), image_errors(name), error_context(name):
+        # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if reading == "upstream":
+                return decode_jpeg(image) or image.convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Within it, what goes wrong with an image's file or its bytes is a DataError naming it."""
     try:
-        with warnings.catch_warnings(), error_context(name):
-            # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if reading == "upstream":
-                    return decode_jpeg(image) or image.convert("RGB")
-                return to_rgb(ImageOps.exif_transpose(image))
+        yield
     except DataError:
         raise
     except FileNotFoundError as error:

@@ -41,6 +41,15 @@ def test_an_image_is_opened_in_rgb_and_named_by_its_path(folder: Path) -> None:
     assert images.name_of(1) == str(folder / "val" / "red" / "4.png")
 
 
+def test_an_image_is_read_as_its_file_and_a_missing_one_is_named(folder: Path) -> None:
+    images = open_set(folder, "val")
+    file = folder / "val" / "red" / "4.png"
+    assert images.read(1) == file.read_bytes()
+    file.unlink()
+    missing = f"{file} does not exist; give an image file, a folder or a URL"
+    assert refused(lambda: images.read(1)) == refused(lambda: images.open(1)) == missing
+
+
 def test_a_class_folder_may_be_a_link(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "red").rename(tmp_path / "elsewhere")
     (folder / "train" / "red").symlink_to(tmp_path / "elsewhere")

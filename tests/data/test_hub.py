@@ -128,6 +128,38 @@ def test_a_model_is_evaluated_alike_on_a_folder_and_on_the_hub(tmp_path: Path) -
     assert (ours.top1, ours.loss) == pytest.approx((theirs.top1, theirs.loss), rel=1e-6)
 
 
+def test_a_row_is_read_as_its_file_from_any_piece_of_the_table(tmp_path: Path) -> None:
+    files = [photo("red", (width, 2)) for width in range(1, 6)]
+    (tmp_path / "beside.png").write_bytes(files[4])
+    parts = [
+        datasets.Dataset.from_dict(
+            {"image": rows, "label": [0] * len(rows)},
+            features=datasets.Features(
+                {"image": datasets.Image(), "label": datasets.ClassLabel(names=["red"])}
+            ),
+        )
+        for rows in (
+            [{"bytes": file, "path": None} for file in files[:2]],
+            [{"bytes": file, "path": None} for file in files[2:4]],
+            [{"bytes": None, "path": str(tmp_path / "beside.png")}],
+        )
+    ]
+    rows = datasets.concatenate_datasets(parts)
+    datasets.DatasetDict({"train": rows, "val": rows}).save_to_disk(tmp_path / "hub")
+    images = open_set(f"hfds:{tmp_path / 'hub'}", "train")
+    assert [images.read(index) for index in (4, 0, 3, 1, 2)] == [files[i] for i in (4, 0, 3, 1, 2)]
+
+
+def test_the_images_of_a_set_that_was_read_do_not_travel_with_it(tmp_path: Path) -> None:
+    file = encoded(Image.new("RGB", (300, 300)), "BMP")
+    data = saved(tmp_path / "hub", {"train": [(file, 0), (file, 1)], "val": VAL})
+    images = open_set(data, "train")
+    assert len(images.read(1)) > 100_000
+    sent = pickle.dumps(images)
+    assert len(sent) < 50_000
+    assert pickle.loads(sent).read(1) == file
+
+
 def test_bad_rows_of_the_hub_are_named(tmp_path: Path) -> None:
     rows = [(b"not found", 0), (None, 1), (photo("red"), 1)]
     data = saved(tmp_path / "hub", {"train": TRAIN, "val": rows})
