@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import timm
 import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
+from timm.data import auto_augment as timm_operations
 from timm.data.auto_augment import RandAugment
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from deit_zoo.augment.record import NO_OPERATION, OPERATIONS, Box, Layer
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
 from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
 from deit_zoo.files import MODEL_FILE
@@ -162,6 +167,88 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     return transform
 
 
+def train_augment(recipe: Recipe) -> TrainAugment:
+    """What `train_transform` does to an image, with its draws apart from its pixels."""
+    return TrainAugment(recipe)
+
+
+class Operation(NamedTuple):
+    """A function of timm's on an image, with its arguments."""
+
+    function: Callable[..., Image.Image]
+    arguments: tuple[float, ...]
+    options: dict[str, Any]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return self.function(image, *self.arguments, **self.options)
+
+
+class Draws(NamedTuple):
+    """What chance decides about one image, in the order in which it is done."""
+
+    box: Box  # the crop, of the image as it was read
+    flip: bool
+    operations: tuple[Operation, ...]  # of RandAugment; a layer that is skipped has none
+    erase: Box | None  # of the finished image
+    noise: Tensor | None  # what is put there, (3, height, width) float32
+
+
+class TrainAugment:
+    """The parts of `train_transform`: what is drawn, by timm itself, and what is done to pixels.
+
+    A draw depends on the generators and on the image's size alone. So timm's own objects are
+    called with a `_Recorder` in the image's place, in the order of the transform.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        pipeline: Any = train_transform(recipe)
+        self._crop, *parts = pipeline.transforms
+        self._of_pixels = parts[: [type(part) for part in parts].index(MaybeToTensor)]
+        self._erasing = next((part for part in parts if isinstance(part, RandomErasing)), None)
+        self.img_size = recipe.img_size
+        self.layers = 0
+        self.on_device = True
+        for part in self._of_pixels:
+            if isinstance(part, RandAugment):
+                self.layers = part.num_layers
+                self.on_device = all(operation.aug_fn in _ON_DEVICE for operation in part.ops)
+                for operation in part.ops:
+                    operation.aug_fn = partial(_Recorder.add_operation, function=operation.aug_fn)
+                # NumPy would make an array of a list for every image.
+                part.ops = np.array(part.ops, dtype=object)
+
+    def draw(self, width: int, height: int) -> Draws:
+        """The draws for an image of this size, by the generators as `seed_from_key` left them."""
+        image = _Recorder((width, height))
+        box = Box(*self._crop.get_params(image, self._crop.scale, self._crop.ratio))
+        for part in self._of_pixels:
+            part(image)
+        if self._erasing is not None:
+            self._erasing._erase(image, 3, self.img_size, self.img_size, torch.float32)
+        return Draws(box, image.flip, tuple(image.operations), image.erase, image.noise)
+
+    def layers_of(self, draws: Draws) -> list[Layer]:
+        """RandAugment's layers as a device takes them; those that are skipped come last."""
+        applied = [self._layer(operation) for operation in draws.operations]
+        return applied + [Layer(NO_OPERATION, ())] * (self.layers - len(applied))
+
+    def by_pillow(self, crop: Image.Image, draws: Draws) -> Image.Image:
+        """A crop of `draws.box` as the transform leaves it before it is normalised and erased."""
+        image = resize(crop, (self.img_size, self.img_size))
+        if draws.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for operation in draws.operations:
+            image = operation(image)
+        return image
+
+    def _layer(self, operation: Operation) -> Layer:
+        number = OPERATIONS.index(_ON_DEVICE[operation.function])
+        if operation.function not in _MOVING:
+            return Layer(number, tuple(float(value) for value in operation.arguments))
+        moved: Any = operation(_AffineMap((self.img_size, self.img_size)))
+        return Layer(number, moved)
+
+
 def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Images and labels to mixed images and soft targets: one draw of lambda per call."""
     if recipe.mixup or recipe.cutmix:
@@ -221,6 +308,64 @@ class _RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[mis
         return resize(crop, self.size[::-1])
 
 
+class _Sized(Image.Image):
+    """No image, but of an image's size."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._pixels = size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._pixels
+
+
+class _Recorder(_Sized):
+    """Notes what timm would do to an image."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(size)
+        self.flip = False
+        self.operations: list[Operation] = []
+        self.erase: Box | None = None
+        self.noise: Tensor | None = None
+
+    def transpose(self, method: Image.Transpose) -> _Recorder:
+        self.flip = True
+        return self
+
+    def add_operation(
+        self, *arguments: float, function: Callable[..., Image.Image], **options: Any
+    ) -> _Recorder:
+        self.operations.append(Operation(function, arguments, options))
+        return self
+
+    def __setitem__(self, place: tuple[slice, slice, slice], noise: Tensor) -> None:
+        _, rows, columns = place
+        self.erase = Box(rows.start, columns.start, *noise.shape[1:])
+        self.noise = noise
+
+
+class _AffineMap(_Sized):
+    """Answers with the map by which Pillow would move the pixels of a square image."""
+
+    def transform(  # type: ignore[override]
+        self, size: tuple[int, int], method: Any, data: Sequence[float], *_: Any, **__: Any
+    ) -> tuple[float, ...]:
+        return tuple(float(value) for value in data)
+
+    def copy(self) -> tuple[float, ...]:  # type: ignore[override]
+        return (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # a rotation by 0 degrees
+
+    def transpose(self, method: Image.Transpose) -> tuple[float, ...]:  # type: ignore[override]
+        side = float(self.width)
+        return {
+            Image.Transpose.ROTATE_90: (0.0, -1.0, side, 1.0, 0.0, 0.0),
+            Image.Transpose.ROTATE_180: (-1.0, 0.0, side, 0.0, -1.0, side),
+            Image.Transpose.ROTATE_270: (0.0, 1.0, 0.0, -1.0, 0.0, side),
+        }[method]
+
+
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep the highest bits of each channel; timm may ask for 0, which Pillow 13 refuses.
 
@@ -231,3 +376,26 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     if bits < 1:
         return Image.new(image.mode, image.size)
     return ImageOps.posterize(image, bits)
+
+
+# timm's functions by the names under which devices do the same.
+_MOVING: dict[Callable[..., Image.Image], str] = {
+    timm_operations.rotate: "Rotate",
+    timm_operations.shear_x: "ShearX",
+    timm_operations.shear_y: "ShearY",
+    timm_operations.translate_x_rel: "TranslateX",
+    timm_operations.translate_y_rel: "TranslateY",
+}
+_ON_DEVICE: dict[Callable[..., Image.Image], str] = {
+    timm_operations.auto_contrast: "AutoContrast",
+    timm_operations.equalize: "Equalize",
+    timm_operations.invert: "Invert",
+    _posterize: "Posterize",
+    timm_operations.solarize: "Solarize",
+    timm_operations.solarize_add: "SolarizeAdd",
+    timm_operations.color: "Color",
+    timm_operations.contrast: "Contrast",
+    timm_operations.brightness: "Brightness",
+    timm_operations.sharpness: "Sharpness",
+    **_MOVING,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -17,15 +19,21 @@ from timm.data.auto_augment import AugmentOp, RandAugment
 from torch import Tensor
 
 import golden
+from deit_zoo.augment.record import FILL, NO_OPERATION, OPERATIONS, Layer
+from deit_zoo.data.transforms import IMAGENET_MEAN, normalized
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import (
+    Draws,
+    Operation,
+    TrainAugment,
     is_known,
     mixer,
     nearest,
     pretrained,
+    train_augment,
     train_transform,
     with_weights,
 )
@@ -34,6 +42,20 @@ from support.tables import each_row
 MIXUP = replace(DEIT_BASE, cutmix=0.0)
 CUTMIX = replace(DEIT_BASE, mixup=0.0)
 UNMIXED = replace(DEIT_BASE, mixup=0.0, cutmix=0.0)
+SMALL = replace(DEIT_BASE, img_size=32)
+# Strings of RandAugment with the probability of erasing.
+AUGMENTED = [
+    ("rand-m9-mstd0.5-inc1", 0.25),
+    ("rand-m9-mstd0.5-inc1", 0.0),
+    (None, 0.25),
+    (None, 0.0),
+    ("rand-m7-n3", 1.0),
+    ("rand-m9-mstd101", 0.25),
+    ("rand-m0-p1-inc1", 0.25),  # rotates by 0 degrees
+    ("rand-m20-mmax30-n5-p1-inc1-tweights", 0.25),
+    ("rand-m5-n4-p1-t3a", 0.25),  # with operations that no device does
+    ("rand-n0", 0.25),
+]
 TARGETS = golden.case("mixup_targets")
 CASES = [pytest.param(entry, id=str(entry["index"])) for entry in TARGETS["cases"]]
 
@@ -135,6 +157,147 @@ def test_a_seed_gives_the_crops_of_pillow_12() -> None:
         digest.update(pipeline.transforms[0](Image.fromarray(pixels)).tobytes())
     expected = "e9c984d9bd8be287ddc37644dada67d143f22d3a7e12a0fd2d0f6bb38741d85e"
     assert digest.hexdigest() == expected
+
+
+def drawn_apart(augment: TrainAugment, image: Image.Image) -> Tensor:
+    """What an image becomes by its draws, and by Pillow, normalised and erased afterwards."""
+    draws = augment.draw(*image.size)
+    top, left, height, width = draws.box
+    crop = image.crop((left, top, left + width, top + height))
+    pixels = np.array(augment.by_pillow(crop, draws))
+    finished = normalized(torch.from_numpy(pixels).permute(2, 0, 1))
+    if draws.erase is not None:
+        top, left, height, width = draws.erase
+        finished[:, top : top + height, left : left + width] = draws.noise
+    return finished
+
+
+def next_of_each_generator() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+
+@each_row(("rand_augment", "erasing"), AUGMENTED)
+def test_draws_apart_from_pixels_give_the_images_of_the_transform(
+    rand_augment: str | None, erasing: float
+) -> None:
+    recipe = replace(SMALL, rand_augment=rand_augment, random_erasing=erasing)
+    transform, augment = train_transform(recipe), train_augment(recipe)
+    for number, image in enumerate(small_photos(40)):
+        seed_from_key(0, 0, 0, number, "augment")
+        expected = transform(image)
+        after = next_of_each_generator()
+        seed_from_key(0, 0, 0, number, "augment")
+        assert torch.equal(drawn_apart(augment, image), expected)
+        assert next_of_each_generator() == after
+
+
+def test_an_image_that_is_not_flipped_by_the_recipe_draws_nothing_for_it() -> None:
+    recipe = replace(SMALL, hflip=0.0)
+    image = photo(0, 40, 30)
+    seed_from_key(0)
+    expected = train_transform(recipe)(image)
+    seed_from_key(0)
+    assert torch.equal(drawn_apart(train_augment(recipe), image), expected)
+
+
+def test_a_worker_that_is_sent_the_draws_makes_the_same() -> None:
+    augment = train_augment(SMALL)
+    sent = pickle.loads(pickle.dumps(augment))
+    for number in range(20):
+        layers = []
+        for made in (augment, sent):
+            seed_from_key(number)
+            layers.append(made.layers_of(made.draw(300, 200)))
+        assert layers[0] == layers[1]
+
+
+@pytest.mark.parametrize(
+    ("rand_augment", "layers", "on_device"),
+    [
+        ("rand-m9-mstd0.5-inc1", 2, True),
+        ("rand-m9", 2, True),
+        ("rand-n3-tweights", 3, True),
+        ("rand-t3a", 2, False),
+        (None, 0, True),
+    ],
+)
+def test_the_operations_of_a_recipe_say_whether_a_device_does_them(
+    rand_augment: str | None, layers: int, on_device: bool
+) -> None:
+    augment = train_augment(replace(SMALL, rand_augment=rand_augment))
+    assert (augment.layers, augment.on_device) == (layers, on_device)
+
+
+def layers_with(operation: Operation, recipe: Recipe = SMALL) -> list[Layer]:
+    """What a device is given for an image with this operation alone."""
+    augment = train_augment(recipe)
+    seed_from_key(0)
+    draws: Draws = augment.draw(50, 40)._replace(operations=(operation,))
+    return augment.layers_of(draws)
+
+
+def applied(name: str, *arguments: float) -> Operation:
+    """An operation as timm would apply it."""
+    pipeline: Any = train_transform(SMALL)
+    augment = next(part for part in pipeline.transforms if isinstance(part, RandAugment))
+    found = next(part for part in augment.ops if part.name == name)
+    return Operation(found.aug_fn, arguments, found.kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "expected"),
+    [
+        ("ShearX", 0.2, (1, 0.2, 0, 0, 1, 0)),
+        ("ShearY", -0.2, (1, 0, 0, -0.2, 1, 0)),
+        ("TranslateXRel", 0.25, (1, 0, 8, 0, 1, 0)),  # of 32 pixels
+        ("TranslateYRel", -0.5, (1, 0, 0, 0, 1, -16)),
+        ("Rotate", 0.0, (1, 0, 0, 0, 1, 0)),
+        ("Rotate", 90.0, (0, -1, 32, 1, 0, 0)),
+        ("Rotate", 180.0, (-1, 0, 32, 0, -1, 32)),
+        ("Rotate", -90.0, (0, 1, 0, -1, 0, 32)),
+    ],
+)
+def test_an_operation_that_moves_pixels_is_given_as_a_map(
+    name: str, argument: float, expected: tuple[float, ...]
+) -> None:
+    # From timm's functions; a rotation is about the centre, (16, 16).
+    layer, empty = layers_with(applied(name, argument))
+    assert OPERATIONS[layer.operation] == name.removesuffix("Rel")
+    assert layer.arguments == expected
+    assert empty == Layer(NO_OPERATION, ())
+
+
+def test_a_rotation_is_the_map_that_pillow_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps: list[tuple[float, ...]] = []
+    monkeypatch.setattr(Image.Image, "transform", lambda *given, **_: maps.append(tuple(given[3])))
+    Image.new("RGB", (32, 32)).rotate(17.3, Image.Resampling.BICUBIC)
+    monkeypatch.undo()
+    assert layers_with(applied("Rotate", 17.3))[0].arguments == maps[0]
+
+
+def test_the_other_operations_are_given_with_the_arguments_of_timm() -> None:
+    layer, _ = layers_with(applied("SolarizeIncreasing", 26))
+    assert (OPERATIONS[layer.operation], layer.arguments) == ("Solarize", (26.0,))
+    layer, _ = layers_with(applied("Equalize"))
+    assert (OPERATIONS[layer.operation], layer.arguments) == ("Equalize", ())
+
+
+def test_a_moved_image_is_filled_as_devices_fill_it() -> None:
+    # timm fills with the mean of ImageNet.
+    assert applied("Rotate").options["fillcolor"] == FILL
+    assert tuple(round(255 * mean) for mean in IMAGENET_MEAN) == FILL
+    assert applied("Rotate").options["resample"] == Image.Resampling.BICUBIC
+
+
+def test_an_image_of_any_shape_is_cropped_within_itself() -> None:
+    # Of one line of pixels a crop may be empty; it is never outside.
+    augment = train_augment(SMALL)
+    for number, size in enumerate([(1, 1), (1, 500), (700, 1), (100, 900), (3000, 400)] * 20):
+        seed_from_key(number)
+        top, left, height, width = augment.draw(*size).box
+        assert min(top, left, height, width) >= 0
+        assert left + width <= size[0]
+        assert top + height <= size[1]
 
 
 @pytest.mark.parametrize("recipe", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
