@@ -1,31 +1,23 @@
 """Data sets of the Hub as sets of images: `hfds:NAME`, or `hfds:DIR` for one saved to a folder.
 
-Read with the package `datasets` from the extra `hfds`; the columns are found by their types.
+Read with the package `datasets` from the extra `hfds`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
-from deit_zoo.labels import labels
 from deit_zoo.machine import require_extra
 
 HFDS = "hfds:"
-SplitName = Literal["train", "val"]
-# What a split may be called in a data set of the Hub; the first that there is.
-SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "test")}
-# Images whose bytes tell a split from another.
-SAMPLES = 64
 
 
 def is_hfds(data: str | Path) -> bool:
@@ -33,7 +25,7 @@ def is_hfds(data: str | Path) -> bool:
     return str(data).startswith(HFDS)
 
 
-class HubSet(LabelledImages):
+class HubSet(TableSet):
     """One split of a data set of the Hub, read as a folder of the same files would be."""
 
     def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
@@ -41,28 +33,14 @@ class HubSet(LabelledImages):
         import datasets
 
         self.data = data
-        self._column = _column_of_type(rows, "image", datasets.Image, data)
-        label = _column_of_type(rows, "label", datasets.ClassLabel, data)
-        own = list(rows.features[label].names)
-        order, self.note = _class_order(data, own, classes)
-        self.classes = list(classes) or own
-        numbers = rows.with_format(None)[label][:]
-        unlabelled = sum(number is None or not 0 <= number < len(own) for number in numbers)
-        if unlabelled:
-            raise DataError(
-                f"{unlabelled:,} of the {len(numbers):,} images of {data}[{self.split}] have no "
-                "label; give a data set whose every image has one"
-            )
-        self._labels = array("L", (order[number] for number in numbers))
+        columns = {name: _column(feature) for name, feature in rows.features.items()}
+        self._column, label = choose_columns(data, columns)
+        self._set_labels(rows.with_format(None)[label][:], columns[label].names, classes)
         # Undecoded: the package would turn images by their EXIF, which upstream does not.
         self._rows = rows.select_columns([self._column]).cast_column(
             self._column, datasets.Image(decode=False)
         )
         self.bytes = int(rows.data.nbytes)
-
-    def name_of(self, index: int) -> str:
-        """Data set, split and row."""
-        return f"{self.data}[{self.split}][{index}]"
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
@@ -78,19 +56,6 @@ class HubSet(LabelledImages):
             return source
         with image_errors(self.name_of(index)):
             return source.read_bytes()
-
-    def identity(self) -> dict[str, Any]:
-        """What tells the split from another: its size, every label, and some images evenly spread.
-
-        The package's own fingerprint changes with its version and with the place of a folder.
-        """
-        digest = hashlib.sha256(" ".join(map(str, self._labels)).encode())
-        for index in range(0, len(self), max(1, len(self) // SAMPLES)):
-            source = self._source(index)
-            if not isinstance(source, bytes):
-                source = source.read_bytes() if source.is_file() else b""
-            digest.update(hashlib.sha256(source).digest())
-        return {"split": self.split, "images": len(self), "sample_sha256": digest.hexdigest()}
 
     def _source(self, index: int) -> Path | bytes:
         """The bytes of an image, or the file that holds them; no bytes where there is no image."""
@@ -124,8 +89,16 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     """The rows of a split, and what it is called there."""
     require_extra("hfds", data, "datasets")
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    name = data.removeprefix(HFDS)
+    name = split_address(data.removeprefix(HFDS))[0]
+    if Path(name).is_dir():  # whole: a folder that is called `parquet` is else taken for a format
+        name = str(Path(name).resolve())
+    elif name in _PACKAGED_DATASETS_MODULES:
+        raise DataError(
+            f"{data} is a file format and no data set, and there is no folder of that name; give "
+            "hfds: and a data set of the Hub, or the folder of a saved one"
+        )
     saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     load = datasets.load_from_disk if saved else datasets.load_dataset
     if not sys.stderr.isatty():
@@ -148,43 +121,13 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     )
 
 
-def _column_of_type(rows: Any, kind: str, feature: Any, data: str) -> str:
-    """The one column of a feature."""
-    columns = [name for name, own in rows.features.items() if isinstance(own, feature)]
-    if len(columns) == 1:
-        return columns[0]
-    among = ", ".join(columns or rows.features)
-    raise DataError(
-        f"{data} has {len(columns) or 'no'} {kind} columns among {among}; it must have one of type "
-        "Image and one of type ClassLabel: keep or cast columns with the package datasets"
-    )
+def _column(feature: Any) -> Column:
+    """What a column of these values holds."""
+    import datasets
 
-
-def _class_order(data: str, own: list[str], model: Sequence[str]) -> tuple[list[int], str]:
-    """The model's number of each class: by name where the names are the same, else by order."""
-    numbers = list(range(len(own)))
-    if not model:
-        return numbers, ""
-    if sorted(own) == sorted(model):
-        return [list(model).index(name) for name in own], ""
-    if len(own) != len(model):
-        raise DataError(
-            f"{data} has {len(own):,} classes and the model {len(model):,}; give a data set of "
-            f"the model's classes, from {model[0]!r} to {model[-1]!r}"
-        )
-    # The Hub's ImageNet names its classes in words, not by their folders.
-    word_of = {label.folder: label.name for label in labels("imagenet1k")}
-    words = [word_of.get(folder, folder) for folder in model]
-    same = [name == word for name, word in zip(own, words, strict=True)]
-    moved = [name for name, here in zip(own, same, strict=True) if not here and name in words]
-    if moved:
-        raise DataError(
-            f"{len(moved):,} classes of {data} stand at other places than the model's (such as "
-            f"{moved[0]!r}); give a data set whose classes are in the model's order"
-        )
-    if all(same):
-        return numbers, ""
-    return numbers, (
-        f"the {len(own):,} classes of {data} are taken in their order for the model's: their "
-        f"number is the same, and {sum(same):,} of their names"
-    )
+    if isinstance(feature, datasets.Image):
+        return Column("image")
+    if isinstance(feature, datasets.ClassLabel):
+        return Column("classes", tuple(feature.names))
+    integers = isinstance(feature, datasets.Value) and "int" in feature.dtype
+    return Column("integers" if integers else "other")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.data.hub import HubSet, SplitName, is_hfds
+from deit_zoo.data.hub import HubSet, is_hfds
+from deit_zoo.data.table import SplitName
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,9 +22,10 @@ from deit_zoo.data.folder import (
     path_parts,
     walk,
 )
-from deit_zoo.data.hub import HubSet, SplitName, is_hfds
+from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.prefetch import prefetch
+from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
 
 # Listing a folder is waiting for a disk: threads wait at the same time.

@@ -239,19 +239,85 @@ def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
     data = f"hfds:{tmp_path / 'texts'}"
     assert refused(lambda: validate(data)) == (
-        f"{data} has no image columns among text; it must have one of type Image and one of type "
-        "ClassLabel: keep or cast columns with the package datasets"
+        f"{data} has no image column among text; it must have one of images, and one of classes or "
+        "of whole numbers from 0"
     )
 
 
-def test_two_label_columns_are_refused_by_name(tmp_path: Path) -> None:
-    kind = datasets.ClassLabel(names=["a"])
-    features = datasets.Features({"image": datasets.Image(), "fine": kind, "coarse": kind})
-    held = {"image": [{"bytes": photo("red"), "path": None}], "fine": [0], "coarse": [0]}
+@pytest.fixture
+def many(tmp_path: Path) -> str:
+    """A data set with two columns of images, two of classes, and a number."""
+    kind = datasets.ClassLabel(names=["a", "b"])
+    features = {"left": datasets.Image(), "right": datasets.Image(), "fine": kind, "coarse": kind}
+    held = {
+        "left": [{"bytes": photo("red"), "path": None}] * 2,
+        "right": [{"bytes": photo("blue"), "path": None}] * 2,
+        "fine": [0, 1],
+        "coarse": [1, 0],
+        "id": [7, 3],
+    }
+    features["id"] = datasets.Value("int32")
+    rows = datasets.Dataset.from_dict(held, features=datasets.Features(features))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "many")
+    return f"hfds:{tmp_path / 'many'}"
+
+
+def test_where_columns_are_not_clear_what_to_type_is_said(many: str) -> None:
+    assert refused(lambda: validate(many)) == (
+        f"{many} has 2 image columns (left, right); say which by typing {many},image=left"
+    )
+    assert refused(lambda: validate(f"{many},image=right")) == (
+        f"{many},image=right has 2 label columns (fine, coarse); say which by typing "
+        f"{many},image=right,label=fine"
+    )
+    assert refused(lambda: validate(f"{many},label=middle,image=left")) == (
+        f"{many},label=middle,image=left has no label column 'middle'; give one of fine, coarse, id"
+    )
+
+
+def test_the_address_chooses_columns(many: str) -> None:
+    images = open_set(f"{many},label=coarse,image=right", "train")
+    assert [images.label_of(index) for index in range(2)] == [1, 0]
+    assert images.open(0).getpixel((0, 0)) == (0, 0, 255)
+    numbered = open_set(f"{many},label=id,image=left", "train")
+    assert [numbered.label_of(index) for index in range(2)] == [7, 3]
+    assert numbered.classes == [str(number) for number in range(8)]
+
+
+def test_whole_numbers_are_labels_where_no_column_has_classes(tmp_path: Path) -> None:
+    held = {"image": [{"bytes": photo("red"), "path": None}] * 2, "label": [1, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     rows = datasets.Dataset.from_dict(held, features=features)
-    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
-    told = refused(lambda: validate(f"hfds:{tmp_path / 'two'}"))
-    assert "has 2 label columns among fine, coarse; it must have one" in told
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "numbers")
+    data = f"hfds:{tmp_path / 'numbers'}"
+    images = open_set(data, "train", ["cat", "dog", "owl"])
+    assert ([images.label_of(i) for i in range(2)], images.classes[2]) == ([1, 0], "owl")
+    assert images.note == (
+        f"the 3 classes of {data} are taken in their order for the model's: their number is the "
+        "same, and 0 of their names"
+    )
+    assert validate(data).train.classes == {"0": 1, "1": 1}
+    assert refused(lambda: open_set(data, "train", ["cat"])).startswith(
+        f"{data} has 2 classes and the model 1; "
+    )
+
+
+def test_a_folder_that_is_called_as_a_format_is_read_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for name, colour in (("parquet", "blue"), ("other", "red")):
+        held = {"image": [{"bytes": photo(colour), "path": None}], "label": [0]}
+        rows = datasets.Dataset.from_dict(held, features=features)
+        for split in ("train", "test"):
+            rows.to_parquet(tmp_path / name / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    images = open_set("hfds:parquet", "train")
+    assert (len(images), images.open(0).getpixel((0, 0))) == (1, (0, 0, 255))
+    (tmp_path / "parquet").rename(tmp_path / "blue")
+    assert refused(lambda: open_set("hfds:parquet", "train")).startswith(
+        "hfds:parquet is a file format and no data set, and there is no folder of that name; "
+    )
 
 
 @pytest.mark.parametrize("label", [None, -1])

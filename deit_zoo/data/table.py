@@ -1,0 +1,146 @@
+"""Images in the rows of a table: which columns hold them, and what their labels stand for.
+
+Columns are found by their types. Where there are several, the address of the data set says which:
+`hfds:NAME,label=fine_label,image=photo`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from deit_zoo.data.images import LabelledImages
+from deit_zoo.errors import DataError
+from deit_zoo.labels import labels
+
+SplitName = Literal["train", "val"]
+# What a split may be called in a data set of the Hub; the first that there is.
+SPLITS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("validation", "val", "test"),
+}
+# Images whose bytes tell a split from another.
+SAMPLES = 64
+_ADDRESS = re.compile(r"(.*?)((?:,(?:image|label)=[^,]+)*)", re.DOTALL)
+
+
+class Column(NamedTuple):
+    """What a column holds; `names` are those of its classes, where it has any."""
+
+    kind: Literal["image", "classes", "integers", "other"]
+    names: tuple[str, ...] = ()
+
+
+class TableSet(LabelledImages):
+    """One split of a data set whose images are rows. `bytes` is the size of all that it holds."""
+
+    data: str
+    split: str
+    bytes: int
+
+    def name_of(self, index: int) -> str:
+        """Data set, split and row."""
+        return f"{self.data}[{self.split}][{index}]"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the split from another: its size, every label, and some images evenly spread.
+
+        It changes neither with the place of a file nor with the packages that read it.
+        """
+        digest = hashlib.sha256(" ".join(map(str, self._labels)).encode())
+        for index in range(0, len(self), max(1, len(self) // SAMPLES)):
+            try:
+                content = self.read(index)
+            except DataError:
+                content = b""
+            digest.update(hashlib.sha256(content).digest())
+        return {"split": self.split, "images": len(self), "sample_sha256": digest.hexdigest()}
+
+    def _set_labels(
+        self, numbers: Sequence[int | None], names: Sequence[str], model: Sequence[str]
+    ) -> None:
+        """Number the images' classes as the model does, where one is given."""
+        most = max((number for number in numbers if number is not None), default=-1) + 1
+        own = list(names) or [str(number) for number in range(max(most, len(model)))]
+        unlabelled = sum(number is None or not 0 <= number < len(own) for number in numbers)
+        if unlabelled:
+            raise DataError(
+                f"{unlabelled:,} of the {len(numbers):,} images of {self.data}[{self.split}] have "
+                "no label; give a data set whose every image has one"
+            )
+        order, self.note = class_order(self.data, own, model)
+        self.classes = list(model) or own
+        self._labels = array("L", (order[number] for number in numbers if number is not None))
+
+
+def split_address(data: str) -> tuple[str, dict[str, str]]:
+    """Where a data set lies, and the columns that its address chooses, by their kind."""
+    match = _ADDRESS.fullmatch(data)
+    assert match is not None, "anything is a place"
+    chosen = dict(part.split("=", 1) for part in match[2].split(",")[1:])
+    return match[1], chosen
+
+
+def choose_columns(data: str, columns: Mapping[str, Column]) -> tuple[str, str]:
+    """The columns of the images and of their labels. Raises DataError where they are not clear."""
+    integers = not any(column.kind == "classes" for column in columns.values())
+    return (
+        _choose(data, columns, "image", {"image"}),
+        _choose(data, columns, "label", {"integers"} if integers else {"classes"}),
+    )
+
+
+def _choose(data: str, columns: Mapping[str, Column], what: str, kinds: set[str]) -> str:
+    chosen = split_address(data)[1].get(what)
+    usable = {"image"} if what == "image" else {"classes", "integers"}
+    fitting = [name for name, column in columns.items() if column.kind in usable]
+    if chosen is not None and chosen not in fitting:
+        raise DataError(
+            f"{data} has no {what} column {chosen!r}; give one of "
+            f"{', '.join(fitting) or 'a data set that has one'}"
+        )
+    found = [name for name, column in columns.items() if column.kind in kinds]
+    if chosen is not None or len(found) == 1:
+        return chosen or found[0]
+    if found:
+        raise DataError(
+            f"{data} has {len(found)} {what} columns ({', '.join(found)}); say which by typing "
+            f"{data},{what}={found[0]}"
+        )
+    raise DataError(
+        f"{data} has no {what} column among {', '.join(columns)}; it must have one of images, and "
+        "one of classes or of whole numbers from 0"
+    )
+
+
+def class_order(data: str, own: list[str], model: Sequence[str]) -> tuple[list[int], str]:
+    """The model's number of each class: by name where the names are the same, else by order."""
+    numbers = list(range(len(own)))
+    if not model:
+        return numbers, ""
+    if sorted(own) == sorted(model):
+        return [list(model).index(name) for name in own], ""
+    if len(own) != len(model):
+        raise DataError(
+            f"{data} has {len(own):,} classes and the model {len(model):,}; give a data set of "
+            f"the model's classes, from {model[0]!r} to {model[-1]!r}"
+        )
+    # The Hub's ImageNet names its classes in words, not by their folders.
+    word_of = {label.folder: label.name for label in labels("imagenet1k")}
+    words = [word_of.get(folder, folder) for folder in model]
+    same = [name == word for name, word in zip(own, words, strict=True)]
+    moved = [name for name, here in zip(own, same, strict=True) if not here and name in words]
+    if moved:
+        raise DataError(
+            f"{len(moved):,} classes of {data} stand at other places than the model's (such as "
+            f"{moved[0]!r}); give a data set whose classes are in the model's order"
+        )
+    if all(same):
+        return numbers, ""
+    return numbers, (
+        f"the {len(own):,} classes of {data} are taken in their order for the model's: their "
+        f"number is the same, and {sum(same):,} of their names"
+    )
