@@ -1,0 +1,178 @@
+"""Any data set as a folder tree: train/ and val/, with one folder of image files per class."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from deit_zoo.data.folder import is_image
+from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.prefetch import prefetch
+from deit_zoo.data.transforms import image_errors, open_image, resize
+from deit_zoo.errors import DataError
+from deit_zoo.labels import labels
+
+CHUNK = 64
+# Images of each split whose bytes stand for those of all.
+SAMPLES = 256
+# Of the bytes that images take: the files' last blocks and the folders come on top.
+RESERVE = 1.05
+QUALITY = 90
+
+
+def write_tree(
+    splits: Mapping[str, LabelledImages],
+    output: Path,
+    *,
+    size: int | None = None,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write every image of the splits under `output`, whole or not at all.
+
+    With `size`, images whose short side is longer are encoded again at that size. Files lie in a
+    folder beside `output` until all are written; what lies there is not written again. `progress`
+    gets (images done so far, all). Raises DataError where the output is taken or the disk too full.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} exists and is not an empty folder; give a new --output")
+    for images in splits.values():
+        _check_names(images)
+    unfinished = output.absolute().with_name(f".{output.name}.{size or 'whole'}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    _check_space(splits, unfinished, size)
+    total, done = sum(map(len, splits.values())), 0
+    for split, images in splits.items():
+        folders = [unfinished / split / name for name in class_folder_names(images.classes)]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        write = partial(_write, images, folders, size)
+        with prefetch(range(len(images)), write, batch_size=CHUNK, threads=workers) as batches:
+            for batch in batches:
+                done += len(batch)
+                progress(done, total)
+        written = sum(len(os.listdir(folder)) for folder in folders)
+        if written != len(images):
+            raise DataError(
+                f"{unfinished / split} holds {written:,} files for {len(images):,} images: some "
+                f"are of other data; remove {unfinished} and type the command again"
+            )
+    os.sync()
+    unfinished.replace(output)
+
+
+def class_folder_names(classes: Sequence[str]) -> list[str]:
+    """A folder's name for each class; for ImageNet's, which the Hub names in words, the synset."""
+    imagenet = labels("imagenet1k")
+    same = sum(name == label.name for name, label in zip(classes, imagenet, strict=False))
+    if len(classes) == len(imagenet) and same > 0.9 * len(imagenet):
+        return [label.folder for label in imagenet]
+    names = [name.replace("/", "_").replace("\\", "_") for name in classes]
+    wrong = [name for name in names if name.startswith(".") or not name or "\0" in name]
+    if wrong or len(set(names)) < len(names):
+        example = wrong[0] if wrong else next(name for name in names if names.count(name) > 1)
+        raise DataError(
+            f"class {example!r} cannot be the name of a folder of its own; give classes whose "
+            "names differ in more than slashes and begin with no dot"
+        )
+    return names
+
+
+def shrink(content: bytes, name: str, size: int) -> bytes:
+    """An image's file with its short side at most `size`; the same bytes where it already is.
+
+    It is read as for training, and encoded as it was: JPEG (quality 90), PNG or WebP.
+    """
+    with image_errors(name), Image.open(BytesIO(content)) as header:
+        width, height, kind = *header.size, header.format
+    if min(width, height) <= size:
+        return content
+    scale = size / min(width, height)
+    image = open_image(content, name, reading="upstream")
+    smaller = resize(image, (round(width * scale), round(height * scale)))
+    file = BytesIO()
+    kind = "JPEG" if kind == "MPO" else kind
+    smaller.save(file, kind if kind in ("JPEG", "WEBP") else "PNG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _check_space(splits: Mapping[str, LabelledImages], folder: Path, size: int | None) -> None:
+    expected = sum(_expected_bytes(images, size) for images in splits.values()) * RESERVE
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if expected > there + free:
+        raise DataError(
+            f"the images take about {(expected - there) / 1e9:,.1f} GB more, and the disk of "
+            f"{folder.parent} has {free / 1e9:,.1f} GB free; make room, or give an --output on "
+            "another disk"
+        )
+
+
+def _expected_bytes(images: LabelledImages, size: int | None) -> float:
+    """What the images will take, from some of them evenly spread."""
+    samples = range(0, len(images), max(1, len(images) // SAMPLES))
+    return (
+        sum(_bytes(images, index, size) for index in samples) / max(1, len(samples)) * len(images)
+    )
+
+
+def _bytes(images: LabelledImages, index: int, size: int | None) -> int:
+    if size is None:
+        with image_errors(images.name_of(index)):
+            return images.bytes_of(index)
+    return len(shrink(images.read(index), images.name_of(index), size))
+
+
+def _check_names(images: LabelledImages) -> None:
+    """Raises DataError where two images of a class have one name."""
+    seen: set[tuple[int, str]] = set()
+    for index in range(len(images)):
+        place = (images.label_of(index), _own_name(images, index) or str(index))
+        if place in seen:
+            raise DataError(
+                f"another image of the class of {images.name_of(index)} has its name too; rename "
+                "one of them"
+            )
+        seen.add(place)
+
+
+def _own_name(images: LabelledImages, index: int) -> str:
+    """The name of an image's file, without folders; nothing where it has none, as in a table."""
+    name = PurePath(images.name_of(index)).name
+    return name if is_image(name) else ""
+
+
+def _write(images: LabelledImages, folders: Sequence[Path], size: int | None, index: int) -> None:
+    folder = folders[images.label_of(index)]
+    name = _own_name(images, index)
+    if name and _is_whole(folder / name, images, index, size):
+        return
+    content = images.read(index)
+    if size:
+        content = shrink(content, images.name_of(index), size)
+    file = folder / (name or f"{index:08}{_suffix(content, images.name_of(index))}")
+    temporary = folder / f".{file.name}.part"
+    temporary.write_bytes(content)
+    temporary.replace(file)
+
+
+def _is_whole(file: Path, images: LabelledImages, index: int, size: int | None) -> bool:
+    """Whether an image's file was written before."""
+    try:
+        found = file.stat().st_size
+    except FileNotFoundError:
+        return False
+    return found == images.bytes_of(index) if size is None else found > 0
+
+
+def _suffix(content: bytes, name: str) -> str:
+    """What the name of an image's file ends in; the file is read by what it holds."""
+    with image_errors(name), Image.open(BytesIO(content)) as image:
+        suffix = f".{image.format}".lower()
+    return suffix if is_image(f"1{suffix}") else ".jpeg"
