@@ -1,0 +1,65 @@
+"""Slots as a loader's worker fills them, and the same images finished by Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deit_zoo.augment import record
+from deit_zoo.data.transforms import normalized
+from deit_zoo.training.timm_bridge import Draws, TrainAugment
+
+Drawn = Sequence[tuple[Image.Image, Draws]]  # images as they were read
+
+
+def drawn_slot(drawn: Drawn, augment: TrainAugment) -> tuple[Tensor, Any]:
+    """A slot of these images in their order, and its rows of words."""
+    rows = np.zeros((len(drawn), record.num_words(augment.layers)), dtype=np.int64)
+    numbers = rows.view(np.float64)
+    parts: list[bytes] = []
+    end = rows.nbytes
+
+    def put(part: bytes) -> int:
+        nonlocal end
+        start = end
+        parts.append(part + bytes(-len(part) % 8))  # noise lies at multiples of 4
+        end += len(parts[-1])
+        return start
+
+    for number, (image, draws) in enumerate(drawn):
+        row, box = rows[number], draws.box
+        row[record.OFFSET] = put(crop_of(image, draws).tobytes())
+        row[record.HEIGHT], row[record.WIDTH], row[record.FLIP] = box.height, box.width, draws.flip
+        row[record.ROW] = number
+        if draws.erase is not None and draws.noise is not None:
+            row[record.ERASE_TOP : record.ERASE_WIDTH + 1] = draws.erase
+            row[record.NOISE] = put(draws.noise.numpy().tobytes())
+        for layer, (operation, arguments) in enumerate(augment.layers_of(draws)):
+            first = record.FIRST_LAYER + layer * record.LAYER
+            row[first] = operation
+            numbers[number, first + 1 : first + 1 + len(arguments)] = arguments
+    return torch.frombuffer(bytearray(rows.tobytes() + b"".join(parts)), dtype=torch.uint8), rows
+
+
+def crop_of(image: Image.Image, draws: Draws) -> Image.Image:
+    """What is cut out of an image."""
+    top, left, height, width = draws.box
+    return image.crop((left, top, left + width, top + height))
+
+
+def by_pillow(drawn: Drawn, augment: TrainAugment) -> Tensor:
+    """The finished images (N, 3, S, S)."""
+    finished = []
+    for image, draws in drawn:
+        pixels = np.asarray(augment.by_pillow(crop_of(image, draws), draws)).copy()
+        one = normalized(torch.from_numpy(pixels).permute(2, 0, 1))
+        if draws.erase is not None and draws.noise is not None:
+            top, left, height, width = draws.erase
+            one[:, top : top + height, left : left + width] = draws.noise
+        finished.append(one)
+    return torch.stack(finished)
