@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,38 @@ from torch import Tensor
 
 from deit_zoo.augment import record
 from deit_zoo.data.transforms import normalized
+from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import Draws, TrainAugment
 
 Drawn = Sequence[tuple[Image.Image, Draws]]  # images as they were read
+# Width and height of what ImageNet is mostly made of, and of what is rare.
+SIZES = ((500, 375), (500, 333), (375, 500), (500, 375), (640, 480), (333, 500), (500, 281))
+RARE_SIZES = ((100, 900), (3000, 400), (32, 24), (1200, 900), (1, 500), (700, 1))
+
+
+def photograph(number: int, width: int, height: int) -> Image.Image:
+    """Smooth in parts, noisy in others, and the same for the same number."""
+    generator = np.random.default_rng(number)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    noise = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.blend(coarse.resize((width, height), Image.Resampling.BICUBIC), noise, 0.2)
+
+
+def batches(
+    augment: TrainAugment,
+    count: int,
+    batch: int,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> Iterator[Drawn]:
+    """So many images in batches, each with the draws of a key of its own."""
+    photographs = [photograph(number, *size) for number, size in enumerate(sizes)]
+    for first in range(0, count, batch):
+        drawn = []
+        for number in range(first, min(first + batch, count)):
+            image = photographs[number % len(photographs)]
+            seed_from_key(0, 0, 0, number, "augment")
+            drawn.append((image, augment.draw(*image.size)))
+        yield drawn
 
 
 def drawn_slot(drawn: Drawn, augment: TrainAugment) -> tuple[Tensor, Any]:

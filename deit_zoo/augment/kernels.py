@@ -23,10 +23,9 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 1024  # bytes, or numbers, of a program
-LAYER_BLOCK = 512  # of one that moves pixels, in float64
+BLOCK = 512  # bytes, or numbers, of a program: two for each thread, so that neighbours read lines
 COUNT_BLOCK = 2048  # pixels of one that counts values
-EXACT: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 4, "num_stages": 1}
+EXACT: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 1}
 
 OFFSET = tl.constexpr(record.OFFSET)
 HEIGHT = tl.constexpr(record.HEIGHT)
@@ -133,9 +132,9 @@ class _Batch:
             pixels, self.words, word, counts, BLOCK=COUNT_BLOCK, **self.constants, **EXACT
         )
         _tables[3, self.places](counts, *row, tables, **self.constants, **EXACT)
-        blocks = triton.cdiv(self.num_bytes, LAYER_BLOCK)
+        blocks = triton.cdiv(self.num_bytes, BLOCK)
         _operate[blocks, self.places](
-            pixels, *row, tables, out, BLOCK=LAYER_BLOCK, **self.constants, **EXACT
+            pixels, *row, tables, out, BLOCK=BLOCK, **self.constants, **EXACT
         )
         return out
 
@@ -159,10 +158,7 @@ def _num_taps(side: int, size: int) -> int:
 
 
 # Numbers that change from batch to batch must not make a kernel of their own.
-_jit = triton.jit(do_not_specialize=["taps", "word"])
-
-
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _weights(  # type: ignore[no-untyped-def]
     words,
     starts,
@@ -210,7 +206,7 @@ def _weights(  # type: ignore[no-untyped-def]
     tl.store(counts + line * S + xs, count, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _bicubic(x):  # type: ignore[no-untyped-def]
     x = tl.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1.0
@@ -218,7 +214,7 @@ def _bicubic(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 1.0, near, tl.where(x < 2.0, far, 0.0))
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _columns(  # type: ignore[no-untyped-def]
     slot,
     words,
@@ -254,7 +250,7 @@ def _columns(  # type: ignore[no-untyped-def]
     tl.store(out + tl.load(starts + place) * (3 * S) + positions, values, mask=inside)
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _rows(  # type: ignore[no-untyped-def]
     narrow,
     words,
@@ -302,7 +298,7 @@ def _weighted(  # type: ignore[no-untyped-def]
     return tl.minimum(tl.maximum(total >> 22, 0), 255).to(tl.uint8)
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
 def _counts(  # type: ignore[no-untyped-def]
     pixels,
     words,
@@ -329,7 +325,7 @@ def _counts(  # type: ignore[no-untyped-def]
         tl.atomic_add(target, tl.sum(_lightness(source, inside), axis=0), sem="relaxed")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _lightness(source, inside):  # type: ignore[no-untyped-def]
     """Pillow's L of the pixels whose red is at `source`."""
     red = tl.load(source, mask=inside, other=0).to(tl.int32)
@@ -338,7 +334,7 @@ def _lightness(source, inside):  # type: ignore[no-untyped-def]
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
 def _tables(  # type: ignore[no-untyped-def]
     counts,
     words,
@@ -387,14 +383,14 @@ def _tables(  # type: ignore[no-untyped-def]
     tl.store(tables + line * 256 + values, out.to(tl.uint8))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _blend(one, other, share):  # type: ignore[no-untyped-def]
     """From one (0) to another (1) and beyond, in float32, cut to what a byte holds."""
     mixed = one.to(tl.float32) + share.to(tl.float32) * (other - one).to(tl.float32)
     return tl.minimum(tl.maximum(mixed, 0.0), 255.0).to(tl.int32)
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
 def _operate(  # type: ignore[no-untyped-def]
     pixels,
     words,
@@ -434,7 +430,7 @@ def _operate(  # type: ignore[no-untyped-def]
     tl.store(target, value.to(tl.uint8), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _smooth_row(source, middle, inner):  # type: ignore[no-untyped-def]
     left = tl.load(source - 3, mask=inner, other=0).to(tl.float32)
     center = tl.load(source, mask=inner, other=0).to(tl.float32)
@@ -489,13 +485,13 @@ def _tap(line, column, shown, S: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(line + position, mask=shown, other=0).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
     """Pillow's curve through four values; differences of integers are integers."""
     return b + t * ((c - a) + t * ((2 * (a - b) + c - d) + t * (b - a - c + d)))
 
 
-@_jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def _normalize(  # type: ignore[no-untyped-def]
     pixels,
     words,
