@@ -1,4 +1,4 @@
-"""Images with labels, by number: a folder with one folder per class, or a data set of the Hub."""
+"""Images with labels, by number, from whatever they lie in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
-from deit_zoo.data.table import SplitName
+from deit_zoo.data.parquet import ParquetSet, is_parquet
+from deit_zoo.data.table import SplitName, TableSet
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,13 +42,31 @@ class ImageSet(Protocol):
 
 def open_set(data: str | Path, split: SplitName, classes: Sequence[str] = ()) -> ImageSet:
     """The images of one split, labelled in the order of `classes` where they are given."""
-    if is_hfds(data):
-        return HubSet(str(data), split, classes)
-    return FolderSet(Path(data) / split, classes)
+    return _open(data, split, classes, allow_empty=False)
 
 
 def open_unchecked(data: str | Path, split: SplitName) -> ImageSet:
     """Every image of a split, also where classes are empty."""
-    if is_hfds(data):
-        return HubSet(str(data), split)
-    return FolderSet(Path(data) / split, allow_empty=True)
+    return _open(data, split, (), allow_empty=True)
+
+
+def open_table(data: str, split: SplitName, classes: Sequence[str] = ()) -> TableSet:
+    """One split of a data set whose images are rows."""
+    return (HubSet if is_hfds(data) else ParquetSet)(data, split, classes)
+
+
+def is_table(data: str | Path) -> bool:
+    """Whether the images of a data set are rows, and its classes may have words for names."""
+    return is_hfds(data) or is_parquet(data)
+
+
+def _open(
+    data: str | Path, split: SplitName, classes: Sequence[str], *, allow_empty: bool
+) -> ImageSet:
+    if is_table(data):
+        return open_table(str(data), split, classes)
+    heap = find_heap(data)
+    if heap and split == "val":
+        return HeapSet(heap, classes, allow_empty=allow_empty)
+    root = heap.root if heap else Path(data)
+    return FolderSet(root / split, classes, allow_empty=allow_empty)

@@ -22,8 +22,8 @@ from deit_zoo.data.folder import (
     path_parts,
     walk,
 )
-from deit_zoo.data.hub import HubSet, is_hfds
-from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.heap import HeapSet, find_heap
+from deit_zoo.data.image_set import ImageSet, is_table, open_table
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
@@ -90,8 +90,11 @@ def validate(data: str | Path, progress: Callable[[int], None] = lambda files: N
 
 def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
     """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
-    if is_hfds(data):
-        train, val = _scan_hub(str(data), "train"), _scan_hub(str(data), "val")
+    if is_table(data):
+        train, val = _scan_table(str(data), "train"), _scan_table(str(data), "val")
+    elif heap := find_heap(data):
+        train = _scan_folder(heap.root / "train", progress, 0)
+        val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
     else:
         for split in ("train", "val"):
             if not (Path(data) / split).is_dir():
@@ -154,8 +157,8 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
     return None
 
 
-def _scan_hub(data: str, split: SplitName) -> Split:
-    images = HubSet(data, split)
+def _scan_table(data: str, split: SplitName) -> Split:
+    images = open_table(data, split)
     counts = Counter(images.label_of(index) for index in range(len(images)))
     return Split(
         name=images.split,
@@ -163,6 +166,26 @@ def _scan_hub(data: str, split: SplitName) -> Split:
         others=0,
         bytes=images.bytes,
         identity=images.identity(),
+    )
+
+
+def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) -> Split:
+    """What class folders with the same images would be told from others by."""
+    counts = Counter(images.label_of(index) for index in range(len(images)))
+    digest = hashlib.sha256()
+    num_bytes = 0
+    for index in range(len(images)):
+        path = f"{images.classes[images.label_of(index)]}/{images.path_of(index).name}"
+        size = images.bytes_of(index)
+        digest.update(b"%s %d\n" % (os.fsencode(path), size))
+        num_bytes += size
+    progress(before + len(images))
+    return Split(
+        name="val",
+        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        others=0,
+        bytes=num_bytes,
+        identity={"files": len(images), "bytes": num_bytes, "listing_sha256": digest.hexdigest()},
     )
 
 

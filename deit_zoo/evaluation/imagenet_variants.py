@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.folder import FolderSet, class_folders
-from deit_zoo.data.hub import is_hfds
-from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.image_set import ImageSet, is_table
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_folder, validation_set
 from deit_zoo.labels import labels
@@ -88,11 +87,11 @@ def open_eval_set(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
             f"{len(folders):,} of its own; give a model of ImageNet-1k"
         )
-    if is_hfds(data):
+    if is_table(data):
         raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
-    root = validation_folder(Path(data))
     if kind == "real":
-        return _real(root, folders, file)
+        return _real(data, folders, file)
+    root = validation_folder(Path(data))
     if kind == "v2":
         # By number: sorted as text, "10" comes before "2".
         return EvalSet(images=FolderSet(root, [str(number) for number in range(len(folders))]))
@@ -101,17 +100,17 @@ def open_eval_set(
     return _subset(root, folders, kind, file)
 
 
-def _real(root: Path, folders: Sequence[str], file: Path | None) -> EvalSet:
+def _real(data: str | Path, folders: Sequence[str], file: Path | None) -> EvalSet:
     if file is None:
         raise DataError(
             "the labels 'real' are in a file of their own; give its real.json as the label file"
         )
     lists = read_real(file, len(folders))
-    images = FolderSet(root, folders)
+    images = validation_set(data, folders)
     multi_labels: list[tuple[int, ...]] = []
     path_of: dict[int, Path] = {}
     for index in range(len(images)):
-        path = images.path_of(index)
+        path = Path(images.name_of(index))
         number = _number(path)
         if number in path_of:
             raise DataError(
@@ -120,7 +119,7 @@ def _real(root: Path, folders: Sequence[str], file: Path | None) -> EvalSet:
         path_of[number] = path
         multi_labels.append(lists[number - 1])
     if not any(multi_labels):
-        raise DataError(f"{file} has no label for any of the {len(images):,} images of {root}")
+        raise DataError(f"{file} has no label for any of the {len(images):,} images of {data}")
     return EvalSet(images=images, multi_labels=tuple(multi_labels))
 
 

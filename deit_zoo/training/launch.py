@@ -247,10 +247,10 @@ def check_same_data(output: Path, job: Job) -> None:
 
 def check_classes(recipe: Recipe, data: str, classes: list[str]) -> None:
     """Raises DataError where a folder's classes are not those that the recipe is for."""
-    from deit_zoo.data.hub import is_hfds
+    from deit_zoo.data.image_set import is_table
 
     expected = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
-    if classes != expected and not is_hfds(data):
+    if classes != expected and not is_table(data):
         other = sorted(set(classes) - set(expected)) or sorted(set(expected) - set(classes))
         raise DataError(
             f"{data} has {len(classes):,} classes; {recipe.name} is trained on the "

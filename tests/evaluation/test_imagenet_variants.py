@@ -300,7 +300,7 @@ def test_a_file_without_a_label_for_these_images_is_told(
 ) -> None:
     file = real({1001: [1]})
     refuses(
-        f"{file} has no label for any of the 1,000 images of {synsets / 'val'}",
+        f"{file} has no label for any of the 1,000 images of {synsets}",
         synsets,
         SYNSETS,
         "real",

@@ -1,0 +1,146 @@
+"""Parquet files as sets of images: `data/train-00000-of-00294.parquet`, as they lie in the Hub.
+
+Read where they are, with pyarrow (from the extra `hfds`). A Parquet file is read in row groups:
+image after image that is fast, in random order each image costs its whole group.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
+from deit_zoo.errors import DataError
+from deit_zoo.machine import require_extra
+
+# Row groups that are kept: threads that read one after the other are in two at a time.
+GROUPS = 2
+
+
+class ParquetSet(TableSet):
+    """One split of a folder of Parquet files, in the order of their names."""
+
+    def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
+        require_extra("hfds", data, "pyarrow")
+        from pyarrow import ArrowException, parquet
+
+        self.data = data
+        self.split, self._files = split_files(data, split)
+        self.bytes = sum(file.stat().st_size for file in self._files)
+        numbers: list[int | None] = []
+        # Of each row group: its file, its number there, and its first row.
+        self._groups: list[tuple[int, int]] = []
+        lengths: list[int] = []
+        sizes: list[int] = []
+        for number, path in enumerate(self._files):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    columns = _columns(file.schema_arrow)
+                    self._column, label = choose_columns(data, columns)
+                    numbers += file.read([label], use_threads=False).column(0).to_pylist()
+                    groups = range(file.num_row_groups)
+                    lengths += [file.metadata.row_group(group).num_rows for group in groups]
+                    sizes += [file.metadata.row_group(group).total_byte_size for group in groups]
+                    self._groups += [(number, group) for group in groups]
+            except (ArrowException, OSError) as error:
+                raise DataError(f"{path} cannot be read as Parquet ({_reason(error)})") from error
+        self._starts = array("Q", [0, *accumulate(lengths)])
+        self._set_labels(numbers, columns[label].names, classes)
+        if split == "train":  # in whose random order they will be read
+            self.note = f"{self.note}; " * bool(self.note) + (
+                f"an image of {data} in random order costs reading its row group, of up to "
+                f"{max(sizes, default=0) / 1e6:.1f} MB; where that is slow, type: deit-zoo data "
+                f"prepare {data} --output DIR"
+            )
+        self._recent: list[tuple[int, Any]] = []
+        self._lock = Lock()
+
+    def bytes_of(self, index: int) -> int:
+        """The length of an image's file."""
+        return len(self.read(index))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file; none where the row has no image."""
+        group = bisect_right(self._starts, index) - 1
+        return self._images_of(group)[index - self._starts[group]].as_py() or b""
+
+    def _images_of(self, group: int) -> Any:
+        """The column of images' bytes of a row group."""
+        from pyarrow import parquet
+
+        with self._lock:
+            for number, images in self._recent:
+                if number == group:
+                    return images
+            file, own_number = self._groups[group]
+            with parquet.ParquetFile(self._files[file]) as opened:
+                rows = opened.read_row_group(own_number, [self._column], use_threads=False)
+            images = rows.column(0).combine_chunks()
+            images = images.field("bytes") if hasattr(images, "field") else images
+            self._recent = [(group, images), *self._recent][:GROUPS]
+            return images
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read, which each process reads itself."""
+        return vars(self) | {"_recent": [], "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_lock": Lock()})
+
+
+def is_parquet(data: str | Path) -> bool:
+    """Whether a data set is a folder of Parquet files."""
+    place = Path(split_address(str(data))[0])
+    return any(_files_of(place, name) for names in SPLITS.values() for name in names)
+
+
+def split_files(data: str, split: SplitName) -> tuple[str, list[Path]]:
+    """What a split is called, and its files. Raises DataError where there is none."""
+    place = Path(split_address(data)[0])
+    for name in SPLITS[split]:
+        if files := _files_of(place, name):
+            return name, files
+    raise DataError(
+        f"{data} has no Parquet file of {' or '.join(SPLITS[split])}; give a folder with "
+        "train-*.parquet and validation-*.parquet in it, or in its data/"
+    )
+
+
+def _files_of(place: Path, split: str) -> list[Path]:
+    """`train-00000-of-00294.parquet`, `train.parquet` or `train/0000.parquet`, also in `data/`."""
+    for folder in (place, place / "data"):
+        for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"):
+            if files := sorted(folder.glob(pattern)):
+                return files
+    return []
+
+
+def _columns(schema: Any) -> dict[str, Column]:
+    """What the columns of a file hold: by what the Hub says of them, else by their types."""
+    from pyarrow import types
+
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
+    columns = {}
+    for field in schema:
+        feature = features.get(field.name, {})
+        is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if feature.get("_type") == "ClassLabel":
+            columns[field.name] = Column("classes", tuple(feature["names"]))
+        elif is_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
+            columns[field.name] = Column("image")
+        elif types.is_integer(field.type):
+            columns[field.name] = Column("integers")
+        else:
+            columns[field.name] = Column("other")
+    return columns
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,143 @@
+"""Parquet files, read where they lie as the package `datasets` reads them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data.split import link_split
+from deit_zoo.data.survey import bad_images, validate
+from support.images import photo, refused
+
+FEATURES = {
+    "image": {"_type": "Image"},
+    "label": {"names": ["blue", "red"], "_type": "ClassLabel"},
+}
+TRAIN = [("blue", 0), ("red", 1), ("red", 1)]
+VAL = [("red", 1), ("blue", 0)]
+
+
+def table(rows: list[tuple[str, int]], features: dict[str, Any] | None = FEATURES) -> pa.Table:
+    """Rows as the Hub has them, with what it says of the columns."""
+    images = [{"bytes": photo(colour), "path": f"{colour}.png"} for colour, _ in rows]
+    columns = {
+        "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": pa.array([label for _, label in rows], pa.int64()),
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def write_parquet(file: Path, rows: pa.Table, **options: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(rows, file, **options)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A folder as it is downloaded from the Hub: two files to train on, one to validate with."""
+    root = tmp_path / "hub"
+    write_parquet(root / "data" / "train-00000-of-00002.parquet", table(TRAIN[:2]))
+    write_parquet(root / "data" / "train-00001-of-00002.parquet", table(TRAIN[2:]))
+    write_parquet(root / "data" / "validation-00000-of-00001.parquet", table(VAL), row_group_size=1)
+    return root
+
+
+def test_images_are_read_from_every_file_and_row_group(hub: Path) -> None:
+    train, val = open_set(hub, "train"), open_set(hub, "val")
+    assert [(train.label_of(i), train.read(i)) for i in range(3)] == [
+        (label, photo(colour)) for colour, label in TRAIN
+    ]
+    assert [val.open(index).getpixel((0, 0)) for index in (1, 0, 1)] == [
+        (0, 0, 255),
+        (255, 0, 0),
+        (0, 0, 255),
+    ]
+    assert (val.classes, val.name_of(1)) == (["blue", "red"], f"{hub}[validation][1]")
+
+
+def test_the_package_reads_the_same(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.disable_progress_bars()
+    ours, theirs = validate(hub), validate(f"hfds:{hub}")
+    assert ours.lines() == theirs.lines()
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def test_a_set_goes_to_another_process(hub: Path) -> None:
+    images = open_set(hub, "val")
+    images.read(0)
+    assert pickle.loads(pickle.dumps(images)).read(1) == photo("blue")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet", "test.parquet"),
+        ("train/0000.parquet", "validation/0000.parquet"),
+        ("data/train-a.parquet", "data/val-a.parquet"),
+    ],
+)
+def test_the_names_of_the_hubs_files_are_known(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, rows in zip(names, (TRAIN, VAL), strict=True):
+        write_parquet(tmp_path / "hub" / name, table(rows))
+    found = validate(tmp_path / "hub")
+    assert (found.train.images, found.val.images) == (3, 2)
+    assert link_split(tmp_path / "hub") == tmp_path / "hub"
+
+
+def test_without_the_hubs_word_columns_are_known_by_their_types(tmp_path: Path) -> None:
+    plain = pa.table({"photo": [photo("red")], "kind": pa.array([0], pa.int8()), "name": ["a"]})
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", plain)
+    images = open_set(tmp_path, "val")
+    assert (images.read(0), images.classes) == (photo("red"), ["0"])
+
+
+def test_columns_are_chosen_by_the_address(tmp_path: Path) -> None:
+    rows = table(TRAIN, None).append_column("coarse", pa.array([0, 0, 1]))
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", rows)
+    assert refused(lambda: validate(tmp_path)) == (
+        f"{tmp_path} has 2 label columns (label, coarse); say which by typing "
+        f"{tmp_path},label=label"
+    )
+    images = open_set(f"{tmp_path},label=coarse", "train")
+    assert [images.label_of(index) for index in range(3)] == [0, 0, 1]
+
+
+def test_what_random_order_costs_is_said_where_images_are_trained_on(hub: Path) -> None:
+    # Of the row groups with two images, one and one; PNGs of one colour have some 70 bytes.
+    assert open_set(hub, "val").note == ""
+    assert open_set(hub, "train").note == (
+        f"an image of {hub} in random order costs reading its row group, of up to 0.0 MB; where "
+        f"that is slow, type: deit-zoo data prepare {hub} --output DIR"
+    )
+
+
+def test_rows_without_an_image_are_bad(tmp_path: Path) -> None:
+    rows = table(VAL).set_column(0, "image", pa.nulls(2, table(VAL).schema.field("image").type))
+    write_parquet(tmp_path / "val.parquet", rows)
+    images = open_unchecked(tmp_path, "val")
+    assert next(bad_images(images, workers=1)) == (f"{tmp_path}[val][0]", "zero bytes")
+
+
+def test_a_file_that_is_no_parquet_is_named(hub: Path) -> None:
+    file = hub / "data" / "train-00001-of-00002.parquet"
+    file.write_bytes(b"not found")
+    assert refused(lambda: open_set(hub, "train")).startswith(f"{file} cannot be read as Parquet (")
+
+
+def test_files_of_one_split_only_are_refused(hub: Path) -> None:
+    (hub / "data" / "validation-00000-of-00001.parquet").unlink()
+    assert refused(lambda: validate(hub)) == (
+        f"{hub} has no Parquet file of validation or val or test; give a folder with "
+        "train-*.parquet and validation-*.parquet in it, or in its data/"
+    )
