@@ -50,29 +50,27 @@ def drawn_slot(drawn: Drawn, augment: TrainAugment) -> tuple[Tensor, Any]:
     """A slot of these images in their order, and its rows of words."""
     rows = np.zeros((len(drawn), record.num_words(augment.layers)), dtype=np.int64)
     numbers = rows.view(np.float64)
-    parts: list[bytes] = []
-    end = rows.nbytes
+    content = bytearray(rows.nbytes)
 
-    def put(part: bytes) -> int:
-        nonlocal end
-        start = end
-        parts.append(part + bytes(-len(part) % 8))  # noise lies at multiples of 4
-        end += len(parts[-1])
-        return start
+    def put(part: bytes, *, multiple_of: int) -> int:
+        content.extend(bytes(-len(content) % multiple_of))
+        content.extend(part)
+        return len(content) - len(part)
 
     for number, (image, draws) in enumerate(drawn):
         row, box = rows[number], draws.box
-        row[record.OFFSET] = put(crop_of(image, draws).tobytes())
+        row[record.OFFSET] = put(crop_of(image, draws).tobytes(), multiple_of=1)
         row[record.HEIGHT], row[record.WIDTH], row[record.FLIP] = box.height, box.width, draws.flip
         row[record.ROW] = number
         if draws.erase is not None and draws.noise is not None:
             row[record.ERASE_TOP : record.ERASE_WIDTH + 1] = draws.erase
-            row[record.NOISE] = put(draws.noise.numpy().tobytes())
+            row[record.NOISE] = put(draws.noise.numpy().tobytes(), multiple_of=4)
         for layer, (operation, arguments) in enumerate(augment.layers_of(draws)):
             first = record.FIRST_LAYER + layer * record.LAYER
             row[first] = operation
             numbers[number, first + 1 : first + 1 + len(arguments)] = arguments
-    return torch.frombuffer(bytearray(rows.tobytes() + b"".join(parts)), dtype=torch.uint8), rows
+    content[: rows.nbytes] = rows.tobytes()
+    return torch.frombuffer(content, dtype=torch.uint8), rows
 
 
 def crop_of(image: Image.Image, draws: Draws) -> Image.Image:

@@ -37,6 +37,7 @@ from deit_zoo.training.timm_bridge import (
     train_transform,
     with_weights,
 )
+from harness.slots import photograph
 from support.tables import each_row
 
 MIXUP = replace(DEIT_BASE, cutmix=0.0)
@@ -68,19 +69,10 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def photo(number: int, width: int, height: int) -> Image.Image:
-    """A colourful image: smooth in parts, noisy in others, and the same for the same number."""
-    generator = np.random.default_rng(number)
-    coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    noise = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.blend(image, Image.fromarray(noise), 0.2)
-
-
 def small_photos(count: int) -> Iterator[Image.Image]:
     """Images of 1 to 96 pixels a side, portrait and landscape."""
     sides = np.random.default_rng(0).integers(1, 97, (count, 2)).tolist()
-    return (photo(number, *size) for number, size in enumerate(sides))
+    return (photograph(number, *size) for number, size in enumerate(sides))
 
 
 def augmented(count: int) -> Iterator[Tensor]:
@@ -142,7 +134,7 @@ def test_posterize_keeps_the_highest_bits() -> None:
 def test_a_seed_gives_the_numbers_it_always_gave(number: int, expected: tuple[float, ...]) -> None:
     # Measured with timm 1.0.31 and Pillow 13.0: an upgrade that changes them is seen here.
     seed_from_key(0, 0, 0, number, "augment")
-    tensor = train_transform(DEIT_BASE)(photo(number, 320, 240))
+    tensor = train_transform(DEIT_BASE)(photograph(number, 320, 240))
     found = (*tensor.mean(dim=(1, 2)).tolist(), tensor.std().item(), *tensor[:, 50, 60].tolist())
     assert found == pytest.approx(expected, abs=2e-3)
 
@@ -193,7 +185,7 @@ def test_draws_apart_from_pixels_give_the_images_of_the_transform(
 
 def test_an_image_that_is_not_flipped_by_the_recipe_draws_nothing_for_it() -> None:
     recipe = replace(SMALL, hflip=0.0)
-    image = photo(0, 40, 30)
+    image = photograph(0, 40, 30)
     seed_from_key(0)
     expected = train_transform(recipe)(image)
     seed_from_key(0)

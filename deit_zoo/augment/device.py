@@ -1,0 +1,80 @@
+"""From a slot that a worker filled to float32 images, where the model is.
+
+A crop is resized, flipped, given the operations of RandAugment, normalised, and erased in a box.
+On CUDA by kernels, elsewhere by torch operations: the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deit_zoo.augment.operations import augmented, resized
+from deit_zoo.augment.record import (
+    ARGUMENTS,
+    ERASE_HEIGHT,
+    ERASE_LEFT,
+    ERASE_TOP,
+    ERASE_WIDTH,
+    FIRST_LAYER,
+    FLIP,
+    HEIGHT,
+    LAYER,
+    NO_OPERATION,
+    NOISE,
+    OFFSET,
+    ROW,
+    WIDTH,
+)
+from deit_zoo.data.transforms import normalize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def finish(slot: Tensor, records: NDArray[np.int64], images: Tensor) -> None:
+    """Write the image of each place to its row of `images`, (N, 3, S, S) float32.
+
+    `slot` is uint8 on the device of `images`, `records` are its rows on the host.
+    """
+    if slot.device.type == "cuda":
+        from deit_zoo.augment import kernels
+
+        kernels.finish(slot, records, images)
+        return
+    places = records[:, :FIRST_LAYER].tolist()
+    pixels = [_resized(slot, place, images.shape[-1]) for place in places]
+    for layer in range(FIRST_LAYER, records.shape[1], LAYER):
+        operations = records[:, layer].tolist()
+        if set(operations) != {NO_OPERATION}:
+            words = torch.from_numpy(records[:, layer + 1 : layer + 1 + ARGUMENTS].copy())
+            arguments = words.view(torch.float64).to(images.device)
+            pixels = list(augmented(torch.stack(pixels), operations, arguments))
+    for place, image in zip(places, pixels, strict=True):
+        images[place[ROW]] = image
+    # All at once where these are all, as they are where there is one slot.
+    whole = len(places) == len(images)
+    for part in [images] if whole else [images[place[ROW]] for place in places]:
+        normalize(part.div_(torch.tensor(255.0, device=images.device)))
+    for place in places:
+        if place[ERASE_HEIGHT]:
+            _erase(slot, place, images[place[ROW]])
+
+
+def _resized(slot: Tensor, place: list[int], size: int) -> Tensor:
+    """The crop of a place, resized and flipped, (3, S, S) uint8."""
+    offset, height, width = place[OFFSET], place[HEIGHT], place[WIDTH]
+    crop = slot[offset : offset + height * width * 3].view(height, width, 3)
+    image = resized(crop, size)
+    return image.flip(2) if place[FLIP] else image
+
+
+def _erase(slot: Tensor, place: list[int], image: Tensor) -> None:
+    top, left, height, width = (
+        place[word] for word in (ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH)
+    )
+    noise = slot[place[NOISE] : place[NOISE] + 3 * height * width * 4].view(torch.float32)
+    image[:, top : top + height, left : left + width] = noise.view(3, height, width)
