@@ -38,6 +38,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.registry import resolve
 from deit_zoo.training.build import build_train_state, fix_order
 from deit_zoo.training.loop import train_one_epoch
+from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.steps import StepResult
 from deit_zoo.training.teacher import Teacher
 from harness import timing
@@ -104,11 +105,11 @@ def ours(case: Case, compiled: bool) -> Run:
         teacher = Teacher(network=network, num_classes=1000, facts={})
     state = build_train_state(plan, model, teacher, DistributedContext(device=device))
     images, labels = data(case)
-    none_bad = torch.zeros(case.batch, dtype=torch.long)
+    batch = Batch(images, labels, bad=[])
 
     def run(steps: int) -> int:
         epoch = replace(plan, num_images=steps * case.batch)
-        train_one_epoch(state, epoch, 0, repeat((images, labels, none_bad)), no_more)
+        train_one_epoch(state, epoch, 0, repeat(batch), no_more)
         return epoch.steps_per_epoch
 
     return run

@@ -41,6 +41,28 @@ class DistributedContext:
             dist.all_reduce(values)
         return values
 
+    def neighbours(self, count: int) -> dist.ProcessGroup | None:
+        """The processes among which this one is, if `count` after another belong together.
+
+        None means all. Every process must ask, at the same time.
+        """
+        if count in (1, self.size):
+            return None
+        group, _ = dist.new_subgroups(group_size=count)
+        return group
+
+    def exchange(
+        self,
+        values: Tensor,
+        sends: list[int],
+        receives: list[int],
+        among: dist.ProcessGroup | None = None,
+    ) -> Tensor:
+        """Rows for others, the first `sends[0]` for the first of them, against rows from them."""
+        received = values.new_empty(sum(receives), *values.shape[1:])
+        dist.all_to_all_single(received, values.contiguous(), receives, sends, group=among)
+        return received
+
     def run_on_main(self, act: Callable[[], T]) -> T:
         """What the first process got from `act`; its ZooError is raised in every process."""
         if self.size == 1:

@@ -35,14 +35,21 @@ SIMPLEJPEG = _version_in_use()
 
 def decode_jpeg(image: ImageFile) -> Image.Image | None:
     """An opened JPEG file in RGB; None is for Pillow to decode, or to say what is wrong."""
+    pixels = jpeg_pixels(image)
+    if pixels is None:
+        return None
+    decoded = Image.fromarray(pixels)
+    decoded.info = image.info.copy()  # EXIF among it
+    return decoded
+
+
+def jpeg_pixels(image: ImageFile) -> Any:
+    """The same as an array (H, W, 3) uint8."""
     takes = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
     if SIMPLEJPEG is None or not takes or image.fp is None:
         return None
     image.fp.seek(0)
     try:
-        pixels = simplejpeg.decode_jpeg(image.fp.read(), "RGB")
+        return simplejpeg.decode_jpeg(image.fp.read(), "RGB")
     except ValueError:
         return None
-    decoded = Image.fromarray(pixels)
-    decoded.info = image.info.copy()  # EXIF among it
-    return decoded

@@ -14,15 +14,14 @@ from deit_zoo.errors import ZooError
 
 
 def make_loader(
-    dataset: Dataset[Any], batches: Iterable[list[Any]], workers: int, *, pin_memory: bool = False
+    dataset: Dataset[Any], keys: Iterable[Any], workers: int, *, batched: bool = True
 ) -> DataLoader[Any]:
-    """A loader of these batches of keys, whose workers live as long as it does."""
+    """A loader of batches of keys, or of keys, whose workers live as long as it does."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        **({"batch_sampler": keys} if batched else {"sampler": keys, "batch_size": None}),
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
     )
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from deit_zoo.data.jpeg import decode_jpeg
+from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import as_pair
@@ -33,6 +36,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 _DECODING = Lock()
 
+Pixels: TypeAlias = npt.NDArray[np.uint8]
 Reading = Literal["upright", "upstream"]
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image"
 
@@ -150,14 +154,27 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
     "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
     upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
-    name = name or _name_of(source)
+    with _opened(source, name or _name_of(source)) as image:
+        if reading == "upstream":
+            return decode_jpeg(image) or image.convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_pixels(data: bytes, name: str) -> Pixels:
+    """The pixels (H, W, 3) of what `open_image` reads as upstream; raises what it raises."""
+    with _opened(data, name) as image:
+        pixels: Pixels | None = jpeg_pixels(image)
+        return np.asarray(image.convert("RGB")) if pixels is None else pixels
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
+    """An image whose pixels are still to be read; what goes wrong within is a DataError."""
     with warnings.catch_warnings(), image_errors(name), error_context(name):
         # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
         warnings.simplefilter("ignore")
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if reading == "upstream":
-                return decode_jpeg(image) or image.convert("RGB")
-            return to_rgb(ImageOps.exif_transpose(image))
+            yield image
 
 
 @contextmanager

@@ -43,6 +43,7 @@ SETTINGS = (
     "deterministic",
     "state_minutes",
     "micro_batch",
+    "augment",
     "log_steps",
     "log_to",
 )
@@ -55,8 +56,9 @@ class Plan:
     `precision` auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on the CPU; `compile`
     None means on a GPU. A state is kept every `state_minutes` and after every epoch. So many images
     of a process as `micro_batch` go through the network together; None means as many as a GPU's
-    memory has room for, and one replica's on the CPU. steps.jsonl has a line every `log_steps`
-    steps and at the end of an epoch.
+    memory has room for, and one replica's on the CPU. Images are augmented by the loader's workers
+    or on the device, with the same bits; auto means on a GPU. steps.jsonl has a line every
+    `log_steps` steps and at the end of an epoch.
     """
 
     recipe: Recipe
@@ -71,6 +73,7 @@ class Plan:
     deterministic: bool = False
     state_minutes: Amount = 15.0
     micro_batch: Count | None = None
+    augment: Literal["auto", "workers", "device"] = "auto"
     log_steps: Count = 50
     log_to: Literal["none", "trackio", "wandb"] = "none"
 

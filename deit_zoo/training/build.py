@@ -21,6 +21,7 @@ from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training.loop import TrainState, forward_backward, micro_batches
 from deit_zoo.training.losses import criterion_for
+from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher import Teacher
@@ -86,6 +87,9 @@ def build_train_state(
         from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
 
         use_kernels(model)
+    if teacher is not None and is_compiled(plan):
+        network: Any = torch.compile(teacher.network, dynamic=False)
+        teacher = replace(teacher, network=network)
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
@@ -112,9 +116,10 @@ def regroup_gradients(plan: Plan, state: TrainState) -> None:
     """
     size, statistics = plan.recipe.img_size, [buffer.clone() for buffer in state.model.buffers()]
     images = torch.zeros(plan.replica_batch, 3, size, size)
-    labels = bad = torch.zeros(plan.replica_batch, dtype=torch.long)
+    labels = torch.zeros(plan.replica_batch, dtype=torch.long)
     state.model.train(plan.recipe.train_mode)
-    for part in micro_batches(state, plan.recipe.seed, 0, repeat((images, labels, bad))).of_step(0):
+    batches = repeat(Batch(images, labels, bad=[]))
+    for part in micro_batches(state, plan.recipe.seed, 0, batches).of_step(0):
         forward_backward(state, part)
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(state.model.buffers(), statistics, strict=True):

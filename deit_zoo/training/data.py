@@ -1,7 +1,6 @@
-"""The training images of one process: which, in which order, and augmented by which draws.
+"""The training images of one process, on its device, step by step.
 
-The order is that of repeated augmentation (arXiv 1901.09335) over virtual replicas: micro-batches
-that each have their own mixup draw. Draws depend on an image's position alone. A bad image is
+Draws depend on an image's place alone, so nothing depends on who decodes it. A bad image is
 replaced by another, and a loader whose worker was killed starts again where it stopped: neither
 ends a run, both are reported.
 """
@@ -10,184 +9,240 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from deit_zoo.augment.device import finish
+from deit_zoo.augment.record import BAD, LABEL, ROW
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import make_loader, read_batches
-from deit_zoo.data.transforms import error_context
-from deit_zoo.distributed import how_it_ended
+from deit_zoo.data.transforms import error_context, read_pixels, resize
+from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.training.micro_batches import Batch
+from deit_zoo.training.places import PLACES_PER_CHUNK, Chunk, EpochPlaces, Key, Place, Share
+from deit_zoo.training.ring import Pixels, Ring, SlotWriter
 from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.training.timm_bridge import TrainAugment
 
 REPLACEMENTS = 10
 DEATHS_PER_EPOCH = 3
 DYING_SECONDS = 5  # between what a dying worker breaks off and its end, on a busy machine
+AHEAD = 2  # chunks that each worker has before it
+COPIES = 4  # chunks on their way to a GPU
 
-Batch = tuple[Tensor, Tensor, Tensor]
-
-
-class Key(NamedTuple):
-    """One image of a run: what to load, and what its random draws depend on."""
-
-    image: int
-    epoch: int
-    replica: int
-    position: int
+Item = TypeVar("Item")
 
 
-def replica_indices(
-    num_images: int,
-    *,
-    epoch: int,
-    replica: int,
-    replicas: int,
-    repeats: int,
-    count: int | None = None,
-    shuffle: bool = True,
-) -> list[int]:
-    """The images of one replica in one epoch, in order (upstream's RASampler).
+class Filled(NamedTuple):
+    """A slot with so many places, in so many bytes."""
 
-    Each image of the epoch's permutation is repeated, repeats go to different replicas, and an
-    epoch ends after as many images as an epoch without repeats would have: `count` of them, or
-    as upstream rounds it.
-    """
-    generator = torch.Generator().manual_seed(epoch)
-    order = torch.randperm(num_images, generator=generator) if shuffle else torch.arange(num_images)
-    order = order.repeat_interleave(repeats)
-    padding = -len(order) % replicas
-    order = torch.cat((order, order[:padding]))
-    if count is None:
-        count = num_images // EPOCH_UNIT * EPOCH_UNIT // replicas
-    return order[replica::replicas][:count].tolist()
+    slot: int
+    places: int
+    bytes: int
 
 
-class ReplicaBatches(Sampler[list[Key]]):
-    """Batches for the loader of one process: step by step, its replicas one after another.
+class ChunkImages(Dataset[Filled]):
+    """Chunks of images, decoded and left in a slot of the ring, in a loader's worker.
 
-    An epoch begins `first_batch` batches after the start of `first_step`.
-    """
-
-    def __init__(self, plan: Plan, replicas: range) -> None:
-        self.plan = plan
-        self.replicas = replicas
-        self.epoch = 0
-        self.first_step = 0
-        self.first_batch = 0
-
-    def __len__(self) -> int:
-        steps = self.plan.steps_per_epoch - self.first_step
-        return steps * len(self.replicas) - self.first_batch
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        recipe, size = self.plan.recipe, self.plan.replica_batch
-        orders = {
-            replica: replica_indices(
-                self.plan.num_images,
-                epoch=self.epoch,
-                replica=replica,
-                replicas=recipe.replicas,
-                repeats=recipe.repeated_aug,
-                count=self.plan.images_per_replica,
-            )
-            for replica in self.replicas
-        }
-        share = len(self.replicas)
-        first = self.first_step * share + self.first_batch
-        for number in range(first, self.plan.steps_per_epoch * share):
-            step, offset = divmod(number, share)
-            replica = self.replicas[offset]
-            positions = range(step * size, (step + 1) * size)
-            yield [Key(orders[replica][p], self.epoch, replica, p) for p in positions]
-
-
-class KeyedImages(Dataset[tuple[Any, int, int]]):
-    """Images that are asked for by key: the key seeds the augmentation.
-
-    An item is (image, label, bad): 0, or 1 + the number of the image that could not be read and
-    that another one replaces.
+    Where `on_device`, crops are left, and what is to be done to them; else Pillow does it here,
+    but for normalising and erasing.
     """
 
     def __init__(
-        self, images: ImageSet, transform: Callable[[Image.Image], Any], seed: int
+        self, images: ImageSet, augment: TrainAugment, seed: int, ring: Ring, *, on_device: bool
     ) -> None:
         self.images = images
-        self.transform = transform
+        self.augment = augment
         self.seed = seed
+        self.ring = ring
+        self.on_device = on_device
 
-    def __getitem__(self, key: Key) -> tuple[Any, int, int]:
+    def __getitem__(self, task: tuple[int, Chunk]) -> Filled:
+        slot, chunk = task
+        writer = SlotWriter(self.ring, slot, chunk.num_places)
+        for image, places in chunk.images:
+            pixels = self._decoded(image)
+            for place in places:
+                key = Key(image, chunk.epoch, place.replica, place.position)
+                self._add(writer, key, place, pixels)
+        return Filled(slot, chunk.num_places, writer.end)
+
+    def _add(self, writer: SlotWriter, key: Key, place: Place, decoded: Pixels | DataError) -> None:
+        """One place of an image."""
+        index, pixels, bad = key.image, decoded, 0
+        if isinstance(pixels, DataError):
+            bad = 1 + index
+            index, pixels = self._replacement(key, pixels)
         seed_from_key(self.seed, key.epoch, key.replica, key.position, "augment")
-        index, image, bad = self._readable(key)
         with error_context(self.images.name_of(index)):
-            return self.transform(image), self.images.label_of(index), bad
+            height, width = pixels.shape[:2]
+            draws = self.augment.draw(width, height)
+            top, left, height, width = draws.box
+            crop = pixels[top : top + height, left : left + width]
+            flip, layers = draws.flip, self.augment.layers_of(draws) if self.on_device else []
+            if not self.on_device:
+                flip, crop = False, as_array(self.augment.by_pillow(as_image(crop), draws))
+            elif not writer.fits(crop):
+                size = self.augment.img_size
+                crop = as_array(resize(as_image(crop), (size, size)))
+        writer.add(
+            crop,
+            flip=flip,
+            layers=layers,
+            erase=draws.erase,
+            noise=draws.noise,
+            row=place.row,
+            label=self.images.label_of(index),
+            bad=bad,
+        )
 
-    def _readable(self, key: Key) -> tuple[int, Image.Image, int]:
-        """The image of a key, or else the first of its replacements that can be read."""
-        index, bad = key.image, 0
-        for attempt in range(REPLACEMENTS + 1):
-            try:
-                return index, self.images.open(index), bad
-            except DataError as error:
-                bad, last = bad or 1 + index, error
-                index = self._replacement(key, attempt)
+    def _decoded(self, index: int) -> Pixels | DataError:
+        """An image, or why it cannot be had."""
+        try:
+            return read_pixels(self.images.read(index), self.images.name_of(index))
+        except DataError as error:
+            return error
+
+    def _replacement(self, key: Key, error: DataError) -> tuple[int, Pixels]:
+        """The first of a place's replacements that can be read.
+
+        Chosen by a hash: a draw from the generators would change the augmentation.
+        """
+        for attempt in range(REPLACEMENTS):
+            parts = (self.seed, key.epoch, key.replica, key.position, attempt, "replacement")
+            digest = hashlib.sha256(repr(parts).encode()).digest()
+            index = int.from_bytes(digest[:8], "little") % len(self.images)
+            pixels = self._decoded(index)
+            if not isinstance(pixels, DataError):
+                return index, pixels
+            error = pixels
         raise DataError(
-            f"{REPLACEMENTS + 1} images in a row cannot be read, the last: {last}; "
+            f"{REPLACEMENTS + 1} images in a row cannot be read, the last: {error}; "
             "`deit-zoo data check` lists every bad one"
         )
 
-    def _replacement(self, key: Key, attempt: int) -> int:
-        """Another image, by a hash: a draw from the generators would change the augmentation."""
-        parts = (self.seed, key.epoch, key.replica, key.position, attempt, "replacement")
-        digest = hashlib.sha256(repr(parts).encode()).digest()
-        return int.from_bytes(digest[:8], "little") % len(self.images)
+
+def as_image(pixels: Pixels) -> Image.Image:
+    """Pixels (H, W, 3) for Pillow, of a crop without extent too."""
+    if 0 in pixels.shape:
+        return Image.new("RGB", (pixels.shape[1], pixels.shape[0]))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def as_array(image: Image.Image) -> Pixels:
+    """The pixels of an RGB image (H, W, 3)."""
+    return np.asarray(image)
+
+
+class ChunkOrder(Sampler[tuple[int, Chunk]]):
+    """What the loader's workers are given: chunk after chunk, each with a free slot.
+
+    Chunks are those of an epoch from `first_step` on, without the first `delivered`.
+    """
+
+    def __init__(self, plan: Plan, ring: Ring) -> None:
+        self.steps = plan.steps_per_epoch
+        self.ring = ring
+        self.places: EpochPlaces | None = None
+        self.first_step = self.delivered = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Chunk]]:
+        assert self.places is not None, "asked before the epoch was set"
+        self.ring.take_all_back()
+        steps = range(self.first_step, self.steps)
+        chunks = chain.from_iterable(self.places.share(step).chunks() for step in steps)
+        for chunk in islice(chunks, self.delivered, None):
+            yield self.ring.take(), chunk
 
 
 class TrainLoader:
     """The batches of one process, epoch by epoch, from workers that live as long as it does.
 
-    `tell` is called with a sentence where a worker was killed and the loader starts again. So a
-    run whose processes were all sent SIGTERM still gets the batches of its last step.
+    The processes of a node decode for each other where images are shown repeatedly. `tell` is
+    called with a sentence where a worker was killed and the loader starts again. So a run whose
+    processes were all sent SIGTERM still gets the batches of its last step.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        transform: Callable[[Image.Image], Any],
+        augment: TrainAugment,
         plan: Plan,
         replicas: range,
         tell: Callable[[str], None] = lambda sentence: None,
+        group: DistributedContext | None = None,
     ) -> None:
-        self.images = KeyedImages(images, transform, plan.recipe.seed)
+        recipe = plan.recipe
         self.plan = plan
-        self.order = ReplicaBatches(plan, replicas)
+        self.replicas = replicas
         self.tell = tell
+        self.group = group or DistributedContext(device=torch.device(plan.device))
+        self.peers = plan.processes // plan.nodes if recipe.repeated_aug > 1 else 1
+        self.neighbours = self.group.neighbours(self.peers)
+        self.img_size = augment.img_size
+        on_gpu = self.group.device.type == "cuda"
+        on_device = on_gpu if plan.augment == "auto" else plan.augment == "device"
+        self.ring = Ring(
+            AHEAD * plan.workers + (COPIES if on_gpu else 1),
+            places=PLACES_PER_CHUNK + recipe.repeated_aug - 1,
+            img_size=augment.img_size,
+            layers=augment.layers if on_device else 0,
+            pinned=on_gpu,
+        )
+        self.images = ChunkImages(images, augment, recipe.seed, self.ring, on_device=on_device)
+        self.order = ChunkOrder(plan, self.ring)
+        self.waited = 0.0  # seconds, for the workers
+        # What is copied and augmented there goes on beside the steps of the network.
+        self.stream = torch.cuda.Stream(self.group.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._loader: DataLoader[Any] | None = None
         self._workers: list[BaseProcess] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """(images, labels, bad) of each replica in each step; one without bad images has zeros.
+        """The batch of each replica in each step, on the device.
 
         Raises ZooError where workers die again and again.
         """
-        self.order.epoch, self.order.first_step = epoch, first_step
+        steps = self._steps(epoch, first_step)
+        for images, labels, bad in steps if self.stream is None else one_ahead(steps):
+            if self.stream is not None:
+                current = torch.cuda.current_stream(self.group.device)
+                current.wait_stream(self.stream)
+                images.record_stream(current)
+                labels.record_stream(current)
+            size = self.plan.replica_batch
+            for begin in range(0, len(images), size):
+                rows = slice(begin, begin + size)
+                yield Batch(images[rows], labels[rows], bad, self.waited)
+                bad, self.waited = [], 0.0
+
+    def filled(self, epoch: int, first_step: int = 0) -> Iterator[Filled]:
+        """Slots as the workers fill them; each is read, and given back, before the next is taken.
+
+        Raises ZooError where workers die again and again.
+        """
+        self.order.places, self.order.first_step = self._places(epoch), first_step
         delivered = deaths = 0
         while True:
-            self.order.first_batch = delivered
+            self.order.delivered = delivered
             try:
-                for images, labels, bad in self._start():
+                for filled in self._start():
                     delivered += 1
-                    yield images, labels, bad
+                    yield filled
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 wait([worker.sentinel for worker in self._workers], timeout=DYING_SECONDS)
@@ -197,7 +252,7 @@ class TrainLoader:
                     raise
                 message = ", ".join(f"a loader worker {end}" for end in ends)
                 deaths += 1
-                self.close()
+                self.end_workers()
                 if deaths > DEATHS_PER_EPOCH:
                     raise ZooError(
                         f"loader workers died {deaths} times in epoch {epoch + 1} ({message}); "
@@ -205,27 +260,84 @@ class TrainLoader:
                         "--workers"
                     ) from error
                 self.tell(
-                    f"{message} in epoch {epoch + 1}; loading starts again at batch {delivered}"
+                    f"{message} in epoch {epoch + 1}; loading starts again at part {delivered}"
                 )
 
     def close(self) -> None:
-        """End the workers; another epoch starts new ones."""
+        """End the workers, and let go of the pages that a GPU copies from."""
+        self.end_workers()
+        self.ring.close()
+
+    def _places(self, epoch: int) -> EpochPlaces:
+        """What this process and those that decode for it have in an epoch."""
+        peer, share = self.group.rank % self.peers, len(self.replicas)
+        first = self.replicas.start - peer * share
+        everybody = range(first, first + self.peers * share)
+        return EpochPlaces(self.plan, epoch, everybody, peer=peer, peers=self.peers)
+
+    def _steps(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """Images, labels and bad images of this process in each step."""
+        places, filled = self._places(epoch), self.filled(epoch, first_step)
+        for step in range(first_step, self.plan.steps_per_epoch):
+            with torch.cuda.stream(self.stream):
+                found = self._step(places.share(step), filled)
+            yield found
+
+    def _step(self, share: Share, filled: Iterator[Filled]) -> tuple[Tensor, Tensor, list[int]]:
+        """One step's, from its chunks, and from the other processes."""
+        device, size = self.group.device, self.img_size
+        images = torch.empty(share.num_rows, 3, size, size, device=device)
+        of_rows = torch.empty(share.num_rows, 2, dtype=torch.int64)  # label, bad
+        done = 0
+        while done < share.num_rows:
+            started = time.perf_counter()
+            slot, places, num_bytes = next(filled)
+            self.waited += time.perf_counter() - started
+            rows = self.ring.rows(slot, places)
+            of_rows[rows[:, ROW]] = torch.from_numpy(rows[:, [LABEL, BAD]])
+            copy = self.ring.bytes[slot, :num_bytes].to(device, non_blocking=True)
+            finish(copy, rows, images)
+            self.ring.give_back(
+                slot, copied=None if self.stream is None else self.stream.record_event()
+            )
+            done += places
+        labels, bad = of_rows.unbind(1)
+        if self.stream is not None:
+            labels = labels.pin_memory()
+        labels = labels.to(device, non_blocking=True)
+        if self.peers > 1:
+            order = torch.from_numpy(share.order).to(device)
+            images, labels = (
+                self.group.exchange(values, share.sends, share.receives, self.neighbours)[order]
+                for values in (images, labels)
+            )
+        return images, labels, [number - 1 for number in bad.tolist() if number]
+
+    def end_workers(self) -> None:
+        """Another epoch starts new ones."""
         for worker in self._workers:
             worker.kill()
             worker.join()
         self._loader, self._workers = None, []
 
-    def _start(self) -> Iterator[Any]:
+    def _start(self) -> Iterator[Filled]:
         if self._loader is not None:
             return read_batches(self._loader)
         others = active_children()
-        self._loader = make_loader(
-            self.images, self.order, self.plan.workers, pin_memory=self.plan.device == "cuda"
-        )
+        self._loader = make_loader(self.images, self.order, self.plan.workers, batched=False)
         with _deaths_wait_for_the_next_batch():
             batches = read_batches(self._loader)
         self._workers = [process for process in active_children() if process not in others]
         return batches
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, each when the next one is under way."""
+    last = list(islice(items, 1))
+    for item in items:
+        yield last[0]
+        last = [item]
+    yield from last
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.training.losses import Criterion
-from deit_zoo.training.micro_batches import Batches, MicroBatch, MicroBatches, Mix
+from deit_zoo.training.micro_batches import Batch, MicroBatch, MicroBatches, Mix
 from deit_zoo.training.optim import Ema
 from deit_zoo.training.steps import EpochStats, PendingSteps, Requests, StepResult, StepSums
 
@@ -79,7 +79,7 @@ def train_one_epoch(
     state: TrainState,
     plan: Plan,
     epoch: int,
-    batches: Batches,
+    batches: Iterable[Batch],
     on_step: Callable[[StepResult], object],
     stats: EpochStats | None = None,
     *,
@@ -137,7 +137,9 @@ def set_rate(optimizer: Optimizer, lr: float) -> float:
     return lr
 
 
-def micro_batches(state: TrainState, seed: int, epoch: int, batches: Batches) -> MicroBatches:
+def micro_batches(
+    state: TrainState, seed: int, epoch: int, batches: Iterable[Batch]
+) -> MicroBatches:
     """The forward passes of this process in an epoch."""
     return MicroBatches(
         state.model,

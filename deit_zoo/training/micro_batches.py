@@ -7,9 +7,9 @@ through together change nothing but the order of sums.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,20 @@ from torch import Tensor, nn
 from deit_zoo.models.layers import DropPath
 from deit_zoo.training.seeding import seed_from_key
 
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Batch(NamedTuple):
+    """What the loader has of one replica in one step, as a rule on its device.
+
+    `bad` are the numbers of images that could not be read: of the whole step, with its first
+    replica. `waited` are the seconds that nothing was there.
+    """
+
+    images: Tensor
+    labels: Tensor
+    bad: list[int]
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +56,7 @@ class MicroBatches:
         self,
         model: nn.Module,
         mix: Mix,
-        batches: Batches,
+        batches: Iterable[Batch],
         *,
         replicas: range,
         per_pass: int,
@@ -59,8 +71,6 @@ class MicroBatches:
         self.device = device
         self.seconds = 0.0
         self.drop_paths = active_drop_paths(model)
-        # Images are copied beside the computation, not between its kernels.
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def of_step(self, number: int) -> Iterator[MicroBatch]:
         """The passes of a step. Masks are put into the model for the pass that is yielded."""
@@ -84,30 +94,19 @@ class MicroBatches:
 
     def _replica(self, number: int, replica: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """A replica's images and targets on the device, its masks, and its bad images."""
-        images, labels, bad = self._next()
-        images, labels = self._to_device(images, labels)
+        batch = self._next()
+        images = batch.images.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
         seed_from_key(*self.key, number, replica, "mixup")
         images, targets = self.mix(images, labels)
         seed_from_key(*self.key, number, replica, "drop_path")
         masks = draw_masks(self.drop_paths, len(images))
-        return images, targets, masks, [int(image) - 1 for image in bad.tolist() if image]
+        return images, targets, masks, batch.bad
 
-    def _next(self) -> tuple[Tensor, Tensor, Tensor]:
-        started = time.perf_counter()
+    def _next(self) -> Batch:
         batch = next(self.loader)
-        self.seconds += time.perf_counter() - started
+        self.seconds += batch.waited
         return batch
-
-    def _to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if self.copies is None:
-            return tensors
-        with torch.cuda.stream(self.copies):
-            moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.copies)
-        for tensor in moved:
-            tensor.record_stream(current)
-        return moved
 
     def _put_masks(self, masks: Tensor) -> None:
         """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1).

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
+from itertools import count as counter
 
 import torch
 from torch import nn
@@ -14,15 +15,16 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.machine import peak_mb, usable_cores
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import count, duration
-from deit_zoo.training.data import Batch, TrainLoader
+from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import TrainState, autocast, train_one_epoch
+from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 
 # A run of fewer steps in an epoch is over before the answer could help.
 MIN_STEPS = 100
 STEPS = 20  # of the warm-up, or as many as go into SECONDS
 SECONDS = 10.0
-BATCHES = 64  # of the loader's
+CHUNKS = 64  # of the loader's
 MEMORY_SHARE = 0.85  # of a GPU's memory, that a pass may fill
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -83,10 +85,10 @@ def profile(state: TrainState, plan: Plan, loader: TrainLoader) -> list[str]:
     """
     if plan.steps_per_epoch < MIN_STEPS:
         return []
-    batches = iter(loader.epoch(0))
+    batches = loader.epoch(0)
     step = [next(batches) for _ in state.replicas]  # the workers are up
-    loader_rate = rate(lambda: len(next(batches)[0]), min(BATCHES, plan.steps_per_epoch))
-    loader.close()
+    loader_rate = rate_of_workers(loader)
+    loader.end_workers()
     cost = warm_up(state, plan, step)
     if cost is None:
         return []
@@ -126,6 +128,18 @@ def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | N
     if state.ema is not None:
         state.ema.module.load_state_dict(before)
     return cost
+
+
+def rate_of_workers(loader: TrainLoader) -> float:
+    """Images per second that a process's workers have ready."""
+    filled = chain.from_iterable(map(loader.filled, counter()))
+
+    def take() -> int:
+        slot, places, _ = next(filled)
+        loader.ring.give_back(slot)
+        return places
+
+    return rate(take, CHUNKS)
 
 
 def rate(act: Callable[[], int], times: int) -> float:

@@ -43,7 +43,7 @@ from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from deit_zoo.training.teacher import Teacher, teacher_for
 from deit_zoo.training.throughput import profile
-from deit_zoo.training.timm_bridge import train_transform
+from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.version import __version__
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import create, transform
@@ -95,7 +95,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         if resumed := manager.load():
             where = f"epoch {manager.epoch}, step {manager.stats.step}"
             say(f"continuing after {where}{job.changes_in_words()}")
-        loader = TrainLoader(images, train_transform(recipe), plan, state.replicas, tell)
+        loader = TrainLoader(images, train_augment(recipe), plan, state.replicas, tell, group)
         logger = MetricLogger(plan, output, console)
         with closing(manager), closing(loader), logger:
             if not resumed:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deit_zoo.training import build
-from deit_zoo.training.data import Batch, TrainLoader
+from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.micro_batches import Batch
 
 MARK = 77.0  # what the images of a chosen step are full of; mixed ones too
 
@@ -45,14 +46,14 @@ def spoil(
     seen = False
 
     def epoch(loader: TrainLoader, number: int, first_step: int = 0) -> Iterator[Batch]:
-        share = len(loader.order.replicas)
+        share = len(loader.replicas)
         batches = real_epoch(loader, number, first_step)
-        for count, (images, labels, bad) in enumerate(batches):
+        for count, batch in enumerate(batches):
             place = (number, first_step + count // share)
             chosen = place in left
             if once and count % share == share - 1:
                 left.discard(place)
-            yield (torch.full_like(images, MARK) if chosen else images), labels, bad
+            yield batch._replace(images=torch.full_like(batch.images, MARK)) if chosen else batch
 
     def criterion_for(*arguments: Any) -> Callable[..., Tensor]:
         real = real_criterion(*arguments)

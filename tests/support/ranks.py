@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.state_files import TrainPosition, load_state, save_state, snapshot
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 from deit_zoo.training.teacher import teacher_for
-from deit_zoo.training.timm_bridge import train_transform
+from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.zoo import create, transform
 
 EPOCH = 10  # the warm-up is over: a wrong gradient moves the next loss
@@ -109,8 +111,8 @@ class Training:
             if step.number + 1 == steps:
                 raise Enough
 
-        augment = train_transform(self.recipe)
-        loader = TrainLoader(self.images, augment, self.plan, self.state.replicas)
+        augment = train_augment(self.recipe)
+        loader = TrainLoader(self.images, augment, self.plan, self.state.replicas, group=self.group)
         batches = loader.epoch(EPOCH, sums.step if sums else 0)
         try:
             train_one_epoch(self.state, self.plan, EPOCH, batches, noted, sums)
@@ -222,6 +224,53 @@ def evaluated(group: DistributedContext, data: Path) -> dict[str, Any]:
     }
 
 
+class Counted:
+    """Training images, and the numbers of those that were read."""
+
+    def __init__(self, data: Path) -> None:
+        self.images = open_set(data, "train")
+        self.reads: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> bytes:
+        self.reads.append(index)
+        return self.images.read(index)
+
+
+def batches(workers: int = 0, kill: bool = False) -> Callable[[DistributedContext, Path], Any]:
+    """Digests of what each replica of this process sees, by its number, and the images read."""
+
+    def job(group: DistributedContext, data: Path) -> dict[str, Any]:
+        images: Any = Counted(data)
+        plan = Plan(
+            recipe=RECIPE,
+            modified=True,
+            device="cpu",
+            processes=group.size,
+            workers=workers,
+            num_images=len(images),
+        )
+        share = plan.replicas_per_process
+        replicas = range(group.rank * share, (group.rank + 1) * share)
+        loader = TrainLoader(images, train_augment(RECIPE), plan, replicas, group=group)
+        seen: dict[int, list[str]] = {replica: [] for replica in replicas}
+        for number, batch in enumerate(loader.epoch(EPOCH)):
+            if kill and number == share and group.is_main:
+                os.kill(loader._workers[0].pid or 0, signal.SIGKILL)
+            tensors = (batch.images.contiguous(), batch.labels)
+            content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
+            seen[replicas[number % share]].append(hashlib.sha256(content).hexdigest())
+        loader.close()
+        return {"seen": seen, "reads": images.reads}
+
+    return job
+
+
 JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
     "float64": losses(torch.float64),
     "float32": losses(torch.float32),
@@ -232,6 +281,9 @@ JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
     "untaught": untaught,
     "not finite": not_finite,
     "evaluated": evaluated,
+    "batches": batches(),
+    "batches of a worker": batches(workers=1),
+    "batches of a killed worker": batches(workers=1, kill=True),
 }
 
 

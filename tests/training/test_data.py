@@ -13,57 +13,62 @@ from dataclasses import replace
 from io import BytesIO
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from deit_zoo.augment.record import BAD, LABEL, OFFSET, Box, Layer
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.data import (
-    Batch,
-    Key,
-    KeyedImages,
-    ReplicaBatches,
-    TrainLoader,
-)
+from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.micro_batches import Batch
+from deit_zoo.training.places import Chunk, Place
+from deit_zoo.training.timm_bridge import Draws
 
 RECIPE = replace(DEIT_PICO, batch_size=64, replicas=2)
 # torch warns where there are fewer cores than workers, and that is no matter here.
 MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 
-def pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image, dtype=np.float32))
+class Small:
+    """Images of 8 pixels a side; the red of a whole one is a sum of the draws of its place."""
+
+    img_size = 8
+    layers = 0
+
+    def draw(self, width: int, height: int) -> Draws:
+        return Draws(Box(0, 0, height, width), False, (), None, None)
+
+    def layers_of(self, draws: Draws) -> list[Layer]:
+        return []
+
+    def by_pillow(self, crop: Image.Image, draws: Draws) -> Image.Image:
+        drawn = random.random() + float(np.random.rand()) + float(torch.rand(()))
+        image = crop.resize((8, 8))
+        image.paste(round(85 * drawn), (0, 0, 8, 1))
+        return image
 
 
-def noisy(image: Image.Image) -> Tensor:
-    """Pixels of a fixed size and a draw from each of the three generators."""
-    noise = random.random() + float(np.random.rand()) + torch.rand(8, 8, 3)
-    return pixels(image.resize((8, 8))) + noise
-
-
-def draws(image: Image.Image) -> Tensor:
-    """The draws alone, whatever the image."""
-    return torch.tensor([random.random(), float(np.random.rand()), float(torch.rand(()))])
-
-
-def deadly(image: Image.Image) -> Tensor:
+class Deadly(Small):
     """The end of any worker."""
-    if get_worker_info() is not None:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return pixels(image)
+
+    def draw(self, width: int, height: int) -> Draws:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().draw(width, height)
 
 
-def failing(image: Image.Image) -> Tensor:
-    raise RuntimeError("the transform is wrong")
+class Failing(Small):
+    """What must not happen."""
+
+    def draw(self, width: int, height: int) -> Draws:
+        raise RuntimeError("the transform is wrong")
 
 
 def spoil(file: Path) -> None:
@@ -103,7 +108,7 @@ def loader_of() -> Iterator[Callable[..., TrainLoader]]:
         images: FolderSet,
         workers: int,
         *,
-        transform: Callable[[Image.Image], Any] = noisy,
+        augment: Small | None = None,
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> TrainLoader:
         plan = Plan(
@@ -114,7 +119,7 @@ def loader_of() -> Iterator[Callable[..., TrainLoader]]:
             workers=workers,
             num_images=len(images),
         )
-        made.append(TrainLoader(images, transform, plan, range(2), tell))
+        made.append(TrainLoader(images, augment or Small(), plan, range(2), tell))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -131,9 +136,10 @@ def no_workers_before() -> None:
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(one, other)
-        for pair in zip(first, second, strict=True)
-        for one, other in zip(*pair, strict=True)
+        torch.equal(one.images, other.images)
+        and torch.equal(one.labels, other.labels)
+        and one.bad == other.bad
+        for one, other in zip(first, second, strict=True)
     )
 
 
@@ -141,33 +147,33 @@ def worker_pids() -> list[int]:
     return sorted(worker.pid for worker in active_children() if worker.pid)
 
 
-def test_an_item_is_drawn_by_its_key_and_says_that_nothing_was_bad(good: FolderSet) -> None:
-    # The draws of the key (0, 7, 3, 11, "augment"), as in test_draws.
-    image, label, bad = KeyedImages(good, draws, 0)[Key(319, 7, 3, 11)]
-    assert image.tolist() == pytest.approx([0.52663573209, 0.10793266835, 0.63076329231])
-    assert (label, bad) == (9, 0)
-
-
-def test_a_truncated_image_is_replaced_and_named_by_its_number(spoiled: FolderSet) -> None:
-    images = KeyedImages(spoiled, pixels, 0)
+def test_a_truncated_image_is_replaced_and_named_by_its_number(
+    spoiled: FolderSet, loader_of: Callable[..., TrainLoader]
+) -> None:
+    loader = loader_of(spoiled, 0)
+    slot, places, _ = loader.images[0, Chunk(2, [(0, [Place(1, 5, 0), Place(1, 6, 1)])])]
+    rows = loader.ring.rows(slot, places)
     # Measured once: SHA-256 of "(0, 2, 1, 5, 0, 'replacement')" modulo the 322 images is 160.
-    image, label, bad = images[Key(0, 2, 1, 5)]
-    assert (label, bad) == (4, 1)
-    assert torch.equal(image, pixels(spoiled.open(160)))
-    assert images[Key(321, 2, 1, 5)][2] == 322
+    assert rows[:, BAD].tolist() == [1, 1]
+    assert rows[0, LABEL] == spoiled.label_of(160) == 4
+    first, second = (loader.ring.bytes[0][begin : begin + 192] for begin in rows[:, OFFSET])
+    expected = np.asarray(spoiled.open(160).resize((8, 8)))
+    assert np.array_equal(first.view(8, 8, 3).numpy()[1:], expected[1:])
+    # Another place has another replacement.
+    assert not torch.equal(first[24:], second[24:])
 
 
-def test_another_place_has_another_replacement(spoiled: FolderSet) -> None:
-    images = KeyedImages(spoiled, pixels, 0)
-    found = [images[key][0] for key in (Key(0, 2, 1, 5), Key(0, 3, 1, 5), Key(0, 2, 1, 6))]
-    assert not torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-
-
-def test_a_replacement_is_augmented_as_the_good_image_would_have_been(spoiled: FolderSet) -> None:
-    image, _, bad = KeyedImages(spoiled, draws, 0)[Key(0, 7, 3, 11)]
-    assert image.tolist() == pytest.approx([0.52663573209, 0.10793266835, 0.63076329231])
-    assert bad == 1
+def test_a_replacement_is_augmented_as_the_good_image_would_have_been(
+    good: FolderSet, spoiled: FolderSet, loader_of: Callable[..., TrainLoader]
+) -> None:
+    reds = []
+    for images in (good, spoiled):
+        loader = loader_of(images, 0)
+        slot, places, _ = loader.images[0, Chunk(7, [(0, [Place(3, 11, 0)])])]
+        (begin,) = loader.ring.rows(slot, places)[:, OFFSET]
+        reds.append(int(loader.ring.bytes[0][begin]))
+    # The draws of the key (0, 7, 3, 11, "augment"), as in test_seeding: 1.26533185, of 3.
+    assert reds == [108, 108]
 
 
 @pytest.fixture
@@ -200,7 +206,7 @@ def test_the_number_of_workers_changes_no_bit_of_good_or_bad_images(
     alone = list(loader_of(spoiled, 0).epoch(0))
     assert equal(alone, list(loader_of(spoiled, workers).epoch(0)))
     # Both bad images are among the 256 of this epoch, each once.
-    assert sorted(torch.cat([bad for _, _, bad in alone]).unique().tolist()) == [0, 1, 322]
+    assert sorted(number for batch in alone for number in batch.bad) == [0, 321]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -212,21 +218,6 @@ def test_an_epoch_continues_at_any_step(
     # 256 images of an epoch in batches of 32, two in a step.
     assert len(whole) == 8
     assert equal(list(loader.epoch(5, first_step=3)), whole[6:])
-
-
-def test_batches_are_counted_from_the_first_step(good: FolderSet) -> None:
-    plan = Plan(
-        recipe=RECIPE,
-        modified=True,
-        device="cpu",
-        processes=1,
-        workers=0,
-        num_images=len(good),
-    )
-    order = ReplicaBatches(plan, range(2))
-    whole = list(order)
-    order.first_step, order.first_batch = 2, 3
-    assert (list(order), len(order)) == (whole[7:], 1)
 
 
 def test_an_epoch_that_was_left_early_does_not_reach_into_the_next(
@@ -287,7 +278,7 @@ def test_a_worker_that_is_killed_between_epochs_is_replaced(
     os.kill(worker_pids()[1], signal.SIGKILL)
     assert equal(list(loader.epoch(1)), list(loader_of(good, 0).epoch(1)))
     assert said == [
-        "a loader worker was killed by SIGKILL in epoch 2; loading starts again at batch 0"
+        "a loader worker was killed by SIGKILL in epoch 2; loading starts again at part 0"
     ]
 
 
@@ -325,7 +316,7 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_sentence(
 ) -> None:
     said: list[str] = []
     with pytest.raises(ZooError) as caught:
-        list(loader_of(good, 1, transform=deadly, tell=said.append).epoch(4))
+        list(loader_of(good, 1, augment=Deadly(), tell=said.append).epoch(4))
     assert len(said) == 3
     assert str(caught.value) == (
         "loader workers died 4 times in epoch 5 (a loader worker was killed by SIGKILL); memory or "
@@ -338,7 +329,7 @@ def test_an_error_of_the_program_is_no_death(
 ) -> None:
     said: list[str] = []
     with pytest.raises(RuntimeError, match="the transform is wrong"):
-        list(loader_of(good, 1, transform=failing, tell=said.append).epoch(0))
+        list(loader_of(good, 1, augment=Failing(), tell=said.append).epoch(0))
     assert said == []
 
 

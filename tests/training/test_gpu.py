@@ -32,6 +32,7 @@ from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.build import build_train_state
 from deit_zoo.training.loop import TrainState, train_one_epoch
+from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.steps import StepResult
 from support.command import ROOT
@@ -49,7 +50,6 @@ RECIPE = replace(
 )
 STEPS = 12
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-Batch = tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +104,10 @@ def batches_of(steps: int) -> list[Batch]:
     """The images of every replica of so many steps."""
     generator = torch.Generator().manual_seed(0)
     return [
-        (
+        Batch(
             torch.randn(32, 3, 16, 16, generator=generator),
             torch.randint(10, (32,), generator=generator),
-            torch.zeros(32, dtype=torch.int64),
+            bad=[],
         )
         for _ in range(2 * steps)
     ]

@@ -20,7 +20,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
-from deit_zoo.training.micro_batches import active_drop_paths
+from deit_zoo.training.micro_batches import Batch, active_drop_paths
 from deit_zoo.training.optim import Ema, optimizer_for
 from deit_zoo.training.steps import EpochStats, NotFinite, Requests, StepResult
 from support.tables import each_row
@@ -30,7 +30,6 @@ RECIPE = replace(DEIT_PICO, batch_size=256, replicas=2, warmup_epochs=0, lr=1e-3
 CALM = replace(RECIPE, drop_path_rate=0.0)
 
 Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def parts_of(recipe: Recipe, criterion: Criterion = supervised, **others: Any) -> TrainState:
@@ -57,10 +56,10 @@ def batches_of(count: int, size: int = 4) -> list[Batch]:
     """Small batches with soft targets."""
     generator = torch.Generator().manual_seed(0)
     return [
-        (
+        Batch(
             torch.randn(size, 3, 16, 16, generator=generator),
             torch.rand(size, 10, generator=generator).softmax(dim=1),
-            torch.zeros(size, dtype=torch.int64),
+            bad=[],
         )
         for _ in range(count)
     ]
@@ -106,9 +105,16 @@ def broken_at(*steps: int, value: float = float("nan")) -> Criterion:
 
 def test_two_replicas_are_one_step_over_both_batches() -> None:
     # In float64 and without drop-path, whose masks belong to the replica.
-    halves = [(images.double(), targets.double(), bad) for images, targets, bad in batches_of(8)]
+    halves = [
+        batch._replace(images=batch.images.double(), labels=batch.labels.double())
+        for batch in batches_of(8)
+    ]
     wholes = [
-        tuple(torch.cat(pair) for pair in zip(halves[n], halves[n + 1], strict=True))
+        Batch(
+            torch.cat((halves[n].images, halves[n + 1].images)),
+            torch.cat((halves[n].labels, halves[n + 1].labels)),
+            bad=[],
+        )
         for n in range(0, 8, 2)
     ]
     split, joined = parts_of(CALM), parts_of(replace(CALM, replicas=1))
@@ -272,10 +278,9 @@ def test_a_finite_loss_ends_the_row() -> None:
 
 
 def test_images_that_were_bad_are_counted_and_named_in_their_step() -> None:
-    # 1 + the number of the image; 0 where nothing was bad.
     batches = batches_of(8)
-    batches[2][2][1] = 1
-    batches[3][2][:2] = torch.tensor([43, 8])
+    batches[2].bad.append(0)
+    batches[3].bad.extend((42, 7))
     sums, steps = train(parts_of(RECIPE), RECIPE, batches)
     assert [step.bad for step in steps] == [[], [0, 42, 7], [], []]
     assert sums.bad_images == 3

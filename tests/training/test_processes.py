@@ -34,9 +34,21 @@ JOBS = {
         "untaught",
         "not finite",
         "evaluated",
+        "batches",
     ),
-    2: ("float64", "float32", "continued", "taught", "untaught", "not finite", "evaluated"),
-    4: ("float64", "float32", "continued"),
+    2: (
+        "float64",
+        "float32",
+        "continued",
+        "taught",
+        "untaught",
+        "not finite",
+        "evaluated",
+        "batches",
+        "batches of a worker",
+        "batches of a killed worker",
+    ),
+    4: ("float64", "float32", "continued", "batches"),
 }
 SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
 
@@ -113,6 +125,35 @@ def test_every_process_hears_the_loss_of_all(results: Results, size: int) -> Non
 @pytest.mark.parametrize("job", ["one worker", "three workers"])
 def test_the_number_of_workers_changes_no_bit(of: Callable[[int, str], Any], job: str) -> None:
     assert of(1, job) == of(1, "float32")
+
+
+@pytest.mark.parametrize(
+    ("size", "job"),
+    [
+        (2, "batches"),
+        (2, "batches of a worker"),
+        (2, "batches of a killed worker"),
+        pytest.param(4, "batches", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_decode_for_each_other_see_what_one_alone_sees(
+    results: Results, size: int, job: str
+) -> None:
+    (alone,) = results[1]
+    together = {
+        key: seen for of_rank in results[size] for key, seen in of_rank[job]["seen"].items()
+    }
+    assert len(alone["batches"]["seen"]["0"]) == STEPS
+    assert together == alone["batches"]["seen"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_processes_read_an_image_of_a_step_once_for_all(results: Results, size: int) -> None:
+    alone = results[1][0]["batches"]["reads"]
+    together = [number for of_rank in results[size] for number in of_rank["batches"]["reads"]]
+    # Three places of each, but for those that reach from one step into the next.
+    assert len(alone) < 0.36 * STEPS * 64
+    assert sorted(together) == sorted(alone)
 
 
 # Only of more than two does the order of a sum matter.

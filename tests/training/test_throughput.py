@@ -22,7 +22,7 @@ from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.signals import Interrupted
 from deit_zoo.training.throughput import StepCost, outlook, profile, rate, sentence
-from deit_zoo.training.timm_bridge import train_transform
+from deit_zoo.training.timm_bridge import train_augment
 from support.tables import each_row
 
 EVERY_CORE = "loader-bound with every core in use; more cores or smaller files would help"
@@ -135,7 +135,7 @@ def begun(folder: Path, *changes: str) -> tuple[TrainState, Plan, TrainLoader]:
     model = build_model(plan.recipe, TEN, HERE)
     parts = build_train_state(plan, model, None, HERE)
     images = open_set(folder, "train")
-    return parts, plan, TrainLoader(images, train_transform(plan.recipe), plan, parts.replicas)
+    return parts, plan, TrainLoader(images, train_augment(plan.recipe), plan, parts.replicas)
 
 
 def test_a_run_of_few_steps_is_not_asked(digits_folder: Path) -> None:

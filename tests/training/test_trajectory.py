@@ -26,6 +26,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Distilled, supervised
+from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.steps import StepResult
 from deit_zoo.training.timm_bridge import mixer
@@ -87,7 +88,7 @@ def trajectory(request: pytest.FixtureRequest, float64: None) -> Trajectory:
         )
     )
     batches = [
-        (images, labels, torch.zeros(len(labels), dtype=torch.int64))
+        Batch(images, labels, bad=[])
         for images, labels in zip(images_of(case), torch.from_numpy(stored["labels"]), strict=True)
     ]
     epochs = [
