@@ -56,7 +56,7 @@ benchmark: .venv/installed
 	cp $(MEASURED)/*.json benchmarks/results
 	$(BIN)/python benchmarks/page.py
 
-# What a GPU has to show, in eight minutes and without an install: PYTHON has torch and timm.
+# What a GPU has to show, in nine minutes and without an install: PYTHON has torch and timm.
 gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --output $(MEASURED)/gpu
 

@@ -323,7 +323,7 @@ def number(value: float | None, decimals: int = 1) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of the device's peak."""
+    """A part of a whole, as of the device's peak."""
     return "–" if value is None else f"{value:.1%}"
 
 
@@ -508,6 +508,17 @@ def tests_rows(report: Report) -> Iterator[list[str]]:
         yield [outcome, f"{len(seconds)}", number(sum(seconds), 0)]
 
 
+def augment_rows(report: Report) -> Iterator[list[str]]:
+    """A batch, and each of its kernels."""
+    for row in report["rows"]:
+        yield [
+            row["what"],
+            number(row["ms"], 3),
+            number(row.get("images_per_second"), 0),
+            share(row.get("share_of_step")),
+        ]
+
+
 def digits_rows(report: Report) -> Iterator[list[str]]:
     """Each run to its verdict."""
     for row in report["rows"]:
@@ -543,7 +554,7 @@ def gpu_section(results: Results) -> str:
         parts.append(filled(" ".join(notes)))
         parts.append(measured(report, *GPU_TABLES[report["benchmark"]]))
     how = filled(
-        "`make gpu` measures it all in eight minutes, on a machine with one GPU and without an "
+        "`make gpu` measures it all in nine minutes, on a machine with one GPU and without an "
         "install; its files, copied from `build/benchmarks/gpu` to `benchmarks/results`, make "
         "this section. Both sides are in the same precision and take turns."
     )
@@ -605,6 +616,7 @@ GPU_TABLES: dict[str, tuple[Sequence[str], Rows]] = {
     "tests": (("", "tests", "seconds"), tests_rows),
     "train_step": (("", "images/s", "of the peak", "of timm", "MB"), gpu_step_rows),
     "predict": TABLES["optimized"],
+    "augment": (("", "ms", "images/s", "of a step of DeiT-S"), augment_rows),
     "digits": (("", "epochs", "seconds"), digits_rows),
     "epoch": (
         ("", "images/s", "waiting for data", "300 epochs, hours on 1", "on 8"),

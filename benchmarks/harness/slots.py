@@ -17,7 +17,7 @@ from deit_zoo.training.timm_bridge import Draws, TrainAugment
 
 Drawn = Sequence[tuple[Image.Image, Draws]]  # images as they were read
 # Width and height of what ImageNet is mostly made of, and of what is rare.
-SIZES = ((500, 375), (500, 333), (375, 500), (500, 375), (640, 480), (333, 500), (500, 281))
+SIZES = ((500, 375), (500, 333), (375, 500), (500, 375), (640, 480), (333, 500), (800, 600))
 RARE_SIZES = ((100, 900), (3000, 400), (32, 24), (1200, 900), (1, 500), (700, 1))
 
 

@@ -123,9 +123,9 @@ def test_no_section_begins_when_the_time_of_all_is_up(tmp_path: Path) -> None:
     assert reports["b"]["rows"] == []
 
 
-def test_the_sections_of_a_gpu_fit_into_eight_minutes_and_have_tables() -> None:
+def test_the_sections_of_a_gpu_fit_into_nine_minutes_and_have_tables() -> None:
     *others, _last = gpu.SECTIONS["cuda"]
-    assert sum(one.seconds for one in others) <= 7 * 60
+    assert sum(one.seconds for one in others) <= 8 * 60
     assert [one.name for one in gpu.SECTIONS["cuda"]] == [one.name for one in gpu.SECTIONS["cpu"]]
     from page import GPU_TABLES
 

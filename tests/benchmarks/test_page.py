@@ -60,7 +60,7 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
         ["make", "-n", "benchmark"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
-    of_a_gpu = {"gpu", "gpu_tests", "predict", "reproduce"}
+    of_a_gpu = {"gpu", "gpu_tests", "predict", "augment_gpu", "reproduce"}
     assert scripts - {"plain", "input"} - of_a_gpu == set(page.TABLES) - set(compare.SUITES)
     words = recipe.replace(";", " ").split()
     assert [name for name in (*page.TABLES, "input") if name not in words] == []
@@ -153,6 +153,18 @@ def test_tests_on_a_gpu_are_counted_and_failures_are_named(
     assert "| passed | 2 | 5 |" in section
     assert "| failed | 1 | 1 |" in section
     assert "Without a figure: t, call (it is 1)." in " ".join(section.split())
+
+
+def test_augmenting_on_a_gpu_is_given_as_a_share_of_a_training_step(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    whole = {"what": "128 images", "ms": 0.25, "images_per_second": 512e3, "share_of_step": 0.0163}
+    rows = [whole, {"what": "on the CPU", "ms": 0.5}]
+    report = on_a_gpu(results["train_step"]) | {"benchmark": "augment", "rows": rows}
+    section = page.gpu_section({"gpu_augment": report | {"note": "All 10 are Pillow's."}})
+    assert "| 128 images | 0.250 | 512,000 | 1.6% |" in section
+    assert "| on the CPU | 0.500 | – | – |" in section
+    assert "All 10 are Pillow's." in section
 
 
 def test_plain_models_have_a_section_with_its_own_machine(
