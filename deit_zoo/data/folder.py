@@ -6,10 +6,9 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 
-from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.images import LabelledImages, Strings
 from deit_zoo.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,12 +30,12 @@ class FolderSet(LabelledImages):
         folders = class_folders(root)
         self.classes = list(classes) or folders
         if sorted(self.classes) != folders:
-            raise DataError(_wrong_classes(root, folders, self.classes))
+            raise DataError(wrong_classes(root, folders, self.classes))
         of_class = [_images(root, name) for name in self.classes]
         empty = [name for name, paths in zip(self.classes, of_class, strict=True) if not paths]
         if empty and not allow_empty:
             raise DataError(empty_classes(root, empty, len(self.classes)))
-        self._paths = _Strings(path for paths in of_class for path in paths)
+        self._paths = Strings(path for paths in of_class for path in paths)
         self._labels = array("L")
         for label, paths in enumerate(of_class):
             self._labels.extend(array("L", [label]) * len(paths))
@@ -61,19 +60,6 @@ class FolderSet(LabelledImages):
         # Unbuffered, and no pathlib: either would cost as much as the reading.
         with image_errors(path), open(path, "rb", buffering=0) as file:
             return file.readall()
-
-
-class _Strings:
-    """Many strings in one block: loader workers share it, where a million objects are copied."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._ends = array("Q", accumulate(map(len, encoded)))
-        self._block = b"".join(encoded)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._block[start : self._ends[index]])
 
 
 def class_folders(root: Path) -> list[str]:
@@ -137,17 +123,18 @@ def empty_classes(root: object, empty: Sequence[str], num_classes: int) -> str:
     )
 
 
-def _images(root: Path, name: str) -> list[str]:
-    """The images of a class by their path under `root`, in the order of pathlib."""
-    with listing_errors():
-        paths = [path for path, _ in walk(str(root / name), f"{name}/") if is_image(path)]
-    return sorted(paths, key=path_parts)
-
-
-def _wrong_classes(root: Path, folders: Sequence[str], classes: Sequence[str]) -> str:
+def wrong_classes(root: object, folders: Sequence[str], classes: Sequence[str]) -> str:
+    """The sentence about class folders that are not a model's classes."""
     words = ("that are no class of the model", "missing")
     return (
         f"the class folders of {root} are not the model's {len(classes)} classes: "
         f"{differences(folders, classes, words)}; give a folder with one folder per class, from "
         f"{classes[0]!r} to {classes[-1]!r}"
     )
+
+
+def _images(root: Path, name: str) -> list[str]:
+    """The images of a class by their path under `root`, in the order of pathlib."""
+    with listing_errors():
+        paths = [path for path, _ in walk(str(root / name), f"{name}/") if is_image(path)]
+    return sorted(paths, key=path_parts)

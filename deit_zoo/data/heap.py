@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from deit_zoo.data.folder import (
     FolderSet,
-    _Strings,
-    _wrong_classes,
     empty_classes,
     is_image,
     listing_errors,
+    wrong_classes,
 )
 from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, validation_labels
+from deit_zoo.data.images import Strings
 from deit_zoo.errors import DataError
 
 KAGGLE_FOLDER = Path("ILSVRC", "Data", "CLS-LOC")
@@ -60,7 +60,7 @@ class HeapSet(FolderSet):
         own = sorted(set(synsets))
         self.classes = list(classes) or own
         if sorted(self.classes) != own:
-            raise DataError(_wrong_classes(heap.labels, own, self.classes))
+            raise DataError(wrong_classes(heap.labels, own, self.classes))
         number_of = {name: number for number, name in enumerate(self.classes)}
         with listing_errors():
             names = [name for name in sorted(os.listdir(self.root)) if is_image(name)]
@@ -68,7 +68,7 @@ class HeapSet(FolderSet):
         empty = sorted(set(self.classes) - {self.classes[label] for label, _ in images})
         if empty and not allow_empty:
             raise DataError(empty_classes(self.root, empty, len(self.classes)))
-        self._paths = _Strings(name for _, name in images)
+        self._paths = Strings(name for _, name in images)
         self._labels = array("L", (label for label, _ in images))
 
     def _synset(self, synsets: Sequence[str], name: str, heap: Heap) -> str:

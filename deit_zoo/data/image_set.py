@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from deit_zoo.data.archive_set import ArchiveSet
+from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
@@ -65,6 +67,9 @@ def _open(
 ) -> ImageSet:
     if is_table(data):
         return open_table(str(data), split, classes)
+    if means_archives(str(data)):
+        index = open_index(str(data), split)
+        return ArchiveSet(str(data), split, index, classes, allow_empty=allow_empty)
     heap = find_heap(data)
     if heap and split == "val":
         return HeapSet(heap, classes, allow_empty=allow_empty)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,3 +44,29 @@ class LabelledImages(ABC):
         from deit_zoo.data.transforms import open_image
 
         return open_image(self.read(index), self.name_of(index), reading="upstream")
+
+
+class Strings:
+    """Many strings in one block: loader workers share it, where a million objects are copied."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self.block = b"".join(encoded)
+        self.ends = narrow(accumulate(map(len, encoded)), len(self.block))
+
+    @classmethod
+    def of(cls, block: bytes, ends: array[int]) -> Strings:
+        """Strings from their block and the end of each in it."""
+        strings = cls(())
+        strings.block, strings.ends = block, ends
+        return strings
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.block[start : self.ends[index]])
+
+
+def narrow(numbers: Iterable[int], most: int) -> array[int]:
+    """Numbers from 0 to `most`, in the fewest bytes."""
+    kind = next(kind for kind in "BHILQ" if most < 1 << 8 * array(kind).itemsize)
+    return array(kind, numbers)

@@ -260,7 +260,7 @@ def _receive(response: requests.Response, part: Path, etag: Path, have: int) -> 
     length = response.headers.get("Content-Length")
     total = None if length is None else have + int(length)
     try:
-        with part.open("ab") as stream, _bar(part.stem, total, have) as advance:
+        with part.open("ab") as stream, download_bar(part.stem, total, have) as advance:
             for chunk in response.iter_content(1 << 18):
                 stream.write(chunk)
                 advance(len(chunk))
@@ -415,7 +415,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _bar(what: str, total: int | None, have: int) -> Iterator[Callable[[int], None]]:
+def download_bar(what: str, total: int | None, have: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, on a terminal only."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)

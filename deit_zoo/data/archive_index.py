@@ -1,0 +1,229 @@
+"""Where each image of a split lies in archives: listed once, and kept in the zoo's cache.
+
+An index is in the order of the folder with the same images, by class and then by path, so that a
+run from archives draws the images that a run from the folder draws. It is compact, as each process
+has it whole: numbers in the fewest bytes, and names in one block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, chain, repeat
+from pathlib import Path
+from typing import NamedTuple
+
+from deit_zoo.data.archive_layout import Rows
+from deit_zoo.data.folder import path_parts
+from deit_zoo.data.images import Strings, narrow
+from deit_zoo.errors import DataError
+from deit_zoo.files import write_whole
+from deit_zoo.weights import cache
+
+FORMAT = 1
+
+
+class Stamp(NamedTuple):
+    """What tells a file from what it was."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def stamp(path: Path) -> Stamp:
+    """A file as it is now. Raises DataError where it cannot be found."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read ({reason}); give an archive that can") from error
+    return Stamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+class Columns(NamedTuple):
+    """A number for each image; `sizes` and `deflated` are empty where no image is deflated."""
+
+    labels: array[int]
+    archives: array[int]
+    offsets: array[int]
+    lengths: array[int]
+    sizes: array[int]
+    deflated: array[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveIndex:
+    """The images of a split: the archive of each, where its bytes begin and how many they are.
+
+    `from_shards`: the classes are what labels say, not folders.
+    """
+
+    archives: list[Stamp]
+    classes: list[str]
+    counts: list[int]
+    from_shards: bool
+    others: int
+    num_bytes: int
+    listing_sha256: str
+    columns: Columns
+    names: Strings
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the classes are numbers, which go for a model's in their order."""
+        return self.from_shards and self.classes == _numbers(len(self.classes))
+
+    def in_order(self, order: Sequence[int]) -> ArchiveIndex:
+        """The same images with the classes in another order: its first is now `order[0]`."""
+        if list(order) == list(range(len(self.classes))):
+            return self
+        ends = [*accumulate(self.counts)]
+        rows = [*chain.from_iterable(range(ends[n] - self.counts[n], ends[n]) for n in order)]
+        columns = [
+            array(column.typecode, (column[row] for row in rows if column))
+            for column in self.columns
+        ]
+        counts = [self.counts[number] for number in order]
+        return replace(
+            self,
+            classes=[self.classes[number] for number in order],
+            counts=counts,
+            columns=Columns(*columns)._replace(labels=_labels(counts)),
+            names=Strings(self.names[row] for row in rows),
+        )
+
+
+def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveIndex:
+    """The index of what was listed in archives."""
+    from_shards = any(rows.in_shard for rows in listed)
+    names = {name for rows in listed for name in rows.classes}
+    num_images = sum(len(rows.classes) for rows in listed)
+    classes = _shard_classes(archives, names, num_images) if from_shards else sorted(names)
+    number_of = {name: number for number, name in enumerate(classes)}
+    of_class: list[list[tuple[str, int, int]]] = [[] for _ in classes]
+    for part, rows in enumerate(listed):
+        for row, (name, path) in enumerate(zip(rows.classes, rows.images.names, strict=True)):
+            of_class[number_of[name]].append((path, part, row))
+    for images in of_class:
+        images.sort(key=lambda image: path_parts(image[0]))
+    digest, previous = hashlib.sha256(), None
+    for label, images in enumerate(of_class):
+        for path, part, row in images:
+            archive, size = listed[part].archive, listed[part].images.sizes[row]
+            digest.update(b"%s %d\n" % (os.fsencode(f"{classes[label]}/{path}"), size))
+            # The same key in two shards is two images: many writers count anew in each.
+            this = (label, path, archive if from_shards else 0)
+            if this == previous:
+                raise DataError(
+                    f"{archives[archive].path} holds a second {classes[label]}/{path}; give "
+                    "archives that hold each image once"
+                )
+            previous = this
+
+    def column(name: str) -> array[int]:
+        of_part = [getattr(rows.images, name) for rows in listed]
+        values = [of_part[part][row] for images in of_class for _, part, row in images]
+        return narrow(values, max(values, default=0))
+
+    counts = [len(images) for images in of_class]
+    files = (listed[part].archive for images in of_class for _, part, _ in images)
+    sizes, deflated = column("sizes"), column("deflated")
+    return ArchiveIndex(
+        archives=list(archives),
+        classes=classes,
+        counts=counts,
+        from_shards=from_shards,
+        others=sum(rows.others for rows in listed),
+        num_bytes=sum(sizes),
+        listing_sha256=digest.hexdigest(),
+        columns=Columns(
+            labels=_labels(counts),
+            archives=narrow(files, len(archives)),
+            offsets=column("offsets"),
+            lengths=column("lengths"),
+            sizes=sizes if any(deflated) else sizes[:0],
+            deflated=deflated if any(deflated) else deflated[:0],
+        ),
+        names=Strings(path for images in of_class for path, _, _ in images),
+    )
+
+
+def _shard_classes(archives: Sequence[Stamp], names: set[str], num_images: int) -> list[str]:
+    """The classes that the labels of shards mean: from 0 to the largest where they are numbers."""
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if not numbers:
+        return sorted(names)
+    if len(numbers) < len(names):
+        other = next(name for name in sorted(names) if not name.isdecimal())
+        problem = f"{other!r}, and others that are numbers"
+    elif max(numbers) >= num_images:
+        problem = f"{max(numbers):,}, of {num_images:,} images"
+    else:
+        return _numbers(max(numbers) + 1)
+    raise DataError(
+        f"{archives[0].path}, or a shard beside it, has the label {problem}; give labels that are "
+        "all names, or all the numbers of classes from 0"
+    )
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def _labels(counts: Sequence[int]) -> array[int]:
+    labels = (repeat(label, count) for label, count in enumerate(counts))
+    return narrow(chain.from_iterable(labels), len(counts))
+
+
+def keep(key: str, index: ArchiveIndex) -> None:
+    """Keep an index, as a line of JSON and then its columns, where the cache can be written to."""
+    columns = [*index.columns, index.names.ends]
+    header = {field.name: getattr(index, field.name) for field in fields(index)[:-2]}
+    header["columns"] = [(column.typecode, len(column)) for column in columns]
+    body = b"".join([json.dumps(header).encode(), b"\n", *map(bytes, columns), index.names.block])
+    file = _file(key)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, hashlib.sha256(body).digest() + body)
+
+
+def kept(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
+    """The index under a key; None where none is whole, or the archives are others by now."""
+    try:
+        content = _file(key).read_bytes()
+    except OSError:
+        return None
+    start = hashlib.sha256().digest_size
+    if hashlib.sha256(memoryview(content)[start:]).digest() != content[:start]:
+        return None
+    stop = content.index(b"\n", start)
+    header = json.loads(content[start:stop])
+    header["archives"] = [Stamp(*entry) for entry in header["archives"]]
+    if header["archives"] != list(archives):
+        return None
+    start, columns = stop + 1, []
+    for kind, count in header.pop("columns"):
+        columns.append(array(kind))
+        stop = start + count * columns[-1].itemsize
+        columns[-1].frombytes(memoryview(content)[start:stop])
+        start = stop
+    names = Strings.of(content[start:], columns.pop())
+    return ArchiveIndex(**header, columns=Columns(*columns), names=names)
+
+
+def name_of(key: str) -> str:
+    """The name under which an index is kept."""
+    # Numbers are kept as this machine holds them.
+    text = f"{FORMAT} {sys.byteorder} {key}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _file(key: str) -> Path:
+    return cache.folder() / "indexes" / name_of(key)

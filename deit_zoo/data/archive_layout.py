@@ -1,0 +1,177 @@
+"""What the members of archives mean: which of them are images of a split, and of which class.
+
+Three layouts are known: folders (`train/CLASS/x.jpg`, or `CLASS/x.jpg` in `train.tar`), WebDataset
+shards (`KEY.jpg` and its class in `KEY.cls`), and ImageNet's own two archives.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from deit_zoo.data.archives import (
+    Archive,
+    Members,
+    list_members,
+    open_descriptor,
+    read_at,
+    whole_archive,
+)
+from deit_zoo.data.folder import is_image
+from deit_zoo.data.imagenet import VAL_NAME, validation_labels
+from deit_zoo.errors import DataError
+
+# Listing is waiting for a disk, for the most part: threads wait at the same time.
+LISTERS = 16
+SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val"}
+LABEL_SUFFIX = ".cls"
+LONGEST_LABEL = 1024
+
+Progress = Callable[[int], None]
+
+
+class Rows(NamedTuple):
+    """The images of a split in one archive, each with its class and its path under that folder.
+
+    In a shard it has its whole path, and the class that its label says.
+    """
+
+    images: Members
+    classes: list[str]
+    others: int
+    in_shard: bool = False
+    archive: int = 0  # its number among several
+
+
+def list_archives(
+    paths: Sequence[Path], split: str, num_named: int, progress: Progress
+) -> list[Rows]:
+    """The images of a split in each archive; the names of the first `num_named` tell the split."""
+    named = (number < num_named for number in range(len(paths)))
+    with ThreadPoolExecutor(LISTERS) as pool:
+        listed = pool.map(partial(_rows, split=split, progress=progress), paths, named)
+        return [rows._replace(archive=number) for number, rows in enumerate(listed)]
+
+
+def list_imagenet_train(path: Path, progress: Progress) -> list[Rows]:
+    """ImageNet's archive of one archive for each class."""
+    outer = list_members(whole_archive(path))
+    for name in outer.names:
+        if "/" in name or not name.endswith(".tar"):
+            raise DataError(
+                f"{path} holds {name!r}; give ILSVRC2012_img_train.tar as it was downloaded: an "
+                "archive for each class, such as 'n01440764.tar'"
+            )
+    spans = zip(outer.offsets, outer.lengths, strict=True)
+    archives = [Archive(path, offset, offset + length) for offset, length in spans]
+    with ThreadPoolExecutor(LISTERS) as pool:
+        listed = pool.map(partial(list_members, progress=progress), archives)
+        return [
+            _in_folders(members, ((name.removesuffix(".tar"), inner) for inner in members.names))
+            for name, members in zip(outer.names, listed, strict=True)
+        ]
+
+
+def list_imagenet_val(path: Path, labels: Path, progress: Progress) -> list[Rows]:
+    """ImageNet's validation images, in one heap; `labels` is what sorts them."""
+    synsets = validation_labels(labels)
+    members = list_members(whole_archive(path), progress)
+    numbered = enumerate(synsets, start=1)
+    synset_of = {f"{VAL_NAME.format(number)}.JPEG": synset for number, synset in numbered}
+    if members.names and set(members.names) == synset_of.keys():
+        return [_in_folders(members, ((synset_of[name], name) for name in members.names))]
+    other = sorted(synset_of.keys() ^ set(members.names))
+    raise DataError(
+        f"{path} holds {len(members.names):,} files and {labels} the labels of {len(synsets):,} "
+        f"({other[0]!r} is not in both); give ILSVRC2012_img_val.tar as it was downloaded"
+    )
+
+
+def _rows(path: Path, named: bool, *, split: str, progress: Progress) -> Rows:
+    archive = whole_archive(path)
+    members = list_members(archive, progress)
+    if path.suffix == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
+        return _in_shard(archive, members)
+    return _in_folders(members, (_place(name, split, named) for name in members.names))
+
+
+def _place(name: str, split: str, named: bool) -> tuple[str, str] | None:
+    """The class of a file and its path under it; None where it is no file of the split."""
+    parts = name.split("/")
+    for number, part in enumerate(parts[:-2]):
+        if part in SPLIT_FOLDERS:
+            place = parts[number + 1], "/".join(parts[number + 2 :])
+            return place if SPLIT_FOLDERS[part] == split else None
+    return (parts[0], "/".join(parts[1:])) if named and len(parts) > 1 else None
+
+
+def _in_folders(members: Members, places: Iterator[tuple[str, str] | None]) -> Rows:
+    """The images among members, by the class and the path of each; None is of another split."""
+    numbers, classes, paths = array("Q"), [], []
+    others = 0
+    for number, place in enumerate(places):
+        if place is not None and is_image(place[1]):
+            numbers.append(number)
+            classes.append(place[0])
+            paths.append(place[1])
+        elif place is not None:
+            others += 1
+    return Rows(_selected(members, numbers)._replace(names=paths), classes, others)
+
+
+def _in_shard(archive: Archive, members: Members) -> Rows:
+    """The images of a WebDataset shard: a key ends at the first dot of a file's name."""
+    image_of: dict[str, int] = {}
+    label_of: dict[str, int] = {}
+    others = 0
+    for number, name in enumerate(members.names):
+        folder, slash, file = name.rpartition("/")
+        stem, dot, suffix = file.partition(".")
+        key, is_label = folder + slash + stem, dot + suffix == LABEL_SUFFIX
+        if not is_label and not is_image(file):
+            others += 1
+        elif (label_of if is_label else image_of).setdefault(key, number) != number:
+            raise DataError(
+                f"{archive.path} holds a second {'label' if is_label else 'image'} of the key "
+                f"{key!r}; give shards with one {LABEL_SUFFIX} and one image for a key"
+            )
+    if alone := sorted(image_of.keys() ^ label_of.keys()):
+        what = "an image without a label" if alone[0] in image_of else "a label without an image"
+        raise DataError(
+            f"{archive.path} holds {what}, of the key {alone[0]!r}; give shards with one "
+            f"{LABEL_SUFFIX} and one image for a key"
+        )
+    with open_descriptor(archive.path) as descriptor:
+        classes = [_label(archive, members, label_of[key], descriptor) for key in image_of]
+    return Rows(_selected(members, image_of.values()), classes, others, in_shard=True)
+
+
+def _selected(members: Members, numbers: Iterable[int]) -> Members:
+    """Some of the members; what all of them took is free then."""
+    chosen = list(numbers)
+    return Members(
+        names=[members.names[number] for number in chosen],
+        offsets=array("Q", (members.offsets[number] for number in chosen)),
+        lengths=array("Q", (members.lengths[number] for number in chosen)),
+        sizes=array("Q", (members.sizes[number] for number in chosen)),
+        deflated=bytearray(members.deflated[number] for number in chosen),
+    )
+
+
+def _label(archive: Archive, members: Members, number: int, descriptor: int) -> str:
+    length = members.lengths[number]
+    text = read_at(descriptor, min(length, LONGEST_LABEL), members.offsets[number])
+    try:
+        label = text.decode().strip()
+    except UnicodeDecodeError:
+        label = ""
+    if label and length <= LONGEST_LABEL:
+        return str(int(label)) if label.isdecimal() else label
+    raise DataError(
+        f"{members.names[number]!r} in {archive.path} is no label; it must hold the number or the "
+        "name of a class, as text"
+    )

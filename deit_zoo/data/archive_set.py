@@ -1,0 +1,168 @@
+"""Images as they lie in tar and zip archives, in any order, read without unpacking."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+from deit_zoo.data.archive_index import ArchiveIndex, Stamp
+from deit_zoo.data.archives import read_at
+from deit_zoo.data.folder import differences, empty_classes, wrong_classes
+from deit_zoo.data.images import LabelledImages
+from deit_zoo.errors import DataError
+
+# Of the descriptors that a process may have, a set keeps one in so many; beyond them an archive is
+# opened anew for each image.
+SHARE_OF_DESCRIPTORS = 4
+MANY_DESCRIPTORS = 8192
+
+
+class ArchiveSet(LabelledImages):
+    """The images of an index, labelled in the order of `classes` where they are given.
+
+    A class without images is refused, unless `allow_empty`. Each process opens the archives for
+    itself, when it first reads from one.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        split: str,
+        index: ArchiveIndex,
+        classes: Sequence[str] = (),
+        *,
+        allow_empty: bool = False,
+    ) -> None:
+        empty = [name for name, count in zip(index.classes, index.counts, strict=True) if not count]
+        if (empty or not index.classes) and not allow_empty:
+            raise DataError(empty_classes(data, empty or list(classes), len(index.classes)))
+        order, self.note = _class_order(data, index, classes)
+        self.split = split
+        self.classes = list(classes) or index.classes
+        index = index.in_order(order)
+        self._columns, self._names, self._from_shards = (
+            index.columns,
+            index.names,
+            index.from_shards,
+        )
+        self._labels = index.columns.labels
+        self._archives = _Archives(index.archives)
+
+    def name_of(self, index: int) -> str:
+        """The path of an image in its archive, as if the archive were a folder."""
+        archive = self._archives.path_of(self._columns.archives[index])
+        name = self._names[index]
+        if not self._from_shards:
+            name = f"{self.split}/{self.classes[self._labels[index]]}/{name}"
+        return f"{archive}/{name}"
+
+    def bytes_of(self, index: int) -> int:
+        """The length of an image's file."""
+        return (self._columns.sizes or self._columns.lengths)[index]
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises DataError naming it."""
+        _, archives, offsets, lengths, sizes, deflated = self._columns
+        length = lengths[index]
+        try:
+            content = self._archives.read(archives[index], length, offsets[index])
+            if deflated and deflated[index]:
+                content, length = zlib.decompress(content, -zlib.MAX_WBITS), sizes[index]
+        except (OSError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DataError(
+                f"{self.name_of(index)} cannot be read ({reason.lower()}); get its archive again"
+            ) from error
+        if len(content) != length:
+            raise DataError(
+                f"{self.name_of(index)} has {len(content):,} of its {length:,} bytes; get its "
+                "archive again"
+            )
+        return content
+
+
+class _Archives:
+    """Files that are read at any place, by any thread of any process."""
+
+    def __init__(self, stamps: Sequence[Stamp]) -> None:
+        self._stamps = stamps
+        self._descriptors: dict[int, int] = {}
+        self._most_open = _soft_limit() // SHARE_OF_DESCRIPTORS
+        self._opening = Lock()
+
+    def path_of(self, number: int) -> str:
+        """The path of an archive."""
+        return self._stamps[number].path
+
+    def read(self, number: int, length: int, offset: int) -> bytes:
+        """So many bytes of an archive."""
+        descriptor = self._descriptors.get(number)
+        if descriptor is not None:
+            return read_at(descriptor, length, offset)
+        with self._opening:
+            if number not in self._descriptors and len(self._descriptors) < self._most_open:
+                self._descriptors[number] = self._open(number)
+        if number in self._descriptors:
+            return read_at(self._descriptors[number], length, offset)
+        descriptor = self._open(number)
+        try:
+            return read_at(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+
+    def _open(self, number: int) -> int:
+        """An archive's descriptor. Raises DataError where it is another than was listed."""
+        stamp = self._stamps[number]
+        descriptor = os.open(stamp.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != stamp[1:]:
+            os.close(descriptor)
+            raise DataError(
+                f"{stamp.path} has changed since its images were listed; leave it as it is while "
+                "it is read, and start again"
+            )
+        return descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the descriptors, which are numbers of this process."""
+        return {"_stamps": self._stamps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_stamps"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+def _soft_limit() -> int:
+    """The descriptors that this process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MANY_DESCRIPTORS
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MANY_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit
+
+
+def _class_order(data: str, index: ArchiveIndex, classes: Sequence[str]) -> tuple[list[int], str]:
+    """The place in the index of each of the classes, and a sentence where they go by number."""
+    own = index.classes
+    if not classes or sorted(own) == sorted(classes):
+        number_of = {name: number for number, name in enumerate(own)}
+        return [number_of[name] for name in classes or own], ""
+    if not index.from_shards:
+        raise DataError(wrong_classes(data, own, classes))
+    if index.numbered and len(own) == len(classes):
+        return list(range(len(own))), (
+            f"the {len(own):,} classes of {data} are numbers, which are taken in their order for "
+            f"the model's, from {classes[0]!r} to {classes[-1]!r}"
+        )
+    other = differences(own, classes, ("that are no class of the model", "missing"))
+    raise DataError(
+        f"the labels of {data} are not the model's {len(classes):,} classes: {other}; give labels "
+        f"that are these names, or their numbers from 0 to {len(classes) - 1}"
+    )

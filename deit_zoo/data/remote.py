@@ -1,0 +1,159 @@
+"""Archives at an address that fsspec knows (`s3://`, `gs://`, `https://`): fetched once, whole.
+
+They are kept in the zoo's cache, and read from there as any archive is. A file that has another
+size or another tag at its address by now is fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.weights import cache
+
+# Files that are fetched at the same time.
+FETCHERS = 8
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class _File(NamedTuple):
+    """A file at its address, as it is there now, and its place in the cache."""
+
+    url: str
+    place: Path
+    size: int | None
+    state: dict[str, Any]
+
+    def is_fetched(self) -> bool:
+        record = cache.read_record("archives", self.url)
+        return self.place.is_file() and record == self.state | {"key": self.url}
+
+
+def is_remote(data: str) -> bool:
+    """Whether data lie at an address."""
+    return "://" in data
+
+
+def files_at(url: str) -> list[str]:
+    """The addresses of all that lies in a folder."""
+    files, path = _file_system(url)
+    try:
+        return sorted(files.unstrip_protocol(name) for name in files.ls(path, detail=False))
+    except Exception as error:  # each kind of server raises its own
+        raise _not_fetched(url, error) from error
+
+
+def fetch(urls: Sequence[str]) -> list[Path]:
+    """The files at these addresses in the zoo's cache, fetched where they are not there yet."""
+    from deit_zoo.weights.fetch import download_bar
+
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        files = list(pool.map(_look, urls))
+        missing = [file for file in files if not file.is_fetched()]
+        if missing:
+            with cache.one_at_a_time("archives"):
+                missing = [file for file in missing if not file.is_fetched()]
+                total = sum(file.size or 0 for file in missing)
+                _check_space(total)
+                with download_bar(f"{len(missing):,} archives", total, 0) as advance:
+                    list(pool.map(partial(_fetch, advance=advance), missing))
+    return [file.place for file in files]
+
+
+def _look(url: str) -> _File:
+    files, path = _file_system(url)
+    try:
+        facts = files.info(path)
+        state = {"size": facts.get("size"), "state": files.ukey(path), "etag": _etag(facts)}
+    except Exception as error:
+        raise _not_fetched(url, error) from error
+    folder, _, name = url.rpartition("/")
+    # Files of one name may lie at several addresses.
+    place = cache.folder() / "archives" / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
+    return _File(url, place, state["size"], state)
+
+
+def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
+    """Get one file under its name, whole or not at all."""
+    from fsspec.callbacks import Callback
+
+    callback = Callback()
+    callback.relative_update = advance
+    files, path = _file_system(file.url)
+    temporary = file.place.with_name(f".{file.place.name}.{os.getpid()}")
+    try:
+        file.place.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(path, str(temporary), callback=callback)
+        _check(file, temporary)
+        temporary.replace(file.place)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _not_fetched(file.url, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    cache.write_record("archives", file.url, file.state)
+
+
+def _check(file: _File, temporary: Path) -> None:
+    """Raises DataError unless a file has the size, and the MD5, that its server stated."""
+    size, etag = temporary.stat().st_size, file.state["etag"]
+    if file.size not in (None, size):
+        problem = f"{size:,} bytes came, and {file.size:,} were announced"
+    # A tag is the MD5 of a file that was put there in one piece.
+    elif _MD5.fullmatch(etag) and _md5(temporary) != etag:
+        problem = f"its MD5 is not the {etag} that was announced"
+    else:
+        return
+    raise DataError(f"{file.url} did not arrive whole: {problem}; type the command again")
+
+
+def _etag(facts: dict[str, Any]) -> str:
+    return str(facts.get("ETag") or facts.get("etag") or "").strip('"').lower()
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_space(total: int) -> None:
+    cache.folder().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache.folder()).free
+    if total > free:
+        raise DataError(
+            f"the archives have {total / 1e9:,.1f} GB and the disk of {cache.folder()} has "
+            f"{free / 1e9:,.1f} free; set {cache.CACHE_ENVIRONMENT} to a folder with more"
+        )
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """What reads an address, and its path there. Raises MissingExtraError where it is missing."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{url} needs a package of its own ({error}); type: pip install 'deit_zoo[remote]'"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{url} is no address that fsspec knows; give one of s3://, gs:// or https://"
+        ) from error
+
+
+def _not_fetched(url: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{url} cannot be fetched ({reason}); look at the address and at your access")
