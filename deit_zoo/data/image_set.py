@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
@@ -12,10 +12,14 @@ from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.parquet import ParquetSet, is_parquet
+from deit_zoo.data.remote import is_remote
 from deit_zoo.data.table import SplitName, TableSet
+from deit_zoo.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Kind = Literal["table", "archives", "heap", "folder"]
 
 
 class ImageSet(Protocol):
@@ -52,22 +56,59 @@ def open_unchecked(data: str | Path, split: SplitName) -> ImageSet:
     return _open(data, split, (), allow_empty=True)
 
 
+def kind_of(data: str | Path) -> Kind:
+    """What the images of a data set lie in. Raises DataError, with every kind in it, for none.
+
+    The images of a table are rows. A heap is Kaggle's, which holds the validation images.
+    """
+    if is_table(data):
+        return "table"
+    if means_archives(str(data)):
+        return "archives"
+    if find_heap(data):
+        return "heap"
+    if Path(data).is_dir():
+        return "folder"
+    raise DataError(
+        f"{data} is no data set; give a folder with train/ and val/ of class folders, a .tar or "
+        ".zip of one, WebDataset shards (their folder, or a pattern such as "
+        "shards/{train,val}-{000..127}.tar), the folder of ImageNet's archives as downloaded, or "
+        "of Parquet files, or hfds:NAME"
+    )
+
+
+def is_table(data: str | Path) -> bool:
+    """Whether the images of a data set are rows."""
+    return is_hfds(data) or is_parquet(data)
+
+
+def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
+    """Whether the classes of a data set are named otherwise than folders: by words or numbers.
+
+    They then go for a model's in their order.
+    """
+    kind, numbers = kind_of(data), {str(number) for number in range(len(classes))}
+    return kind == "table" or (kind == "archives" and set(classes) == numbers)
+
+
+def absolute(data: str | Path) -> str:
+    """A data set as it is named from any folder."""
+    is_place = not is_hfds(data) and not is_remote(str(data))
+    return str(Path(data).resolve()) if is_place else str(data)
+
+
 def open_table(data: str, split: SplitName, classes: Sequence[str] = ()) -> TableSet:
     """One split of a data set whose images are rows."""
     return (HubSet if is_hfds(data) else ParquetSet)(data, split, classes)
 
 
-def is_table(data: str | Path) -> bool:
-    """Whether the images of a data set are rows, and its classes may have words for names."""
-    return is_hfds(data) or is_parquet(data)
-
-
 def _open(
     data: str | Path, split: SplitName, classes: Sequence[str], *, allow_empty: bool
 ) -> ImageSet:
-    if is_table(data):
+    kind = kind_of(data)
+    if kind == "table":
         return open_table(str(data), split, classes)
-    if means_archives(str(data)):
+    if kind == "archives":
         index = open_index(str(data), split)
         return ArchiveSet(str(data), split, index, classes, allow_empty=allow_empty)
     heap = find_heap(data)

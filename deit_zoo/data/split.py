@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 
 from deit_zoo.data.folder import class_folders, is_image
-from deit_zoo.data.heap import find_heap
-from deit_zoo.data.image_set import is_table
+from deit_zoo.data.image_set import kind_of
 from deit_zoo.errors import DataError
 
 
@@ -52,7 +51,7 @@ def train_val_split(data: Path, val_share: float) -> dict[str, dict[str, Path]]:
 def _check_split(data: str | Path) -> None:
     """Raises DataError for a folder of class folders, in which nothing is kept apart."""
     root = Path(data)
-    if is_table(data) or find_heap(data) or not root.is_dir() or (root / "val").is_dir():
+    if kind_of(data) != "folder" or (root / "val").is_dir():
         return
     names = sorted(path.name for path in root.iterdir() if path.is_dir())
     if names and "train" not in names:

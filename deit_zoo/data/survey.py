@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
+from deit_zoo.data.archive_source import open_index
 from deit_zoo.data.folder import (
     IMAGE_SUFFIXES,
     class_folders,
@@ -23,7 +25,7 @@ from deit_zoo.data.folder import (
     walk,
 )
 from deit_zoo.data.heap import HeapSet, find_heap
-from deit_zoo.data.image_set import ImageSet, is_table, open_table
+from deit_zoo.data.image_set import ImageSet, kind_of, open_table
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
@@ -90,8 +92,13 @@ def validate(data: str | Path, progress: Callable[[int], None] = lambda files: N
 
 def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
     """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
-    if is_table(data):
+    kind = kind_of(data)
+    if kind == "table":
         train, val = _scan_table(str(data), "train"), _scan_table(str(data), "val")
+    elif kind == "archives":
+        listed = _Total(progress)
+        train = _scan_archives(str(data), "train", listed.add)
+        val = _scan_archives(str(data), "val", listed.add)
     elif heap := find_heap(data):
         train = _scan_folder(heap.root / "train", progress, 0)
         val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
@@ -167,6 +174,37 @@ def _scan_table(data: str, split: SplitName) -> Split:
         bytes=images.bytes,
         identity=images.identity(),
     )
+
+
+def _scan_archives(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:
+    """What class folders with the same images would be told from others by."""
+    index = open_index(data, split, progress)
+    files = sum(index.counts)
+    return Split(
+        name=split,
+        classes=dict(zip(index.classes, index.counts, strict=True)),
+        others=index.others,
+        bytes=index.num_bytes,
+        identity={
+            "files": files,
+            "bytes": index.num_bytes,
+            "listing_sha256": index.listing_sha256,
+        },
+    )
+
+
+class _Total:
+    """The sum of what several threads have listed."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self.progress = progress
+        self.files = 0
+        self._adding = Lock()
+
+    def add(self, files: int) -> None:
+        with self._adding:
+            self.files += files
+            self.progress(self.files)
 
 
 def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) -> Split:

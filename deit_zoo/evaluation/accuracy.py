@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.data.heap import find_heap
-from deit_zoo.data.image_set import ImageSet, is_table, open_set
+from deit_zoo.data.image_set import ImageSet, kind_of, open_set
 from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import ZooError
@@ -68,9 +67,9 @@ class EvalDataset(Dataset[tuple[Any, int]]):
 
 def validation_set(data: str | Path, classes: Sequence[str] = ()) -> ImageSet:
     """The validation images of a data set, or of a folder that is nothing else."""
-    if is_table(data) or find_heap(data):
-        return open_set(data, "val", classes)
-    return FolderSet(validation_folder(Path(data)), classes)
+    if kind_of(data) == "folder":
+        return FolderSet(validation_folder(Path(data)), classes)
+    return open_set(data, "val", classes)
 
 
 def validation_folder(data: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.folder import FolderSet, class_folders
-from deit_zoo.data.image_set import ImageSet, is_table
+from deit_zoo.data.image_set import ImageSet, kind_of
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_folder, validation_set
 from deit_zoo.labels import labels
@@ -87,10 +87,11 @@ def open_eval_set(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
             f"{len(folders):,} of its own; give a model of ImageNet-1k"
         )
-    if is_table(data):
-        raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
-    if kind == "real":
+    place = kind_of(data)
+    if kind == "real" and place != "table":
         return _real(data, folders, file)
+    if place != "folder":
+        raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
     root = validation_folder(Path(data))
     if kind == "v2":
         # By number: sorted as text, "10" comes before "2".

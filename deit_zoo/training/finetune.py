@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.data.image_set import is_table
+from deit_zoo.data.image_set import has_own_names
 from deit_zoo.data.split import link_split, train_val_split
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import MODEL_FILE, PLAN_FILE
@@ -176,7 +176,7 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
         spec, teacher_classes = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
     if spec is None or not teacher_classes or sorted(teacher_classes) == sorted(classes):
         return
-    if is_table(data) and len(teacher_classes) == len(classes):  # named there in other words
+    if len(teacher_classes) == len(classes) and has_own_names(data, classes):
         return
     run = Path("runs") / f"{spec.name}_teacher"
     raise RecipeError(

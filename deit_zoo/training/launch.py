@@ -208,7 +208,7 @@ def make_job(
     progress: Callable[[int], None],
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
-    from deit_zoo.data.hub import is_hfds
+    from deit_zoo.data.image_set import absolute
     from deit_zoo.data.survey import validate
 
     recipe = plan.recipe
@@ -224,9 +224,7 @@ def make_job(
         )
     folder = str(data) if data is not None else str(digits_folder(output))
     content = validate(folder, progress)
-    if not is_hfds(folder):
-        folder = str(Path(folder).resolve())
-    return Job(plan=fit(plan, content), data=folder, fingerprint=content.fingerprint())
+    return Job(plan=fit(plan, content), data=absolute(folder), fingerprint=content.fingerprint())
 
 
 def with_num_images(plan: Plan, content: Survey) -> Plan:
@@ -247,10 +245,10 @@ def check_same_data(output: Path, job: Job) -> None:
 
 def check_classes(recipe: Recipe, data: str, classes: list[str]) -> None:
     """Raises DataError where a folder's classes are not those that the recipe is for."""
-    from deit_zoo.data.image_set import is_table
+    from deit_zoo.data.image_set import has_own_names
 
     expected = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
-    if classes != expected and not is_table(data):
+    if classes != expected and not has_own_names(data, classes):
         other = sorted(set(classes) - set(expected)) or sorted(set(expected) - set(classes))
         raise DataError(
             f"{data} has {len(classes):,} classes; {recipe.name} is trained on the "
