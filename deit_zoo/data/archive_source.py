@@ -24,7 +24,7 @@ from deit_zoo.data.archive_layout import (
     list_imagenet_train,
     list_imagenet_val,
 )
-from deit_zoo.data.folder import listing_errors
+from deit_zoo.data.folder import is_image, listing_errors
 from deit_zoo.data.remote import fetch, files_at, is_remote
 from deit_zoo.errors import DataError, DownloadError
 from deit_zoo.weights import cache
@@ -49,7 +49,8 @@ def means_archives(data: str) -> bool:
     path = Path(data)
     if is_remote(data) or _is_pattern(data) or path.suffix.lower() in (*SUFFIXES, *STREAMS):
         return True
-    return path.is_dir() and (_is_imagenet(path) or bool(_archives_in(path)))
+    holds_some = path.is_dir() and (_is_imagenet(path) or bool(_archives_in(path)))
+    return holds_some and not _has_class_folders(path)
 
 
 def open_index(data: str, split: str, progress: Progress = lambda files: None) -> ArchiveIndex:
@@ -153,7 +154,7 @@ def _word(archive: str, data: str) -> str | None:
 def _addresses(data: str) -> list[str]:
     """The archives that data name, one by one."""
     if _is_pattern(data):
-        return _expanded(data)
+        return expand(data)
     if Path(data).suffix.lower() in (*SUFFIXES, *STREAMS):
         return [data]
     if not is_remote(data):
@@ -165,22 +166,30 @@ def _addresses(data: str) -> list[str]:
 
 
 def _archives_in(root: Path) -> list[Path]:
-    """The archives in a folder, or in its train/ and val/; none where there are other folders."""
+    """The archives in a folder, and in its train/ and val/."""
     with listing_errors():
-        folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-        if any(folder.name not in SPLIT_FOLDERS for folder in folders):
-            return []
-        inner = [path for folder in folders for path in folder.iterdir()]
-    if any(path.is_dir() for path in inner):
-        return []
-    return sorted(path for path in [*root.iterdir(), *inner] if path.name.endswith(SUFFIXES))
+        folders = [root, *(root / name for name in SPLIT_FOLDERS if (root / name).is_dir())]
+        files = [path for folder in folders for path in folder.iterdir()]
+    return sorted(path for path in files if path.name.lower().endswith(SUFFIXES))
+
+
+def _has_class_folders(root: Path) -> bool:
+    """Whether folders in a folder, or in its train/ and val/, hold images."""
+    with listing_errors():
+        for folder in (path for path in root.iterdir() if path.is_dir()):
+            entries = list(folder.iterdir())
+            if folder.name in SPLIT_FOLDERS and any(path.is_dir() for path in entries):
+                return True
+            if any(is_image(path.name) for path in entries):
+                return True
+    return False
 
 
 def _is_pattern(data: str) -> bool:
     return "{" in data and not Path(data).exists()
 
 
-def _expanded(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """The names of a pattern: `{a,b}` is each of these, `{00..63}` each number between."""
     start = pattern.find("{")
     if start < 0:
@@ -202,5 +211,5 @@ def _expanded(pattern: str) -> list[str]:
             "train-{000..127}.tar or {train,val}.zip"
         )
     head, tail = pattern[:start], pattern[cuts[-1] + 1 :]
-    inner = [text for choice in choices for text in _expanded(choice)]
-    return [f"{head}{text}{rest}" for text in inner for rest in _expanded(tail)]
+    inner = [text for choice in choices for text in expand(choice)]
+    return [f"{head}{text}{rest}" for text in inner for rest in expand(tail)]

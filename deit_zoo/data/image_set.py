@@ -63,10 +63,10 @@ def kind_of(data: str | Path) -> Kind:
     """
     if is_table(data):
         return "table"
-    if means_archives(str(data)):
-        return "archives"
     if find_heap(data):
         return "heap"
+    if means_archives(str(data)):
+        return "archives"
     if Path(data).is_dir():
         return "folder"
     raise DataError(

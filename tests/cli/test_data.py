@@ -109,7 +109,7 @@ def test_json_holds_counts_and_bad_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere"], "nowhere has no folder train/; it must hold train/ and val/, each with one"),
+        (["nowhere"], "nowhere is no data set; give a folder with train/ and val/"),
         (["hfds:nobody/nothing"], "hfds:nobody/nothing cannot be read ("),
     ],
 )
