@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -102,7 +103,7 @@ def whole(given: list[Batch], rounds: int, device: str) -> Iterator[Row]:
     )
     print(f"crops of {bytes_of_crops / 1000:.0f} kB", flush=True)
     yield row_of(f"{images} images", of_gpu, images)
-    yield {"what": "launching it, on the CPU", "ms": of_cpu}
+    yield {"what": f"launching {images} images, on the CPU", "ms": of_cpu}
 
 
 def row_of(what: str, ms: float, images: int) -> Row:
@@ -131,7 +132,7 @@ def kernels(given: list[Batch]) -> Iterator[Row]:
 
 
 def pixels(augment: TrainAugment, images: int, device: str) -> str:
-    """How many of the images are Pillow's in every bit; those that are not are printed."""
+    """How many of the images are Pillow's in every bit; some that are not are printed."""
     equal = 0
     for drawn in batches(augment, images, min(images, 125), (*SIZES, *RARE_SIZES)):
         batch = Batch(augment, drawn, device)
@@ -143,10 +144,10 @@ def pixels(augment: TrainAugment, images: int, device: str) -> str:
 
 
 def num_equal(batch: Batch, expected: Tensor) -> int:
-    """How many images of a batch are as expected."""
+    """How many images of a batch are as expected; of the others the first few are printed."""
     found = batch.images.cpu()
     differs = (found != expected).flatten(1).double().mean(1)
-    for place in differs.nonzero().flatten().tolist():
+    for place in differs.nonzero().flatten()[:5].tolist():
         words = batch.rows[place]
         operations = words[record.FIRST_LAYER :: record.LAYER]
         worst = (found[place] - expected[place]).abs().max().item()
@@ -173,10 +174,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = arguments.device
     augment = train_augment(replace(DEIT_SMALL, img_size=IMG_SIZE[device]))
-    count = BATCH[device]
-    given = [
-        Batch(augment, drawn, device) for drawn in batches(augment, NUM_BATCHES * count, count)
-    ]
+
+    def batches_of(count: int) -> list[Batch]:
+        return [
+            Batch(augment, drawn, device) for drawn in batches(augment, NUM_BATCHES * count, count)
+        ]
+
+    given = batches_of(BATCH[device])
     rows: list[Row] = []
     failed: list[dict[str, str]] = []
     more: dict[str, Any] = {"failed": failed}
@@ -188,6 +192,7 @@ def main() -> None:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             failed.append({"model": part, "who": device, "reason": reason})
             print(f"{part}: {reason}", flush=True)
+            traceback.print_exc()
         write(arguments, rows, {}, name="augment", device=device, **more)
 
     def keep(found: Iterator[Row]) -> None:
@@ -206,6 +211,8 @@ def main() -> None:
         print(more["note"], flush=True)
 
     attempt("time", lambda: keep(whole(given, arguments.rounds, device)))
+    if device == "cuda":  # as many as a worker fills a slot with
+        attempt("slots", lambda: keep(whole(batches_of(64), arguments.rounds, device)))
     attempt("pixels", compare)
     if device == "cuda":
         attempt("kernels", lambda: keep(kernels(given)))

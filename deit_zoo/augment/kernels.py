@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 512  # bytes, or numbers, of a program: two for each thread, so that neighbours read lines
 COUNT_BLOCK = 2048  # pixels of one that counts values
+MIN_PLACES = 256  # so that the same kernel serves most numbers of places
 EXACT: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 1}
 
 OFFSET = tl.constexpr(record.OFFSET)
@@ -104,7 +105,7 @@ class _Batch:
         _weights[places, 2](
             self.words,
             *spans,
-            PLACES=triton.next_power_of_2(places),
+            PLACES=max(MIN_PLACES, triton.next_power_of_2(places)),
             BLOCK=triton.next_power_of_2(size),
             **self.constants,
             **EXACT,
