@@ -29,7 +29,8 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.places import Chunk, Place
-from deit_zoo.training.timm_bridge import Draws
+from deit_zoo.training.timm_bridge import Draws, train_augment
+from harness.slots import photograph
 
 RECIPE = replace(DEIT_PICO, batch_size=64, replicas=2)
 # torch warns where there are fewer cores than workers, and that is no matter here.
@@ -132,6 +133,33 @@ def no_workers_before() -> None:
     """An error of an earlier test refers to its loader until it is collected."""
     gc.collect()
     assert worker_pids() == []
+
+
+class Repeated:
+    """A few images as if they were many."""
+
+    def __init__(self, images: FolderSet, count: int) -> None:
+        self.images = images
+        self.count = count
+        self.classes, self.note = images.classes, images.note
+
+    def __len__(self) -> int:
+        return self.count
+
+    def label_of(self, index: int) -> int:
+        return self.images.label_of(index % len(self.images))
+
+    def name_of(self, index: int) -> str:
+        return self.images.name_of(index % len(self.images))
+
+    def bytes_of(self, index: int) -> int:
+        return self.images.bytes_of(index % len(self.images))
+
+    def read(self, index: int) -> bytes:
+        return self.images.read(index % len(self.images))
+
+    def open(self, index: int) -> Image.Image:
+        return self.images.open(index % len(self.images))
 
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
@@ -249,6 +277,67 @@ def test_workers_end_with_the_loader_though_an_epoch_was_left_early(
     loader.close()
     assert worker_pids() == []
     assert equal(list(loader.epoch(0)), list(loader_of(good, 0).epoch(0)))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> FolderSet:
+    """One file of each kind, and one whose crops are too large for a slot."""
+    root = tmp_path_factory.mktemp("photographs") / "train"
+    kinds = {
+        "rgb.jpg": ("RGB", (60, 45), "JPEG"),
+        "portrait.jpg": ("RGB", (45, 60), "JPEG"),
+        "grey.jpg": ("L", (60, 45), "JPEG"),
+        "cmyk.jpg": ("CMYK", (60, 45), "JPEG"),
+        "alpha.png": ("RGBA", (50, 50), "PNG"),
+        "palette.png": ("P", (50, 50), "PNG"),
+        "named_otherwise.jpg": ("RGB", (60, 45), "PNG"),
+        "tall.jpg": ("RGB", (20, 300), "JPEG"),
+        "line.png": ("RGB", (40, 1), "PNG"),
+        "large.jpg": ("RGB", (1200, 900), "JPEG"),
+    }
+    for number in range(40):
+        name, (mode, size, kind) = list(kinds.items())[number % len(kinds)]
+        place = root / str(number % 2) / f"{number}_{name}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        photograph(number, *size).convert(mode).save(place, kind)
+    return FolderSet(root)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers"), [("cpu", 0), ("cpu", 1), pytest.param("cuda", 3, marks=pytest.mark.gpu)]
+)
+def test_where_images_are_augmented_changes_no_bit(
+    photographs: FolderSet, device: str, workers: int
+) -> None:
+    # Every operation and half of the images erased, in slots that a large crop does not fit into.
+    recipe = replace(
+        RECIPE, data="folder", img_size=32, repeated_aug=3, rand_augment="rand-m9-mstd0.5-inc1"
+    )
+    recipe = replace(recipe, crop_scale=(0.08, 1.0), hflip=0.5, random_erasing=0.5)
+
+    def seen(device: str, augment: str, workers: int) -> list[Batch]:
+        plan = Plan(
+            recipe=recipe,
+            modified=True,
+            device=device,
+            processes=1,
+            workers=workers,
+            num_images=256,
+            augment=augment,  # type: ignore[arg-type]
+        )
+        images = Repeated(photographs, 256)
+        loader = TrainLoader(images, train_augment(recipe), plan, range(2))
+        found = [
+            batch._replace(images=batch.images.cpu(), labels=batch.labels.cpu())
+            for epoch in range(2)
+            for batch in loader.epoch(epoch)
+        ]
+        loader.close()
+        return found
+
+    by_pillow = seen("cpu", "workers", 0)
+    assert len(by_pillow) == 16
+    assert equal(seen(device, "device", workers), by_pillow)
 
 
 @pytest.mark.usefixtures("impatient")
