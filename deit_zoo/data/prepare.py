@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
@@ -42,8 +42,6 @@ def write_tree(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
-    for images in splits.values():
-        _check_names(images)
     unfinished = output.absolute().with_name(f".{output.name}.{size or 'whole'}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     _check_space(splits, unfinished, size)
@@ -52,7 +50,7 @@ def write_tree(
         folders = [unfinished / split / name for name in class_folder_names(images.classes)]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        write = partial(_write, images, folders, size)
+        write = partial(_write, images, folders, _repeated_names(images), size)
         with prefetch(range(len(images)), write, batch_size=CHUNK, threads=workers) as batches:
             for batch in batches:
                 done += len(batch)
@@ -129,17 +127,17 @@ def _bytes(images: LabelledImages, index: int, size: int | None) -> int:
     return len(shrink(images.read(index), images.name_of(index), size))
 
 
-def _check_names(images: LabelledImages) -> None:
-    """Raises DataError where two images of a class have one name."""
+def _repeated_names(images: LabelledImages) -> set[int]:
+    """The images before which another of their class has their name, as in two shards."""
     seen: set[tuple[int, str]] = set()
+    repeated = set()
     for index in range(len(images)):
-        place = (images.label_of(index), _own_name(images, index) or str(index))
-        if place in seen:
-            raise DataError(
-                f"another image of the class of {images.name_of(index)} has its name too; rename "
-                "one of them"
-            )
-        seen.add(place)
+        if name := _own_name(images, index):
+            place = (images.label_of(index), name)
+            if place in seen:
+                repeated.add(index)
+            seen.add(place)
+    return repeated
 
 
 def _own_name(images: LabelledImages, index: int) -> str:
@@ -148,15 +146,24 @@ def _own_name(images: LabelledImages, index: int) -> str:
     return name if is_image(name) else ""
 
 
-def _write(images: LabelledImages, folders: Sequence[Path], size: int | None, index: int) -> None:
-    folder = folders[images.label_of(index)]
-    name = _own_name(images, index)
+def _write(
+    images: LabelledImages,
+    folders: Sequence[Path],
+    repeated: Set[int],
+    size: int | None,
+    index: int,
+) -> None:
+    folder, name = folders[images.label_of(index)], _own_name(images, index)
+    if index in repeated:
+        name = f"{index:08}_{name}" if name else ""
     if name and _is_whole(folder / name, images, index, size):
         return
     content = images.read(index)
     if size:
         content = shrink(content, images.name_of(index), size)
     file = folder / (name or f"{index:08}{_suffix(content, images.name_of(index))}")
+    if file.exists() and file.stat().st_size == len(content):
+        return
     temporary = folder / f".{file.name}.part"
     temporary.write_bytes(content)
     temporary.replace(file)

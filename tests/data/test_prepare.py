@@ -84,10 +84,15 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert files(tmp_path / ".tree.whole.unfinished") == {}
 
 
-def test_two_images_of_a_class_with_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
-    write(folder, {"train/red/a/2.png": photo("red")})
-    told = refused(lambda: write_tree(splits(folder), tmp_path / "tree", workers=1))
-    assert told.endswith("red/a/2.png has its name too; rename one of them")
+def test_two_images_of_a_class_with_one_name_get_two(folder: Path, tmp_path: Path) -> None:
+    write(folder, {"train/red/a/2.png": photo("red", (1, 1))})
+    write_tree(splits(folder), tmp_path / "tree", workers=1)
+    found = files(tmp_path / "tree" / "train" / "red")
+    assert found == {
+        "10.png": photo("red"),
+        "2.png": photo("red"),
+        "00000003_2.png": photo("red", (1, 1)),
+    }
 
 
 def test_with_a_size_only_larger_images_change(tmp_path: Path) -> None:
