@@ -1,7 +1,8 @@
-"""`deit-zoo data`: the embedded digits, and a check of other data. Talk goes to stderr."""
+"""`deit-zoo data`: the embedded digits, other data checked or unpacked. Talk goes to stderr."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, print_error, print_json, talk
+from deit_zoo.cli.console import Bar, print_error, print_json, talk, writing
 from deit_zoo.cli.options import AsJson
+from deit_zoo.errors import DataError
 
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Survey
@@ -30,9 +32,66 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
     talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
 
 
+@data_app.command("prepare")
+def prepare_(
+    data: Annotated[str, typer.Argument(help="Any data set; or imagenet, with --train and --val.")],
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+    train: Annotated[Path | None, typer.Option(help="ILSVRC2012_img_train.tar.")] = None,
+    val: Annotated[Path | None, typer.Option(help="ILSVRC2012_img_val.tar.")] = None,
+    devkit: Annotated[
+        Path | None, typer.Option(help="ILSVRC2012_devkit_t12.tar.gz or LOC_val_solution.csv.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make larger images smaller: pixels of the short side."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads (default: one per core).")
+    ] = None,
+) -> None:
+    """Write a folder tree with train/ and val/ from archives, tables, or any other data set.
+
+    Whole or not at all; after a stop the same command goes on. --size changes pixels, and so
+    results.
+    """
+    from deit_zoo.data.image_set import open_unchecked
+    from deit_zoo.data.prepare import imagenet_splits, write_tree
+    from deit_zoo.machine import usable_cores
+
+    if (train is None) != (val is None) or (devkit is not None and val is None):
+        raise DataError(
+            "--train, --val and --devkit are ImageNet's archives; give the first two together, or "
+            "none of them"
+        )
+    if size is not None:
+        talk.print(
+            f"images whose short side is over {size} pixels get other pixels: what is trained or "
+            "measured on them is not comparable with published figures"
+        )
+    try:
+        with Bar("files") as bar:
+            if train is not None and val is not None:
+                splits = imagenet_splits(train, val, devkit, bar.advance)
+            else:
+                splits = {split: open_unchecked(data, split) for split in ("train", "val")}
+        with Bar("images") as bar, writing(output):
+            threads = workers or usable_cores()
+            write_tree(splits, output, size=size, workers=threads, progress=bar)
+    except KeyboardInterrupt:
+        talk.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    talk.print(
+        f"{len(splits['train']):,} training and {len(splits['val']):,} validation images of "
+        f"{_count(len(splits['train'].classes), 'class')} are in {output}; to decode them all, "
+        f"type: deit-zoo data check {shlex.quote(str(output))}"
+    )
+
+
 @data_app.command("check")
 def check_(
-    data: Annotated[str, typer.Argument(help="A folder with train/ and val/, or hfds:NAME.")],
+    data: Annotated[
+        str, typer.Argument(help="A folder, archives, Parquet files, or hfds:NAME: docs/data.md.")
+    ],
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")
     ] = None,
@@ -86,4 +145,5 @@ def _as_dict(survey: Survey, bad: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}{plural}"

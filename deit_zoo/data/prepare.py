@@ -11,8 +11,12 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from deit_zoo.data.archive_index import build_index, stamp
+from deit_zoo.data.archive_layout import list_imagenet_train, list_imagenet_val
+from deit_zoo.data.archive_set import ArchiveSet
+from deit_zoo.data.archive_source import IMAGENET_LABELS
 from deit_zoo.data.folder import is_image
-from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.transforms import image_errors, open_image, resize
 from deit_zoo.errors import DataError
@@ -26,8 +30,37 @@ RESERVE = 1.05
 QUALITY = 90
 
 
+def imagenet_splits(
+    train: Path,
+    val: Path,
+    labels: Path | None = None,
+    progress: Callable[[int], None] = lambda files: None,
+) -> dict[str, ImageSet]:
+    """ImageNet's two archives; `labels` is the development kit or Kaggle's table.
+
+    Without it, one that lies beside `val` is taken. `progress` gets how many files were listed
+    since its last call.
+    """
+    if labels is None:
+        beside = [val.parent / name for name in IMAGENET_LABELS]
+        labels = next((path for path in beside if path.exists()), None)
+    if labels is None:
+        raise DataError(
+            f"nothing beside {val} says what its images show; type --devkit "
+            f"{IMAGENET_LABELS[0]}, or Kaggle's {IMAGENET_LABELS[-1]}"
+        )
+    rows_of = {
+        "train": (train, list_imagenet_train(train, progress)),
+        "val": (val, list_imagenet_val(val, labels, progress)),
+    }
+    return {
+        split: ArchiveSet(str(archive), split, build_index([stamp(archive)], rows))
+        for split, (archive, rows) in rows_of.items()
+    }
+
+
 def write_tree(
-    splits: Mapping[str, LabelledImages],
+    splits: Mapping[str, ImageSet],
     output: Path,
     *,
     size: int | None = None,
@@ -100,7 +133,7 @@ def shrink(content: bytes, name: str, size: int) -> bytes:
     return file.getvalue()
 
 
-def _check_space(splits: Mapping[str, LabelledImages], folder: Path, size: int | None) -> None:
+def _check_space(splits: Mapping[str, ImageSet], folder: Path, size: int | None) -> None:
     expected = sum(_expected_bytes(images, size) for images in splits.values()) * RESERVE
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
@@ -112,7 +145,7 @@ def _check_space(splits: Mapping[str, LabelledImages], folder: Path, size: int |
         )
 
 
-def _expected_bytes(images: LabelledImages, size: int | None) -> float:
+def _expected_bytes(images: ImageSet, size: int | None) -> float:
     """What the images will take, from some of them evenly spread."""
     samples = range(0, len(images), max(1, len(images) // SAMPLES))
     return (
@@ -120,14 +153,14 @@ def _expected_bytes(images: LabelledImages, size: int | None) -> float:
     )
 
 
-def _bytes(images: LabelledImages, index: int, size: int | None) -> int:
+def _bytes(images: ImageSet, index: int, size: int | None) -> int:
     if size is None:
         with image_errors(images.name_of(index)):
             return images.bytes_of(index)
     return len(shrink(images.read(index), images.name_of(index), size))
 
 
-def _repeated_names(images: LabelledImages) -> set[int]:
+def _repeated_names(images: ImageSet) -> set[int]:
     """The images before which another of their class has their name, as in two shards."""
     seen: set[tuple[int, str]] = set()
     repeated = set()
@@ -140,14 +173,14 @@ def _repeated_names(images: LabelledImages) -> set[int]:
     return repeated
 
 
-def _own_name(images: LabelledImages, index: int) -> str:
+def _own_name(images: ImageSet, index: int) -> str:
     """The name of an image's file, without folders; nothing where it has none, as in a table."""
     name = PurePath(images.name_of(index)).name
     return name if is_image(name) else ""
 
 
 def _write(
-    images: LabelledImages,
+    images: ImageSet,
     folders: Sequence[Path],
     repeated: Set[int],
     size: int | None,
@@ -169,7 +202,7 @@ def _write(
     temporary.replace(file)
 
 
-def _is_whole(file: Path, images: LabelledImages, index: int, size: int | None) -> bool:
+def _is_whole(file: Path, images: ImageSet, index: int, size: int | None) -> bool:
     """Whether an image's file was written before."""
     try:
         found = file.stat().st_size

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deit_zoo.data.digits import digits
 from support.command import Done, Process, deit_zoo, run_python
@@ -104,6 +105,36 @@ def test_json_holds_counts_and_bad_files(folder: Path) -> None:
     assert printed["problem"] is None
     assert (printed["train"]["images"], printed["train"]["classes"]["3"]) == (21, 3)
     assert (printed["val"]["name"], printed["val"]["images"]) == ("val", 10)
+
+
+def test_any_data_set_is_prepared_as_a_tree(whole: Path, tmp_path: Path) -> None:
+    done = data("prepare", whole, "--output", tmp_path / "a tree", "--size", "4", "--workers", "1")
+    assert done == (
+        0,
+        "",
+        "images whose short side is over 4 pixels get other pixels: what is trained or measured on "
+        "them is not comparable with published figures\n"
+        f"20 training and 10 validation images of 10 classes are in {tmp_path}/a tree; to decode "
+        f"them all, type: deit-zoo data check '{tmp_path}/a tree'\n",
+    )
+    with Image.open(next((tmp_path / "a tree" / "val" / "3").iterdir())) as image:
+        assert image.size == (4, 4)
+
+
+def test_one_archive_of_imagenet_alone_is_refused(tmp_path: Path) -> None:
+    done = data("prepare", "imagenet", "--train", "train.tar", "--output", tmp_path / "tree")
+    assert (done.status, done.err) == (
+        2,
+        "error: --train, --val and --devkit are ImageNet's archives; give the first two together, "
+        "or none of them\n",
+    )
+
+
+def test_imagenets_archives_that_are_not_there_are_named(tmp_path: Path) -> None:
+    options = ("--train", tmp_path / "train.tar", "--val", tmp_path / "val.tar")
+    done = data("prepare", "imagenet", *options, "--output", tmp_path / "tree")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"error: nothing beside {tmp_path}/val.tar says what ")
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,16 @@ import shutil
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.data.prepare import class_folder_names, shrink, write_tree
+from deit_zoo.data.image_set import open_set
+from deit_zoo.data.prepare import class_folder_names, imagenet_splits, shrink, write_tree
 from deit_zoo.labels import labels
+from support.imagenet import kit_files, solution_csv, write_tar
 from support.images import encoded, photo, refused, write
 
 
@@ -130,3 +134,61 @@ def test_classes_that_cannot_become_folders_are_refused(classes: list[str], exam
     assert refused(lambda: class_folder_names(classes)).startswith(
         f"class {example!r} cannot be the name of a folder of its own; "
     )
+
+
+SYNSETS = ["n02119789", "n01440764"]
+LABELS = ["n01440764", "n02119789", "n01440764"]
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> tuple[Path, Path]:
+    """ImageNet's archives, of two classes and three images to validate with."""
+    inner = {
+        f"{name}.tar": write_tar(
+            tmp_path / f"{name}.tar", {f"{name}_{number}.JPEG": photo("red") for number in (1, 2)}
+        ).read_bytes()
+        for name in SYNSETS
+    }
+    train = write_tar(tmp_path / "downloads" / "ILSVRC2012_img_train.tar", inner)
+    images = {f"ILSVRC2012_val_{n:08}.JPEG": photo("blue", (n, 1)) for n in (1, 2, 3)}
+    return train, write_tar(tmp_path / "downloads" / "ILSVRC2012_img_val.tar", images)
+
+
+EXPECTED = {f"train/{name}/{name}_{number}.JPEG" for name in SYNSETS for number in (1, 2)} | {
+    f"val/{label}/ILSVRC2012_val_{n:08}.JPEG" for n, label in enumerate(LABELS, start=1)
+}
+
+
+def test_imagenets_archives_become_its_tree(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    kit = write_tar(tmp_path / "kit.tar.gz", kit_files(SYNSETS, LABELS), "w:gz")
+    listed: list[int] = []
+    write_tree(imagenet_splits(*archives, kit, listed.append), tmp_path / "tree", workers=1)
+    found = files(tmp_path / "tree")
+    assert found.keys() == EXPECTED
+    assert found["val/n02119789/ILSVRC2012_val_00000002.JPEG"] == photo("blue", (2, 1))
+    assert sum(listed) == len(EXPECTED)
+
+
+def test_labels_beside_the_archives_are_found(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    assert refused(lambda: imagenet_splits(*archives)) == (
+        f"nothing beside {archives[1]} says what its images show; type --devkit "
+        "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's LOC_val_solution.csv"
+    )
+    write(archives[1].parent, {"LOC_val_solution.csv": solution_csv(LABELS)})
+    write_tree(imagenet_splits(*archives), tmp_path / "tree", workers=2)
+    assert files(tmp_path / "tree").keys() == EXPECTED
+
+
+def test_a_row_of_a_table_becomes_a_file_of_its_kind(tmp_path: Path) -> None:
+    noise = Image.effect_noise((4, 4), 50)
+    rows = [(encoded(noise), 0), (encoded(noise, "JPEG"), 1), (encoded(noise, "BMP"), 1)]
+    for split in ("train", "val"):
+        table = pa.table({"image": [file for file, _ in rows], "label": [n for _, n in rows]})
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    images = {"train": open_set(tmp_path, "train"), "val": open_set(tmp_path, "val")}
+    write_tree(images, tmp_path / "tree", workers=1)
+    assert files(tmp_path / "tree" / "val") == {
+        "0/00000000.png": rows[0][0],
+        "1/00000001.jpeg": rows[1][0],
+        "1/00000002.bmp": rows[2][0],
+    }
