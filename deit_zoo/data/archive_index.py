@@ -104,37 +104,36 @@ def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveInd
     """The index of what was listed in archives."""
     from_shards = any(rows.in_shard for rows in listed)
     names = {name for rows in listed for name in rows.classes}
-    num_images = sum(len(rows.classes) for rows in listed)
-    classes = _shard_classes(archives, names, num_images) if from_shards else sorted(names)
-    number_of = {name: number for number, name in enumerate(classes)}
-    of_class: list[list[tuple[str, int, int]]] = [[] for _ in classes]
-    for part, rows in enumerate(listed):
-        for row, (name, path) in enumerate(zip(rows.classes, rows.images.names, strict=True)):
-            of_class[number_of[name]].append((path, part, row))
-    for images in of_class:
-        images.sort(key=lambda image: path_parts(image[0]))
-    digest, previous = hashlib.sha256(), None
-    for label, images in enumerate(of_class):
-        for path, part, row in images:
-            archive, size = listed[part].archive, listed[part].images.sizes[row]
-            digest.update(b"%s %d\n" % (os.fsencode(f"{classes[label]}/{path}"), size))
-            # The same key in two shards is two images: many writers count anew in each.
-            this = (label, path, archive if from_shards else 0)
-            if this == previous:
-                raise DataError(
-                    f"{archives[archive].path} holds a second {classes[label]}/{path}; give "
-                    "archives that hold each image once"
-                )
-            previous = this
+    paths = [path for rows in listed for path in rows.images.names]
+    files = [rows.archive for rows in listed for _ in rows.classes]
+    classes = _shard_classes(archives, names, len(paths)) if from_shards else sorted(names)
+    # Where the images of each class stand in what was listed, by and by in their order.
+    of_class = {name: array("Q") for name in classes}
+    for place, name in enumerate(chain.from_iterable(rows.classes for rows in listed)):
+        of_class[name].append(place)
+    for name, places in of_class.items():
+        of_class[name] = array("Q", sorted(places, key=lambda place: path_parts(paths[place])))
+    counts = [len(places) for places in of_class.values()]
+    order = array("Q", chain.from_iterable(of_class.values()))
 
     def column(name: str) -> array[int]:
-        of_part = [getattr(rows.images, name) for rows in listed]
-        values = [of_part[part][row] for images in of_class for _, part, row in images]
-        return narrow(values, max(values, default=0))
+        values = array("Q", chain.from_iterable(getattr(rows.images, name) for rows in listed))
+        return narrow((values[place] for place in order), max(values, default=0))
 
-    counts = [len(images) for images in of_class]
-    files = (listed[part].archive for images in of_class for _, part, _ in images)
-    sizes, deflated = column("sizes"), column("deflated")
+    labels, sizes, deflated = _labels(counts), column("sizes"), column("deflated")
+    digest = hashlib.sha256()
+    previous: tuple[int, str, int] | None = None
+    for label, place, size in zip(labels, order, sizes, strict=True):
+        path = f"{classes[label]}/{paths[place]}"
+        digest.update(b"%s %d\n" % (os.fsencode(path), size))
+        # The same key in two shards is two images: many writers count anew in each.
+        this = (label, path, files[place] if from_shards else 0)
+        if this == previous:
+            raise DataError(
+                f"{archives[files[place]].path} holds a second {path}; give archives that hold "
+                "each image once"
+            )
+        previous = this
     return ArchiveIndex(
         archives=list(archives),
         classes=classes,
@@ -144,14 +143,14 @@ def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveInd
         num_bytes=sum(sizes),
         listing_sha256=digest.hexdigest(),
         columns=Columns(
-            labels=_labels(counts),
-            archives=narrow(files, len(archives)),
+            labels=labels,
+            archives=narrow((files[place] for place in order), len(archives)),
             offsets=column("offsets"),
             lengths=column("lengths"),
             sizes=sizes if any(deflated) else sizes[:0],
             deflated=deflated if any(deflated) else deflated[:0],
         ),
-        names=Strings(path for images in of_class for path, _, _ in images),
+        names=Strings(paths[place] for place in order),
     )
 
 

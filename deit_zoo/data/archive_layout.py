@@ -66,14 +66,14 @@ def list_imagenet_train(path: Path, progress: Progress) -> list[Rows]:
                 f"{path} holds {name!r}; give ILSVRC2012_img_train.tar as it was downloaded: an "
                 "archive for each class, such as 'n01440764.tar'"
             )
-    spans = zip(outer.offsets, outer.lengths, strict=True)
-    archives = [Archive(path, offset, offset + length) for offset, length in spans]
+
+    def rows_of(number: int) -> Rows:
+        start, name = outer.offsets[number], outer.names[number].removesuffix(".tar")
+        members = list_members(Archive(path, start, start + outer.lengths[number]), progress)
+        return _in_folders(members, ((name, inner) for inner in members.names))
+
     with ThreadPoolExecutor(LISTERS) as pool:
-        listed = pool.map(partial(list_members, progress=progress), archives)
-        return [
-            _in_folders(members, ((name.removesuffix(".tar"), inner) for inner in members.names))
-            for name, members in zip(outer.names, listed, strict=True)
-        ]
+        return list(pool.map(rows_of, range(len(outer.names))))
 
 
 def list_imagenet_val(path: Path, labels: Path, progress: Progress) -> list[Rows]:

@@ -96,7 +96,7 @@ def list_members(archive: Archive, progress: Callable[[int], None] = lambda coun
             raise DataError(
                 f"{archive.path} holds {name!r}, which leads out of it; give an archive of a folder"
             )
-        members.names.append(name)
+        members.names.append(name.removeprefix("./"))
         members.offsets.append(offset)
         members.lengths.append(length)
         members.sizes.append(size)
@@ -139,7 +139,7 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
                 size = size if long_size is None else long_size
                 long_name = long_size = None
                 if kind in b"0\0007" and not name.endswith("/"):
-                    yield _Member(name.removeprefix("./"), offset, size, size)
+                    yield _Member(name, offset, size, size)
                 elif kind not in b"5g" and is_image(name):
                     raise DataError(
                         f"{path} holds {name!r} as a link or in pieces; pack it again with tar "

@@ -87,8 +87,8 @@ def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
 
     They then go for a model's in their order.
     """
-    kind, numbers = kind_of(data), {str(number) for number in range(len(classes))}
-    return kind == "table" or (kind == "archives" and set(classes) == numbers)
+    numbered = set(classes) == {str(number) for number in range(len(classes))}
+    return is_table(data) or (numbered and means_archives(str(data)))
 
 
 def absolute(data: str | Path) -> str:

@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,9 +49,11 @@ class Strings:
     """Many strings in one block: loader workers share it, where a million objects are copied."""
 
     def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self.block = b"".join(encoded)
-        self.ends = narrow(accumulate(map(len, encoded)), len(self.block))
+        block, ends = bytearray(), array("Q")
+        for string in strings:
+            block += os.fsencode(string)
+            ends.append(len(block))
+        self.block, self.ends = bytes(block), narrow(ends, len(block))
 
     @classmethod
     def of(cls, block: bytes, ends: array[int]) -> Strings:
