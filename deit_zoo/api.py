@@ -244,7 +244,7 @@ def evaluate(
     Args:
         name_or_model: a name (its checkpoint is loaded), the folder of a run, or a model from
             `create`.
-        data: the folder, or `hfds:NAME`.
+        data: the folder, or another form in docs/data.md, such as `hfds:NAME`.
         batch_size: images that a process looks at together.
         workers: processes that read images, beside each that looks at them; None chooses.
         device: where the model runs, in this process.

@@ -90,7 +90,7 @@ def prepare_(
 @data_app.command("check")
 def check_(
     data: Annotated[
-        str, typer.Argument(help="A folder, archives, Parquet files, or hfds:NAME: docs/data.md.")
+        str, typer.Argument(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")

@@ -32,7 +32,7 @@ FIGURES = {"top1": 3, "top5": 3, "loss": 4}
 def evaluate_(
     name: NameOrRun,
     data: Annotated[
-        str, typer.Option(help="A folder per class, or val/ with those in it, or hfds:NAME.")
+        str, typer.Option(help="A folder per class, or any other form in docs/data.md.")
     ],
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs that share the images; 0 is the CPU.")

@@ -27,7 +27,7 @@ def reproduce_(
     name: Name,
     gpus: Annotated[int, typer.Option(help="GPUs of a node; 0 is the CPU.")],
     data: Annotated[
-        str | None, typer.Option(help="A folder with train/ and val/, or hfds:NAME_OR_PATH.")
+        str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.")
@@ -111,7 +111,7 @@ def reproduce_(
 def finetune_(
     name: Name,
     data: Annotated[
-        str, typer.Option(help="A folder with train/ and val/ of class folders, or hfds:NAME.")
+        str, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
