@@ -1,0 +1,156 @@
+"""Archives at an address: fetched once, whole, and read as those on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import fsspec
+import pytest
+
+from deit_zoo.data.image_set import ImageSet, open_set
+from deit_zoo.data.survey import validate
+from deit_zoo.errors import MissingExtraError
+from support.archives import FILES, shards
+from support.images import refused
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds nothing."""
+    monkeypatch.setenv("DEIT_ZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Server(NamedTuple):
+    """A server of the files in a folder: what it was asked for, and what it does not tell."""
+
+    url: str
+    folder: Path
+    sent: list[str]
+    cut: set[str]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder, sent, cut = Path(shards(tmp_path / "served", FILES)), [], set()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def do_GET(self) -> None:
+            sent.append(self.path)
+            super().do_GET()
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            content = source.read()
+            outputfile.write(content[:1000] if self.path in cut else content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        thread = Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        yield Server(f"http://127.0.0.1:{served.server_port}", folder, sent, cut)
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[str]:
+    """The same shards in fsspec's memory."""
+    files = fsspec.filesystem("memory")
+    for file in Path(shards(tmp_path / "bucket", FILES)).iterdir():
+        files.pipe_file(f"/bucket/{file.name}", file.read_bytes())
+    yield "memory://bucket"
+    files.rm("/bucket", recursive=True)
+
+
+def content(images: ImageSet) -> list[tuple[bytes, int]]:
+    return [(images.read(i), images.label_of(i)) for i in range(len(images))]
+
+
+PATTERN = "x-{train,validation}-{000..002}.tar"
+
+
+def test_shards_of_a_server_are_those_of_its_folder(server: Server, cache: Path) -> None:
+    data = f"{server.url}/{PATTERN}"
+    assert validate(data).fingerprint() == validate(server.folder).fingerprint()
+    assert content(open_set(data, "train")) == content(open_set(server.folder, "train"))
+    # Listed, read and listed again: each was sent once.
+    assert sorted(server.sent) == sorted(f"/{file.name}" for file in server.folder.iterdir())
+    assert Path(open_set(data, "val").name_of(0)).is_relative_to(cache)
+
+
+@pytest.mark.parametrize("data", ["memory://bucket", f"memory://bucket/{PATTERN}"])
+def test_shards_of_a_bucket_are_given_by_its_folder_or_by_a_pattern(
+    bucket: str, tmp_path: Path, data: str
+) -> None:
+    expected = open_set(tmp_path / "bucket" / "shards", "val")
+    assert content(open_set(data, "val")) == content(expected)
+
+
+def test_a_shard_that_is_another_by_now_is_fetched_again(bucket: str, tmp_path: Path) -> None:
+    before = content(open_set(bucket, "train"))
+    files = fsspec.filesystem("memory")
+    first, second = (f"/bucket/x-train-00{number}.tar" for number in range(2))
+    files.pipe_file(first, files.cat_file(second))
+    after = content(open_set(bucket, "train"))
+    assert (len(before), len(after)) == (12, 12)
+    assert len(set(before)) > len(set(after))
+
+
+def test_a_shard_that_breaks_off_is_refused_and_fetched_whole_the_next_time(
+    server: Server, cache: Path
+) -> None:
+    server.cut.add("/x-train-001.tar")
+    told = refused(lambda: open_set(f"{server.url}/{PATTERN}", "train"))
+    assert told.startswith(f"{server.url}/x-train-001.tar cannot be fetched (")
+    assert not [*(cache / "archives").rglob("*x-train-001.tar*")]
+    server.cut.clear()
+    assert len(open_set(f"{server.url}/{PATTERN}", "train")) == 12
+
+
+def test_what_is_not_at_its_address_is_named(server: Server, bucket: str) -> None:
+    for url in (f"{server.url}/train.tar", "memory://bucket/train.tar"):
+        told = refused(lambda url=url: open_set(url, "train"))  # type: ignore[misc]
+        assert told.startswith(f"{url} cannot be fetched (")
+        assert told.endswith("); look at the address and at your access")
+    assert refused(lambda: open_set("nothing://bucket/train.tar", "train")) == (
+        "nothing://bucket/train.tar is no address that fsspec knows; give one of s3://, gs:// or "
+        "https://"
+    )
+
+
+def test_a_folder_without_archives_is_refused(bucket: str) -> None:
+    fsspec.filesystem("memory").pipe_file("/bucket/empty/notes.txt", b"")
+    assert refused(lambda: open_set("memory://bucket/empty", "train")) == (
+        "memory://bucket/empty holds no .tar or .zip; give the folder of some"
+    )
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    told = refused(lambda: open_set(bucket, "train"))
+    assert told.startswith("the archives have 0.0 GB and the disk of ")
+    assert told.endswith("free; set DEIT_ZOO_CACHE to a folder with more")
+    assert not (cache / "archives").exists()
+
+
+def test_the_package_for_an_address_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingExtraError) as caught:
+        open_set("s3://bucket/train.tar", "train")
+    told = str(caught.value)
+    assert told.startswith("s3://bucket/train.tar needs a package of its own (")
+    assert told.endswith("); type: pip install 'deit_zoo[remote]'")
