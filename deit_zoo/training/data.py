@@ -35,7 +35,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.places import PLACES_PER_CHUNK, Chunk, EpochPlaces, Key, Place, Share
-from deit_zoo.training.ring import Pixels, Ring, SlotWriter
+from deit_zoo.training.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import TrainAugment
 
@@ -263,6 +263,14 @@ class TrainLoader:
                     f"{message} in epoch {epoch + 1}; loading starts again at part {delivered}"
                 )
 
+    def finish(self, filled: Filled, images: Tensor) -> Words:
+        """Write a slot's images to their rows of `images`, on the device; what its rows say."""
+        slot, places, num_bytes = filled
+        rows = self.ring.rows(slot, places)
+        copy = self.ring.bytes[slot, :num_bytes].to(images.device, non_blocking=True)
+        finish(copy, rows, images)
+        return rows
+
     def close(self) -> None:
         """End the workers, and let go of the pages that a GPU copies from."""
         self.end_workers()
@@ -291,16 +299,14 @@ class TrainLoader:
         done = 0
         while done < share.num_rows:
             started = time.perf_counter()
-            slot, places, num_bytes = next(filled)
+            ready = next(filled)
             self.waited += time.perf_counter() - started
-            rows = self.ring.rows(slot, places)
+            rows = self.finish(ready, images)
             of_rows[rows[:, ROW]] = torch.from_numpy(rows[:, [LABEL, BAD]])
-            copy = self.ring.bytes[slot, :num_bytes].to(device, non_blocking=True)
-            finish(copy, rows, images)
             self.ring.give_back(
-                slot, copied=None if self.stream is None else self.stream.record_event()
+                ready.slot, copied=None if self.stream is None else self.stream.record_event()
             )
-            done += places
+            done += ready.places
         labels, bad = of_rows.unbind(1)
         if self.stream is not None:
             labels = labels.pin_memory()

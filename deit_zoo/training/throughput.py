@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, cycle
 from itertools import count as counter
@@ -11,7 +15,9 @@ from itertools import count as counter
 import torch
 from torch import nn
 
-from deit_zoo.errors import RecipeError
+from deit_zoo.augment.record import ROW
+from deit_zoo.data.image_set import ImageSet
+from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.machine import peak_mb, usable_cores
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import count, duration
@@ -25,6 +31,9 @@ MIN_STEPS = 100
 STEPS = 20  # of the warm-up, or as many as go into SECONDS
 SECONDS = 10.0
 CHUNKS = 64  # of the loader's
+COPIES = 4  # of a chunk, before a GPU is waited for
+READS = 32  # files, between two looks at the clock
+SHARE = 0.1  # of the training process's time, that its images may take
 MEMORY_SHARE = 0.85  # of a GPU's memory, that a pass may fill
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -35,6 +44,21 @@ class StepCost:
 
     rate: float
     peak: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """Images per second of each part of one process, alone."""
+
+    reading: float  # by as many threads as there are workers
+    workers: float
+    receiving: float  # copied to the device, and finished there
+    model: float
+
+    @property
+    def training(self) -> float:
+        """Of the training process, which receives images and shows them to the model."""
+        return 1 / (1 / self.receiving + 1 / self.model)
 
 
 def fitting_replicas(state: TrainState, plan: Plan) -> int:
@@ -87,13 +111,15 @@ def profile(state: TrainState, plan: Plan, loader: TrainLoader) -> list[str]:
         return []
     batches = loader.epoch(0)
     step = [next(batches) for _ in state.replicas]  # the workers are up
-    loader_rate = rate_of_workers(loader)
+    workers, receiving = rate_of_workers(loader), rate_of_receiving(loader)
     loader.end_workers()
+    reading = rate_of_reading(loader.images.images, plan.workers) * plan.recipe.repeated_aug
     cost = warm_up(state, plan, step)
     if cost is None:
         return []
+    rates = Rates(reading=reading, workers=workers, receiving=receiving, model=cost.rate)
     cores = usable_cores() * plan.nodes // plan.processes
-    return [outlook(plan, cost), sentence(loader_rate, cost.rate, plan.workers, cores)]
+    return [outlook(plan, cost), sentence(rates, plan.workers, cores)]
 
 
 def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | None:
@@ -130,7 +156,24 @@ def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | N
     return cost
 
 
-def rate_of_workers(loader: TrainLoader) -> float:
+def rate_of_reading(images: ImageSet, workers: int) -> float:
+    """Different images per second whose bytes so many workers have ready, of any in the set."""
+    draw = random.Random(0)
+
+    def read(index: int) -> None:
+        with suppress(DataError):  # a bad image is for the loader to replace
+            images.read(index)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+
+        def act() -> int:
+            indices = [draw.randrange(len(images)) for _ in range(READS)]
+            return len(list(pool.map(read, indices)))
+
+        return rate(act, READS)
+
+
+def rate_of_workers(loader: TrainLoader, chunks: int = CHUNKS) -> float:
     """Images per second that a process's workers have ready."""
     filled = chain.from_iterable(map(loader.filled, counter()))
 
@@ -139,7 +182,24 @@ def rate_of_workers(loader: TrainLoader) -> float:
         loader.ring.give_back(slot)
         return places
 
-    return rate(take, CHUNKS)
+    return rate(take, chunks)
+
+
+def rate_of_receiving(loader: TrainLoader) -> float:
+    """Images per second that a process copies to its device and finishes there."""
+    device, size = loader.group.device, loader.img_size
+    filled = next(loader.filled(0))
+    rows = 1 + int(loader.ring.rows(filled.slot, filled.places)[:, ROW].max())
+    images = torch.empty(rows, 3, size, size, device=device)
+
+    def receive() -> int:
+        for _ in range(COPIES):
+            loader.finish(filled, images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return COPIES * filled.places
+
+    return rate(receive, CHUNKS // COPIES)
 
 
 def rate(act: Callable[[], int], times: int) -> float:
@@ -172,12 +232,23 @@ def outlook(plan: Plan, cost: StepCost) -> str:
     )
 
 
-def sentence(loader: float, model: float, workers: int, cores: int) -> str:
-    """The two rates of one process and the next thing to try."""
-    rates = f"loader {loader:,.0f} img/s, model {model:,.0f} img/s in each process"
-    if loader >= model:
-        return f"{rates}: the model limits, as it should"
-    needed = min(cores, -(-max(workers, 1) * model // loader))
-    if needed > workers:
-        return f"{rates}: loader-bound; try --workers {needed:.0f}"
-    return f"{rates}: loader-bound with every core in use; more cores or smaller files would help"
+def sentence(rates: Rates, workers: int, cores: int) -> str:
+    """The rates of one process, what limits them, and what to do about it."""
+    told = (
+        f"workers {rates.workers:,.0f} img/s, copy and augmentation {rates.receiving:,.0f} img/s, "
+        f"model {rates.model:,.0f} img/s in each process"
+    )
+    if rates.workers >= rates.training:
+        share = rates.training / rates.receiving
+        if share <= SHARE:
+            return f"{told}: the model limits, as it should"
+        part = f"{share:.0%} of whose time goes to images"
+        return f"{told}: the training process limits, {part}"
+    if rates.reading < rates.training:
+        disk = f"the disk limits with {rates.reading:,.0f} img/s"
+        return f"{told}: {disk}; put the images on a faster one"
+    needed = math.ceil(max(workers, 1) * rates.training / rates.workers)
+    best = min(needed, cores)
+    advice = [f"try --workers {best}"] if best > workers else []
+    advice += [count(needed - cores, "more core")] if needed > cores else []
+    return f"{told}: decoding limits; {' and '.join(advice)}"

@@ -21,31 +21,54 @@ from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.signals import Interrupted
-from deit_zoo.training.throughput import StepCost, outlook, profile, rate, sentence
+from deit_zoo.training.throughput import (
+    Rates,
+    StepCost,
+    outlook,
+    profile,
+    rate,
+    sentence,
+)
 from deit_zoo.training.timm_bridge import train_augment
 from support.tables import each_row
 
-EVERY_CORE = "loader-bound with every core in use; more cores or smaller files would help"
 HERE = DistributedContext(device=torch.device("cpu"))
 TEN = [str(digit) for digit in range(10)]
 
 
+MODEL = "the model limits, as it should"
+NEVER = 10**9
+
+
 @each_row(
-    ("loader", "workers", "cores", "advice"),
+    ("reading", "workers", "receiving", "number", "cores", "advice"),
     [
-        (2500, 4, 16, "the model limits, as it should"),
-        (1001, 4, 16, "the model limits, as it should"),
-        (500, 4, 16, "loader-bound; try --workers 8"),
-        (300, 4, 16, "loader-bound; try --workers 14"),
-        (100, 4, 16, "loader-bound; try --workers 16"),
-        (500, 0, 16, "loader-bound; try --workers 2"),
-        (100, 16, 16, EVERY_CORE),
-        (100, 1, 0, EVERY_CORE),
+        (NEVER, 2500, NEVER, 4, 16, MODEL),
+        (NEVER, 1001, NEVER, 4, 16, MODEL),
+        (NEVER, 2500, 9000, 4, 16, MODEL),  # a tenth of the time for images
+        (NEVER, 2500, 4000, 4, 16, "the training process limits, 20% of whose time goes to images"),
+        # Together 800 img/s, though the model alone would take 1,000.
+        (NEVER, 900, 4000, 4, 16, "the training process limits, 20% of whose time goes to images"),
+        (NEVER, 500, NEVER, 4, 16, "decoding limits; try --workers 8"),
+        (NEVER, 400, 4000, 4, 16, "decoding limits; try --workers 8"),
+        (NEVER, 300, NEVER, 4, 16, "decoding limits; try --workers 14"),
+        (NEVER, 500, NEVER, 0, 16, "decoding limits; try --workers 2"),
+        (NEVER, 100, NEVER, 4, 16, "decoding limits; try --workers 16 and 24 more cores"),
+        (NEVER, 100, NEVER, 16, 16, "decoding limits; 144 more cores"),
+        (NEVER, 950, NEVER, 16, 16, "decoding limits; 1 more core"),
+        (NEVER, 100, NEVER, 1, 0, "decoding limits; 10 more cores"),
+        (1001, 500, NEVER, 4, 16, "decoding limits; try --workers 8"),
+        (900, 500, NEVER, 4, 16, "the disk limits with 900 img/s; put the images on a faster one"),
+        (900, 1001, NEVER, 4, 16, MODEL),  # what was read before is not read again
     ],
 )
-def test_the_two_rates_and_what_to_try(loader: int, workers: int, cores: int, advice: str) -> None:
-    assert sentence(float(loader), 1000.0, workers, cores) == (
-        f"loader {loader:,} img/s, model 1,000 img/s in each process: {advice}"
+def test_what_limits_and_what_to_do(
+    reading: int, workers: int, receiving: int, number: int, cores: int, advice: str
+) -> None:
+    rates = Rates(reading=reading, workers=workers, receiving=receiving, model=1000)
+    assert sentence(rates, number, cores) == (
+        f"workers {workers:,} img/s, copy and augmentation {receiving:,} img/s, model 1,000 img/s "
+        f"in each process: {advice}"
     )
 
 
@@ -155,7 +178,11 @@ def test_asking_leaves_weights_moments_and_averages_as_they_were(
     before = {key: value.clone() for key, value in parts.model.state_dict().items()}
     cost, limit = profile(parts, plan, supply)
     assert re.match(r"deit_pico_digits at 64 images a step in each process: ", cost)
-    assert re.match(r"loader [\d,]+ img/s, model [\d,]+ img/s in each process: ", limit)
+    assert re.fullmatch(
+        r"workers [\d,]+ img/s, copy and augmentation [\d,]+ img/s, model [\d,]+ img/s in each "
+        r"process: .* limits.*",
+        limit,
+    )
     assert parts.ema
     for model in (parts.model, parts.ema.module):
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
