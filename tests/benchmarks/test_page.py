@@ -188,12 +188,20 @@ def test_images_for_training_have_a_section_with_its_own_machine(
     assert "## Images for training" not in page.page(bare)
     report = results["input"]
     report["machine"] |= {"cpu": "Another"}
-    report["rows"] = [{"what": "timm, uint8", "cpu_ms": 4.5, "images_per_second": 222.2}]
-    report["ratios"] = {"timm, uint8, to deit_zoo": 0.9}
+    row = {"what": "timm", "worker_ms": 4.5, "images_per_second": 222.2, "process_ms": 0.03}
+    report["rows"] = [row]
+    ratio = {"worker, to timm": 1.0, "training process, to before": 0.311}
+    report["ratios"] |= {"timm": ratio}
+    report["ratios"]["deit_zoo, no repeats"] |= {"worker, to timm": 2.79}
+    report["decodes_per_sample"] = 0.334
     text = page.page(bare | {"input": report})
     section = " ".join(text[text.index("## Images for training") :].split())
     assert "Another with 2 cores" in section
-    assert "| timm, uint8 | 4.50 | 222.2 | 0.900 |" in section
+    assert "| timm | 4.50 | 222 | 1.00 | 0.030 | 0.31 |" in section
+    assert (
+        "| images of a worker, no repeats: at least 2.8 times timm's | 2.790 | not met" in section
+    )
+    assert "8 x 128: at most 0.34 | 0.334 | met |" in section
 
 
 def goal(start: str) -> Any:
