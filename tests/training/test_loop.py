@@ -65,6 +65,14 @@ def batches_of(count: int, size: int = 4) -> list[Batch]:
     ]
 
 
+def doubled(batches: list[Batch]) -> list[Batch]:
+    """The same in float64."""
+    return [
+        batch._replace(images=batch.images.double(), labels=batch.labels.double())
+        for batch in batches
+    ]
+
+
 def train(
     parts: TrainState,
     recipe: Recipe,
@@ -105,10 +113,7 @@ def broken_at(*steps: int, value: float = float("nan")) -> Criterion:
 
 def test_two_replicas_are_one_step_over_both_batches() -> None:
     # In float64 and without drop-path, whose masks belong to the replica.
-    halves = [
-        batch._replace(images=batch.images.double(), labels=batch.labels.double())
-        for batch in batches_of(8)
-    ]
+    halves = doubled(batches_of(8))
     wholes = [
         Batch(
             torch.cat((halves[n].images, halves[n + 1].images)),
@@ -463,7 +468,7 @@ def test_masks_stay_where_they_are_in_memory() -> None:
 def test_replicas_go_through_together_as_one_by_one(train_mode: bool) -> None:
     # In float64: only the order of sums differs.
     recipe = replace(RECIPE, drop_path_rate=0.5, train_mode=train_mode)
-    batches = [(images.double(), targets.double(), bad) for images, targets, bad in batches_of(8)]
+    batches = doubled(batches_of(8))
     single, joined = parts_of(recipe), replace(parts_of(recipe), per_pass=2)
     for parts in (single, joined):
         parts.model.double()
