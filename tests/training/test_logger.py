@@ -290,7 +290,9 @@ def test_a_log_that_cannot_be_written_ends_the_run_in_one_sentence(tmp_path: Pat
     screen = Screen(tmp_path)
     with screen.watch as watch:
         watch.epoch(record(0))
-        watch.trackers.clear()  # what they have still to write is not what is tried here
+        for tracker in watch.trackers:  # what they have still to write is not what is tried here
+            tracker.close()
+        watch.trackers.clear()
         room = no_file_beyond((tmp_path / "log.jsonl").stat().st_size + 9)
         with room, pytest.raises(DataError) as caught:
             watch.epoch(record(1))
