@@ -49,6 +49,7 @@ def tar_of_each_split(root: Path, files: Mapping[str, bytes]) -> str:
 
 def shards(root: Path, files: Mapping[str, bytes]) -> str:
     """WebDataset shards as timm's: `x-train-000.tar` with KEY.png, KEY.cls and KEY.json."""
+    classes = sorted({name.split("/")[1] for name in files})
     for split, word in (("train", "train"), ("val", "validation")):
         names = list(part(files, split))
         random.Random(0).shuffle(names)
@@ -59,7 +60,7 @@ def shards(root: Path, files: Mapping[str, bytes]) -> str:
                 key = f"{synset}_{file.replace('/', '_')}".rpartition(".")[0]
                 members[f"{key}.json"] = b"{}"
                 members[f"{key}.png"] = files[f"{split}/{name}"]
-                members[f"{key}.cls"] = str(CLASSES.index(synset)).encode()
+                members[f"{key}.cls"] = str(classes.index(synset)).encode()
             write_tar(root / "shards" / f"x-{word}-{number:03}.tar", members)
     return str(root / "shards")
 

@@ -29,6 +29,7 @@ from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer as run
 from deit_zoo.training.launch import reproduce
 from deit_zoo.training.state_files import states
+from support.archives import FORMS
 from support.command import ROOT, Process
 
 # Three epochs of four steps, cut from the recipe of the embedded model.
@@ -694,6 +695,18 @@ def test_more_than_a_few_bad_images_end_the_run(
         str(caught.value),
     )
     assert " cannot be read; another image takes its place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["deflated_zip", "shards"])
+def test_a_run_from_archives_is_the_run_from_the_folder(
+    tmp_path: Path, finished: Path, digits_folder: Path, form: str
+) -> None:
+    paths = sorted(digits_folder.rglob("*.png"))
+    files = {path.relative_to(digits_folder).as_posix(): path.read_bytes() for path in paths}
+    output = tmp_path / "run"
+    begin(output, Path(FORMS[form](tmp_path, files)))
+    assert steps_of(output) == steps_of(finished)
+    assert sha256(output / "model.safetensors") == sha256(finished / "model.safetensors")
 
 
 @pytest.fixture
