@@ -28,7 +28,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A plan, and its data: a folder or `hfds:NAME`, and the fingerprint of what lies there.
+    """A plan, its data by a name that holds in any folder, and the fingerprint of what lies there.
 
     `changes` are those of the recipe after the run had begun.
     """
