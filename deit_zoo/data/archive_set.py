@@ -49,7 +49,7 @@ class ArchiveSet(LabelledImages):
             index.from_shards,
         )
         self._labels = index.columns.labels
-        self._archives = _Archives(index.archives)
+        self._archives = OpenFiles(index.archives)
 
     def name_of(self, index: int) -> str:
         """The path of an image in its archive, as if the archive were a folder."""
@@ -84,7 +84,7 @@ class ArchiveSet(LabelledImages):
         return content
 
 
-class _Archives:
+class OpenFiles:
     """Files that are read at any place, by any thread of any process."""
 
     def __init__(self, stamps: Sequence[Stamp]) -> None:
@@ -94,11 +94,11 @@ class _Archives:
         self._opening = Lock()
 
     def path_of(self, number: int) -> str:
-        """The path of an archive."""
+        """The path of a file."""
         return self._stamps[number].path
 
     def read(self, number: int, length: int, offset: int) -> bytes:
-        """So many bytes of an archive."""
+        """So many bytes of a file."""
         descriptor = self._descriptors.get(number)
         if descriptor is not None:
             return read_at(descriptor, length, offset)
@@ -114,7 +114,7 @@ class _Archives:
             os.close(descriptor)
 
     def _open(self, number: int) -> int:
-        """An archive's descriptor. Raises DataError where it is another than was listed."""
+        """A file's descriptor. Raises DataError where it is another than was listed."""
         stamp = self._stamps[number]
         descriptor = os.open(stamp.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         status = os.fstat(descriptor)

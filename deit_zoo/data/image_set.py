@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -97,9 +97,19 @@ def absolute(data: str | Path) -> str:
     return str(Path(data).resolve()) if is_place else str(data)
 
 
-def open_table(data: str, split: SplitName, classes: Sequence[str] = ()) -> TableSet:
-    """One split of a data set whose images are rows."""
-    return (HubSet if is_hfds(data) else ParquetSet)(data, split, classes)
+def open_table(
+    data: str,
+    split: SplitName,
+    classes: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda images: None,
+) -> TableSet:
+    """One split of a data set whose images are rows.
+
+    `progress` gets how many images were found since its last call.
+    """
+    if is_parquet(data):  # also with hfds:, for the package would copy all of it to Arrow files
+        return ParquetSet(data, split, classes, progress)
+    return HubSet(data, split, classes)
 
 
 def _open(

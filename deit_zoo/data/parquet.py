@@ -1,7 +1,8 @@
 """Parquet files as sets of images: `data/train-00000-of-00294.parquet`, as they lie in the Hub.
 
-Read where they are, with pyarrow (from the extra `hfds`). A Parquet file is read in row groups:
-image after image that is fast, in random order each image costs its whole group.
+Read where they are, with pyarrow (from the extra `hfds`): each image by itself, by an index that is
+made once. Where pages are of another kind than the Hub's, whole row groups are read: image after
+image that is fast, in random order each image costs its group.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from deit_zoo.data.archive_index import stamp
+from deit_zoo.data.archive_set import OpenFiles
+from deit_zoo.data.hub import HFDS
+from deit_zoo.data.parquet_index import map_index, open_index, value
+from deit_zoo.data.parquet_pages import Place
 from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.machine import require_extra
@@ -26,19 +32,25 @@ GROUPS = 2
 class ParquetSet(TableSet):
     """One split of a folder of Parquet files, in the order of their names."""
 
-    def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        data: str,
+        split: SplitName,
+        classes: Sequence[str] = (),
+        progress: Callable[[int], None] = lambda images: None,
+    ) -> None:
         require_extra("hfds", data, "pyarrow")
         from pyarrow import ArrowException, parquet
 
         self.data = data
-        self.split, self._files = split_files(data, split)
-        self.bytes = sum(file.stat().st_size for file in self._files)
+        self.split, self._paths = split_files(data, split)
+        self.bytes = sum(path.stat().st_size for path in self._paths)
         numbers: list[int | None] = []
         # Of each row group: its file, its number there, and its first row.
         self._groups: list[tuple[int, int]] = []
         lengths: list[int] = []
         sizes: list[int] = []
-        for number, path in enumerate(self._files):
+        for number, path in enumerate(self._paths):
             try:
                 with parquet.ParquetFile(path) as file:
                     columns = _columns(file.schema_arrow)
@@ -52,7 +64,10 @@ class ParquetSet(TableSet):
                 raise DataError(f"{path} cannot be read as Parquet ({_reason(error)})") from error
         self._starts = array("Q", [0, *accumulate(lengths)])
         self._set_labels(numbers, columns[label].names, classes)
-        if split == "train":  # in whose random order they will be read
+        stamps = [stamp(path) for path in self._paths]
+        self._files = OpenFiles(stamps)
+        self._places = open_index(stamps, self._column, progress)
+        if split == "train" and numbers and not len(self._places):  # read in random order
             self.note = f"{self.note}; " * bool(self.note) + (
                 f"an image of {data} in random order costs reading its row group, of up to "
                 f"{max(sizes, default=0) / 1e6:.1f} MB; where that is slow, type: deit-zoo data "
@@ -63,12 +78,25 @@ class ParquetSet(TableSet):
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
-        return len(self.read(index))
+        return int(self._places[index][4]) if len(self._places) else len(self.read(index))
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file; none where the row has no image."""
         group = bisect_right(self._starts, index) - 1
+        if len(self._places):
+            return self._read_place(self._groups[group][0], Place(*self._places[index].tolist()))
         return self._images_of(group)[index - self._starts[group]].as_py() or b""
+
+    def _read_place(self, file: int, place: Place) -> bytes:
+        from pyarrow import ArrowException
+
+        try:
+            image = value(self._files.read(file, place.length, place.offset), place)
+        except (OSError, ArrowException) as error:
+            raise DataError(f"{self._paths[file]} cannot be read ({_reason(error)})") from error
+        if len(image) != place.size:
+            raise DataError(f"{self._paths[file]} is not whole any more; get it again")
+        return image
 
     def _images_of(self, group: int) -> Any:
         """The column of images' bytes of a row group."""
@@ -79,7 +107,7 @@ class ParquetSet(TableSet):
                 if number == group:
                     return images
             file, own_number = self._groups[group]
-            with parquet.ParquetFile(self._files[file]) as opened:
+            with parquet.ParquetFile(self._paths[file]) as opened:
                 rows = opened.read_row_group(own_number, [self._column], use_threads=False)
             images = rows.column(0).combine_chunks()
             images = images.field("bytes") if hasattr(images, "field") else images
@@ -87,22 +115,25 @@ class ParquetSet(TableSet):
             return images
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was read, which each process reads itself."""
-        return vars(self) | {"_recent": [], "_lock": None}
+        """Without what was read, which each process reads itself; the index is mapped again."""
+        places = getattr(self._places, "filename", None) or self._places
+        return vars(self) | {"_recent": [], "_lock": None, "_places": places}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_lock": Lock()})
+        if isinstance(self._places, str | Path):
+            self._places = map_index(Path(self._places))
 
 
 def is_parquet(data: str | Path) -> bool:
-    """Whether a data set is a folder of Parquet files."""
-    place = Path(split_address(str(data))[0])
+    """Whether a data set is a folder of Parquet files, with `hfds:` before it or not."""
+    place = _place(str(data))
     return any(_files_of(place, name) for names in SPLITS.values() for name in names)
 
 
 def split_files(data: str, split: SplitName) -> tuple[str, list[Path]]:
     """What a split is called, and its files. Raises DataError where there is none."""
-    place = Path(split_address(data)[0])
+    place = _place(data)
     for name in SPLITS[split]:
         if files := _files_of(place, name):
             return name, files
@@ -110,6 +141,10 @@ def split_files(data: str, split: SplitName) -> tuple[str, list[Path]]:
         f"{data} has no Parquet file of {' or '.join(SPLITS[split])}; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
     )
+
+
+def _place(data: str) -> Path:
+    return Path(split_address(data.removeprefix(HFDS))[0])
 
 
 def _files_of(place: Path, split: str) -> list[Path]:

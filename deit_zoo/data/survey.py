@@ -94,7 +94,9 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
     """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
     kind = kind_of(data)
     if kind == "table":
-        train, val = _scan_table(str(data), "train"), _scan_table(str(data), "val")
+        listed = _Total(progress)
+        train = _scan_table(str(data), "train", listed.add)
+        val = _scan_table(str(data), "val", listed.add)
     elif kind == "archives":
         listed = _Total(progress)
         train = _scan_archives(str(data), "train", listed.add)
@@ -164,8 +166,8 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
     return None
 
 
-def _scan_table(data: str, split: SplitName) -> Split:
-    images = open_table(data, split)
+def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:
+    images = open_table(data, split, progress=progress)
     counts = Counter(images.label_of(index) for index in range(len(images)))
     return Split(
         name=images.split,

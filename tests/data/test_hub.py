@@ -13,6 +13,7 @@ from PIL import Image
 
 import deit_zoo
 from deit_zoo.data.digits import digits
+from deit_zoo.data.hub import HubSet
 from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.survey import bad_images, validate
 from deit_zoo.errors import MissingExtraError
@@ -312,8 +313,8 @@ def test_a_folder_that_is_called_as_a_format_is_read_and_no_other(
         for split in ("train", "test"):
             rows.to_parquet(tmp_path / name / f"{split}.parquet")
     monkeypatch.chdir(tmp_path)
-    images = open_set("hfds:parquet", "train")
-    assert (len(images), images.open(0).getpixel((0, 0))) == (1, (0, 0, 255))
+    for images in (HubSet("hfds:parquet", "train"), open_set("hfds:parquet", "train")):
+        assert (len(images), images.open(0).getpixel((0, 0))) == (1, (0, 0, 255))
     (tmp_path / "parquet").rename(tmp_path / "blue")
     assert refused(lambda: open_set("hfds:parquet", "train")).startswith(
         "hfds:parquet is a file format and no data set, and there is no folder of that name; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import datasets
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from deit_zoo.data.hub import HubSet
 from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data.parquet import ParquetSet
 from deit_zoo.data.split import link_split
 from deit_zoo.data.survey import bad_images, validate
 from support.images import photo, refused
@@ -64,11 +67,12 @@ def test_images_are_read_from_every_file_and_row_group(hub: Path) -> None:
     assert (val.classes, val.name_of(1)) == (["blue", "red"], f"{hub}[validation][1]")
 
 
-def test_the_package_reads_the_same(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_reads_the_same(hub: Path) -> None:
     datasets.disable_progress_bars()
-    ours, theirs = validate(hub), validate(f"hfds:{hub}")
-    assert ours.lines() == theirs.lines()
-    assert ours.fingerprint() == theirs.fingerprint()
+    for split in ("train", "val"):
+        ours, theirs = ParquetSet(str(hub), split), HubSet(f"hfds:{hub}", split)
+        assert (ours.identity(), ours.classes) == (theirs.identity(), theirs.classes)
+    assert validate(f"hfds:{hub}").fingerprint() == validate(hub).fingerprint()
 
 
 def test_a_set_goes_to_another_process(hub: Path) -> None:
@@ -113,13 +117,65 @@ def test_columns_are_chosen_by_the_address(tmp_path: Path) -> None:
     assert [images.label_of(index) for index in range(3)] == [0, 0, 1]
 
 
-def test_what_random_order_costs_is_said_where_images_are_trained_on(hub: Path) -> None:
-    # Of the row groups with two images, one and one; PNGs of one colour have some 70 bytes.
+@pytest.fixture(scope="module")
+def files() -> list[bytes | None]:
+    """Files of some blocks of Snappy and of a part of one, alike ones, an empty one and none."""
+    draw = Random(0)
+    sizes = [70_000, 200, 65_536, 65_532, 131_072, 1, 300_000, 40_000, 40_000, 9]
+    found: list[bytes | None] = [draw.randbytes(size) for size in sizes]
+    return [*found, b"a" * 100_000, b"", None, found[0], None, found[1]]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"write_batch_size": 2}])
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+@pytest.mark.parametrize("rows", [100, 5])
+def test_each_image_is_read_by_itself_from_the_pages_of_any_writer(
+    tmp_path: Path, files: list[bytes | None], rows: int, compression: str, options: dict[str, Any]
+) -> None:
+    images = [{"bytes": file, "path": None} for file in files]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"image": pa.array(images, kind), "label": [0] * len(files)}
+    options = {"compression": compression, "data_page_size": 1000} | options
+    write_parquet(tmp_path / "train.parquet", pa.table(columns), row_group_size=rows, **options)
+    found = ParquetSet(str(tmp_path), "train")
+    order = Random(1).sample(range(len(files)), len(files))
+    assert [found.read(index) for index in order] == [files[index] or b"" for index in order]
+    assert [found.bytes_of(index) for index in order] == [len(files[i] or b"") for i in order]
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"data_page_version": "2.0"}])
+def test_images_in_pages_of_another_kind_are_read_by_row_groups(
+    hub: Path, options: dict[str, Any]
+) -> None:
+    write_parquet(hub / "data" / "train-00001-of-00002.parquet", table(TRAIN[2:]), **options)
+    images = open_set(hub, "train")
+    assert [images.read(index) for index in (2, 0, 1)] == [
+        photo(colour) for colour in ("red", "blue", "red")
+    ]
     assert open_set(hub, "val").note == ""
-    assert open_set(hub, "train").note == (
+    # PNGs of one colour have some 70 bytes.
+    assert images.note == (
         f"an image of {hub} in random order costs reading its row group, of up to 0.0 MB; where "
         f"that is slow, type: deit-zoo data prepare {hub} --output DIR"
     )
+
+
+def test_an_index_is_made_once_and_again_for_other_files(hub: Path) -> None:
+    found: list[int] = []
+    for _ in range(2):
+        ParquetSet(str(hub), "train", progress=found.append)
+        assert sorted(found) == [1, 2]
+    write_parquet(hub / "data" / "train-00001-of-00002.parquet", table(TRAIN[1:]))
+    images = ParquetSet(str(hub), "train", progress=found.append)
+    assert (len(images), sum(found)) == (4, 3 + 4)
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(hub: Path) -> None:
+    images = open_set(hub, "val")
+    file = hub / "data" / "validation-00000-of-00001.parquet"
+    write_parquet(file, table([*VAL, *VAL]))
+    assert refused(lambda: images.read(0)).startswith(f"{file} has changed since its images were ")
 
 
 def test_rows_without_an_image_are_bad(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""Where each image of Parquet files lies: found once, and kept in the zoo's cache.
+
+A row for each image (`Place`) in a file that is mapped into memory, so all processes share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from deit_zoo.data.archive_index import Stamp
+from deit_zoo.data.parquet_pages import Place, UnknownPageError, inflate_piece, places
+from deit_zoo.errors import DownloadError
+from deit_zoo.files import write_whole
+from deit_zoo.weights import cache
+
+FORMAT = 1
+# Each has a row group in memory.
+LISTERS = 4
+
+
+def open_index(files: Sequence[Stamp], column: str, progress: Callable[[int], None]) -> Any:
+    """The place of each image of a column, an array (images, 5); no rows where not all have one.
+
+    `progress` gets how many images were found since its last call.
+    """
+    key = hashlib.sha256(json.dumps([FORMAT, column, files]).encode()).hexdigest()[:32]
+    file = cache.folder() / "indexes" / f"{key}.npy"
+    if (index := map_index(file)) is None:
+        with ExitStack() as stack:
+            # Without a cache that can be written to, each process finds them for itself.
+            with suppress(DownloadError):
+                stack.enter_context(cache.one_at_a_time(f"index-{key}"))
+            if (index := map_index(file)) is None:
+                index = _keep(file, _build(files, column, progress))
+    return index
+
+
+def map_index(file: Path) -> Any:
+    """The index that a file holds; None where there is none."""
+    import numpy as np
+
+    try:
+        return np.load(file, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(file: Path, index: Any) -> Any:
+    """Leave an index under its name where that is possible; returns it as it is read there."""
+    import numpy as np
+
+    content = BytesIO()
+    np.save(content, index)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content.getvalue())
+        index = map_index(file)
+    return index
+
+
+def _build(files: Sequence[Stamp], column: str, progress: Callable[[int], None]) -> Any:
+    import numpy as np
+
+    try:
+        with ThreadPoolExecutor(LISTERS) as pool:
+            find = partial(_images_of, column=column, progress=progress)
+            found = [np.empty((0, 5), np.uint64), *pool.map(find, (file.path for file in files))]
+    except UnknownPageError:
+        return np.empty((0, 5), np.uint64)
+    return np.concatenate(found)
+
+
+def _images_of(path: str, *, column: str, progress: Callable[[int], None]) -> Any:
+    """The images of a file; its first row group is compared with what pyarrow reads.
+
+    Raises UnknownPageError where rows cannot be read one by one.
+    """
+    import numpy as np
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file, open(path, "rb") as stream:
+        names = [file.schema.column(n).path for n in range(file.metadata.num_columns)]
+        leaf = next(n for n, name in enumerate(names) if name in (column, f"{column}.bytes"))
+        levels = file.schema.column(leaf)
+        if levels.max_repetition_level:
+            raise UnknownPageError("rows have many images")
+        found: list[Place] = []
+        for group in range(file.num_row_groups):
+            chunk = file.metadata.row_group(group).column(leaf)
+            start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+            stream.seek(start)
+            pages = memoryview(stream.read(chunk.total_compressed_size))
+            of_group = list(places(pages, start, chunk.compression, levels.max_definition_level))
+            if group == 0 or len(of_group) != file.metadata.row_group(group).num_rows:
+                rows = file.read_row_group(group, [names[leaf]], use_threads=False)
+                of_group = _matched(of_group, pages, start, rows)
+            found += of_group
+            progress(len(of_group))
+    return np.array(found, np.uint64).reshape(-1, 5)
+
+
+def _matched(found: list[Place], pages: memoryview, start: int, rows: Any) -> list[Place]:
+    """The place of each row by what it holds: rows may share one, or have none.
+
+    Raises UnknownPageError where a row is nowhere.
+    """
+    images = rows.column(0).combine_chunks()
+    images = images.field(0) if hasattr(images, "field") else images
+    pieces = (pages[place.offset - start :][: place.length] for place in found)
+    place_of = {
+        value(bytes(piece), place): place for piece, place in zip(pieces, found, strict=True)
+    }
+    place_of[b""] = Place(0, 0, 0, 0, 0)
+    try:
+        return [place_of[image or b""] for image in images.to_pylist()]
+    except KeyError as error:
+        raise UnknownPageError("a row is not where its pages are") from error
+
+
+def value(piece: bytes, place: Place) -> bytes:
+    """The value of a place whose bytes were read."""
+    if not place.inflated:
+        return piece
+    return bytes(inflate_piece(piece, place.inflated)[place.skip : place.skip + place.size])

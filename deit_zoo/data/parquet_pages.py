@@ -1,0 +1,190 @@
+"""Where the values of a Parquet column lie in its file, so that each can be read by itself.
+
+A column chunk is a row of pages, and in a plain page of byte strings each value has its length
+before it. A page may be compressed by Snappy, which compresses 64 KiB at a time: at each such place
+a piece begins that can be inflated alone. Any other page is not for this module.
+
+Parquet  https://parquet.apache.org/docs/file-format
+Snappy   https://github.com/google/snappy/blob/main/format_description.txt
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+BLOCK = 1 << 16
+PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
+DATA_PAGE, DICTIONARY_PAGE = 0, 2
+CODECS = ("UNCOMPRESSED", "SNAPPY")
+# Fields of a page's header (parquet.thrift).
+_KIND, _INFLATED, _LENGTH, _DATA, _DICTIONARY = 1, 2, 3, 5, 7
+_ENCODING = 2
+# Of the compact protocol of Thrift.
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 7, 8, 12
+
+
+class Place(NamedTuple):
+    """A value: the bytes of a file to read, how many they are inflated, and its part of those.
+
+    `inflated` is 0 where they are the value itself.
+    """
+
+    offset: int
+    length: int
+    inflated: int
+    skip: int
+    size: int
+
+
+class UnknownPageError(Exception):
+    """A page whose values cannot be read one by one."""
+
+
+def places(chunk: memoryview, offset: int, codec: str, most_level: int) -> Iterator[Place]:
+    """The values of a column chunk that lies at an offset of its file, in their order.
+
+    Those of a dictionary come first, each once. Raises UnknownPageError.
+    """
+    if codec not in CODECS:
+        raise UnknownPageError(f"its pages are compressed by {codec}")
+    start = 0
+    while start < len(chunk):
+        header, start = _read_struct(chunk, start)
+        body = chunk[start : start + header[_LENGTH]]
+        kind = header[_KIND]
+        if kind not in (DATA_PAGE, DICTIONARY_PAGE):
+            raise UnknownPageError(f"it has pages of kind {kind}")
+        content = header[_DATA if kind == DATA_PAGE else _DICTIONARY]
+        is_dictionary = kind == DICTIONARY_PAGE and content[_ENCODING] in (PLAIN, PLAIN_DICTIONARY)
+        if is_dictionary or content[_ENCODING] == PLAIN:
+            page = _Page(body, offset + start, codec, header[_INFLATED])
+            yield from page.places(has_levels=kind == DATA_PAGE and most_level > 0)
+        elif content[_ENCODING] not in (PLAIN_DICTIONARY, RLE_DICTIONARY):
+            raise UnknownPageError(f"its pages have encoding {content[_ENCODING]}")
+        start += header[_LENGTH]
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The body of a page, and its place in the file."""
+
+    body: memoryview
+    offset: int
+    codec: str
+    inflated: int
+
+    def places(self, *, has_levels: bool) -> Iterator[Place]:
+        """The values, behind the levels, which say in which rows there is one."""
+        content = inflate(self.body, self.inflated) if self.codec == "SNAPPY" else self.body
+        blocks = _blocks(self.body, self.inflated) if self.codec == "SNAPPY" else []
+        start = 0
+        if has_levels:
+            start += 4 + struct.unpack_from("<I", content, start)[0]
+        while start < len(content):
+            size = struct.unpack_from("<I", content, start)[0]
+            start += 4
+            if not blocks or not size:
+                yield Place(0 if blocks else self.offset + start, size, 0, 0, size)
+            else:
+                first, last = start // BLOCK, -(-(start + size) // BLOCK)
+                inflated = min(last * BLOCK, self.inflated) - first * BLOCK
+                length = blocks[last] - blocks[first]
+                skip = start - first * BLOCK
+                yield Place(self.offset + blocks[first], length, inflated, skip, size)
+            start += size
+
+
+def inflate(piece: Any, inflated: int) -> memoryview:
+    """What Snappy compressed: a page, which begins with its inflated length."""
+    import pyarrow
+
+    return memoryview(pyarrow.Codec("snappy").decompress(piece, inflated))
+
+
+def inflate_piece(piece: bytes, inflated: int) -> memoryview:
+    """Some blocks of what Snappy compressed, which have no length before them."""
+    length, rest = bytearray(), inflated
+    while rest >= 0x80:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    length.append(rest)
+    return inflate(bytes(length) + piece, inflated)
+
+
+def _blocks(body: memoryview, inflated: int) -> list[int]:
+    """Where each 64 KiB of what Snappy compressed begins, and at last the end."""
+    total, place = _varint(body, 0)
+    starts: list[int] = []
+    done = 0
+    while place < len(body):
+        if done >= len(starts) * BLOCK:
+            if done > len(starts) * BLOCK:
+                raise UnknownPageError("Snappy's blocks are not of 64 KiB")
+            starts.append(place)
+        tag = body[place]
+        kind, count = tag & 3, tag >> 2
+        place += 1
+        if kind == 0:
+            if count >= 60:
+                width = count - 59
+                count = int.from_bytes(body[place : place + width], "little")
+                place += width
+            done += count + 1
+            place += count + 1
+        elif kind == 1:
+            done += (count & 7) + 4
+            place += 1
+        else:
+            done += count + 1
+            place += 2 if kind == 2 else 4
+    if done != total or total != inflated:
+        raise UnknownPageError("a page is not whole")
+    return [*starts, place]
+
+
+def _varint(buffer: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = buffer[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+
+
+def _read_struct(buffer: memoryview, place: int) -> tuple[dict[int, Any], int]:
+    """A struct in Thrift's compact protocol, by the numbers of its fields, and where it ends."""
+    fields: dict[int, Any] = {}
+    number = 0
+    while (head := buffer[place]) != 0:
+        place += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, place = _zigzag(buffer, place)
+        fields[number], place = _read_value(buffer, place, head & 15)
+    return fields, place + 1
+
+
+def _read_value(buffer: memoryview, place: int, kind: int) -> tuple[Any, int]:
+    if kind in (_TRUE, _FALSE):
+        return kind == _TRUE, place
+    if kind == _STRUCT:
+        return _read_struct(buffer, place)
+    if kind == _BINARY:
+        length, place = _varint(buffer, place)
+        return bytes(buffer[place : place + length]), place + length
+    if kind in (_BYTE, _DOUBLE):
+        width = 1 if kind == _BYTE else 8
+        return bytes(buffer[place : place + width]), place + width
+    if _BYTE < kind < _DOUBLE:
+        return _zigzag(buffer, place)
+    raise UnknownPageError("the header of a page is not known")
+
+
+def _zigzag(buffer: memoryview, place: int) -> tuple[int, int]:
+    value, place = _varint(buffer, place)
+    return value >> 1 ^ -(value & 1), place
