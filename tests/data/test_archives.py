@@ -91,6 +91,40 @@ def test_a_zip_archive_is_listed_where_its_bytes_begin(tmp_path: Path) -> None:
     assert members.lengths[-1] < members.sizes[-1] == 999
 
 
+def test_large_and_many_and_shifted_zip_archives_are_listed_as_the_package_lists_them(
+    tmp_path: Path,
+) -> None:
+    def begin_at_5_gib(file: Path) -> None:
+        with file.open("wb") as stream:  # a hole
+            stream.seek(5 * 2**30)
+            with zipfile.ZipFile(stream, "w") as archive:
+                archive.writestr("a.png", b"a")
+                archive.writestr("ä.png", b"b")
+
+    def hold_many(file: Path) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.comment = b"hello"
+            for number in range(66_000):
+                archive.writestr(zipfile.ZipInfo(f"{number}.png"), b"")
+
+    def follow_a_program(file: Path) -> None:
+        hold_one = tmp_path / "one.zip"
+        with zipfile.ZipFile(hold_one, "w") as archive:
+            archive.writestr("a.png", b"a")
+        file.write_bytes(b"#!/bin/sh\n" + hold_one.read_bytes())
+
+    for make in (begin_at_5_gib, hold_many, follow_a_program):
+        file = tmp_path / f"{make.__name__}.zip"
+        make(file)
+        members = listed(file)
+        with zipfile.ZipFile(file) as archive:
+            theirs = archive.infolist()
+        assert members.names == [entry.filename for entry in theirs]
+        header = 30 + len(theirs[0].filename)
+        assert members.offsets[0] == theirs[0].header_offset + header
+        assert list(members.sizes) == [entry.file_size for entry in theirs]
+
+
 def test_progress_counts_every_file_once(tmp_path: Path) -> None:
     file = pack(tmp_path / "x.tar", {f"{n}.png": b"" for n in range(9_000)}, tarfile.USTAR_FORMAT)
     counts: list[int] = []
@@ -112,7 +146,7 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
         assert refused(lambda: listed(tmp_path / "cut.tar")) == (
             f"{tmp_path}/cut.tar is cut off: its last member or its end is missing; get it again"
         )
-    for length in (0, 100, len(zipped) - 1):
+    for length in (0, 100, len(zipped) - 30, len(zipped) - 1):
         (tmp_path / "cut.zip").write_bytes(zipped[:length])
         assert refused(lambda: listed(tmp_path / "cut.zip")).startswith(
             f"{tmp_path}/cut.zip cannot be read as a zip archive ("
