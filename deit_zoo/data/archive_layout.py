@@ -6,8 +6,9 @@ shards (`KEY.jpg` and its class in `KEY.cls`), and ImageNet's own two archives.
 
 from __future__ import annotations
 
+import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from deit_zoo.data.archives import (
     whole_archive,
 )
 from deit_zoo.data.folder import is_image
-from deit_zoo.data.imagenet import VAL_NAME, validation_labels
+from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, read_solution, validation_labels
 from deit_zoo.errors import DataError
 
 # Listing is waiting for a disk, for the most part: threads wait at the same time.
@@ -96,16 +97,36 @@ def _rows(path: Path, named: bool, *, split: str, progress: Progress) -> Rows:
     members = list_members(archive, progress)
     if path.suffix == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
         return _in_shard(archive, members)
-    return _in_folders(members, (_place(name, split, named) for name in members.names))
+    heap = _heap(path, members) if split == "val" else {}
+    return _in_folders(members, (_place(name, split, named, heap) for name in members.names))
 
 
-def _place(name: str, split: str, named: bool) -> tuple[str, str] | None:
+def _heap(path: Path, members: Members) -> dict[str, str]:
+    """The synsets of the images that Kaggle's archive has in one heap, by their names."""
+    tables = [n for n, name in enumerate(members.names) if name.split("/")[-1] == SOLUTION]
+    if not tables:
+        return {}
+
+    def read() -> bytes:
+        with open_descriptor(path) as descriptor:
+            table = read_at(descriptor, members.lengths[tables[0]], members.offsets[tables[0]])
+        deflated = members.deflated[tables[0]]
+        return zlib.decompress(table, -zlib.MAX_WBITS) if deflated else table
+
+    synsets = read_solution(path / members.names[tables[0]], read)
+    return {VAL_NAME.format(number): synset for number, synset in enumerate(synsets, start=1)}
+
+
+def _place(name: str, split: str, named: bool, heap: Mapping[str, str]) -> tuple[str, str] | None:
     """The class of a file and its path under it; None where it is no file of the split."""
     parts = name.split("/")
     for number, part in enumerate(parts[:-2]):
         if part in SPLIT_FOLDERS:
             place = parts[number + 1], "/".join(parts[number + 2 :])
             return place if SPLIT_FOLDERS[part] == split else None
+    synset = heap.get(parts[-1].partition(".")[0])
+    if synset is not None and parts[-2:-1] == ["val"]:
+        return synset, parts[-1]
     return (parts[0], "/".join(parts[1:])) if named and len(parts) > 1 else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -26,13 +27,16 @@ def validation_labels(source: Path) -> list[str]:
     From the development kit (`ILSVRC2012_devkit_t12.tar.gz`, or the folder that was in it), or from
     Kaggle's `LOC_val_solution.csv`. Raises DataError where it is neither.
     """
-    return _read_solution(source) if source.suffix == ".csv" else _read_kit(source)
+    if source.suffix == ".csv":
+        return read_solution(source, source.read_bytes)
+    return _read_kit(source)
 
 
-def _read_solution(file: Path) -> list[str]:
+def read_solution(file: Path, read: Callable[[], bytes]) -> list[str]:
+    """The same from Kaggle's table, wherever it is read from."""
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = {row["ImageId"]: row["PredictionString"] for row in csv.DictReader(stream)}
+        lines = read().decode("utf-8").splitlines()
+        rows = {row["ImageId"]: row["PredictionString"] for row in csv.DictReader(lines)}
         # Each box of an image begins with the synset: "n01751748 111 108 231 330 ...".
         return [rows[VAL_NAME.format(number + 1)].split()[0] for number in range(len(rows))]
     except (OSError, UnicodeError, csv.Error, KeyError, IndexError, AttributeError) as error:

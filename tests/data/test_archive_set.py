@@ -90,6 +90,27 @@ def test_kaggles_table_sorts_imagenets_validation_images_too(tmp_path: Path) -> 
     assert content(open_set(tmp_path, "val")) == before
 
 
+@pytest.mark.parametrize("form", ["stored_zip", "deflated_zip", "one_tar"])
+def test_kaggles_archive_is_the_folder_that_it_unpacks_to(tmp_path: Path, form: str) -> None:
+    labels = ["n02", "n10", "n01", "n02", "n10"]
+    files = imagenet(tmp_path / "archives")
+    root = "ILSVRC/Data/CLS-LOC"
+    packed = {f"{root}/{name}": file for name, file in files.items() if "train/" in name}
+    for name, file in part(files, "val").items():
+        packed[f"{root}/val/{name.rpartition('/')[2]}"] = file
+        annotation = name.rpartition("/")[2].replace("JPEG", "xml")
+        packed[f"ILSVRC/Annotations/CLS-LOC/val/{annotation}"] = b"<annotation/>"
+    packed["LOC_val_solution.csv"] = solution_csv(labels)
+    folder = write(tmp_path / "folder", files)
+    data = FORMS[form](tmp_path, packed)
+    assert validate(data).fingerprint() == validate(folder).fingerprint()
+    assert content(open_set(data, "val")) == content(open_set(folder, "val"))
+    packed["LOC_val_solution.csv"] = b"ImageId,PredictionString\nimage,n01 1 2 3 4\n"
+    assert refused(lambda: open_set(FORMS[form](tmp_path, packed), "val")).startswith(
+        f"{data}/{'images/' * (form == 'one_tar')}LOC_val_solution.csv cannot be read as labels ("
+    )
+
+
 def test_labels_follow_the_classes_that_are_given(tmp_path: Path) -> None:
     given = ["n10", "n01", "n02"]
     folder = open_set(write(tmp_path / "folder", FILES), "train", given)
