@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, print_error, print_json, talk, writing
-from deit_zoo.cli.options import AsJson
+from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
+from deit_zoo.cli.options import AsJson, complete_name
 from deit_zoo.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,6 +133,52 @@ def check_(
     talk.print(f"{images} read, {len(bad):,} bad")
     if bad or survey.problem:
         raise typer.Exit(1)
+
+
+@data_app.command("benchmark")
+def benchmark_(
+    data: Annotated[str, typer.Argument(help="A folder with train/ and val/, archives, ...")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any spelling; again for more (deit_tiny, deit_small, deit_base).",
+            autocompletion=complete_name,
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Loader processes (default: as in training).")
+    ] = None,
+    images: Annotated[int, typer.Option(min=64, help="So many in each stage.")] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Images per second of each stage of loading here, and how many cores feed a model.
+
+    Models are measured on the GPU at hand; without one the rates are those of an H200.
+    """
+    from deit_zoo.data.image_set import open_set
+    from deit_zoo.recipes.plan import default_workers
+    from deit_zoo.training.data_benchmark import measure
+    from deit_zoo.training.launch import check_extra
+
+    check_extra()
+    names = model or ["deit_tiny", "deit_small", "deit_base"]
+    processes = workers or default_workers(1)
+    with Bar("stages") as bar:
+        stages, needs = measure(
+            open_set(data, "train"), names, workers=processes, num_images=images, progress=bar
+        )
+    if as_json:
+        print_json({"stages": list(map(asdict, stages)), "models": list(map(asdict, needs))})
+        return
+    rows = [
+        (f"{stage.images_per_second:,.0f}", str(stage.processes or ""), stage.name)
+        for stage in stages
+    ]
+    print_table([("img/s", "processes", "stage"), *rows], right=(0, 1))
+    out.print()
+    for need in needs:
+        out.print(need.sentence())
 
 
 def _as_dict(survey: Survey, bad: list[tuple[str, str]]) -> dict[str, Any]:

@@ -182,7 +182,8 @@ def rate_of_workers(loader: TrainLoader, chunks: int = CHUNKS) -> float:
         loader.ring.give_back(slot)
         return places
 
-    return rate(take, chunks)
+    # In the first round all workers are done at the same time.
+    return rate(take, chunks, first=max(2, loader.plan.workers))
 
 
 def rate_of_receiving(loader: TrainLoader) -> float:
@@ -202,9 +203,9 @@ def rate_of_receiving(loader: TrainLoader) -> float:
     return rate(receive, CHUNKS // COPIES)
 
 
-def rate(act: Callable[[], int], times: int) -> float:
-    """Images per second of `act`, after two calls that do not count."""
-    for _ in range(2):
+def rate(act: Callable[[], int], times: int, first: int = 2) -> float:
+    """Images per second of `act`, after the first calls, that do not count."""
+    for _ in range(first):
         act()
     started, images = time.perf_counter(), 0
     for _ in range(times):

@@ -181,3 +181,15 @@ def opened_to_write(pipe: Path) -> int:
         except OSError:
             assert time.monotonic() < deadline, "nobody reads the pipe"
             time.sleep(0.05)
+
+
+def test_each_stage_of_loading_is_measured(whole: Path) -> None:
+    command = ("benchmark", whole, "--images", "64", "--workers", "1", "--model", "deit-s")
+    done = data(*command, "--json")
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert [stage["processes"] for stage in report["stages"]][:5] == [1] * 5
+    assert min(stage["images_per_second"] for stage in report["stages"]) > 0
+    [need] = report["models"]
+    assert need["model"] == "deit_small"
+    assert need["cores"] >= 1
