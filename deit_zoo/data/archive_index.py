@@ -154,6 +154,14 @@ def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveInd
     )
 
 
+def no_images(data: str, split: str) -> str:
+    """The sentence about archives without images."""
+    return (
+        f"{data} holds no image of {split}; give archives with {split}/CLASS/x.jpg in them, or "
+        f"WebDataset shards with {split} in their names"
+    )
+
+
 def _shard_classes(archives: Sequence[Stamp], names: set[str], num_images: int) -> list[str]:
     """The classes that the labels of shards mean: from 0 to the largest where they are numbers."""
     numbers = [int(name) for name in names if name.isdecimal()]

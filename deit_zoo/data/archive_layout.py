@@ -95,7 +95,7 @@ def list_imagenet_val(path: Path, labels: Path, progress: Progress) -> list[Rows
 def _rows(path: Path, named: bool, *, split: str, progress: Progress) -> Rows:
     archive = whole_archive(path)
     members = list_members(archive, progress)
-    if path.suffix == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
+    if path.suffix.lower() == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
         return _in_shard(archive, members)
     heap = _heap(path, members) if split == "val" else {}
     return _in_folders(members, (_place(name, split, named, heap) for name in members.names))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
-from deit_zoo.data.archive_index import ArchiveIndex, Stamp
+from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
 from deit_zoo.data.archives import read_at
 from deit_zoo.data.folder import differences, empty_classes, wrong_classes
 from deit_zoo.data.images import LabelledImages
@@ -37,8 +36,10 @@ class ArchiveSet(LabelledImages):
         allow_empty: bool = False,
     ) -> None:
         empty = [name for name, count in zip(index.classes, index.counts, strict=True) if not count]
-        if (empty or not index.classes) and not allow_empty:
-            raise DataError(empty_classes(data, empty or list(classes), len(index.classes)))
+        if not index.classes:
+            raise DataError(no_images(data, split))
+        if empty and not allow_empty:
+            raise DataError(empty_classes(data, empty, len(index.classes)))
         order, self.note = _class_order(data, index, classes)
         self.split = split
         self.classes = list(classes) or index.classes
@@ -91,7 +92,6 @@ class OpenFiles:
         self._stamps = stamps
         self._descriptors: dict[int, int] = {}
         self._most_open = _soft_limit() // SHARE_OF_DESCRIPTORS
-        self._opening = Lock()
 
     def path_of(self, number: int) -> str:
         """The path of a file."""
@@ -102,16 +102,16 @@ class OpenFiles:
         descriptor = self._descriptors.get(number)
         if descriptor is not None:
             return read_at(descriptor, length, offset)
-        with self._opening:
-            if number not in self._descriptors and len(self._descriptors) < self._most_open:
-                self._descriptors[number] = self._open(number)
-        if number in self._descriptors:
-            return read_at(self._descriptors[number], length, offset)
         descriptor = self._open(number)
+        # Another thread may have opened it too. No lock, which a forked process could find taken.
+        is_kept = len(self._descriptors) < self._most_open and (
+            self._descriptors.setdefault(number, descriptor) == descriptor
+        )
         try:
             return read_at(descriptor, length, offset)
         finally:
-            os.close(descriptor)
+            if not is_kept:
+                os.close(descriptor)
 
     def _open(self, number: int) -> int:
         """A file's descriptor. Raises DataError where it is another than was listed."""

@@ -15,7 +15,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from deit_zoo.data.archive_index import ArchiveIndex, build_index, keep, kept, name_of, stamp
+from deit_zoo.data.archive_index import (
+    ArchiveIndex,
+    build_index,
+    keep,
+    kept,
+    name_of,
+    no_images,
+    stamp,
+)
 from deit_zoo.data.archive_layout import (
     SPLIT_FOLDERS,
     Progress,
@@ -71,10 +79,7 @@ def open_index(data: str, split: str, progress: Progress = lambda files: None) -
                 index = build_index(archives, source.list_rows(progress))
                 keep(key, index)
     if not index.classes:
-        raise DataError(
-            f"{data} holds no image of {split}; give archives with {split}/CLASS/x.jpg in them, "
-            f"or WebDataset shards with {split} in their names"
-        )
+        raise DataError(no_images(data, split))
     return index
 
 

@@ -6,9 +6,9 @@ size or another tag at its address by now is fetched again.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,6 @@ from deit_zoo.weights import cache
 
 # Files that are fetched at the same time.
 FETCHERS = 8
-_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class _File(NamedTuple):
@@ -72,7 +71,7 @@ def _look(url: str) -> _File:
     files, path = _file_system(url)
     try:
         facts = files.info(path)
-        state = {"size": facts.get("size"), "state": files.ukey(path), "etag": _etag(facts)}
+        state = {"size": facts.get("size"), "state": files.ukey(path), "md5": _md5_of(facts)}
     except Exception as error:
         raise _not_fetched(url, error) from error
     folder, _, name = url.rpartition("/")
@@ -105,19 +104,22 @@ def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
 
 def _check(file: _File, temporary: Path) -> None:
     """Raises DataError unless a file has the size, and the MD5, that its server stated."""
-    size, etag = temporary.stat().st_size, file.state["etag"]
+    size, md5 = temporary.stat().st_size, file.state["md5"]
     if file.size not in (None, size):
         problem = f"{size:,} bytes came, and {file.size:,} were announced"
-    # A tag is the MD5 of a file that was put there in one piece.
-    elif _MD5.fullmatch(etag) and _md5(temporary) != etag:
-        problem = f"its MD5 is not the {etag} that was announced"
+    elif md5 and _md5(temporary) != md5:
+        problem = f"its MD5 is not {md5}, which was announced"
     else:
         return
     raise DataError(f"{file.url} did not arrive whole: {problem}; type the command again")
 
 
-def _etag(facts: dict[str, Any]) -> str:
-    return str(facts.get("ETag") or facts.get("etag") or "").strip('"').lower()
+def _md5_of(facts: dict[str, Any]) -> str | None:
+    """The MD5 that Google's storage states. An ETag looks like one, and of S3 it need not be one:
+    not of encrypted files, and not of those that were sent in parts.
+    """
+    stated = facts.get("md5Hash")
+    return base64.b64decode(stated).hex() if stated else None
 
 
 def _md5(file: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -127,6 +129,20 @@ def test_what_is_not_at_its_address_is_named(server: Server, bucket: str) -> Non
     assert refused(lambda: open_set("nothing://bucket/train.tar", "train")) == (
         "nothing://bucket/train.tar is no address that fsspec knows; give one of s3://, gs:// or "
         "https://"
+    )
+
+
+def test_a_shard_with_another_md5_than_was_stated_is_refused(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    plain = memory.info
+    stated = hashlib.md5(b"another")
+    facts = {"md5Hash": base64.b64encode(stated.digest()).decode()}
+    monkeypatch.setattr(memory, "info", lambda *words: plain(*words) | facts)
+    assert refused(lambda: open_set(f"{bucket}/x-train-000.tar", "train")) == (
+        f"{bucket}/x-train-000.tar did not arrive whole: its MD5 is not {stated.hexdigest()}, "
+        "which was announced; type the command again"
     )
 
 
