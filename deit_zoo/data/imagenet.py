@@ -35,7 +35,7 @@ def validation_labels(source: Path) -> list[str]:
 def read_solution(file: Path, read: Callable[[], bytes]) -> list[str]:
     """The same from Kaggle's table, wherever it is read from."""
     try:
-        lines = read().decode("utf-8").splitlines()
+        lines = read().decode("utf-8-sig").splitlines()
         rows = {row["ImageId"]: row["PredictionString"] for row in csv.DictReader(lines)}
         # Each box of an image begins with the synset: "n01751748 111 108 231 330 ...".
         return [rows[VAL_NAME.format(number + 1)].split()[0] for number in range(len(rows))]

@@ -167,7 +167,7 @@ def _columns(schema: Any) -> dict[str, Column]:
         feature = features.get(field.name, {})
         is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         if feature.get("_type") == "ClassLabel":
-            columns[field.name] = Column("classes", tuple(feature["names"]))
+            columns[field.name] = Column("classes", tuple(feature.get("names", ())))
         elif is_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
             columns[field.name] = Column("image")
         elif types.is_integer(field.type):

@@ -94,7 +94,8 @@ def write_tree(
                 f"{unfinished / split} holds {written:,} files for {len(images):,} images: some "
                 f"are of other data; remove {unfinished} and type the command again"
             )
-    os.sync()
+    if hasattr(os, "sync"):
+        os.sync()
     unfinished.replace(output)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from PIL import Image
 
 from deit_zoo.data.digits import digits
 from support.command import Done, Process, deit_zoo, run_python
+from support.imagenet import kit_files, write_tar
+from support.images import photo
 
 COMMAND = ["-m", "deit_zoo", "data"]
 
@@ -119,6 +122,30 @@ def test_any_data_set_is_prepared_as_a_tree(whole: Path, tmp_path: Path) -> None
     )
     with Image.open(next((tmp_path / "a tree" / "val" / "3").iterdir())) as image:
         assert image.size == (4, 4)
+
+
+def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:
+    synsets, labels = ["n02119789", "n01440764"], ["n01440764", "n02119789", "n01440764"]
+    images = [photo("red", (number, 1)) for number in (1, 2, 3)]
+    inner = {f"{name}.tar": {f"{name}_1.JPEG": images[0]} for name in synsets}
+    outer = {name: write_tar(tmp_path / name, files).read_bytes() for name, files in inner.items()}
+    heap = {f"ILSVRC2012_val_{n:08}.JPEG": image for n, image in enumerate(images, start=1)}
+    options = {
+        "--train": write_tar(tmp_path / "ILSVRC2012_img_train.tar", outer),
+        "--val": write_tar(tmp_path / "ILSVRC2012_img_val.tar", heap),
+        "--devkit": write_tar(tmp_path / "kit.tar.gz", kit_files(synsets, labels), "w:gz"),
+        "--output": tmp_path / "imagenet",
+    }
+    done = data("prepare", "imagenet", *chain(*options.items()))
+    assert (done.status, done.out) == (0, "")
+    assert done.err.startswith("2 training and 3 validation images of 2 classes are in ")
+    assert data("check", tmp_path / "imagenet") == (
+        0,
+        "",
+        "train       2 images in 2 classes (1 each)\n"
+        "val         3 images in 2 classes (1 to 2 each)\n"
+        "5 images read, 0 bad\n",
+    )
 
 
 def test_one_archive_of_imagenet_alone_is_refused(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ def test_the_development_kit_is_read_packed_and_unpacked(tmp_path: Path) -> None
 
 
 def test_kaggles_table_is_read_in_the_order_of_the_images(tmp_path: Path) -> None:
-    write(tmp_path, {"LOC_val_solution.csv": solution_csv(LABELS)})
+    marked = b"\xef\xbb\xbf" + solution_csv(LABELS)  # as a spreadsheet saves it
+    write(tmp_path, {"LOC_val_solution.csv": solution_csv(LABELS), "marked.csv": marked})
     assert validation_labels(tmp_path / "LOC_val_solution.csv") == LABELS
+    assert validation_labels(tmp_path / "marked.csv") == LABELS
 
 
 @pytest.mark.parametrize(
