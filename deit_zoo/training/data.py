@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit_zoo.augment.device import finish
-from deit_zoo.augment.record import BAD, LABEL, ROW
+from deit_zoo.augment.record import BAD, LABEL, OPERATIONS, ROW
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context, read_pixels, resize
 from deit_zoo.distributed import DistributedContext, how_it_ended
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.places import PLACES_PER_CHUNK, Chunk, EpochPlaces, Key, Place, Share
@@ -196,7 +196,7 @@ class TrainLoader:
         self.neighbours = self.group.neighbours(self.peers)
         self.img_size = augment.img_size
         on_gpu = self.group.device.type == "cuda"
-        on_device = on_gpu if plan.augment == "auto" else plan.augment == "device"
+        on_device = augments_on_device(plan, augment)
         self.ring = Ring(
             AHEAD * plan.workers + (COPIES if on_gpu else 1),
             places=PLACES_PER_CHUNK + recipe.repeated_aug - 1,
@@ -335,6 +335,20 @@ class TrainLoader:
             batches = read_batches(self._loader)
         self._workers = [process for process in active_children() if process not in others]
         return batches
+
+
+def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
+    """Whether crops are finished there, or in the workers by Pillow.
+
+    Raises RecipeError where that is asked of a device and cannot be.
+    """
+    if plan.augment == "device" and not augment.on_device:
+        raise RecipeError(
+            f"augment is 'device', where of rand_augment {plan.recipe.rand_augment!r} only "
+            f"{', '.join(OPERATIONS)} can be done; type --set augment=workers"
+        )
+    wanted = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
+    return wanted and augment.on_device
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

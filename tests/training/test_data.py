@@ -13,6 +13,7 @@ from dataclasses import replace
 from io import BytesIO
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deit_zoo.augment.record import BAD, LABEL, OFFSET, Box, Layer
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.data import TrainLoader, augments_on_device
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.places import Chunk, Place
 from deit_zoo.training.timm_bridge import Draws, train_augment
 from harness.slots import photograph
+from support.tables import each_row
 
 RECIPE = replace(DEIT_PICO, batch_size=64, replicas=2)
 # torch warns where there are fewer cores than workers, and that is no matter here.
@@ -338,6 +340,47 @@ def test_where_images_are_augmented_changes_no_bit(
     by_pillow = seen("cpu", "workers", 0)
     assert len(by_pillow) == 16
     assert equal(seen(device, "device", workers), by_pillow)
+
+
+@each_row(
+    ("device", "setting", "operations", "on_device"),
+    [
+        ("cuda", "auto", "rand-m9-mstd0.5-inc1", True),
+        ("cpu", "auto", "rand-m9-mstd0.5-inc1", False),
+        ("cpu", "device", "rand-m9-mstd0.5-inc1", True),
+        ("cuda", "workers", "rand-m9-mstd0.5-inc1", False),
+        ("cuda", "auto", "rand-m9-t3a", False),  # three operations, a blur among them
+    ],
+)
+def test_a_gpu_augments_where_it_can(
+    device: str, setting: Any, operations: str, on_device: bool
+) -> None:
+    recipe = replace(RECIPE, rand_augment=operations)
+    plan = Plan(
+        recipe=recipe,
+        modified=True,
+        device=device,
+        processes=1,
+        workers=1,
+        num_images=320,
+        augment=setting,
+    )
+    assert augments_on_device(plan, train_augment(recipe)) is on_device
+
+
+def test_operations_that_no_device_has_are_refused_where_they_are_asked_of_one() -> None:
+    recipe = replace(RECIPE, rand_augment="rand-m9-t3a")
+    plan = Plan(
+        recipe=recipe,
+        modified=True,
+        device="cpu",
+        processes=1,
+        workers=1,
+        num_images=320,
+        augment="device",
+    )
+    with pytest.raises(RecipeError, match="can be done; type --set augment=workers"):
+        augments_on_device(plan, train_augment(recipe))
 
 
 @pytest.mark.usefixtures("impatient")
