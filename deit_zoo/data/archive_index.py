@@ -158,7 +158,7 @@ def no_images(data: str, split: str) -> str:
     """The sentence about archives without images."""
     return (
         f"{data} holds no image of {split}; give archives with {split}/CLASS/x.jpg in them, or "
-        f"WebDataset shards with {split} in their names"
+        f"WebDataset shards (KEY.jpg and KEY.cls) with {split} in their names"
     )
 
 

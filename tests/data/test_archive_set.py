@@ -19,6 +19,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_set, open_unchecked
 from deit_zoo.data.survey import bad_images, scan, validate
 from deit_zoo.errors import DataError
+from deit_zoo.training.launch import check_classes, recipe_for
 from support.archives import CLASSES, FILES, FORMS, imagenet, one_tar, part, shards, stored_zip
 from support.imagenet import solution_csv, write_tar
 from support.images import encoded, photo, refused, write
@@ -132,6 +133,15 @@ def test_numbers_as_labels_are_taken_for_the_models_classes_in_their_order(tmp_p
     assert refused(lambda: open_set(data, "val", CLASSES[:2])).startswith(
         f"the labels of {data} are not the model's 2 classes: "
     )
+
+
+def test_classes_that_are_numbers_may_be_those_of_a_recipe_with_folders(tmp_path: Path) -> None:
+    recipe = recipe_for("deit_tiny")
+    numbers = [str(number) for number in range(1000)]
+    check_classes(recipe, shards(tmp_path, FILES), numbers)
+    for data, classes in ((shards(tmp_path, FILES), CLASSES), (one_tar(tmp_path, FILES), CLASSES)):
+        told = refused(lambda data=data, classes=classes: check_classes(recipe, data, classes))  # type: ignore[misc]
+        assert told.startswith(f"{data} has 3 classes; deit_tiny is trained on the 1,000 of ")
 
 
 def test_names_as_labels_are_classes_in_alphabetical_order(tmp_path: Path) -> None:
