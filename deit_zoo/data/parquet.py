@@ -60,7 +60,7 @@ class ParquetSet(TableSet):
                     lengths += [file.metadata.row_group(group).num_rows for group in groups]
                     sizes += [file.metadata.row_group(group).total_byte_size for group in groups]
                     self._groups += [(number, group) for group in groups]
-            except (ArrowException, OSError) as error:
+            except (ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read as Parquet ({_reason(error)})") from error
         self._starts = array("Q", [0, *accumulate(lengths)])
         self._set_labels(numbers, columns[label].names, classes)
@@ -85,7 +85,10 @@ class ParquetSet(TableSet):
         group = bisect_right(self._starts, index) - 1
         if len(self._places):
             return self._read_place(self._groups[group][0], Place(*self._places[index].tolist()))
-        return self._images_of(group)[index - self._starts[group]].as_py() or b""
+        images, row = self._images_of(group), index - self._starts[group]
+        if row >= len(images):
+            raise DataError(f"{self.name_of(index)} is not in its file; get the file again")
+        return images[row].as_py() or b""
 
     def _read_place(self, file: int, place: Place) -> bytes:
         from pyarrow import ArrowException
@@ -100,15 +103,18 @@ class ParquetSet(TableSet):
 
     def _images_of(self, group: int) -> Any:
         """The column of images' bytes of a row group."""
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
 
         with self._lock:
             for number, images in self._recent:
                 if number == group:
                     return images
             file, own_number = self._groups[group]
-            with parquet.ParquetFile(self._paths[file]) as opened:
-                rows = opened.read_row_group(own_number, [self._column], use_threads=False)
+            try:
+                with parquet.ParquetFile(self._paths[file]) as opened:
+                    rows = opened.read_row_group(own_number, [self._column], use_threads=False)
+            except (ArrowException, OSError) as error:
+                raise DataError(f"{self._paths[file]} cannot be read ({_reason(error)})") from error
             images = rows.column(0).combine_chunks()
             images = images.field("bytes") if hasattr(images, "field") else images
             self._recent = [(group, images), *self._recent][:GROUPS]

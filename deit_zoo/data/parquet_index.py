@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -68,12 +69,14 @@ def _keep(file: Path, index: Any) -> Any:
 
 def _build(files: Sequence[Stamp], column: str, progress: Callable[[int], None]) -> Any:
     import numpy as np
+    from pyarrow import ArrowException
 
     try:
         with ThreadPoolExecutor(LISTERS) as pool:
             find = partial(_images_of, column=column, progress=progress)
             found = [np.empty((0, 5), np.uint64), *pool.map(find, (file.path for file in files))]
-    except UnknownPageError:
+    except (UnknownPageError, ArrowException, LookupError, OSError, struct.error):
+        # Of another kind, or broken: reading will tell which image.
         return np.empty((0, 5), np.uint64)
     return np.concatenate(found)
 

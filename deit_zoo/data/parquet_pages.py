@@ -53,6 +53,8 @@ def places(chunk: memoryview, offset: int, codec: str, most_level: int) -> Itera
     start = 0
     while start < len(chunk):
         header, start = _read_struct(chunk, start)
+        if not 0 <= header[_LENGTH] <= len(chunk) - start:
+            raise UnknownPageError("a page is not whole")
         body = chunk[start : start + header[_LENGTH]]
         kind = header[_KIND]
         if kind not in (DATA_PAGE, DICTIONARY_PAGE):
@@ -86,6 +88,8 @@ class _Page:
         while start < len(content):
             size = struct.unpack_from("<I", content, start)[0]
             start += 4
+            if start + size > len(content):
+                raise UnknownPageError("a value is not whole")
             if not blocks or not size:
                 yield Place(0 if blocks else self.offset + start, size, 0, 0, size)
             else:

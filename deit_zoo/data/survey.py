@@ -34,6 +34,7 @@ from deit_zoo.errors import DataError
 LISTERS = 16
 # Images that are decoded before their bad ones are reported.
 CHUNK = 64
+NO_IMAGE = "not an image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +147,8 @@ def decode_error(images: ImageSet, index: int) -> str | None:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.strerror:
             return f"unreadable: {cause.strerror.lower()}"
-        return _reason(cause or error) if images.bytes_of(index) else "zero bytes"
+        reason = _reason(cause or error)
+        return "zero bytes" if reason == NO_IMAGE and not images.bytes_of(index) else reason
     return None
 
 
@@ -283,6 +285,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "decompression bomb"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"
+        return NO_IMAGE
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"

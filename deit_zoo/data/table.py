@@ -64,6 +64,11 @@ class TableSet(LabelledImages):
     ) -> None:
         """Number the images' classes as the model does, where one is given."""
         most = max((number for number in numbers if number is not None), default=-1) + 1
+        if not names and most > max(len(numbers), len(model)):
+            raise DataError(
+                f"{self.data}[{self.split}] has the label {most - 1:,} and {len(numbers):,} "
+                "images; give labels that number classes from 0"
+            )
         own = list(names) or [str(number) for number in range(max(most, len(model)))]
         unlabelled = sum(number is None or not 0 <= number < len(own) for number in numbers)
         if unlabelled:

@@ -255,9 +255,10 @@ def many(tmp_path: Path) -> str:
         "right": [{"bytes": photo("blue"), "path": None}] * 2,
         "fine": [0, 1],
         "coarse": [1, 0],
-        "id": [7, 3],
+        "id": [1, 0],
+        "size": [7, 300],
     }
-    features["id"] = datasets.Value("int32")
+    features |= {"id": datasets.Value("int32"), "size": datasets.Value("int32")}
     rows = datasets.Dataset.from_dict(held, features=datasets.Features(features))
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "many")
     return f"hfds:{tmp_path / 'many'}"
@@ -272,7 +273,8 @@ def test_where_columns_are_not_clear_what_to_type_is_said(many: str) -> None:
         f"{many},image=right,label=fine"
     )
     assert refused(lambda: validate(f"{many},label=middle,image=left")) == (
-        f"{many},label=middle,image=left has no label column 'middle'; give one of fine, coarse, id"
+        f"{many},label=middle,image=left has no label column 'middle'; give one of fine, coarse, "
+        "id, size"
     )
 
 
@@ -281,8 +283,12 @@ def test_the_address_chooses_columns(many: str) -> None:
     assert [images.label_of(index) for index in range(2)] == [1, 0]
     assert images.open(0).getpixel((0, 0)) == (0, 0, 255)
     numbered = open_set(f"{many},label=id,image=left", "train")
-    assert [numbered.label_of(index) for index in range(2)] == [7, 3]
-    assert numbered.classes == [str(number) for number in range(8)]
+    assert [numbered.label_of(index) for index in range(2)] == [1, 0]
+    assert numbered.classes == ["0", "1"]
+    sizes = f"{many},label=size,image=left"
+    assert refused(lambda: open_set(sizes, "train")) == (
+        f"{sizes}[train] has the label 300 and 2 images; give labels that number classes from 0"
+    )
 
 
 def test_whole_numbers_are_labels_where_no_column_has_classes(tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ def test_rows_without_an_image_are_bad(tmp_path: Path) -> None:
     assert next(bad_images(images, workers=1)) == (f"{tmp_path}[val][0]", "zero bytes")
 
 
+def test_images_of_a_broken_part_of_a_file_are_bad_and_no_others(hub: Path) -> None:
+    file = hub / "data" / "validation-00000-of-00001.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:24] = bytes(20)  # the header of the first page, of the first of two row groups
+    file.write_bytes(content)
+    [(name, reason)] = bad_images(open_unchecked(hub, "val"), workers=1)
+    assert name == f"{hub}[validation][0]"
+    assert reason.startswith("broken: ")
+
+
 def test_a_file_that_is_no_parquet_is_named(hub: Path) -> None:
     file = hub / "data" / "train-00001-of-00002.parquet"
     file.write_bytes(b"not found")
