@@ -1,11 +1,16 @@
-"""Augmenting on a GPU, by Triton: the pixels that Pillow makes, in some ten launches a batch.
+"""Augmenting on a GPU, by Triton: the pixels that Pillow makes, in some five launches a batch.
 
 Each kernel does Pillow's arithmetic in Pillow's order and types, and none may fuse a product with
 the sum that follows: rounded once where Pillow rounds twice, it would be another pixel. What is
 drawn is read from the rows of words in the slot; no launch waits for the host or lets it wait.
 
-Pixels are bytes in the order of Pillow, (height, width, 3), until they are normalised. A program
-has a block of the bytes of one place. S is the side of a finished image, always a constant.
+A crop is bytes in the order of Pillow, (height, width, 3). From then on a pixel is an int32, red in
+its lowest byte, so that one load brings three channels. A program has a tile of one place, ROWS x
+COLUMNS; its loads go to the nearest pixel there is, only its stores are masked. S is the side of a
+finished image, always a constant.
+
+Launching costs more than some of the kernels: hence few of them, with few arguments. An operation
+that has to know its whole image finds it counted by the kernel that wrote the pixels.
 """
 
 from __future__ import annotations
@@ -23,10 +28,14 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 512  # bytes, or numbers, of a program: two for each thread, so that neighbours read lines
-COUNT_BLOCK = 2048  # pixels of one that counts values
+EXACT: dict[str, Any] = {"enable_fp_fusion": False, "num_stages": 1}
+# Tiles, and warps for them: a thread has several rows, which share the weight of a column.
+COLUMNS_TILE: dict[str, Any] = {"ROWS": 16, "COLUMNS": 32, "num_warps": 4}
+ROWS_TILE: dict[str, Any] = {"ROWS": 16, "COLUMNS": 32, "num_warps": 4}
+# Square rather than long, so that a turned one touches few lines of memory.
+OPERATE_TILE: dict[str, Any] = {"ROWS": 32, "COLUMNS": 16, "num_warps": 8}
+NORMALIZE_TILE: dict[str, Any] = {"ROWS": 32, "COLUMNS": 32, "num_warps": 4}
 MIN_PLACES = 256  # so that the same kernel serves most numbers of places
-EXACT: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 1}
 
 OFFSET = tl.constexpr(record.OFFSET)
 HEIGHT = tl.constexpr(record.HEIGHT)
@@ -38,7 +47,10 @@ ERASE_LEFT = tl.constexpr(record.ERASE_LEFT)
 ERASE_HEIGHT = tl.constexpr(record.ERASE_HEIGHT)
 ERASE_WIDTH = tl.constexpr(record.ERASE_WIDTH)
 NOISE = tl.constexpr(record.NOISE)
+FIRST_LAYER = tl.constexpr(record.FIRST_LAYER)
+LAYER_WORDS = tl.constexpr(record.LAYER)
 
+NO_OPERATION = tl.constexpr(record.NO_OPERATION)
 NUMBER_OF = {name: tl.constexpr(number) for number, name in enumerate(record.OPERATIONS)}
 AUTO_CONTRAST = NUMBER_OF["AutoContrast"]
 EQUALIZE = NUMBER_OF["Equalize"]
@@ -55,6 +67,7 @@ FIRST_MOVE = NUMBER_OF["Rotate"]  # from here on they move pixels
 FILL_RED, FILL_GREEN, FILL_BLUE = (tl.constexpr(value) for value in record.FILL)
 MEAN_RED, MEAN_GREEN, MEAN_BLUE = (tl.constexpr(value) for value in IMAGENET_MEAN)
 STD_RED, STD_GREEN, STD_BLUE = (tl.constexpr(value) for value in IMAGENET_STD)
+HEAD = tl.constexpr(2)  # lines of S before the weights in the spans of an axis
 
 
 def finish(slot: Tensor, records: np.ndarray, images: Tensor) -> None:
@@ -62,95 +75,64 @@ def finish(slot: Tensor, records: np.ndarray, images: Tensor) -> None:
 
     `records` are the slot's rows on the host, (places, words). Noise lies at multiples of 4 bytes.
     """
-    batch = _Batch(slot, records, images)
-    sides = records[:, [record.HEIGHT, record.WIDTH]]
-    layers = records[:, record.FIRST_LAYER :: record.LAYER].T
-    untouched = (layers == record.NO_OPERATION).all() and not records[:, record.FLIP].any()
-    if untouched and (sides == batch.size).all():
-        batch.normalize(None)
+    assert images.is_contiguous(), "rows of images are written as one piece"
+    size = images.shape[-1]
+    sides = records[:, record.HEIGHT : record.WIDTH + 1]
+    operations = records[:, record.FIRST_LAYER :: record.LAYER]
+    operates = (operations != record.NO_OPERATION).any(axis=0).tolist()
+    if (sides == size).all() and not any(operates) and not records[:, record.FLIP].any():
+        constants = {"WORDS": records.shape[1], "S": size, **NORMALIZE_TILE, **EXACT}
+        _normalize[_grid(size, len(records), NORMALIZE_TILE)](slot, images, **constants)
         return
-    pixels = batch.resize(sides)
-    for number, operations in enumerate(layers):
-        if (operations != record.NO_OPERATION).any():
-            pixels = batch.operate(pixels, record.FIRST_LAYER + number * record.LAYER)
-    batch.normalize(pixels)
+    _resize_and_operate(slot, sides, operates, images, records.shape[1])
 
 
-class _Batch:
-    """A slot on a GPU with its launches."""
-
-    def __init__(self, slot: Tensor, records: np.ndarray, images: Tensor) -> None:
-        assert images.is_contiguous(), "rows of images are written as one piece"
-        self.slot, self.images = slot, images
-        self.places, words = records.shape
-        self.size = images.shape[-1]
-        self.num_bytes = 3 * self.size * self.size
-        # The same bytes, read as other types: a kernel takes an address, not a length.
-        self.words, self.numbers = slot[:8].view(torch.int64), slot[:8].view(torch.float64)
-        self.noise = slot[:8].view(torch.float32)
-        self.constants = {"WORDS": words, "S": self.size}
-
-    def new(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.images.device)
-
-    def resize(self, sides: np.ndarray) -> Tensor:
-        """Crops at S x S, flipped: (places, S, S, 3)."""
-        places, size = self.places, self.size
-        heights, widths = sides.T
-        taps = _num_taps(int(sides.max()), size)
-        starts = self.new(places, dtype=torch.int64)
-        first, counts = (self.new(places, 2, size, dtype=torch.int32) for _ in range(2))
-        weights = self.new(places, 2, taps, size, dtype=torch.int32)
-        spans = (starts, first, counts, weights, taps)
-        _weights[places, 2](
-            self.words,
-            *spans,
-            PLACES=max(MIN_PLACES, triton.next_power_of_2(places)),
-            BLOCK=triton.next_power_of_2(size),
-            **self.constants,
-            **EXACT,
+def _resize_and_operate(
+    slot: Tensor, sides: np.ndarray, operates: list[bool], images: Tensor, words: int
+) -> None:
+    """`sides` are heights and widths of crops; `operates`: whether a layer changes any image."""
+    places, size, device = len(sides), images.shape[-1], images.device
+    constants = {"WORDS": words, "S": size, **EXACT}
+    most_rows, rows = int(sides[:, 0].max()), int(sides[:, 0].sum())
+    taps = _num_taps(int(sides.max()), size)
+    spans = torch.empty(places, 2, HEAD.value + taps, size, dtype=torch.int32, device=device)
+    counts = torch.empty(len(operates), places, 3, 256, dtype=torch.int32, device=device)
+    narrow = torch.empty(rows, size, dtype=torch.int32, device=device)
+    # An operation reads one half and writes the other.
+    pixels = torch.empty(2, places, size, size, dtype=torch.int32, device=device)
+    _weights[places, 2](
+        slot,
+        spans,
+        taps,
+        counts,
+        PLACES=max(MIN_PLACES, triton.next_power_of_2(places)),
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=8,
+        **constants,
+    )
+    if rows and sides[:, 1].any():
+        _columns[_grid(size, places, COLUMNS_TILE, most_rows)](
+            slot, spans, taps, narrow, **COLUMNS_TILE, **constants
         )
-        narrow = self.new(int(heights.sum()), size, 3)
-        blocks = triton.cdiv(int(heights.max()) * size * 3, BLOCK)
-        if blocks and widths.any():
-            _columns[blocks, places](
-                self.slot, self.words, *spans, narrow, BLOCK=BLOCK, **self.constants, **EXACT
+    _rows[_grid(size, places, ROWS_TILE)](
+        slot, spans, taps, narrow, counts, pixels, **ROWS_TILE, **constants
+    )
+    grid = _grid(size, places, OPERATE_TILE)
+    *before, last = range(max(len(operates), 1))
+    for layer in before:
+        if operates[layer]:
+            _operate[grid](
+                slot, counts, pixels, images, LAYER=layer, LAST=False, **OPERATE_TILE, **constants
             )
-        pixels = self.new(places, size, size, 3)
-        _rows[triton.cdiv(self.num_bytes, BLOCK), places](
-            narrow, self.words, *spans, pixels, BLOCK=BLOCK, **self.constants, **EXACT
-        )
-        return pixels
+    _operate[grid](slot, counts, pixels, images, LAYER=last, LAST=True, **OPERATE_TILE, **constants)
 
-    def operate(self, pixels: Tensor, word: int) -> Tensor:
-        """A layer's operation on each image; `word` is the first of the layer's in a row."""
-        counts = torch.zeros(self.places, 3, 256, dtype=torch.int32, device=pixels.device)
-        tables = self.new(self.places, 3, 256)
-        out = torch.empty_like(pixels)
-        row = (self.words, self.numbers, word)
-        blocks = triton.cdiv(self.size * self.size, COUNT_BLOCK)
-        _counts[blocks, self.places](
-            pixels, self.words, word, counts, BLOCK=COUNT_BLOCK, **self.constants, **EXACT
-        )
-        _tables[3, self.places](counts, *row, tables, **self.constants, **EXACT)
-        blocks = triton.cdiv(self.num_bytes, BLOCK)
-        _operate[blocks, self.places](
-            pixels, *row, tables, out, BLOCK=BLOCK, **self.constants, **EXACT
-        )
-        return out
 
-    def normalize(self, pixels: Tensor | None) -> None:
-        """Normalised and erased, into the rows of images; None: the pixels are the crops."""
-        _normalize[triton.cdiv(self.num_bytes, BLOCK), self.places](
-            self.slot if pixels is None else pixels,
-            self.words,
-            self.noise,
-            self.images,
-            CROPS=pixels is None,
-            BLOCK=BLOCK,
-            **self.constants,
-            **EXACT,
-        )
+def _grid(
+    size: int, places: int, tile: dict[str, Any], rows: int | None = None
+) -> tuple[int, int, int]:
+    """Programs for so many rows (as many as columns, if not said) of `size` pixels, of places."""
+    rows = size if rows is None else rows
+    return triton.cdiv(size, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]), places
 
 
 def _num_taps(side: int, size: int) -> int:
@@ -158,30 +140,55 @@ def _num_taps(side: int, size: int) -> int:
     return 2 * -(-2 * max(side, size) // size) + 1
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _row_of_words(slot, place, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    return slot.to(tl.pointer_type(tl.int64), bitcast=True) + place * WORDS
+
+
+@triton.jit
+def _argument(row, word):  # type: ignore[no-untyped-def]
+    return tl.load(row + word).to(tl.float64, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _spans_of(spans, place, axis, taps, S: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Lines of S numbers for the columns (axis 0) or rows (1) of a place.
+
+    The first holds the number of its taps and, of columns, where the place's rows begin among those
+    of all; then come the first pixel of each, and the weights of each tap.
+    """
+    return spans + (place * 2 + axis).to(tl.int64) * ((HEAD + taps) * S)
+
+
 # Numbers that change from batch to batch must not make a kernel of their own.
 @triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _weights(  # type: ignore[no-untyped-def]
-    words,
-    starts,
-    first,
-    counts,
-    weights,
+    slot,
+    spans,
     taps,
+    counts,
     PLACES: tl.constexpr,
+    BLOCK: tl.constexpr,
     WORDS: tl.constexpr,
     S: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     """Of which pixels those of a resized side are made: of columns (axis 0) or rows (1).
 
-    Also where the rows of a place begin among those of all.
+    Also nothing is counted yet.
     """
     place, axis = tl.program_id(0), tl.program_id(1)
-    others = tl.arange(0, PLACES)
-    heights = tl.load(words + others * WORDS + HEIGHT, mask=others < place, other=0)
+    span = _spans_of(spans, place, axis, taps, S)
     if axis == 0:
-        tl.store(starts + place, tl.sum(heights, axis=0))
-    side = tl.load(words + place * WORDS + WIDTH - axis).to(tl.int32)
+        others = tl.arange(0, PLACES)
+        heights = _row_of_words(slot, others, WORDS) + HEIGHT
+        before = tl.sum(tl.load(heights, mask=others < place, other=0), axis=0)
+        tl.store(span + 1, before.to(tl.int32))
+        values = tl.arange(0, 256)
+        for layer in tl.static_range((WORDS - FIRST_LAYER) // LAYER_WORDS):
+            target = _counts_of(counts, tl.num_programs(0), place, layer)
+            for channel in tl.static_range(3):
+                tl.store(target + channel * 256 + values, tl.zeros((256,), tl.int32))
+    side = tl.load(_row_of_words(slot, place, WORDS) + WIDTH - axis).to(tl.int32)
     xs = tl.arange(0, BLOCK)
     inside = xs < S
     scale = side.to(tl.float64) / S
@@ -197,14 +204,13 @@ def _weights(  # type: ignore[no-untyped-def]
     for tap in range(most):
         total += tl.where(tap < count, _bicubic((tap + low - centers + 0.5) * inverse), 0.0)
     total = tl.where(total == 0.0, 1.0, total)
-    line = place * 2 + axis
     for tap in range(most):
         weight = _bicubic((tap + low - centers + 0.5) * inverse) / total
         rounded = tl.where(weight < 0.0, weight * 4194304.0 - 0.5, weight * 4194304.0 + 0.5)
-        target = weights + (line.to(tl.int64) * taps + tap) * S + xs
-        tl.store(target, rounded.to(tl.int32), mask=tap < count)
-    tl.store(first + line * S + xs, low, mask=inside)
-    tl.store(counts + line * S + xs, count, mask=inside)
+        rounded = tl.where(tap < count, rounded.to(tl.int32), 0)
+        tl.store(span + (HEAD + tap) * S + xs, rounded, mask=inside)
+    tl.store(span, most)
+    tl.store(span + S + xs, low, mask=inside)
 
 
 @triton.jit
@@ -218,142 +224,219 @@ def _bicubic(x):  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _columns(  # type: ignore[no-untyped-def]
     slot,
-    words,
-    starts,
-    first,
-    counts,
-    weights,
+    spans,
     taps,
-    out,
+    narrow,
     WORDS: tl.constexpr,
     S: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """A crop (height, width, 3) to (height, S, 3)."""
-    place = tl.program_id(1)
-    row_of_words = words + place * WORDS
-    height = tl.load(row_of_words + HEIGHT).to(tl.int32)
-    width = tl.load(row_of_words + WIDTH).to(tl.int32)
-    positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = positions < height * S * 3
-    y, x, channel = positions // (3 * S), positions % (3 * S) // 3, positions % 3
-    line = place * 2
-    low = tl.load(first + line * S + x, mask=inside, other=0)
-    count = tl.load(counts + line * S + x, mask=inside, other=0)
-    values = _weighted(
-        slot + tl.load(row_of_words + OFFSET) + ((y * width + low) * 3 + channel),
-        3,
-        weights + line.to(tl.int64) * taps * S + x,
-        count,
-        S,
-        BLOCK,
-    )
-    tl.store(out + tl.load(starts + place) * (3 * S) + positions, values, mask=inside)
+    """A crop to (height, S) pixels, from right to left where it is flipped."""
+    place = tl.program_id(2)
+    row = _row_of_words(slot, place, WORDS)
+    height = tl.load(row + HEIGHT).to(tl.int32)
+    ys = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    if tl.program_id(1) * ROWS < height:
+        width = tl.load(row + WIDTH).to(tl.int32)
+        xs = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+        # Not four neighbours for a thread, but four rows, which share a weight.
+        xs = tl.max_contiguous(xs, [1, 1])
+        span = _spans_of(spans, place, 0, taps, S)
+        nearest = _nearest(xs, S, COLUMNS)
+        span_of_x = span + tl.where(tl.load(row + FLIP) != 0, S - 1 - nearest, nearest)
+        low = tl.load(span_of_x + S)
+        lines = slot + tl.load(row + OFFSET) + tl.minimum(ys, height - 1) * (width * 3)
+        red = tl.full((ROWS, COLUMNS), 1 << 21, dtype=tl.int32)
+        green = red
+        blue = red
+        for tap in range(tl.load(span)):
+            weight = tl.load(span_of_x + (HEAD + tap) * S)
+            source = lines + tl.minimum(low + tap, width - 1) * 3
+            red += weight * tl.load(source).to(tl.int32)
+            green += weight * tl.load(source + 1).to(tl.int32)
+            blue += weight * tl.load(source + 2).to(tl.int32)
+        target = narrow + (tl.load(span + 1) + ys).to(tl.int64) * S + xs
+        pixel = _pixel(_rounded(red), _rounded(green), _rounded(blue))
+        tl.store(target, pixel, mask=(ys < height) & (xs < S))
 
 
 @triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
 def _rows(  # type: ignore[no-untyped-def]
-    narrow,
-    words,
-    starts,
-    first,
-    counts,
-    weights,
+    slot,
+    spans,
     taps,
-    out,
+    narrow,
+    counts,
+    pixels,
     WORDS: tl.constexpr,
     S: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """What `_columns` left to (S, S, 3), from right to left where it is flipped."""
-    place = tl.program_id(1)
-    positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = positions < S * S * 3
-    y, x, channel = positions // (3 * S), positions % (3 * S) // 3, positions % 3
-    flip = tl.load(words + place * WORDS + FLIP).to(tl.int32)
-    x = tl.where(flip != 0, S - 1 - x, x)
-    line = place * 2 + 1
-    low = tl.load(first + line * S + y, mask=inside, other=0)
-    count = tl.load(counts + line * S + y, mask=inside, other=0)
-    values = _weighted(
-        narrow + tl.load(starts + place) * (3 * S) + ((low * S + x) * 3 + channel),
-        3 * S,
-        weights + line.to(tl.int64) * taps * S + y,
-        count,
-        S,
-        BLOCK,
-    )
-    tl.store(out + place.to(tl.int64) * (3 * S * S) + positions, values, mask=inside)
+    """What `_columns` left to (S, S)."""
+    place = tl.program_id(2)
+    row = _row_of_words(slot, place, WORDS)
+    height = tl.load(row + HEIGHT).to(tl.int32)
+    xs = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    ys = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    span = _spans_of(spans, place, 1, taps, S)
+    span_of_y = span + _nearest(ys, S, ROWS)
+    low = tl.load(span_of_y + S)
+    begin = tl.load(_spans_of(spans, place, 0, taps, S) + 1)
+    sources = narrow + begin.to(tl.int64) * S + _nearest(xs, S, COLUMNS)
+    red = tl.full((ROWS, COLUMNS), 1 << 21, dtype=tl.int32)
+    green = red
+    blue = red
+    for tap in range(tl.load(span)):
+        weight = tl.load(span_of_y + (HEAD + tap) * S)
+        one, two, three = _channels(tl.load(sources + tl.minimum(low + tap, height - 1) * S))
+        red += weight * one
+        green += weight * two
+        blue += weight * three
+    red, green, blue = _rounded(red), _rounded(green), _rounded(blue)
+    inside = (ys < S) & (xs < S)
+    target = pixels + place.to(tl.int64) * (S * S) + ys * S + xs
+    tl.store(target, _pixel(red, green, blue), mask=inside)
+    _count(red, green, blue, inside, row, counts, 0, WORDS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _weighted(  # type: ignore[no-untyped-def]
-    source, step, weights, count, S: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sums of weights, whose fraction has 22 bits, times pixels that lie `step` bytes apart."""
-    total = tl.full((BLOCK,), 1 << 21, dtype=tl.int32)
-    for tap in range(tl.max(count, axis=0)):
-        taken = tap < count
-        weight = tl.load(weights + tap * S, mask=taken, other=0)
-        total += weight * tl.load(source + tap * step, mask=taken, other=0).to(tl.int32)
-    return tl.minimum(tl.maximum(total >> 22, 0), 255).to(tl.uint8)
-
-
-@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
-def _counts(  # type: ignore[no-untyped-def]
-    pixels,
-    words,
-    word,
-    counts,
-    WORDS: tl.constexpr,
-    S: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """How often each value is in each channel; of Contrast the sum of lightness, in their place."""
-    place = tl.program_id(1)
-    operation = tl.load(words + place * WORDS + word).to(tl.int32)
-    positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = positions < S * S
-    source = pixels + place.to(tl.int64) * (3 * S * S) + positions * 3
-    target = counts + place * (3 * 256)
-    if (operation == AUTO_CONTRAST) | (operation == EQUALIZE):
-        values = tl.arange(0, 256)
-        for channel in tl.static_range(3):
-            found = tl.load(source + channel, mask=inside, other=0).to(tl.int32)
-            counted = tl.histogram(found, 256, mask=inside)
-            tl.atomic_add(target + channel * 256 + values, counted, mask=counted > 0, sem="relaxed")
-    elif operation == CONTRAST:
-        tl.atomic_add(target, tl.sum(_lightness(source, inside), axis=0), sem="relaxed")
+def _nearest(xs, S: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Those within S where tiles stick out; else neighbours are known to be loaded as one piece."""
+    if S % TILE != 0:
+        xs = tl.minimum(xs, S - 1)
+    return xs
 
 
 @triton.jit
-def _lightness(source, inside):  # type: ignore[no-untyped-def]
-    """Pillow's L of the pixels whose red is at `source`."""
-    red = tl.load(source, mask=inside, other=0).to(tl.int32)
-    green = tl.load(source + 1, mask=inside, other=0).to(tl.int32)
-    blue = tl.load(source + 2, mask=inside, other=0).to(tl.int32)
+def _rounded(total):  # type: ignore[no-untyped-def]
+    """A sum of bytes by weights, whose fraction has 22 bits, as a byte again."""
+    return tl.minimum(tl.maximum(total >> 22, 0), 255)
+
+
+@triton.jit
+def _pixel(red, green, blue):  # type: ignore[no-untyped-def]
+    return red | (green << 8) | (blue << 16)
+
+
+@triton.jit
+def _channels(pixel):  # type: ignore[no-untyped-def]
+    return pixel & 255, (pixel >> 8) & 255, pixel >> 16
+
+
+@triton.jit
+def _counts_of(counts, places, place, layer):  # type: ignore[no-untyped-def]
+    return counts + (layer * places + place) * (3 * 256)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _count(  # type: ignore[no-untyped-def]
+    red, green, blue, inside, row, counts, LAYER: tl.constexpr, WORDS: tl.constexpr
+):
+    """Count a tile for its next operation, from this layer on, if it has to know its whole image.
+
+    How often each value is in each channel; for Contrast the sum of lightness, in their place.
+    """
+    layers: tl.constexpr = (WORDS - FIRST_LAYER) // LAYER_WORDS
+    operation = NO_OPERATION
+    layer = 0
+    for later in tl.static_range(layers - 1, LAYER - 1, -1):
+        found = tl.load(row + FIRST_LAYER + later * LAYER_WORDS).to(tl.int32)
+        layer = tl.where(found != NO_OPERATION, later, layer)
+        operation = tl.where(found != NO_OPERATION, found, operation)
+    if layers > LAYER:
+        target = _counts_of(counts, tl.num_programs(2), tl.program_id(2), layer)
+        if (operation == AUTO_CONTRAST) | (operation == EQUALIZE):
+            _count_values(target, red, inside)
+            _count_values(target + 256, green, inside)
+            _count_values(target + 512, blue, inside)
+        elif operation == CONTRAST:
+            lightness = tl.where(inside, _lightness(red, green, blue), 0)
+            tl.atomic_add(target, tl.sum(tl.ravel(lightness), axis=0), sem="relaxed")
+
+
+@triton.jit
+def _count_values(target, values, inside):  # type: ignore[no-untyped-def]
+    counted = tl.histogram(tl.ravel(values), 256, mask=tl.ravel(inside))
+    tl.atomic_add(target + tl.arange(0, 256), counted, mask=counted > 0, sem="relaxed")
+
+
+@triton.jit
+def _lightness(red, green, blue):  # type: ignore[no-untyped-def]
+    """Pillow's L."""
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
-@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
-def _tables(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def _operate(  # type: ignore[no-untyped-def]
+    slot,
     counts,
-    words,
-    numbers,
-    word,
-    tables,
+    pixels,
+    images,
+    LAYER: tl.constexpr,
+    LAST: tl.constexpr,
     WORDS: tl.constexpr,
     S: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
+    """A layer's operation on each image that has one; the last layer normalises all of them."""
+    place, places = tl.program_id(2), tl.num_programs(2)
+    row = _row_of_words(slot, place, WORDS)
+    word: tl.constexpr = FIRST_LAYER + LAYER * LAYER_WORDS
+    operation = NO_OPERATION
+    if word < WORDS:
+        operation = tl.load(row + word).to(tl.int32)
+    half = 0  # where the operations before left the image
+    for before in tl.static_range(LAYER):
+        found = tl.load(row + FIRST_LAYER + before * LAYER_WORDS)
+        half = tl.where(found != NO_OPERATION, 1 - half, half)
+    if LAST | (operation != NO_OPERATION):
+        positions = tl.arange(0, ROWS * COLUMNS)
+        x = tl.program_id(0) * COLUMNS + positions % COLUMNS
+        y = tl.program_id(1) * ROWS + positions // COLUMNS
+        inside = (x < S) & (y < S)
+        image = pixels + (half * places + place).to(tl.int64) * (S * S)
+        source = image + _nearest(y, S, ROWS) * S + _nearest(x, S, COLUMNS)
+        red, green, blue = _channels(tl.load(source))
+        if operation >= FIRST_MOVE:
+            red, green, blue = _moved(image, row + word + 1, y, x, S)
+        elif operation == COLOR:
+            share = _argument(row, word + 1)
+            grey = _lightness(red, green, blue)
+            red, green, blue = (
+                _blend(grey, red, share),
+                _blend(grey, green, share),
+                _blend(grey, blue, share),
+            )
+        elif operation == SHARPNESS:
+            inner = (x > 0) & (x < S - 1) & (y > 0) & (y < S - 1)
+            share = _argument(row, word + 1)
+            red, green, blue = _sharpened(source, red, green, blue, inner, share, S)
+        elif operation >= 0:
+            argument = _argument(row, word + 1)
+            of_image = _counts_of(counts, places, place, LAYER)
+            red, green, blue = (
+                tl.gather(_table(operation, argument, of_image, 0, S), red, 0),
+                tl.gather(_table(operation, argument, of_image, 1, S), green, 0),
+                tl.gather(_table(operation, argument, of_image, 2, S), blue, 0),
+            )
+        if LAST:
+            _store_normalized(red, green, blue, y, x, inside, slot, row, images, S)
+        else:
+            target = pixels + ((1 - half) * places + place).to(tl.int64) * (S * S) + y * S + x
+            tl.store(target, _pixel(red, green, blue), mask=inside)
+            _count(red, green, blue, inside, row, counts, LAYER + 1, WORDS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _table(operation, argument, counts, channel, S: tl.constexpr):  # type: ignore[no-untyped-def]
     """What an operation by value alone makes of each value of a channel."""
-    channel, place = tl.program_id(0), tl.program_id(1)
-    line = place * 3 + channel
-    operation = tl.load(words + place * WORDS + word).to(tl.int32)
-    argument = tl.load(numbers + place * WORDS + word + 1)
     values = tl.arange(0, 256)
     out = values
     if (operation == AUTO_CONTRAST) | (operation == EQUALIZE):
-        count = tl.load(counts + line * 256 + values)
+        count = tl.load(counts + channel * 256 + values)
         lowest = tl.min(tl.where(count > 0, values, 255), axis=0)
         highest = tl.max(tl.where(count > 0, values, 0), axis=0)
         if operation == AUTO_CONTRAST:
@@ -377,113 +460,101 @@ def _tables(  # type: ignore[no-untyped-def]
     elif operation == BRIGHTNESS:
         out = _blend(tl.zeros_like(values), values, argument)
     elif operation == CONTRAST:
-        lightness = tl.load(counts + place * (3 * 256)).to(tl.float64)
+        lightness = tl.load(counts).to(tl.float64)
         mean = (lightness / (S * S) + 0.5).to(tl.int32)
         out = _blend(tl.zeros_like(values) + mean, values, argument)
-    out = tl.minimum(tl.maximum(out, 0), 255)
-    tl.store(tables + line * 256 + values, out.to(tl.uint8))
+    return tl.minimum(tl.maximum(out, 0), 255)
 
 
 @triton.jit
 def _blend(one, other, share):  # type: ignore[no-untyped-def]
     """From one (0) to another (1) and beyond, in float32, cut to what a byte holds."""
-    mixed = one.to(tl.float32) + share.to(tl.float32) * (other - one).to(tl.float32)
-    return tl.minimum(tl.maximum(mixed, 0.0), 255.0).to(tl.int32)
+    return _cut(one.to(tl.float32) + share.to(tl.float32) * (other - one).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["word"])  # type: ignore[untyped-decorator]
-def _operate(  # type: ignore[no-untyped-def]
-    pixels,
-    words,
-    numbers,
-    word,
-    tables,
-    out,
-    WORDS: tl.constexpr,
-    S: tl.constexpr,
-    BLOCK: tl.constexpr,
+@triton.jit
+def _cut(value):  # type: ignore[no-untyped-def]
+    return tl.minimum(tl.maximum(value, 0.0), 255.0).to(tl.int32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sharpened(  # type: ignore[no-untyped-def]
+    source, red, green, blue, inner, share, S: tl.constexpr
 ):
-    """One operation for each image."""
-    place = tl.program_id(1)
-    operation = tl.load(words + place * WORDS + word).to(tl.int32)
-    arguments = numbers + place * WORDS + word + 1
-    positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = positions < S * S * 3
-    y, x, channel = positions // (3 * S), positions % (3 * S) // 3, positions % 3
-    image = pixels + place.to(tl.int64) * (3 * S * S)
-    value = tl.load(image + positions, mask=inside, other=0).to(tl.int32)
-    if operation >= FIRST_MOVE:
-        value = _moved(image + channel, arguments, y, x, channel, inside, S)
-    elif operation == COLOR:
-        grey = _lightness(image + positions - channel, inside)
-        value = _blend(grey, value, tl.load(arguments))
-    elif operation == SHARPNESS:
-        inner = (x > 0) & (x < S - 1) & (y > 0) & (y < S - 1) & inside
-        smooth = 0.5 + _smooth_row(image + positions + 3 * S, 1.0 / 13.0, inner)
-        smooth += _smooth_row(image + positions, 5.0 / 13.0, inner)
-        smooth += _smooth_row(image + positions - 3 * S, 1.0 / 13.0, inner)
-        smooth = tl.minimum(tl.maximum(smooth, 0.0), 255.0).to(tl.int32)
-        value = _blend(tl.where(inner, smooth, value), value, tl.load(arguments))
-    elif operation >= 0:
-        table = tables + (place * 3 + channel) * 256
-        value = tl.load(table + value, mask=inside, other=0).to(tl.int32)
-    target = out + place.to(tl.int64) * (3 * S * S) + positions
-    tl.store(target, value.to(tl.uint8), mask=inside)
+    """Away from what is smooth; the border is left as it is."""
+    red_below, green_below, blue_below = _smooth_row(source + S, 1.0 / 13.0, inner)
+    red_here, green_here, blue_here = _smooth_row(source, 5.0 / 13.0, inner)
+    red_above, green_above, blue_above = _smooth_row(source - S, 1.0 / 13.0, inner)
+    smooth_red = _cut(0.5 + red_below + red_here + red_above)
+    smooth_green = _cut(0.5 + green_below + green_here + green_above)
+    smooth_blue = _cut(0.5 + blue_below + blue_here + blue_above)
+    return (
+        _blend(tl.where(inner, smooth_red, red), red, share),
+        _blend(tl.where(inner, smooth_green, green), green, share),
+        _blend(tl.where(inner, smooth_blue, blue), blue, share),
+    )
 
 
 @triton.jit
 def _smooth_row(source, middle, inner):  # type: ignore[no-untyped-def]
-    left = tl.load(source - 3, mask=inner, other=0).to(tl.float32)
-    center = tl.load(source, mask=inner, other=0).to(tl.float32)
-    right = tl.load(source + 3, mask=inner, other=0).to(tl.float32)
+    red_left, green_left, blue_left = _channels(tl.load(source - 1, mask=inner, other=0))
+    red, green, blue = _channels(tl.load(source, mask=inner, other=0))
+    red_right, green_right, blue_right = _channels(tl.load(source + 1, mask=inner, other=0))
+    return (
+        _smooth(red_left, red, red_right, middle),
+        _smooth(green_left, green, green_right, middle),
+        _smooth(blue_left, blue, blue_right, middle),
+    )
+
+
+@triton.jit
+def _smooth(left, center, right, middle):  # type: ignore[no-untyped-def]
+    left, center, right = left.to(tl.float32), center.to(tl.float32), right.to(tl.float32)
     return left * (1.0 / 13.0) + center * middle + right * (1.0 / 13.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _moved(  # type: ignore[no-untyped-def]
-    image, arguments, y, x, channel, inside, S: tl.constexpr
-):
+def _moved(image, arguments, y, x, S: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where an affine map takes each pixel from, bicubically."""
     x, y = x.to(tl.float64) + 0.5, y.to(tl.float64) + 0.5
-    a, b, c = tl.load(arguments), tl.load(arguments + 1), tl.load(arguments + 2)
-    d, e, f = tl.load(arguments + 3), tl.load(arguments + 4), tl.load(arguments + 5)
+    a, b, c = _argument(arguments, 0), _argument(arguments, 1), _argument(arguments, 2)
+    d, e, f = _argument(arguments, 3), _argument(arguments, 4), _argument(arguments, 5)
     from_x = a * x + b * y + c
     from_y = d * x + e * y + f
-    shown = (from_x >= 0.0) & (from_x < S) & (from_y >= 0.0) & (from_y < S) & inside
+    shown = (from_x >= 0.0) & (from_x < S) & (from_y >= 0.0) & (from_y < S)
     from_x = tl.where(shown, from_x, 0.0) - 0.5
     from_y = tl.where(shown, from_y, 0.0) - 0.5
     left, top = tl.floor(from_x), tl.floor(from_y)
     dx, dy = from_x - left, from_y - top
     column, row = left.to(tl.int32) - 1, top.to(tl.int32) - 1
-    value = _cubic(
-        _moved_row(image, row, column, dx, shown, S),
-        _moved_row(image, row + 1, column, dx, shown, S),
-        _moved_row(image, row + 2, column, dx, shown, S),
-        _moved_row(image, row + 3, column, dx, shown, S),
-        dy,
-    )
-    fill = tl.where(channel == 0, FILL_RED, tl.where(channel == 1, FILL_GREEN, FILL_BLUE))
-    return tl.where(shown, tl.minimum(tl.maximum(value, 0.0), 255.0).to(tl.int32), fill)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _moved_row(  # type: ignore[no-untyped-def]
-    image, row, column, dx, shown, S: tl.constexpr
-):
-    line = image + tl.minimum(tl.maximum(row, 0), S - 1) * (3 * S)
-    return _cubic(
-        _tap(line, column, shown, S),
-        _tap(line, column + 1, shown, S),
-        _tap(line, column + 2, shown, S),
-        _tap(line, column + 3, shown, S),
-        dx,
+    red_1, green_1, blue_1 = _moved_row(image, row, column, dx, S)
+    red_2, green_2, blue_2 = _moved_row(image, row + 1, column, dx, S)
+    red_3, green_3, blue_3 = _moved_row(image, row + 2, column, dx, S)
+    red_4, green_4, blue_4 = _moved_row(image, row + 3, column, dx, S)
+    return (
+        tl.where(shown, _cut(_cubic(red_1, red_2, red_3, red_4, dy)), FILL_RED),
+        tl.where(shown, _cut(_cubic(green_1, green_2, green_3, green_4, dy)), FILL_GREEN),
+        tl.where(shown, _cut(_cubic(blue_1, blue_2, blue_3, blue_4, dy)), FILL_BLUE),
     )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _tap(line, column, shown, S: tl.constexpr):  # type: ignore[no-untyped-def]
-    position = tl.minimum(tl.maximum(column, 0), S - 1) * 3
-    return tl.load(line + position, mask=shown, other=0).to(tl.int32)
+def _moved_row(image, row, column, dx, S: tl.constexpr):  # type: ignore[no-untyped-def]
+    line = image + tl.minimum(tl.maximum(row, 0), S - 1) * S
+    red_1, green_1, blue_1 = _tap(line, column, S)
+    red_2, green_2, blue_2 = _tap(line, column + 1, S)
+    red_3, green_3, blue_3 = _tap(line, column + 2, S)
+    red_4, green_4, blue_4 = _tap(line, column + 3, S)
+    return (
+        _cubic(red_1, red_2, red_3, red_4, dx),
+        _cubic(green_1, green_2, green_3, green_4, dx),
+        _cubic(blue_1, blue_2, blue_3, blue_4, dx),
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _tap(line, column, S: tl.constexpr):  # type: ignore[no-untyped-def]
+    return _channels(tl.load(line + tl.minimum(tl.maximum(column, 0), S - 1)))
 
 
 @triton.jit
@@ -494,35 +565,50 @@ def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _normalize(  # type: ignore[no-untyped-def]
-    pixels,
-    words,
-    noise,
+    slot,
     images,
     WORDS: tl.constexpr,
     S: tl.constexpr,
-    CROPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Pixels (S, S, 3) to (3, S, S) with zero mean and unit spread, or noise in the erased box."""
-    place = tl.program_id(1)
-    row_of_words = words + place * WORDS
-    if CROPS:
-        source = pixels + tl.load(row_of_words + OFFSET)
-    else:
-        source = pixels + place.to(tl.int64) * (3 * S * S)
-    positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = positions < S * S * 3
-    channel, pixel = positions // (S * S), positions % (S * S)
-    value = tl.load(source + pixel * 3 + channel, mask=inside, other=0).to(tl.float32)
-    mean = tl.where(channel == 0, MEAN_RED, tl.where(channel == 1, MEAN_GREEN, MEAN_BLUE))
-    std = tl.where(channel == 0, STD_RED, tl.where(channel == 1, STD_GREEN, STD_BLUE))
-    value = tl.div_rn(tl.div_rn(value, tl.full((BLOCK,), 255.0, tl.float32)) - mean, std)
-    y = pixel // S - tl.load(row_of_words + ERASE_TOP).to(tl.int32)
-    x = pixel % S - tl.load(row_of_words + ERASE_LEFT).to(tl.int32)
-    height = tl.load(row_of_words + ERASE_HEIGHT).to(tl.int32)
-    width = tl.load(row_of_words + ERASE_WIDTH).to(tl.int32)
+    """Crops that are finished but for this."""
+    row = _row_of_words(slot, tl.program_id(2), WORDS)
+    x = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    y = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    inside = (x < S) & (y < S)
+    source = slot + tl.load(row + OFFSET) + (y * S + x) * 3
+    red = tl.load(source, mask=inside, other=0)
+    green = tl.load(source + 1, mask=inside, other=0)
+    blue = tl.load(source + 2, mask=inside, other=0)
+    _store_normalized(red, green, blue, y, x, inside, slot, row, images, S)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_normalized(  # type: ignore[no-untyped-def]
+    red, green, blue, y, x, inside, slot, row, images, S: tl.constexpr
+):
+    """A tile of an image with zero mean and unit spread, or noise in the erased box."""
+    target = images + tl.load(row + ROW) * (3 * S * S) + (y * S + x)
+    y -= tl.load(row + ERASE_TOP).to(tl.int32)
+    x -= tl.load(row + ERASE_LEFT).to(tl.int32)
+    height = tl.load(row + ERASE_HEIGHT).to(tl.int32)
+    width = tl.load(row + ERASE_WIDTH).to(tl.int32)
     erased = (y >= 0) & (y < height) & (x >= 0) & (x < width) & inside
-    first = tl.load(row_of_words + NOISE) // 4
-    drawn = tl.load(noise + first + ((channel * height + y) * width + x), mask=erased, other=0.0)
-    target = images + tl.load(row_of_words + ROW) * (3 * S * S) + positions
-    tl.store(target, tl.where(erased, drawn, value), mask=inside)
+    noise = slot.to(tl.pointer_type(tl.float32), bitcast=True) + tl.load(row + NOISE) // 4
+    noise += y * width + x
+    plane = height * width
+    red = _normalized(red, MEAN_RED, STD_RED)
+    tl.store(target, tl.where(erased, tl.load(noise, mask=erased, other=0.0), red), mask=inside)
+    green = _normalized(green, MEAN_GREEN, STD_GREEN)
+    drawn = tl.load(noise + plane, mask=erased, other=0.0)
+    tl.store(target + S * S, tl.where(erased, drawn, green), mask=inside)
+    blue = _normalized(blue, MEAN_BLUE, STD_BLUE)
+    drawn = tl.load(noise + 2 * plane, mask=erased, other=0.0)
+    tl.store(target + 2 * S * S, tl.where(erased, drawn, blue), mask=inside)
+
+
+@triton.jit
+def _normalized(value, mean, std):  # type: ignore[no-untyped-def]
+    share = tl.div_rn(value.to(tl.float32), tl.full(value.shape, 255.0, tl.float32))
+    return tl.div_rn(share - mean, tl.full(value.shape, std, tl.float32))

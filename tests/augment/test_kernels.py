@@ -127,7 +127,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, folder: Path, rows: Any, size: int
             types[name] = TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
         source = ASTSource(fn=kernel, signature=types, constexprs=constants)
         built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        code[kernel.__name__] = built.asm["ptx"]
+        code[f"{kernel.__name__}{constants.get('LAYER', '')}"] = built.asm["ptx"]
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
     monkeypatch.setattr(JITFunction, "run", compile_it)
@@ -136,26 +136,21 @@ def compiled(monkeypatch: pytest.MonkeyPatch, folder: Path, rows: Any, size: int
     return code
 
 
+@pytest.mark.parametrize(
+    ("layers", "operating"), [(0, ["_operate0"]), (2, ["_operate0", "_operate1"])]
+)
 def test_compiled_for_an_h200_no_kernel_fuses_or_approximates(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layers: int, operating: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = np.zeros((4, record.num_words(1)), dtype=np.int64)
+    rows = np.zeros((4, record.num_words(layers)), dtype=np.int64)
     rows[:, [record.HEIGHT, record.WIDTH]] = 300, 340
     code = compiled(monkeypatch, tmp_path, rows, 224)
-    assert list(code) == [
-        "_weights",
-        "_columns",
-        "_rows",
-        "_counts",
-        "_tables",
-        "_operate",
-        "_normalize",
-    ]
+    assert list(code) == ["_weights", "_columns", "_rows", *operating]
     found = {name: re.findall(r"fma\.|\.approx|div\.full", ptx) for name, ptx in code.items()}
     assert found == {name: [] for name in code}
     # Whether this looks at what it should: divisions that round to the nearest are there.
     assert "div.rn.f64" in code["_weights"]
-    assert "div.rn.f32" in code["_normalize"]
+    assert "div.rn.f32" in code[operating[-1]]
 
 
 @pytest.fixture
