@@ -12,6 +12,8 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from deit_zoo.data.image_set import ImageSet, kind_of, open_set
+from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import usable_cores
@@ -48,6 +50,22 @@ def fix_order(device: str) -> None:
         # Of the fused kernels, flash alone has a backward pass that adds in a fixed order.
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def open_images(
+    data: str, split: SplitName, classes: list[str], group: DistributedContext
+) -> ImageSet:
+    """The images of a split, as every process of a run has them.
+
+    A folder's files are listed by the first process, which tells the others. Archives and tables
+    have an index on the disk.
+    """
+
+    def list_images() -> ImageSet:
+        return open_set(data, split, classes)
+
+    in_files = kind_of(data) in ("folder", "heap")
+    return group.run_on_main(list_images) if in_files else list_images()
 
 
 def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -> ZooModel:

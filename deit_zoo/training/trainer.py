@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from deit_zoo.data.image_set import open_set
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
@@ -28,7 +27,13 @@ from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
-from deit_zoo.training.build import build_model, build_train_state, is_compiled, set_machine
+from deit_zoo.training.build import (
+    build_model,
+    build_train_state,
+    is_compiled,
+    open_images,
+    set_machine,
+)
 from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.job import Job
@@ -70,12 +75,12 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
 
     set_machine(plan)
     with handle_signals(say) as stop:
-        images = open_set(job.data, "train", expected_classes(recipe))
+        images = open_images(job.data, "train", expected_classes(recipe), group)
         if images.note:
             say(images.note)
         classes = images.classes
         model = build_model(recipe, classes, group)
-        held_out = EvalDataset(open_set(job.data, "val", classes), transform(model))
+        held_out = EvalDataset(open_images(job.data, "val", classes, group), transform(model))
         teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
         state = build_train_state(plan, model, teacher, group)
         eval_workers = 0 if len(held_out) < IN_PROCESS else plan.workers

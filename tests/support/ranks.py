@@ -31,7 +31,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training import trainer as run
-from deit_zoo.training.build import build_train_state
+from deit_zoo.training.build import build_train_state, open_images
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.seeding import seed_from_key
@@ -271,6 +271,24 @@ def batches(workers: int = 0, kill: bool = False) -> Callable[[DistributedContex
     return job
 
 
+def listed(group: DistributedContext, data: Path) -> dict[str, Any]:
+    """What this process knows of a run's images, and the class folders that it listed for that."""
+    folders: list[str] = []
+    scandir = os.scandir
+
+    def counted(folder: str) -> Any:
+        if Path(folder).parent == data / "train":
+            folders.append(Path(folder).name)
+        return scandir(folder)
+
+    os.scandir = counted  # type: ignore[assignment]
+    images = open_images(str(data), "train", [], group)
+    os.scandir = scandir
+    numbers = range(len(images))
+    known = [(images.name_of(index), images.label_of(index)) for index in numbers]
+    return {"folders": folders, "known": known, "classes": images.classes}
+
+
 JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
     "float64": losses(torch.float64),
     "float32": losses(torch.float32),
@@ -281,6 +299,7 @@ JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
     "untaught": untaught,
     "not finite": not_finite,
     "evaluated": evaluated,
+    "listed": listed,
     "batches": batches(),
     "batches of a worker": batches(workers=1),
     "batches of a killed worker": batches(workers=1, kill=True),

@@ -34,6 +34,7 @@ JOBS = {
         "untaught",
         "not finite",
         "evaluated",
+        "listed",
         "batches",
     ),
     2: (
@@ -44,6 +45,7 @@ JOBS = {
         "untaught",
         "not finite",
         "evaluated",
+        "listed",
         "batches",
         "batches of a worker",
         "batches of a killed worker",
@@ -204,6 +206,13 @@ def test_the_steps_between_skipped_ones_are_those_of_one_process(
     )
     assert len(two) == NOT_FINITE[-1] + 1 - len(NOT_FINITE)
     assert difference(two, one) < 1e-9
+
+
+def test_files_are_listed_by_the_first_process_for_all(results: Results) -> None:
+    first, second = (of_rank["listed"] for of_rank in results[2])
+    assert (len(first.pop("folders")), second.pop("folders")) == (10, [])
+    assert len(second["known"]) == 1437
+    assert first == second
 
 
 def test_two_processes_open_every_validation_image_once(results: Results) -> None:
