@@ -132,7 +132,7 @@ def test_other_label_sets_are_compared_and_not_judged() -> None:
     [
         (["--labels", "c"], "labels is 'c'; give one of real, v2, a, r, sketch"),
         (["--processes", "2", "--gpus", "1"], "processes 2 is for the CPU; with gpus 1 each GPU"),
-        (["--data", "absent"], "absent is not a folder"),
+        (["--data", "absent"], "absent is no data set; give a folder"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(arguments: list[str], message: str, digits: Path) -> None:
