@@ -129,5 +129,5 @@ def _column(feature: Any) -> Column:
         return Column("image")
     if isinstance(feature, datasets.ClassLabel):
         return Column("classes", tuple(feature.names))
-    integers = isinstance(feature, datasets.Value) and "int" in feature.dtype
+    integers = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
     return Column("integers" if integers else "other")
