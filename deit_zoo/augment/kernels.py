@@ -239,26 +239,27 @@ def _columns(  # type: ignore[no-untyped-def]
     ys = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     if tl.program_id(1) * ROWS < height:
         width = tl.load(row + WIDTH).to(tl.int32)
-        xs = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-        # Not four neighbours for a thread, but four rows, which share a weight.
-        xs = tl.max_contiguous(xs, [1, 1])
+        columns = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
         span = _spans_of(spans, place, 0, taps, S)
-        nearest = _nearest(xs, S, COLUMNS)
-        span_of_x = span + tl.where(tl.load(row + FLIP) != 0, S - 1 - nearest, nearest)
+        span_of_x = span + _nearest(columns, S, COLUMNS)
         low = tl.load(span_of_x + S)
         lines = slot + tl.load(row + OFFSET) + tl.minimum(ys, height - 1) * (width * 3)
         red = tl.full((ROWS, COLUMNS), 1 << 21, dtype=tl.int32)
         green = red
         blue = red
+        # Said to lie side by side, which is nearly so: then a warp has neighbours of a row, and a
+        # thread several rows, which share a weight. None are taken as one, for want of alignment.
         for tap in range(tl.load(span)):
             weight = tl.load(span_of_x + (HEAD + tap) * S)
-            source = lines + tl.minimum(low + tap, width - 1) * 3
+            offsets = tl.minimum(low + tap, width - 1) * 3
+            source = lines + tl.max_contiguous(offsets, [1, 2])
             red += weight * tl.load(source).to(tl.int32)
             green += weight * tl.load(source + 1).to(tl.int32)
             blue += weight * tl.load(source + 2).to(tl.int32)
-        target = narrow + (tl.load(span + 1) + ys).to(tl.int64) * S + xs
+        xs = tl.where(tl.load(row + FLIP) != 0, S - 1 - columns, columns)
+        target = narrow + (tl.load(span + 1) + ys).to(tl.int64) * S + tl.max_contiguous(xs, [1, 2])
         pixel = _pixel(_rounded(red), _rounded(green), _rounded(blue))
-        tl.store(target, pixel, mask=(ys < height) & (xs < S))
+        tl.store(target, pixel, mask=(ys < height) & (columns < S))
 
 
 @triton.jit(do_not_specialize=["taps"])  # type: ignore[untyped-decorator]
