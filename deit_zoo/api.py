@@ -43,7 +43,8 @@ def classify(
             some batches are held in memory, whatever gives them.
         model: a name (its checkpoint is loaded) or a model from `create`.
         topk: classes per image.
-        device: where the model runs.
+        device: where the model runs: cpu, cuda, cuda:1, mps or auto, which a model that is given
+            by its name takes unless told: the best that is there.
         batch_size: images that the model looks at together.
         workers: threads that read images meanwhile; one for each core, at most 16, unless given.
         fast: by an optimized copy of the model, in the precision that the device computes fastest.
@@ -118,7 +119,8 @@ def optimize(
     from deit_zoo.inference.optimize import loses
     from deit_zoo.inference.optimize import optimize as optimized_copy
 
-    copy = optimized_copy(resolve_model(model, None), dtype, compile)
+    plain = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
+    copy = optimized_copy(plain, dtype, compile)
     if loses(copy):
         warnings.warn(
             f"{copy.precision} is slower than float32 on this device, which has no units for it; "
@@ -146,7 +148,7 @@ def attention_map(
         method: "heads" gives a map for each head, "mean" their mean, "rollout" the attention that
             flows through all layers up to this one (arXiv 2005.00928), "all" these in this order.
         img_size: an int or (height, width), for a model that is given by its name.
-        device: where the model runs.
+        device: where the model runs, as in `classify`.
 
     Raises:
         ZooError: the model has no attention, or no class token in this layer.
@@ -163,7 +165,7 @@ def attention_map(
 
     if isinstance(model, str):
         attention.check_attentive(resolve(model))
-        network = create(model, pretrained=True, img_size=img_size, device=device)
+        network = create(model, pretrained=True, img_size=img_size, device=device or "auto")
     else:
         network = resolve_model(model, device)
         attention.check_attentive(spec_of(network))
@@ -221,7 +223,8 @@ def export(
         device=device,
     )
     options.check()
-    return inference.export(resolve_model(model, None), options, images=images, say=say)
+    network = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
+    return inference.export(network, options, images=images, say=say)
 
 
 def evaluate(
@@ -247,7 +250,7 @@ def evaluate(
         data: the folder, or another form in docs/data.md, such as `hfds:NAME`.
         batch_size: images that a process looks at together.
         workers: processes that read images, beside each that looks at them; None chooses.
-        device: where the model runs, in this process.
+        device: where the model runs, in this process; as in `classify`.
         gpus: the number of GPUs to share the images between, one process each; 0 is the CPU.
         processes: the same on the CPU. The figures are those of one process.
         labels: None for the model's own classes; for one of ImageNet-1k also `real`, `v2`, `a`,
@@ -278,9 +281,12 @@ def evaluate(
         devices = [group.device] * group.size
         if isinstance(name_or_model, str):  # one process fetches; the others find the file
             name = name_or_model
-            group.run_on_main(lambda: bool(load_model(name)))
+            group.run_on_main(lambda: bool(load_model(name, "cpu")))
     in_process = len(devices) == 1 or group is not None
-    model = resolve_classifier(name_or_model, devices[0] if in_process else None)
+    # Of several processes each moves its own copy to where it runs.
+    by_name = isinstance(name_or_model, str)
+    own = devices[0] if in_process else "cpu" if by_name else None
+    model = resolve_classifier(name_or_model, own)
 
     def open_images() -> EvalSet:
         folders = [label.folder for label in class_names(model)]

@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -40,6 +40,19 @@ class DistributedContext:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def add_up(self, values: Sequence[float]) -> Sequence[float]:
+        """The sums over all processes of numbers of the CPU's, in float64."""
+        if self.size == 1:
+            return values
+        return cast(
+            "list[float]", self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
+        )
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """In what sums are kept on the device: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def neighbours(self, count: int) -> dist.ProcessGroup | None:
         """The processes among which this one is, if `count` after another belong together.
@@ -81,14 +94,19 @@ class DistributedContext:
 
 
 @contextmanager
-def init_distributed(device: str, parent: int | None = None) -> Iterator[DistributedContext]:
+def init_distributed(
+    device: str, parent: int | None = None, number: int | None = None
+) -> Iterator[DistributedContext]:
     """The group that torchrun's variables describe, or this process alone without them.
 
-    Of many, each ends when `parent`, the process that started it, is gone.
+    Alone, it has the GPU of this number. Of many, each ends when `parent`, the process that started
+    it, is gone.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:
-        yield DistributedContext(device=torch.device(device))
+        # Kernels run on the current GPU, which is the caller's again afterwards.
+        with torch.cuda.device(number) if device == "cuda" else nullcontext():
+            yield DistributedContext(device=torch.device(device))
         return
     own_device = torch.device(device)
     if device == "cuda":

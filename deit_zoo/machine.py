@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import shutil
@@ -18,27 +19,76 @@ if TYPE_CHECKING:
     import torch
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """A device by its name. Raises ZooError where this machine cannot use it."""
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def best_device() -> torch.device:
+    """The one rule of `auto`: a CUDA GPU, else Apple's, else the CPU."""
     import torch
 
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by its name, of GPUs with its number; `auto` is the best that is there.
+
+    Raises ZooError where this machine cannot use it.
+    """
+    import torch
+
+    if device == "auto":
+        return best_device()
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ZooError(
-            f"device {str(device)!r} cannot be used here ({reason}); give 'cpu', or 'cuda' where "
-            "PyTorch finds a GPU"
+            f"device {str(device)!r} cannot be used here ({reason}); give auto, cpu, or cuda, "
+            "cuda:1 or mps where PyTorch finds that GPU"
         ) from error
-    return place
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may use: by its affinity, and by the quota of its cgroup."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, int(min(affinity or 1, _cgroup_quota())))
+
+
+def _cgroup_quota() -> float:
+    """The cores whose time this process may take, as a container's --cpus says; inf without."""
+    try:
+        lines = OWN_CGROUPS.read_text("utf-8").splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Of the second version all controllers lie in one tree; a parent's quota binds as well.
+        tree = CGROUPS / controllers
+        own = tree / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(tree):
+                quotas.append(_quota_of(folder))
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> float:
+    """The quota of one cgroup, in either version's files."""
+    try:
+        if (file := folder / "cpu.max").is_file():
+            quota, period = file.read_text("utf-8").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text("utf-8")
+            period = (folder / "cpu.cfs_period_us").read_text("utf-8")
+        share = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no quota is "max"
+        return math.inf
+    return share if share > 0 else math.inf  # in version 1, none is -1
 
 
 def peak_mb(device: torch.device | None = None) -> float | None:

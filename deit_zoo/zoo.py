@@ -154,7 +154,8 @@ def create(
         img_size: an int or (height, width); positions are resampled bicubically, as upstream does.
         in_chans: channels of the images.
         drop_path_rate: stochastic depth, in training.
-        device, dtype: where the parameters live and how they are stored; float32 on the CPU.
+        device, dtype: where the parameters live ("auto" is the best that is there) and how they
+            are stored; float32 on the CPU.
 
     Raises:
         UnknownModelError: no model has this name.
@@ -287,11 +288,14 @@ def _top1(record: Checkpoint | None) -> float | None:
 
 
 def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
-    """The model that is meant: by name with its checkpoint, or as it is; on the device."""
+    """The model that is meant: by name with its checkpoint, or as it is.
+
+    On the device; without one a name's is on the best that is there, and a model where it is.
+    """
     from deit_zoo.models.layers import spec_of
 
     if isinstance(name_or_model, str):
-        return load_model(name_or_model, device)
+        return load_model(name_or_model, "auto" if device is None else device)
     spec_of(name_or_model)
     model: ZooModel = name_or_model
     return model if device is None else model.to(usable_device(device))

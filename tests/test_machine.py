@@ -1,6 +1,9 @@
-"""What a device multiplies fastest, known from its capabilities."""
+"""The device and the cores of a process, and what a device multiplies fastest."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,3 +91,51 @@ def test_an_apple_gpu_computes_in_float32() -> None:
 def test_the_flags_of_this_processor_are_read() -> None:
     flags = machine._cpu_flags()
     assert not flags or "sse2" in flags
+
+
+@pytest.mark.parametrize(
+    ("gpus", "apple", "best"), [(2, True, "cuda:1"), (0, True, "mps:0"), (0, False, "cpu")]
+)
+def test_the_best_device_is_a_cuda_gpu_else_apples_else_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, apple: bool, best: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # the one that the caller chose
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    assert str(machine.usable_device("auto")) == best
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "cores"),
+    [
+        # docker run --cpus 2.5, by the second version of cgroups.
+        (["0::/"], {"cpu.max": "250000 100000"}, 2),
+        (["0::/"], {"cpu.max": "max 100000"}, 64),
+        (["0::/"], {"cpu.max": "20000 100000"}, 1),
+        # The quota of a parent binds its children.
+        (["0::/a/b"], {"a/cpu.max": "400000 100000", "a/b/cpu.max": "max 100000"}, 4),
+        # The first version; -1 is no quota.
+        (["2:cpu,cpuacct:/x"], {"cpu,cpuacct/x/cpu.cfs_quota_us": "300000"}, 3),
+        (["2:cpu,cpuacct:/x"], {"cpu,cpuacct/x/cpu.cfs_quota_us": "-1"}, 64),
+        # A container sees its own cgroup as the root, under the path that the host has for it.
+        (["0::/docker/4711"], {"cpu.max": "700000 100000"}, 7),
+        (["4:memory:/x", "0::/"], {}, 64),
+    ],
+)
+def test_the_cores_are_those_of_the_affinity_and_of_the_cgroups_quota(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    lines: list[str],
+    files: dict[str, str],
+    cores: int,
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / "tree" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+        (file.parent / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "own").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "tree")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    assert machine.usable_cores() == cores

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_output, print_json, talk, writing
+from deit_zoo.cli.console import check_output, chosen_device, print_json, talk, writing
 from deit_zoo.cli.options import (
     Device,
     FiguresAsJson,
@@ -48,7 +48,7 @@ def attention_(
         Shown, typer.Option(help="Each head, their mean, rollout through the layers.")
     ] = Shown.ALL,
     img_size: ImgSize = None,
-    device: Device = None,
+    device: Device = "auto",
     checkpoint: OtherWeights = None,
     as_json: FiguresAsJson = False,
 ) -> None:
@@ -72,7 +72,7 @@ def attention_(
         pretrained=True,
         checkpoint=checkpoint,
         img_size=pixels(img_size),
-        device=device,
+        device=chosen_device(device),
     )
     attention = attention_map(source, network, layer=layer, method=method.value)
     if as_json:

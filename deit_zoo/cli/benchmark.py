@@ -18,6 +18,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import (
     Bar,
     check_output,
+    chosen_device,
     out,
     print_error,
     print_json,
@@ -25,10 +26,10 @@ from deit_zoo.cli.console import (
     talk,
     writing,
 )
-from deit_zoo.cli.options import AsJson, ImgSize, complete_name, pixels
+from deit_zoo.cli.options import AsJson, Device, ImgSize, complete_name, pixels
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole
-from deit_zoo.machine import require_matplotlib, usable_device
+from deit_zoo.machine import require_matplotlib
 
 if TYPE_CHECKING:
     from deit_zoo.inference.throughput import Case
@@ -59,7 +60,7 @@ def benchmark_(
     ] = None,
     img_size: ImgSize = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Device = "auto",
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Turns of each, 7; figures are medians.")
     ] = None,
@@ -125,13 +126,14 @@ def benchmark_(
         raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
     precisions = precision or (["float32"] if train else ["float32", "bfloat16"])
     modes = mode or (["eager"] if train or quick else ["eager", "optimized"])
+    place = chosen_device(device)
     cases = cases_of(
         names or ["deit_tiny", "deit_small"],
         batch_sizes=batch_size or [1, 8],
         precisions=[SHORT.get(one, one) for one in precisions],
         modes=modes,
         img_size=pixels(img_size),
-        device=str(usable_device(device)),
+        device=place,
         threads=threads or torch.get_num_threads(),
         train=train,
         pretrained=pretrained,
@@ -142,7 +144,7 @@ def benchmark_(
         rounds=rounds,
         seconds=seconds,
         memory=not quick if memory is None else memory,
-        cold=(not quick if cold_start is None else cold_start) and not train and device == "cpu",
+        cold=(not quick if cold_start is None else cold_start) and not train and place == "cpu",
         folder=images,
     )
     if output is not None:

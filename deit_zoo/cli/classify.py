@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, out, print_error, print_json, talk
+from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
 from deit_zoo.cli.options import MODEL_OR_RUN, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
 from deit_zoo.registry import resolve
@@ -37,7 +37,7 @@ def classify_(
         str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
     ] = "deit_small",
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
-    device: Device = None,
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read images (default: one per core).")
@@ -54,7 +54,7 @@ def classify_(
     rows: list[dict[str, Any]] = []
     errors: list[DataError] = []
     try:
-        network = _network(model, device, fast)
+        network = _network(model, chosen_device(device), fast)
         sources = [source for argument in images for source in _listed(argument)]
         for classified, unread in _classify(sources, network, topk, batch_size, workers):
             errors += unread
@@ -73,7 +73,7 @@ def classify_(
         raise typer.Exit(1)
 
 
-def _network(model: str, device: str | None, fast: bool) -> ZooModel:
+def _network(model: str, device: str, fast: bool) -> ZooModel:
     from deit_zoo.zoo import is_path, load_model
 
     if not is_path(model) and (implied := resolve(model).name) != model.lower():

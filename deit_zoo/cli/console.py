@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,42 @@ from deit_zoo.errors import DataError
 
 out = Console(highlight=False, soft_wrap=True)
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
+ALIKE = str.maketrans(
+    {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u"}
+)
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def chosen_device(device: str) -> str:
+    """The device that was typed, by its full name, which is said unless it is the CPU.
+
+    On the CPU torch takes no more threads than there are cores for this process.
+    """
+    import torch
+
+    from deit_zoo.machine import usable_cores, usable_device
+
+    place = usable_device(device)
+    if place.type != "cpu":
+        talk.print(f"on {place}")
+    elif torch.get_num_threads() > usable_cores():  # torch knows of no cgroup
+        torch.set_num_threads(usable_cores())
+    return str(place)
+
+
+def survive_any_console() -> None:
+    """What a console or a pipe has no character for is written in those that it has."""
+    codecs.register_error("spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A character in ASCII: one that is alike, else its number."""
+    assert isinstance(error, UnicodeEncodeError), error
+    letters = error.object[error.start : error.end].translate(ALIKE)
+    return letters.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def print_json(value: Any) -> None:
@@ -25,9 +62,8 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write to stdout as it is; where it has not a character, its number stands for it."""
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    """Write to stdout as it is."""
+    sys.stdout.write(text)
 
 
 def is_unicode() -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, ignore, out, print_json, print_table, talk
+from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, Device, NameOrRun
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
@@ -48,7 +48,7 @@ def evaluate_(
     label_file: Annotated[
         Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.")
     ] = None,
-    device: Device = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Top-1, top-5 and loss over every image once, beside the published figures.
@@ -148,15 +148,17 @@ def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:
     with started_ranks(**machine) as group:
         if group is not None:
             options["device"] = None
+        elif options["gpus"] is None and options["processes"] is None:
+            options["device"] = chosen_device(options["device"])
         return evaluate(name, data, group=group, **options)
 
 
 @contextmanager
 def started_ranks(
-    *, device: str | None, gpus: int | None, processes: int | None
+    *, device: str, gpus: int | None, processes: int | None
 ) -> Iterator[DistributedContext | None]:
     """The group of the processes that torchrun started; None without it."""
-    from deit_zoo.machine import world_size
+    from deit_zoo.machine import usable_device, world_size
 
     if (world_size() or 1) == 1:
         yield None
@@ -170,8 +172,8 @@ def started_ranks(
             f"torchrun started {started} processes here, but {typed} are asked for; make the two "
             "agree"
         )
-    on_gpus = bool(gpus) or (device or "cpu").startswith("cuda")
-    with init_distributed("cuda" if on_gpus else "cpu") as group:
+    kind = usable_device(device).type if typed is None else "cuda" if gpus else "cpu"
+    with init_distributed(kind) as group:
         yield group
 
 

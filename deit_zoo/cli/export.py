@@ -50,7 +50,9 @@ def export_(
     aot: Annotated[
         bool, typer.Option("--aot", help="Compile the .pt2 for this machine by AOTInductor.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="Where a .pt2 will run: cpu, cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where a .pt2 will run: cpu, cuda, auto.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", "--overwrite", help="Replace a file that is there.")
     ] = False,

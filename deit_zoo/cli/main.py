@@ -15,7 +15,15 @@ import typer
 from deit_zoo.cli.attention import attention_
 from deit_zoo.cli.benchmark import benchmark_
 from deit_zoo.cli.classify import classify_
-from deit_zoo.cli.console import out, print_error, print_json, print_rows, print_table, talk
+from deit_zoo.cli.console import (
+    out,
+    print_error,
+    print_json,
+    print_rows,
+    print_table,
+    survive_any_console,
+    talk,
+)
 from deit_zoo.cli.data import data_app
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
@@ -48,6 +56,7 @@ app.add_typer(weights_app, name="weights")
 
 def main() -> None:
     """Run the command; a ZooError is one line and exit 2, with `--debug` a traceback."""
+    survive_any_console()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

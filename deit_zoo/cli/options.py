@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ def complete_name(incomplete: str) -> list[str]:
 MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
 Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]
 ImgSize = Annotated[
     str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
 ]
@@ -43,6 +44,10 @@ LogTo = Annotated[
     str | None, typer.Option(metavar="trackio|wandb", help="Log there too, if it is installed.")
 ]
 Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
+Slurm = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a Slurm script for this run, and stop."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
 

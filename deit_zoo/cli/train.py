@@ -15,9 +15,20 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, ignore, out, print_rows, talk
-from deit_zoo.cli.options import Changes, DryRun, LogTo, Name, Resume, TrainWorkers
+from deit_zoo.cli.options import (
+    Changes,
+    Device,
+    DryRun,
+    LogTo,
+    Name,
+    Resume,
+    Slurm,
+    TrainWorkers,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     from deit_zoo.recipes.plan import Plan
     from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.job import Job
@@ -25,7 +36,10 @@ if TYPE_CHECKING:
 
 def reproduce_(
     name: Name,
-    gpus: Annotated[int, typer.Option(help="GPUs of a node; 0 is the CPU.")],
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of a node; 0 is the CPU. One device unless given.")
+    ] = None,
+    device: Device = "auto",
     data: Annotated[
         str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ] = None,
@@ -43,9 +57,7 @@ def reproduce_(
     ] = None,
     log_to: LogTo = None,
     resume: Resume = "auto",
-    slurm: Annotated[
-        Path | None, typer.Option(help="Write a Slurm script for this run, and stop.")
-    ] = None,
+    slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train a checkpoint by its recipe, measure it and judge it against the published figure.
@@ -53,9 +65,9 @@ def reproduce_(
     Exit 0: reproduced, or no figure to compare with; 1: not reproduced; 75: asked to stop by
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
-    from deit_zoo.errors import RecipeError
-    from deit_zoo.training.launch import make_plan, recipe_for, reproduce
+    from deit_zoo.training.launch import make_plan, recipe_for, reproduce, training_device
 
+    place = training_device(gpus, processes, device)
     machine: dict[str, Any] = {
         "gpus": gpus,
         "changes": [*(changes or ()), *([f"log_to={log_to}"] if log_to else [])],
@@ -70,16 +82,12 @@ def reproduce_(
 
             with Bar("files") as bar:
                 num_images = validate(data, bar).train.images
-        plan = make_plan(name, num_images=num_images, **machine)
+        plan = make_plan(name, num_images=num_images, device=place, **machine)
         print_rows(out, plan.lines())
         if slurm is not None and not dry_run:
-            if resume == "never":
-                raise RecipeError(
-                    "--resume never with --slurm: a job that is queued again continues its run; "
-                    "leave --resume out"
-                )
-            write_script(plan, slurm)
+            write_script(plan, slurm, data, resume)
         return
+    say_device(place)
     output = output or Path("runs") / recipe_for(name).name
 
     def show(plan: Plan) -> None:
@@ -91,6 +99,7 @@ def reproduce_(
     verdict = run(
         lambda **callbacks: reproduce(
             name,
+            device=device,
             output=output,
             data=data,
             rendezvous=rendezvous,
@@ -120,8 +129,9 @@ def finetune_(
         str, typer.Option(help="custom, imagenet384, cifar10, cifar100, cars or inat18.")
     ] = "custom",
     gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One, where there is one.")
+        int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One device unless given.")
     ] = None,
+    device: Device = "auto",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     img_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels; positions are resampled.")
@@ -144,6 +154,7 @@ def finetune_(
     ] = None,
     log_to: LogTo = None,
     resume: Resume = "auto",
+    slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train a published model on your own classes: a folder of images for each.
@@ -152,6 +163,7 @@ def finetune_(
     A state is on disk then.
     """
     from deit_zoo.training import finetune
+    from deit_zoo.training.launch import training_device
 
     fields = {
         "epochs": epochs,
@@ -167,13 +179,14 @@ def finetune_(
     all_changes += changes or ()
     machine: dict[str, Any] = {
         "recipe": recipe,
-        "gpus": default_gpus(processes) if gpus is None else gpus,
+        "gpus": gpus,
         "changes": all_changes,
         "workers": workers,
         "processes": processes,
     }
-    plan = finetune.make_plan(name, **machine)
-    if dry_run:
+    place = training_device(gpus, processes, device)
+    plan = finetune.make_plan(name, device=place, **machine)
+    if dry_run or slurm is not None:
         with Bar("files") as bar:
             plan, sentence = finetune.planned(
                 plan,
@@ -185,11 +198,15 @@ def finetune_(
         print_rows(out, finetune_rows(plan))
         if sentence:
             talk.print(escape(sentence))
+        if slurm is not None and not dry_run:
+            write_script(plan, slurm, data, resume)
         return
+    say_device(place)
     output = output or Path("runs") / plan.recipe.name
     verdict = run(
         lambda **callbacks: finetune.finetune(
             name,
+            device=device,
             data=data,
             output=output,
             val_share=val_share,
@@ -240,12 +257,25 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def write_script(plan: Plan, file: Path) -> None:
+def say_device(device: torch.device | None) -> None:
+    """Say once which GPU it is, where nobody typed a number of them."""
+    if device is not None and device.type != "cpu" and is_main_process():
+        talk.print(f"on {device}")
+
+
+def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
     """The Slurm script of the run that was typed, without `--slurm`."""
     from deit_zoo.errors import RecipeError
     from deit_zoo.files import write_whole
     from deit_zoo.training import elastic, slurm
+    from deit_zoo.training.launch import check_data
 
+    check_data(plan, data)
+    if resume == "never":
+        raise RecipeError(
+            "--resume never with --slurm: a job that is queued again continues its run; leave "
+            "--resume out"
+        )
     if file.exists():
         raise RecipeError(f"{file} exists; give a new file as --slurm, or remove it")
     words = sys.argv[1:]
@@ -254,8 +284,8 @@ def write_script(plan: Plan, file: Path) -> None:
         for number, word in enumerate(words)
         if not word.startswith("--slurm") and words[number - 1 : number] != ["--slurm"]
     ]
-    write_whole(file, slurm.script(plan, ["deit-zoo", *typed], elastic.PORT).encode())
-    talk.print(f"{file} is written; type: sbatch {shlex.quote(str(file))}")
+    write_whole(file, slurm.script(plan, typed, elastic.PORT).encode())
+    talk.print(f"{file} asks for {slurm.asked(plan)}; type: sbatch {shlex.quote(str(file))}")
 
 
 def finetune_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -264,15 +294,6 @@ def finetune_rows(plan: Plan) -> list[tuple[str, str]]:
 
     rows = [row for row in plan.lines() if row[0] != "partly assumed"]
     return rows + reasons(plan.recipe)
-
-
-def default_gpus(processes: int | None) -> int:
-    """One GPU where there is one, and nothing else was typed."""
-    if processes is not None:
-        return 0
-    import torch
-
-    return int(torch.cuda.is_available())
 
 
 def usage_lines(name: str, output: Path) -> list[str]:

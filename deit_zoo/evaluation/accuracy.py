@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -97,7 +99,7 @@ def accuracy(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
     shard: tuple[int, int] = (0, 1),
-    add: Callable[[Tensor], Tensor] = lambda sums: sums,
+    add: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
 ) -> Evaluation:
     """Top-1, top-5 (percent) and mean cross-entropy of a model over a data set.
 
@@ -107,9 +109,7 @@ def accuracy(
     sums = accumulate(
         model, dataset, batch_size=batch_size, workers=workers, progress=progress, shard=shard
     )
-    device = next(model.parameters()).device
-    total = add(torch.tensor(sums, dtype=torch.float64, device=device))
-    return evaluation_of(total.tolist(), dataset)
+    return evaluation_of(add(sums), dataset)
 
 
 @torch.inference_mode()
@@ -122,26 +122,28 @@ def accumulate(
     progress: Callable[[int, int], None] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> list[float]:
-    """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses."""
+    """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses.
+
+    Sums are float64 of NumPy's: Apple's GPUs have none.
+    """
     rank, size = shard
     starts = range(0, len(dataset), batch_size)[rank::size]
     batches = [[*range(start, min(start + batch_size, len(dataset)))] for start in starts]
     total, done = sum(map(len, batches)), 0
     weight = next(model.parameters())
-    sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
+    sums = np.zeros(4)
     loader = make_loader(dataset, batches, workers)
     with eval_mode(model), oom_as_error(batch_size, weight.device):
         for images, labels in read_batches(loader):
             logits = model(images.to(weight.device, weight.dtype)).float()
             if dataset.class_subset is not None:
                 logits = logits[:, list(dataset.class_subset)]
-            mask = dataset.label_mask(labels, logits.shape[1]).to(weight.device)
-            counts = mask.any(dim=1)
-            correct = mask.gather(1, logits.topk(min(5, logits.shape[1])).indices)
-            sums[0] += correct[:, 0].sum()
-            sums[1] += correct.any(dim=1).sum()
-            sums[2] += counts.sum()
-            sums[3] += cross_entropy(logits[counts].double(), mask[counts]).sum()
+            best = logits.topk(min(5, logits.shape[1])).indices.cpu()
+            mask = dataset.label_mask(labels, logits.shape[1])
+            counts, correct = mask.any(dim=1).numpy(), mask.gather(1, best).numpy()
+            exact = logits.cpu().numpy().astype(np.float64)
+            losses = cross_entropy(exact[counts], mask.numpy()[counts])
+            sums += correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum(), losses.sum()
             done += len(labels)
             if progress:
                 progress(done, total)
@@ -162,10 +164,16 @@ def evaluation_of(sums: Sequence[float], dataset: EvalDataset) -> Evaluation:
     )
 
 
-def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+def cross_entropy(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of each image, minus the logarithm of the probability of its right classes together."""
-    right: Tensor = logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)
-    return logits.logsumexp(dim=1) - right
+    right = np.where(mask, logits, -np.inf)
+    return _log_sum_exp(logits) - _log_sum_exp(right)
+
+
+def _log_sum_exp(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest = values.max(axis=1, initial=-np.inf, keepdims=True)
+    sums: NDArray[np.float64] = np.exp(values - largest).sum(axis=1)
+    return largest[:, 0] + np.log(sums)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
-from deit_zoo.machine import check_gpus, check_processes
+from deit_zoo.machine import check_gpus, check_processes, usable_device
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 
@@ -69,7 +69,10 @@ class EvalJob:
 
 
 def devices_for(device: Device, gpus: int | None, processes: int | None) -> list[Device]:
-    """The device of each process. Raises ZooError where they cannot be had."""
+    """The device of each process; None is left to the model. Raises ZooError where they cannot be
+    had."""
+    if device == "auto":
+        device = None if gpus is not None or processes is not None else usable_device(device)
     if gpus is not None and device is not None:
         raise ZooError(f"device is {str(device)!r} and gpus is {gpus}; give one of them")
     check_processes(gpus, processes)

@@ -53,12 +53,12 @@ SETTINGS = (
 class Plan:
     """A recipe on a machine: `processes` share the replicas of `num_images` training images.
 
-    `precision` auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on the CPU; `compile`
-    None means on a GPU. A state is kept every `state_minutes` and after every epoch. So many images
-    of a process as `micro_batch` go through the network together; None means as many as a GPU's
-    memory has room for, and one replica's on the CPU. Images are augmented by the loader's workers
-    or on the device, with the same bits; auto means on a GPU. steps.jsonl has a line every
-    `log_steps` steps and at the end of an epoch.
+    `precision` auto is bf16 where a CUDA GPU has it, fp16 on others, fp32 on the CPU and on
+    Apple's GPUs; `compile` None means on a CUDA GPU. A state is kept every `state_minutes` and
+    after every epoch. So many images of a process as `micro_batch` go through the network together;
+    None means as many as a CUDA GPU's memory has room for, and elsewhere one replica's. Images are
+    augmented by the loader's workers or on the device, with the same bits; auto means on a CUDA
+    GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch.
     """
 
     recipe: Recipe
@@ -81,6 +81,11 @@ class Plan:
         check_fields(self)
         if self.precision == "fp16" and self.device == "cpu":
             raise RecipeError("precision is 'fp16' on the CPU; type --set precision=bf16 or fp32")
+        if self.augment == "device" and self.device == "mps":
+            raise RecipeError(
+                "augment is 'device', whose arithmetic is float64, and Apple's GPUs have none; "
+                "type --set augment=workers"
+            )
         if self.recipe.replicas % self.processes:
             raise RecipeError(
                 f"{self.processes} processes cannot share {self.recipe.replicas} replicas evenly; "
@@ -112,7 +117,7 @@ class Plan:
         if not fitting:
             return ""
         nearest = min(fitting, key=lambda n: (abs(n - self.processes), n)) // self.nodes
-        option = "--processes" if self.device == "cpu" else "--gpus"
+        option = "--gpus" if self.device == "cuda" else "--processes"
         return f"the nearest number that can is {option} {nearest}, or "
 
     def _remedy(self) -> str:
@@ -204,7 +209,7 @@ class Plan:
         together = "in turn"
         if self.micro_batch is not None:
             together = f"{self.micro_batch} images at a time"
-        elif self.device != "cpu":
+        elif self.device == "cuda":
             together = "as many at a time as its memory has room for"
         return f"{batch}; a process takes {share}, {images} images, {together}"
 
@@ -215,10 +220,10 @@ class Plan:
         return f"{count(self.processes, 'process')}{nodes} on {self.device}, {workers}{each}"
 
     def _precision(self) -> str:
-        on_gpu = self.device != "cpu"
+        on_gpu = self.device == "cuda"
         auto = "bf16 where the GPU has it, else fp16" if on_gpu else "fp32"
         compiled = on_gpu if self.compile is None else self.compile
-        same = self.deterministic or not on_gpu
+        same = self.deterministic or self.device == "cpu"
         return (
             f"{auto if self.precision == 'auto' else self.precision}; "
             f"{'compiled' if compiled else 'not compiled'}; "
@@ -227,7 +232,7 @@ class Plan:
 
     def _times(self) -> list[str]:
         full = TRAIN_IMAGES.get(self.recipe.data, self.num_images)
-        gpus = 0 if self.device == "cpu" else self.processes
+        gpus = self.processes if self.device == "cuda" else 0
         return estimate(self.recipe, gpus, self.num_images / full)
 
 

@@ -267,7 +267,9 @@ class TrainLoader:
         """Write a slot's images to their rows of `images`, on the device; what its rows say."""
         slot, places, num_bytes = filled
         rows = self.ring.rows(slot, places)
-        copy = self.ring.bytes[slot, :num_bytes].to(images.device, non_blocking=True)
+        # On other GPUs nothing tells when a copy is done, and so the slot free.
+        wait = not images.is_cuda
+        copy = self.ring.bytes[slot, :num_bytes].to(images.device, non_blocking=not wait)
         finish(copy, rows, images)
         return rows
 

@@ -25,6 +25,8 @@ from deit_zoo.registry import ModelSpec, lookup, resolve
 from deit_zoo.training import launch
 
 if TYPE_CHECKING:
+    import torch
+
     from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.job import Job
@@ -40,7 +42,8 @@ def finetune(
     data: str | Path,
     output: Path,
     recipe: str = "custom",
-    gpus: int = 0,
+    gpus: int | None = None,
+    device: str | None = None,
     val_share: float | None = None,
     changes: Sequence[str] = (),
     workers: int | None = None,
@@ -59,13 +62,15 @@ def finetune(
     and Interrupted where the run was asked to stop.
     """
     launch.check_extra()
+    place = launch.training_device(gpus, processes, device)
     plan = make_plan(
         name,
         recipe=recipe,
         gpus=gpus,
+        device=place,
         changes=changes,
         workers=workers,
-        processes=launch.num_processes(processes, gpus, 1),
+        processes=launch.num_processes(processes, gpus, 1, place),
     )
     if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
         launch.check_output(output, plan.recipe, resume)
@@ -82,7 +87,14 @@ def finetune(
         return plan
 
     return launch.run_plan(
-        plan, output=output, data=folder, resume=resume, fit=fit, say=say, progress=progress
+        plan,
+        device=place,
+        output=output,
+        data=folder,
+        resume=resume,
+        fit=fit,
+        say=say,
+        progress=progress,
     )
 
 
@@ -90,7 +102,8 @@ def make_plan(
     name: str,
     *,
     recipe: str = "custom",
-    gpus: int = 0,
+    gpus: int | None = 0,
+    device: torch.device | None = None,
     changes: Sequence[str] = (),
     workers: int | None = None,
     processes: int | None = None,
@@ -101,6 +114,7 @@ def make_plan(
         recipe_for(name, recipe, recipe_changes),
         modified=bool(recipe_changes),
         gpus=gpus,
+        device=device,
         changes=changes,
         workers=workers,
         processes=processes,

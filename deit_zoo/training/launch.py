@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
 from deit_zoo.files import PLAN_FILE
 from deit_zoo.labels import labels
-from deit_zoo.machine import check_gpus, check_processes, world_size
+from deit_zoo.machine import check_gpus, check_processes, usable_device, world_size
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
@@ -30,6 +30,8 @@ from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
 
 if TYPE_CHECKING:
+    import torch
+
     from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
 
@@ -51,14 +53,18 @@ def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
 def make_plan(
     name: str,
     *,
-    gpus: int,
+    gpus: int | None,
+    device: torch.device | None = None,
     changes: Sequence[str] = (),
     workers: int | None = None,
     processes: int | None = None,
     nodes: int = 1,
     num_images: int | None = None,
 ) -> Plan:
-    """The plan of a run on `nodes` machines like this one, of `gpus` GPUs each; 0 is the CPU."""
+    """The plan of a run on `nodes` machines like this one, of `gpus` GPUs each; 0 is the CPU.
+
+    None is one process on the `device`.
+    """
     recipe_changes, _ = settings(changes)
     recipe = recipe_for(name, recipe_changes)
     expected = DIGITS_TRAIN if recipe.data == "digits" else IMAGENET_TRAIN
@@ -66,6 +72,7 @@ def make_plan(
         recipe,
         modified=any(not is_first_stage(c, RECIPES[recipe.name]) for c in recipe_changes),
         gpus=gpus,
+        device=device,
         changes=changes,
         workers=workers,
         processes=processes,
@@ -74,18 +81,39 @@ def make_plan(
     )
 
 
+def training_device(
+    gpus: int | None, processes: int | None, device: str | None
+) -> torch.device | None:
+    """Where one process trains: on the device that was typed, else on the best that is there.
+
+    None where `gpus` or `processes` say it. Raises RecipeError where both do.
+    """
+    if gpus is None and processes is None:
+        return usable_device(device or "auto")
+    if device not in (None, "auto"):
+        number = f"--gpus {gpus}" if processes is None else f"--processes {processes}"
+        raise RecipeError(f"--device {device} names one device and {number} others; give one")
+    return None
+
+
 def plan_for(
     recipe: Recipe,
     *,
     modified: bool,
-    gpus: int,
+    gpus: int | None,
     num_images: int,
+    device: torch.device | None = None,
     changes: Sequence[str] = (),
     workers: int | None = None,
     processes: int | None = None,
     nodes: int = 1,
 ) -> Plan:
-    """A recipe on so many GPUs or processes. Raises RecipeError for numbers that make no sense."""
+    """A recipe on so many GPUs or processes, or on a device that `training_device` gave.
+
+    Raises RecipeError for numbers that make no sense.
+    """
+    kind = "cuda" if gpus else "cpu" if device is None else device.type
+    gpus = gpus or int(kind == "cuda")
     check_processes(gpus, processes, dashes="--", error=RecipeError)
     if nodes < 1:
         raise RecipeError(f"--nodes is {nodes}; give 1 or more")
@@ -94,7 +122,7 @@ def plan_for(
     return Plan(
         recipe=recipe,
         modified=modified,
-        device="cuda" if gpus else "cpu",
+        device=kind,
         processes=local * nodes,
         nodes=nodes,
         workers=default_workers(local) if workers is None else workers,
@@ -106,7 +134,8 @@ def plan_for(
 def reproduce(
     name: str,
     *,
-    gpus: int,
+    gpus: int | None = None,
+    device: str | None = None,
     output: Path,
     data: str | Path | None = None,
     changes: Sequence[str] = (),
@@ -127,16 +156,19 @@ def reproduce(
     where the run was asked to stop.
     """
     check_extra()
+    place = training_device(gpus, processes, device)
     plan = make_plan(
         name,
         gpus=gpus,
+        device=place,
         changes=changes,
         workers=workers,
-        processes=num_processes(processes, gpus, nodes),
+        processes=num_processes(processes, gpus, nodes, place),
         nodes=nodes,
     )
     return run_plan(
         plan,
+        device=place,
         output=output,
         data=data,
         rendezvous=rendezvous,
@@ -149,6 +181,7 @@ def reproduce(
 def run_plan(
     plan: Plan,
     *,
+    device: torch.device | None = None,
     output: Path,
     data: str | Path | None = None,
     rendezvous: str | None = None,
@@ -157,7 +190,10 @@ def run_plan(
     say: Callable[[Job], None] = lambda job: None,
     progress: Callable[[int], None] = lambda files: None,
 ) -> Verdict:
-    """Run a plan to its verdict. `fit` makes it one for the data that is really there."""
+    """Run a plan to its verdict. `fit` makes it one for the data that is really there.
+
+    `device` is the GPU that a process has which is alone.
+    """
     # Several nodes with one process each look to srun like its own ranks.
     rank = rendezvous is None and elastic.is_rank(plan)
     if not rank and fit is None:  # what can be refused at once
@@ -191,13 +227,16 @@ def run_plan(
     from deit_zoo.distributed import init_distributed
     from deit_zoo.training.trainer import train
 
-    with init_distributed(plan.device) as group:
+    with init_distributed(plan.device, number=device.index if device else None) as group:
         return train(group.run_on_main(prepare), output, group)
 
 
-def num_processes(processes: int | None, gpus: int, nodes: int) -> int | None:
+def num_processes(
+    processes: int | None, gpus: int | None, nodes: int, device: torch.device | None = None
+) -> int | None:
     """The processes that were asked for, or else those that torchrun started on the CPU."""
-    return world_size() if processes is None and not gpus and nodes == 1 else processes
+    on_gpu = bool(gpus) or (device is not None and device.type != "cpu")
+    return world_size() if processes is None and not on_gpu and nodes == 1 else processes
 
 
 def make_job(
@@ -211,6 +250,14 @@ def make_job(
     from deit_zoo.data.image_set import absolute
     from deit_zoo.data.survey import validate
 
+    check_data(plan, data)
+    folder = str(data) if data is not None else str(digits_folder(output))
+    content = validate(folder, progress)
+    return Job(plan=fit(plan, content), data=absolute(folder), fingerprint=content.fingerprint())
+
+
+def check_data(plan: Plan, data: str | Path | None) -> None:
+    """Raises DataError where a run has no images."""
     recipe = plan.recipe
     if data is None and recipe.data != "digits":
         raise DataError(
@@ -222,9 +269,6 @@ def make_job(
             f"--nodes {plan.nodes} without --data: type deit-zoo data digits --output DIR where "
             "every node sees it, and then --data DIR"
         )
-    folder = str(data) if data is not None else str(digits_folder(output))
-    content = validate(folder, progress)
-    return Job(plan=fit(plan, content), data=absolute(folder), fingerprint=content.fingerprint())
 
 
 def with_num_images(plan: Plan, content: Survey) -> Plan:
@@ -276,7 +320,7 @@ def check_log_to(plan: Plan) -> None:
 
 def check_device(plan: Plan) -> None:
     """Raises RecipeError where the machine has not what was asked for."""
-    if plan.device != "cpu":
+    if plan.device == "cuda":
         check_gpus(
             plan.processes // plan.nodes,
             dashes="--",

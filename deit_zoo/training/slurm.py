@@ -8,34 +8,60 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import count
 
-REQUEUE = 75  # EX_TEMPFAIL: what `reproduce` exits with when it was asked to stop
+REQUEUE = 75  # EX_TEMPFAIL: what a run exits with when it was asked to stop
 WARNING_SECONDS = 300
+HOURS = 24  # that a job asks for; it is queued again at their end
 
 
-def script(plan: Plan, command: Sequence[str], port: int) -> str:
-    """The script; `command` is the run as typed, without `--slurm`. Nothing in it is of one site.
+def cores_per_node(plan: Plan) -> int:
+    """One for each process that trains, and for each that reads images."""
+    return plan.processes // plan.nodes * (plan.workers + 1)
 
-    One task per node starts that node's processes; they meet at the first node.
+
+def asked(plan: Plan) -> str:
+    """What the script asks for, in words."""
+    local = plan.processes // plan.nodes
+    gpus = f"{count(local, 'GPU')} and " if plan.device == "cuda" else ""
+    cores = (
+        f"{count(cores_per_node(plan), 'core')} ({local} x (1 + {count(plan.workers, 'worker')}))"
+    )
+    return f"{count(plan.nodes, 'node')} of {gpus}{cores}, for {HOURS} h at a time"
+
+
+def script(plan: Plan, words: Sequence[str], port: int) -> str:
+    """The script; `words` are what was typed, without `--slurm`. Nothing in it is of one site.
+
+    It starts this very environment, here. One task per node starts that node's processes; they meet
+    at the first node.
     """
     local = plan.processes // plan.nodes
+    command = [sys.executable, "-m", "deit_zoo", *words]
+    if not any(word.startswith("--workers") for word in words):  # that node has other cores
+        command += ["--workers", str(plan.workers)]
     resources = [
         f"--job-name={plan.recipe.name}",
         f"--nodes={plan.nodes}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={local * (plan.workers + 1)}",
+        f"--cpus-per-task={cores_per_node(plan)}",
+        f"--time={HOURS}:00:00",
+        f"--chdir={Path.cwd()}",
         "--requeue",
         "--open-mode=append",
         f"--signal=USR1@{WARNING_SECONDS}",
     ]
     if plan.device == "cuda":
-        resources.insert(4, f"--gpus-per-node={local}")
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in resources)]
-    lines.append("# Add what your site asks for, such as --partition, --account and --time.")
+        resources.insert(3, f"--gpus-per-node={local}")
+    lines = ["#!/bin/bash", *(f"#SBATCH {shlex.quote(option)}" for option in resources)]
+    lines.append("# Add what your site asks for, such as --partition and --account.")
+    lines.append("# Any --time will do: a run that is not done goes on from its last state.")
     # Since Slurm 22.05 srun takes one core unless it is told.
     lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
     run = f"srun {shlex.join(command)}"

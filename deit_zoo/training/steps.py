@@ -97,7 +97,7 @@ class StepSums:
         self.group = group
         self.number = number
         self.lr = lr
-        self.loss = torch.zeros((), dtype=torch.float64, device=group.device)
+        self.loss = torch.zeros((), dtype=group.sum_dtype, device=group.device)
         self.bad: list[int] = []
         self.sums: Tensor | None = None
         self.on_cpu: Tensor | None = None
@@ -111,14 +111,15 @@ class StepSums:
 
     def all_reduce(self, grad_norm: Tensor, finite: Tensor, requests: Requests) -> None:
         """Add up over all processes, and begin to copy the sums to the CPU."""
-        counts = torch.tensor([len(self.bad), *requests], dtype=torch.float64)
-        measured = torch.stack((self.loss, grad_norm.double(), (~finite).double()))
+        dtype = self.loss.dtype
+        counts = torch.tensor([len(self.bad), *requests], dtype=dtype)
+        measured = torch.stack((self.loss, grad_norm.to(dtype), (~finite).to(dtype)))
         self.sums = self.group.all_reduce(
             torch.cat((measured, counts.to(self.loss.device, non_blocking=True)))
         )
         self.on_cpu = self.sums
         if self.group.device.type == "cuda":
-            pinned = torch.empty(self.sums.shape, dtype=torch.float64, pin_memory=True)
+            pinned = torch.empty(self.sums.shape, dtype=dtype, pin_memory=True)
             self.on_cpu = pinned.copy_(self.sums, non_blocking=True)
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.copied.record()

@@ -174,7 +174,7 @@ def measure(
         batch_size=256,
         workers=workers,
         shard=(group.rank, group.size),
-        add=group.all_reduce,
+        add=group.add_up,
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from deit_zoo.data.digits import digits
+from deit_zoo.recipes.plan import default_workers
 from support.command import deit_zoo, sentence
 from support.tables import each_row
 
 PICO = ("reproduce", "deit_pico_digits", "--gpus", "0")
-OPTIONS = "gpus data output set workers processes nodes rendezvous log-to resume slurm dry-run"
-SMALL = ("reproduce", "deit_s", "--gpus", "8")
+OPTIONS = (
+    "gpus device data output set workers processes nodes rendezvous log-to resume slurm dry-run"
+)
+LONE = ("reproduce", "deit_s", "--gpus", "8")
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +86,22 @@ def test_a_dry_run_refuses_more_processes_than_there_are_replicas() -> None:
 
 @pytest.mark.parametrize("option", [("--slurm", "job.sh"), ("--slurm=job.sh",)])
 def test_a_script_for_slurm_starts_what_was_typed_without_the_script(
-    tmp_path: Path, option: tuple[str, ...]
+    tmp_path: Path, folder: Path, option: tuple[str, ...]
 ) -> None:
-    done = deit_zoo(*SMALL, *option, "--set", "lr=1e-3", "--workers", "9", cwd=tmp_path)
-    assert (done.status, done.err) == (0, "job.sh is written; type: sbatch job.sh\n")
-    assert "300 epochs of 1251 steps" in done.out
+    typed = [*PICO, "--data", str(folder), "--set", "lr=1e-3", "--workers", "9"]
+    done = deit_zoo(*typed, *option, cwd=tmp_path)
+    assert (done.status, done.err) == (
+        0,
+        "job.sh asks for 1 node of 10 cores (1 x (1 + 9 workers)), for 24 h at a time; "
+        "type: sbatch job.sh\n",
+    )
+    assert "140 epochs of 8 steps" in done.out
     text = (tmp_path / "job.sh").read_text()
-    assert "\nsrun deit-zoo reproduce deit_s --gpus 8 --set lr=1e-3 --workers 9\n" in text
+    assert f"-m deit_zoo {shlex.join(typed)}\n" in text
     assert "--slurm" not in text
-    assert "#SBATCH --gpus-per-node=8\n#SBATCH" in text
+    assert (
+        f"#SBATCH --cpus-per-task=10\n#SBATCH --time=24:00:00\n#SBATCH --chdir={tmp_path}\n" in text
+    )
     assert subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
 
 
@@ -100,21 +112,55 @@ def test_words_with_blanks_and_quotes_reach_the_run_as_they_were_typed(
     link.symlink_to(folder)
     done = deit_zoo(*PICO, "--data", link, "--slurm", "job.sh", cwd=tmp_path)
     assert done.status == 0, done.err
-    text = (tmp_path / "job.sh").read_text().replace("srun deit-zoo", "printf '%s\\n'")
+    text = (tmp_path / "job.sh").read_text()
+    text = re.sub(r"srun \S+ -m deit_zoo", r"printf '%s\\n'", text)
     printed = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
-    assert printed.stdout.splitlines() == [*PICO, "--data", str(link)]
+    assert printed.stdout.splitlines()[:-2] == [*PICO, "--data", str(link)]
 
 
 def test_a_script_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text("mine")
-    done = deit_zoo(*SMALL, "--slurm", "job.sh", cwd=tmp_path)
+    done = deit_zoo(*PICO, "--slurm", "job.sh", cwd=tmp_path)
     assert done.status == 2
     assert done.err == "error: job.sh exists; give a new file as --slurm, or remove it\n"
     assert (tmp_path / "job.sh").read_text() == "mine"
 
 
+def test_a_script_without_images_is_refused(tmp_path: Path) -> None:
+    done = deit_zoo(*LONE, "--slurm", "job.sh", cwd=tmp_path)
+    assert done.status == 2
+    assert done.err == (
+        "error: deit_small trains on imagenet1k, which is not shipped; type --data DIR with train/ "
+        "and val/ in it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fine_tuning_has_a_script_too(tmp_path: Path, folder: Path) -> None:
+    typed = ["finetune", "deit_pico_digits", "--data", str(folder), "--epochs", "2"]
+    done = deit_zoo(*typed, "--slurm", "job.sh", "--device", "cpu", cwd=tmp_path)
+    assert done.status == 0, done.err
+    workers = default_workers(1)
+    text = (tmp_path / "job.sh").read_text()
+    command = f"-m deit_zoo {shlex.join(typed)} --device cpu --workers {workers}\n"
+    assert command in text
+    assert f"#SBATCH --cpus-per-task={workers + 1}\n" in text
+
+
+@pytest.mark.parametrize("command", [PICO[:2], ("finetune", "deit_pico_digits", "--data", "x")])
+def test_one_device_and_a_number_of_them_are_refused(command: tuple[str, ...]) -> None:
+    message = sentence(deit_zoo(*command, "--device", "cpu", "--gpus", "2"))
+    assert message == "--device cpu names one device and --gpus 2 others; give one"
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read() -> None:
+    message = sentence(deit_zoo(*PICO[:2], "--device", "cuda:77"))
+    assert message.startswith("device 'cuda:77' cannot be used here")
+    assert message.endswith("give auto, cpu, or cuda, cuda:1 or mps where PyTorch finds that GPU")
+
+
 def test_a_dry_run_writes_no_script(tmp_path: Path) -> None:
-    done = deit_zoo(*SMALL, "--slurm", "job.sh", "--dry-run", cwd=tmp_path)
+    done = deit_zoo(*LONE, "--slurm", "job.sh", "--dry-run", cwd=tmp_path)
     assert (done.status, done.err) == (0, "")
     assert list(tmp_path.iterdir()) == []
 

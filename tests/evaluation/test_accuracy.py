@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deit_zoo
 from deit_zoo.data.digits import digits
@@ -74,16 +76,16 @@ def test_the_sums_of_shards_are_those_of_the_whole(
 ) -> None:
     counted = Counted(deit_zoo.transform(model))
     images = EvalDataset(FolderSet(folder), counted)
-    sums: list[Tensor] = []
+    sums: list[Sequence[float]] = []
 
     class Alone(Exception):
         """A shard by itself does not know the whole."""
 
-    def collect(values: Tensor) -> Tensor:
-        sums.append(values.clone())
+    def collect(values: Sequence[float]) -> Sequence[float]:
+        sums.append(values)
         if len(sums) < size:
             raise Alone
-        return torch.stack(sums).sum(dim=0)
+        return [sum(column) for column in zip(*sums, strict=True)]
 
     for rank in range(size - 1):
         with pytest.raises(Alone):
@@ -98,6 +100,21 @@ def test_the_sums_of_shards_are_those_of_the_whole(
     # Every image, and none twice.
     assert len(counted.shown) == NUM_IMAGES
     assert len(set(counted.shown)) == len({image.tobytes() for image, _ in list(digits())[-61:]})
+
+
+def test_no_tensor_is_float64_for_apples_gpus_have_none(model: ZooModel, folder: Path) -> None:
+    class NoDouble(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            many = out if isinstance(out, tuple | list) else [out]
+            assert not any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in many)
+            return out
+
+    with NoDouble():
+        found = deit_zoo.evaluate(model, folder)
+    assert found == deit_zoo.evaluate(model, folder)
 
 
 def test_images_that_were_not_counted_are_no_accuracy(model: ZooModel, folder: Path) -> None:

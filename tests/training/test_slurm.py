@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.training.launch import make_plan
 from deit_zoo.training.slurm import first_host, script
 
-RUN = ["deit-zoo", "reproduce", "deit_s", "--gpus", "8", "--data", "/data/my images"]
+RUN = ["reproduce", "deit_s", "--gpus", "8", "--data", "/data/my images"]
+HERE = f"{sys.executable} -m deit_zoo"
 
 
 def script_of(gpus: int, nodes: int = 1, **options: Any) -> str:
@@ -29,13 +31,15 @@ def test_one_node_of_gpus() -> None:
         "#SBATCH --job-name=deit_small",
         "#SBATCH --nodes=1",
         "#SBATCH --ntasks-per-node=1",
-        "#SBATCH --cpus-per-task=88",
         "#SBATCH --gpus-per-node=8",
+        "#SBATCH --cpus-per-task=88",
+        "#SBATCH --time=24:00:00",
+        f"#SBATCH --chdir={Path.cwd()}",
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
         "#SBATCH --signal=USR1@300",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
-        "srun deit-zoo reproduce deit_s --gpus 8 --data '/data/my images'",
+        f"srun {HERE} reproduce deit_s --gpus 8 --data '/data/my images' --workers 10",
         "status=$?",
         'if [ "$status" -eq 75 ]; then',
         '    scontrol requeue "$SLURM_JOB_ID"',
@@ -85,7 +89,7 @@ def test_a_run_that_was_asked_to_stop_is_queued_again(
     done = ends(site, script_of(8), status)
     assert done.returncode == status
     assert (site / "told").read_text().splitlines() == [
-        "srun deit-zoo reproduce deit_s --gpus 8 --data /data/my images",
+        f"srun {HERE} reproduce deit_s --gpus 8 --data /data/my images --workers 10",
         *requeued,
     ]
 
