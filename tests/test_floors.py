@@ -40,7 +40,7 @@ OUTSIDE = {
     },
     "data": {"torch", "PIL", "simplejpeg", "numpy"},
     "augment": {"torch", "triton"},
-    "evaluation": {"torch", "PIL"},
+    "evaluation": {"torch", "PIL", "numpy"},
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub"},
     "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton"},
