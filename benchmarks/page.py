@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 TEXT = Path(__file__).with_suffix(".md")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 # Beside those of TABLES. They have a section where they are there, and may be of another machine.
-PLAIN, GPU, INPUT = "plain*", "gpu_*", "input"
+PLAIN, GPU, INPUT, LISTING = "plain*", "gpu_*", "input", "listing"
 OURS = "deit_zoo"
 
 Report = dict[str, Any]  # what a results file holds
@@ -250,7 +250,11 @@ def read(folder: Path) -> Results:
     if missing:
         sys.exit(f"{folder} has no {', '.join(missing)}; type: make benchmark")
     files = [folder / f"{name}.json" for name in TABLES]
-    files += [file for name in (PLAIN, GPU, INPUT) for file in sorted(folder.glob(f"{name}.json"))]
+    files += [
+        file
+        for name in (PLAIN, GPU, INPUT, LISTING)
+        for file in sorted(folder.glob(f"{name}.json"))
+    ]
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -263,6 +267,7 @@ def page(results: Results) -> str:
         "plain": plain_section(results),
         "gpu": gpu_section(results),
         "input": input_section(results),
+        "listing": listing_section(results),
         "batch_size": step["batch_size"],
         "size": step["img_size"][0],
         "precision": results["train_step"]["precision"],
@@ -534,6 +539,35 @@ def input_section(results: Results) -> str:
     )
     parts = ["\n".join(goals(results, INPUT_GOALS)), filled(text)]
     return "\n\n".join(["## Images for training", *parts, measured(report, headers, input_rows)])
+
+
+def listing_rows(report: Report) -> Iterator[list[str]]:
+    """Each form of the images."""
+    for row in report["rows"]:
+        seconds = ("survey_seconds", "open_seconds", "batch_seconds")
+        megabytes = ("set_mb", "grown_mb")
+        yield [
+            row["what"],
+            *(number(row[key], 2) for key in seconds),
+            *(number(row[key], 0) for key in megabytes),
+        ]
+
+
+def listing_section(results: Results) -> str:
+    """What comes before the first step, with the machine where that was measured."""
+    if LISTING not in results:
+        return ""
+    report = results[LISTING]
+    text = (
+        f"Before the first step, with {report['num_images']:,} small images in 1,000 classes: as "
+        "files in folders, and as one tar archive, both in memory. The first process of a run "
+        "surveys them, and then lists a folder's files for all; an archive is indexed in the first "
+        "survey. The set is as each process keeps it; grown is how much the process has grown at "
+        "its highest point, a first batch of 64 images and the ring included. "
+        f"Measured on {report['date'][:10]}: {processor(report)}. {versions(report)}."
+    )
+    headers = ("", "survey, s", "open, s", "first batch, s", "set, MB", "grown, MB")
+    return f"{filled(text)}\n\n{measured(report, headers, listing_rows)}"
 
 
 def gpu_step_rows(report: Report) -> Iterator[list[str]]:

@@ -61,7 +61,9 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
     of_a_gpu = {"gpu", "gpu_tests", "predict", "augment_gpu", "reproduce"}
-    assert scripts - {"plain", "input"} - of_a_gpu == set(page.TABLES) - set(compare.SUITES)
+    assert scripts - {"plain", "input", "listing"} - of_a_gpu == set(page.TABLES) - set(
+        compare.SUITES
+    )
     words = recipe.replace(";", " ").split()
     assert [name for name in (*page.TABLES, "input") if name not in words] == []
     assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
@@ -202,6 +204,19 @@ def test_images_for_training_have_a_section_with_its_own_machine(
         "| images of a worker, no repeats: at least 2.8 times timm's | 2.790 | not met" in section
     )
     assert "8 x 128: at most 0.34 | 0.334 | met |" in section
+
+
+def test_what_comes_before_the_first_step_is_beside_the_images(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    bare = {name: results[name] for name in page.TABLES}
+    assert "Before the first step" not in page.page(bare)
+    row = {"survey_seconds": 1.234, "open_seconds": 2, "batch_seconds": 3, "set_mb": 71.6}
+    report = results["input"] | {"benchmark": "listing", "num_images": 1_281_167}
+    report["rows"] = [row | {"what": "folder", "grown_mb": 200.0}]
+    text = " ".join(page.page(bare | {"listing": report}).split())
+    assert "Before the first step, with 1,281,167 small images" in text
+    assert "| folder | 1.23 | 2.00 | 3.00 | 72 | 200 |" in text
 
 
 def goal(start: str) -> Any:
