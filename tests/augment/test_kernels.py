@@ -58,8 +58,8 @@ def operations_of(rows: Any) -> set[int]:
     ("recipe", "count"),
     [
         pytest.param(ALWAYS, 32, id="every operation"),
-        # A side that no block is a multiple of; three layers, some of them skipped.
-        pytest.param(replace(ALWAYS, img_size=23, rand_augment="rand-m7-n3"), 8, id="odd side"),
+        # Several tiles, none of which the side is a multiple of; three layers, some skipped.
+        pytest.param(replace(ALWAYS, img_size=41, rand_augment="rand-m7-n3"), 8, id="odd side"),
         pytest.param(replace(ALWAYS, img_size=32, rand_augment=None), 8, id="no RandAugment"),
     ],
 )
