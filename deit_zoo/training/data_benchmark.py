@@ -75,8 +75,11 @@ def measure(
 ) -> tuple[list[Stage], list[Need]]:
     """Every stage for about so many images, and what each model needs.
 
-    Raises RecipeError for a model of which that is not known.
+    Raises RecipeError for a model of which that is not known, DataError for too few images.
     """
+    if len(images) < BATCH:
+        few = count(len(images), "image")
+        raise DataError(f"{few} cannot keep a loader busy; give at least {BATCH}")
     repeats_of = {recipe.name: recipe.repeated_aug for recipe in map(recipe_for, models)}
     rates = {name: rate_of_model(name) for name in repeats_of}
     most = max(repeats_of.values())
@@ -148,8 +151,7 @@ def rate_of_loader(
     They are augmented as DeiT's are, and each is decoded once for its repeats in a step.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch_size = min(BATCH, len(images) // 2 * 2)
-    recipe = replace(DEIT_SMALL, batch_size=batch_size, replicas=1, repeated_aug=repeats)
+    recipe = replace(DEIT_SMALL, batch_size=BATCH, replicas=1, repeated_aug=repeats)
     augment = train_augment(recipe)
     plan = Plan(
         recipe=recipe,

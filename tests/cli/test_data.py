@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deit_zoo.data.digits import digits
+from deit_zoo.data.digits import digits, write_folder
 from support.command import Done, Process, deit_zoo, run_python
 from support.imagenet import kit_files, write_tar
 from support.images import photo
@@ -210,8 +210,18 @@ def opened_to_write(pipe: Path) -> int:
             time.sleep(0.05)
 
 
-def test_each_stage_of_loading_is_measured(whole: Path) -> None:
-    command = ("benchmark", whole, "--images", "64", "--workers", "1", "--model", "deit-s")
+def test_each_stage_of_loading_is_measured(tmp_path: Path) -> None:
+    write_folder(tmp_path / "digits")
+    command = (
+        "benchmark",
+        tmp_path / "digits",
+        "--images",
+        "64",
+        "--workers",
+        "1",
+        "--model",
+        "deit-s",
+    )
     done = data(*command, "--json")
     assert (done.status, done.err) == (0, "")
     report = json.loads(done.out)

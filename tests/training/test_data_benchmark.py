@@ -83,6 +83,16 @@ def test_bad_images_are_passed_over_unless_all_are(tmp_path: Path, digits_folder
 
 
 @WITHOUT_A_GPU
+def test_too_few_images_are_refused(digits_folder: Path) -> None:
+    few = FolderSet(digits_folder / "train")
+    few._labels = few._labels[:127]
+    with pytest.raises(
+        DataError, match=r"^127 images cannot keep a loader busy; give at least 128$"
+    ):
+        measure(few, ["deit_small"], workers=1, num_images=64)
+
+
+@WITHOUT_A_GPU
 def test_a_model_that_nobody_measured_is_refused_where_there_is_no_gpu() -> None:
     with pytest.raises(RecipeError, match="how fast cait_m48_448 trains is known of no GPU; give"):
         rate_of_model("cait_m48_448")
