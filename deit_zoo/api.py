@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.registry import resolve
 from deit_zoo.results import Evaluation, Prediction
 from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from deit_zoo.data.transforms import ImageLike
+    from deit_zoo.data.image_like import ImageLike
     from deit_zoo.distributed import DistributedContext
     from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.inference.attention import AttentionMap, Method
@@ -35,12 +35,17 @@ def classify(
     batch_size: int = 32,
     workers: int | None = None,
     fast: bool = False,
-) -> list[list[Prediction]]:
+) -> list[list[Prediction] | DataError]:
     """The `topk` most probable classes of each image, best first.
 
+    One image among many, or of a folder, that cannot be read does not lose the others: its entry is
+    the DataError that says why.
+
     Args:
-        images: one image or many: paths, bytes of an encoded image, or PIL images. Of many, only
-            some batches are held in memory, whatever gives them.
+        images: one image or many: paths, URLs, bytes of an encoded image, files opened with 'rb',
+            PIL images, arrays (H, W, 3) or tensors (3, H, W) in RGB order, uint8, uint16 or floats
+            from 0 to 1; or a folder, for all images in it in the order of their paths. Of many,
+            only some batches are held in memory, whatever gives them.
         model: a name (its checkpoint is loaded) or a model from `create`.
         topk: classes per image.
         device: where the model runs: cpu, cuda, cuda:1, mps or auto, which a model that is given
@@ -52,19 +57,21 @@ def classify(
             `optimize` as the model to have that.
 
     Raises:
-        DataError: an image, which is named, cannot be read.
+        DataError: the only image cannot be read.
         ZooError: the model cannot be optimized.
 
     >>> [[best]] = deit_zoo.classify("seven.png", "deit_pico_digits", topk=1)
     >>> best.label
     '7'
     """
+    from deit_zoo.data.folder import images_of, is_folder
+    from deit_zoo.data.image_like import is_one
     from deit_zoo.data.prefetch import prefetch
     from deit_zoo.data.transforms import as_tensor
     from deit_zoo.inference.classify import predictions
 
-    single = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "convert")
-    many: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
+    many: Iterable[Any] = [images] if is_one(images) else images  # type: ignore[assignment]
+    alone = is_one(images) and not is_folder(images)
     if topk < 1:
         raise ZooError(f"topk is {topk}; give the number of classes to show, 1 or more")
     if batch_size < 1 or (workers is not None and workers < 1):
@@ -78,15 +85,24 @@ def classify(
 
         network = cast("ZooModel", fast_copy(network))
     prepare = transform(network)
-    results: list[list[Prediction]] = []
-    with prefetch(
-        many,
-        lambda image: as_tensor(image, prepare.pixels),
-        batch_size=batch_size,
-        threads=workers,
-    ) as batches:
+
+    def read(image: Any) -> torch.Tensor | DataError:
+        if isinstance(image, DataError):
+            return image
+        try:
+            return as_tensor(image, prepare.pixels)
+        except DataError as error:
+            if alone:
+                raise
+            return error
+
+    results: list[list[Prediction] | DataError] = []
+    sources = (source for image in many for source in images_of(image))
+    with prefetch(sources, read, batch_size=batch_size, threads=workers) as batches:
         for batch in batches:
-            results += predictions(network, batch, topk)
+            readable = [pixels for pixels in batch if not isinstance(pixels, DataError)]
+            best = iter(predictions(network, readable, topk) if readable else [])
+            results += [one if isinstance(one, DataError) else next(best) for one in batch]
     return results
 
 
@@ -142,7 +158,8 @@ def attention_map(
     """What the class token looks at (and the distillation token): its attention to each patch.
 
     Args:
-        image: a path, the bytes of an encoded image, or a PIL image.
+        image: a path, a URL, the bytes of an encoded image, a PIL image, an array or a tensor, as
+            `classify` takes it.
         model: a name (its checkpoint is loaded) or a model from `create`.
         layer: counted from 0, or from the last with -1; in CaiT one of class-attention.
         method: "heads" gives a map for each head, "mean" their mean, "rollout" the attention that
@@ -196,8 +213,8 @@ def export(
         to: "onnx" or "pt2"; the file's suffix says it too.
         opset: of ONNX; 18 unless given.
         aot: compile the .pt2 by AOTInductor, for the processor or GPU of this machine.
-        images: paths, folders, bytes or PIL images to compare on; some of the embedded digits
-            unless given.
+        images: images to compare on, as `classify` takes them; some of the embedded digits unless
+            given.
         limit: the largest difference of a logit that passes.
         overwrite: replace a file that is there.
         device: where a .pt2 is traced and will run; the CPU unless given.

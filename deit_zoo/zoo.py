@@ -218,7 +218,8 @@ def transform(
     img_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
 ) -> EvalTransform:
-    """The evaluation transform: a PIL image to a normalised float32 tensor (3, H, W).
+    """The evaluation transform: an image, of any kind that `classify` takes, to a normalised
+    float32 tensor (3, H, W).
 
     For a name it is the one the checkpoint's figures were measured with; for a model also at the
     image size that the model was built for.

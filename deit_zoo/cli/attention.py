@@ -35,7 +35,7 @@ class Shown(str, Enum):
 
 
 def attention_(
-    image: Annotated[str, typer.Argument(help="A file, or - for stdin.")],
+    image: Annotated[str, typer.Argument(help="A file, a URL, or - for stdin.")],
     model: Annotated[
         str, typer.Option(help="Any spelling of a model.", autocompletion=complete_name)
     ] = "deit_small",
@@ -84,8 +84,12 @@ def attention_(
 
 
 def _source(image: str) -> str | bytes:
+    from deit_zoo.data.image_like import is_url
+
     if image == "-":
         return sys.stdin.buffer.read()
-    if not Path(image).is_file():
-        raise DataError(f"{image} is no file; give an image file, or - and its bytes on stdin")
+    if not is_url(image) and not Path(image).is_file():
+        raise DataError(
+            f"{image} is no file; give an image file, a URL, or - and its bytes on stdin"
+        )
     return image

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -19,16 +18,16 @@ from deit_zoo.registry import resolve
 from deit_zoo.results import Prediction
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from deit_zoo.data.transforms import EvalTransform
     from deit_zoo.models.layers import ZooModel
 
     # The name of a file or a URL, the bytes from stdin, or why an argument names no image.
-    Source = str | bytes | DataError
+    Source = str | Path | bytes | DataError
     Row = tuple[str, list[Prediction]]
-
-URL_LIMIT = 64 * 2**20
 
 
 def classify_(
@@ -131,21 +130,12 @@ def _lines(row: Row) -> str:
 
 def _listed(argument: str) -> Iterator[Source]:
     """The images that an argument means, none of them read but stdin."""
-    from deit_zoo.data.folder import is_image
+    from deit_zoo.data.folder import images_of
 
     if argument == "-":
         yield sys.stdin.buffer.read()
-    elif not _is_url(argument) and (folder := Path(argument)).is_dir():
-        files = sorted(file for file in folder.rglob("*") if is_image(file.name))
-        yield from map(str, files)
-        if not files:
-            yield DataError(f"{folder} holds no image; give a folder of JPEG, PNG, ... files")
     else:
-        yield argument
-
-
-def _is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
+        yield from images_of(argument)
 
 
 def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor] | DataError:
@@ -154,29 +144,8 @@ def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor] | DataEr
 
     if isinstance(source, DataError):
         return source
-    name = "stdin" if isinstance(source, bytes) else source
+    name = "stdin" if isinstance(source, bytes) else str(source)
     try:
-        content = _fetch(name) if _is_url(name) else source
-        return name, as_tensor(content, prepare.pixels, name)
+        return name, as_tensor(source, prepare.pixels, name)
     except DataError as error:
         return error
-
-
-def _fetch(url: str) -> bytes:
-    """The bytes behind a URL. Raises DataError with the reason where there are none."""
-    import requests
-
-    try:
-        with requests.get(url, timeout=30, stream=True) as response:
-            response.raise_for_status()
-            content = b""
-            for piece in response.iter_content(1 << 20):
-                content += piece
-                if len(content) > URL_LIMIT:
-                    raise DataError(
-                        f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
-                    )
-            return content
-    except requests.RequestException as error:
-        reason = str(error).split("(Caused by ")[-1].rstrip(")")
-        raise DataError(f"{url} could not be fetched: {reason}") from error

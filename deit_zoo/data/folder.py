@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deit_zoo.data.images import LabelledImages, Strings
 from deit_zoo.errors import DataError
@@ -71,6 +72,24 @@ def class_folders(root: Path) -> list[str]:
     if not names:
         raise DataError(f"{root} holds no folder; it must hold one folder of images per class")
     return names
+
+
+def is_folder(image: object) -> bool:
+    """Whether images are meant by their folder."""
+    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+
+
+def images_of(image: Any) -> Iterator[Any]:
+    """An image itself; in place of a folder, all images in it, sorted by their paths, or the
+    DataError that there are none.
+    """
+    if not is_folder(image):
+        yield image
+        return
+    files = sorted(file for file in Path(image).rglob("*") if is_image(file.name))
+    yield from files
+    if not files:
+        yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
 
 
 def is_image(name: str) -> bool:

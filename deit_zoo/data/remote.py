@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
 
 # Files that are fetched at the same time.
@@ -144,8 +145,11 @@ def _file_system(url: str) -> tuple[Any, str]:
     """What reads an address, and its path there. Raises MissingExtraError where it is missing."""
     import fsspec
 
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        options = {"client_kwargs": {"headers": {"User-Agent": USER_AGENT}}}
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise MissingExtraError(
             f"{url} needs a package of its own ({error}); type: pip install 'deit_zoo[remote]'"

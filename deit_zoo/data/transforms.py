@@ -20,10 +20,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
+from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import manifest_record
@@ -32,18 +33,19 @@ from deit_zoo.registry import ModelSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Pillow's own bound on a decoded image, applied to a resized one as well (1 x 10000 pixels grow).
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+# Pillow's own bound on a decoded image, applied to a resized one as well (1 x 10000 pixels grow);
+# a larger number in this variable lifts it.
+MAX_PIXELS = 178_956_970
+MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
 _DECODING = Lock()
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Reading = Literal["upright", "upstream"]
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalTransform:
-    """A PIL image to a normalised float32 tensor (3, H, W).
+    """An image, as `classify` takes it, to a normalised float32 tensor (3, H, W).
 
     `crop_pct` is the share of the resized short side that the crop keeps: 224 / 0.875 resizes to
     256. A rectangular `img_size` (height, width) is cut from the smallest resize that covers it.
@@ -58,8 +60,10 @@ class EvalTransform:
                 f"crop_pct is {self.crop_pct}; give a share above 0 and up to 1, such as 0.875"
             )
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return normalized(self.pixels(image))
+    def __call__(self, image: ImageLike) -> Tensor:
+        if isinstance(image, Image.Image):
+            return normalized(self.pixels(image))
+        return normalized(as_tensor(image, self.pixels))
 
     def pixels(self, image: Image.Image) -> Tensor:
         """A PIL image to uint8 pixels (3, H, W), which `normalized` makes ready for a model."""
@@ -77,10 +81,11 @@ class EvalTransform:
             size = (width, int(width * image.height / image.width))
         else:
             size = (int(height * image.width / image.height), height)
-        if size[0] * size[1] > MAX_PIXELS:
+        if size[0] * size[1] > max_pixels():
             raise DataError(
                 f"an image of {image.width}x{image.height} pixels would be resized to "
-                f"{size[0]}x{size[1]}; crop it to a less extreme shape first"
+                f"{size[0]}x{size[1]}; crop it to a less extreme shape first, or set "
+                f"{MAX_PIXELS_ENVIRONMENT} to a larger number"
             )
         return resize(image, size)
 
@@ -154,7 +159,7 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
     "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
     upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
-    with _opened(source, name or _name_of(source)) as image:
+    with _opened(source, name or name_of(source)) as image:
         if reading == "upstream":
             return decode_jpeg(image) or image.convert("RGB")
         return to_rgb(ImageOps.exif_transpose(image))
@@ -173,8 +178,26 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
     with warnings.catch_warnings(), image_errors(name), error_context(name):
         # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
         warnings.simplefilter("ignore")
+        allow_pixels_and_text()
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             yield image
+
+
+def max_pixels() -> int:
+    """The most pixels that an image may have. Raises DataError where the variable is no number."""
+    text = os.environ.get(MAX_PIXELS_ENVIRONMENT, str(MAX_PIXELS))
+    if not text.replace("_", "").isdecimal():
+        raise DataError(f"{MAX_PIXELS_ENVIRONMENT} is {text!r}; give a number of pixels")
+    return int(text)
+
+
+def allow_pixels_and_text() -> None:
+    """Let Pillow open what it would refuse: as many pixels as the variable says, and texts beside
+    them, such as the workflow of the program that made a picture, up to what all may have together.
+    """
+    if MAX_PIXELS_ENVIRONMENT in os.environ:
+        Image.MAX_IMAGE_PIXELS = max_pixels() // 2  # it warns from here on, and refuses the double
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @contextmanager
@@ -188,7 +211,8 @@ def image_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{name} claims over {MAX_PIXELS:,} pixels; give a smaller image"
+            f"{name} claims over {max_pixels():,} pixels; give a smaller image, or set "
+            f"{MAX_PIXELS_ENVIRONMENT} to a larger number if you trust it"
         ) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise DataError(
@@ -201,15 +225,17 @@ def as_tensor(
     image: ImageLike, transform: Callable[[Image.Image], Tensor], name: str = ""
 ) -> Tensor:
     """An image of any kind, read upright and transformed. Raises DataError naming it."""
-    if isinstance(image, str | os.PathLike | bytes):
-        source = image if isinstance(image, bytes) else Path(image)
+    name = name or name_of(image)
+    with image_errors(name):
+        source = source_of(image)
+    if isinstance(source, Path | bytes):
         photo = open_image(source, name, reading="upright")
-        with error_context(name or _name_of(source)):
+        with error_context(name):
             return transform(photo)
     # The same image may be given twice, and no image is decoded by two threads at once.
-    with _DECODING:
-        image.load()
-    return transform(image)
+    with _DECODING, image_errors(name):
+        source.load()
+    return transform(source)
 
 
 @contextmanager
@@ -219,10 +245,6 @@ def error_context(name: object) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-
-
-def _name_of(source: Path | bytes) -> str:
-    return "the given bytes" if isinstance(source, bytes) else str(source)
 
 
 def _reason(error: Exception) -> str:

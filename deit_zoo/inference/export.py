@@ -24,11 +24,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from deit_zoo.data.digits import digits
-from deit_zoo.data.folder import is_image
+from deit_zoo.data.folder import images_of
+from deit_zoo.data.image_like import ImageLike, is_one
 from deit_zoo.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -45,8 +45,6 @@ from deit_zoo.version import __version__
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-    from deit_zoo.data.transforms import ImageLike
 
     Run = Callable[[Tensor], Tensor]
 
@@ -287,17 +285,11 @@ def _sources(images: ImageLike | Iterable[ImageLike] | None) -> Sequence[ImageLi
     """Every image to compare on; a folder stands for all that it holds."""
     if images is None:
         return [image for image, _ in islice(digits(), BATCH)]
-    single = isinstance(images, str | bytes | os.PathLike | Image.Image)
-    many = cast("list[ImageLike]", [images] if single else list(cast("Iterable[Any]", images)))
-    sources: list[ImageLike] = []
-    for image in many:
-        if isinstance(image, str | os.PathLike) and (folder := Path(image)).is_dir():
-            files = sorted(file for file in folder.rglob("*") if is_image(file.name))
-            if not files:
-                raise DataError(f"{folder} holds no image; give a folder of JPEG, PNG, ... files")
-            sources += files
-        else:
-            sources.append(image)
+    many = [images] if is_one(images) else cast("Iterable[Any]", images)
+    sources = [source for image in many for source in images_of(image)]
+    for source in sources:
+        if isinstance(source, DataError):
+            raise source
     if not sources:
         raise DataError("there are no images to compare on; give some, or leave images out")
     return sources

@@ -37,6 +37,7 @@ from urllib3.util import Retry
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
 from deit_zoo.files import digest
 from deit_zoo.manifest import Checkpoint, Source
+from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
 
 LIBRARY = "deit_zoo"
@@ -221,7 +222,11 @@ def _continue(url: str, file: Path) -> None:
     """One attempt, from where the last one ended if the server still has the same file."""
     part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.etag")
     have = part.stat().st_size if part.exists() and etag.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    headers = {
+        "Range": f"bytes={have}-",
+        "Accept-Encoding": "identity",
+        "User-Agent": USER_AGENT,
+    }
     if have:
         headers["If-Range"] = etag.read_text(encoding="utf-8")
     try:

@@ -157,7 +157,7 @@ def test_attention_never_overwrites_what_is_no_picture(typed: Callable[..., Done
         ),
         (
             ["8.png", "--model", PLAIN],
-            "8.png is no file; give an image file, or - and its bytes on stdin",
+            "8.png is no file; give an image file, a URL, or - and its bytes on stdin",
         ),
         (
             ["7.png", "--model", PLAIN, "--img-size", "16,16"],

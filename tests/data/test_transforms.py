@@ -256,7 +256,7 @@ def test_an_extreme_shape_is_refused_before_it_fills_the_memory(size: tuple[int,
     width, height = (256, 25_600_000) if size[0] == 1 else (25_600_000, 256)
     assert str(caught.value) == (
         f"an image of {size[0]}x{size[1]} pixels would be resized to {width}x{height}; crop it to "
-        "a less extreme shape first"
+        "a less extreme shape first, or set DEIT_ZOO_MAX_PIXELS to a larger number"
     )
 
 
@@ -485,7 +485,11 @@ def png_of_claimed_size(path: Path, width: int, height: int) -> Path:
 
 def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path) -> None:
     path = png_of_claimed_size(tmp_path / "bomb.png", 30_000, 30_000)
-    refused(path, "claims over 178,956,970 pixels; give a smaller image")
+    refused(
+        path,
+        "claims over 178,956,970 pixels; give a smaller image, or set DEIT_ZOO_MAX_PIXELS to a "
+        "larger number if you trust it",
+    )
 
 
 def test_a_large_photo_is_no_bomb_and_no_warning(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""What an image may be given as: a path, an address, bytes, an open file, pixels, a PIL image."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from deit_zoo.errors import DataError
+from deit_zoo.version import USER_AGENT
+
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image "
+    "| NDArray[Any] | Tensor"
+)
+URL_LIMIT = 64 * 2**20
+KINDS = (
+    "a path, a URL, the bytes of an encoded image, a file opened with 'rb', a PIL image, an array "
+    "(H, W, 3) or a tensor (3, H, W)"
+)
+
+
+def is_one(images: object) -> bool:
+    """Whether this is one image, not many."""
+    single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    return single or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
+
+
+def is_url(image: object) -> bool:
+    """Whether an image is meant by its address."""
+    return isinstance(image, str) and image.startswith(("http://", "https://"))
+
+
+def source_of(image: Any) -> Path | bytes | Image.Image:
+    """Where an image is to be read from, or the image. Raises DataError for what is none."""
+    if isinstance(image, Image.Image):
+        return image
+    if is_url(image):
+        return fetch(image)
+    if isinstance(image, str | os.PathLike):
+        return Path(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if hasattr(image, "read"):
+        with suppress(OSError):  # of a pipe
+            image.seek(0)
+        content = image.read()
+        if isinstance(content, bytes):
+            return content
+        raise DataError("the file is open as text; open it with 'rb'")
+    if isinstance(image, np.ndarray | Tensor):
+        return from_pixels(image)
+    raise DataError(f"{type(image).__name__} is no image; give {KINDS}")
+
+
+def name_of(image: Any) -> str:
+    """What an image is called in an error."""
+    if isinstance(image, str | os.PathLike):
+        return str(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return "the given bytes"
+    return str(getattr(image, "name", None) or f"the given {type(image).__name__}")
+
+
+def from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
+    """An image of pixels in RGB order: an array (H, W, 3) or a tensor (3, H, W), uint8, uint16 (by
+    its upper 8 bits) or floats from 0 to 1; (H, W) is grey, four channels have alpha.
+    """
+    is_tensor = isinstance(pixels, Tensor)
+    array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
+    given = f"the {'tensor' if is_tensor else 'array'} {array.shape} of {array.dtype}"
+    if array.ndim == 3 and is_tensor:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        shape = "(3, H, W)" if is_tensor else "(H, W, 3)"
+        raise DataError(f"{given} has not the shape of an image; give {shape}, in RGB order")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if array.size and not (array.min() >= 0 and array.max() <= 1):  # nor NaN
+            raise DataError(f"{given} has values beyond 0 to 1; give uint8, before normalising")
+        array = (array.astype(np.float64) * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(f"{given} has no defined range; give uint8, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def fetch(url: str) -> bytes:
+    """The bytes behind an address. Raises DataError with the reason where there are none."""
+    import requests
+
+    try:
+        with requests.get(
+            url, timeout=30, stream=True, headers={"User-Agent": USER_AGENT}
+        ) as response:
+            response.raise_for_status()
+            content = b""
+            for piece in response.iter_content(1 << 20):
+                content += piece
+                if len(content) > URL_LIMIT:
+                    raise DataError(
+                        f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
+                    )
+            return content
+    except requests.RequestException as error:
+        reason = str(error).split("(Caused by ")[-1].rstrip(")")
+        raise DataError(f"{url} could not be fetched: {reason}") from error
