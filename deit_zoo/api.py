@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.machine import caller_state
+from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import resolve
 from deit_zoo.results import Evaluation, Prediction
 from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from deit_zoo.data.image_like import ImageLike
     from deit_zoo.distributed import DistributedContext
     from deit_zoo.evaluation.imagenet_variants import EvalSet
+    from deit_zoo.hub.verify import VerifyResult
     from deit_zoo.inference.attention import AttentionMap, Method
     from deit_zoo.inference.export import Export
     from deit_zoo.inference.optimize import OptimizedModel
     from deit_zoo.models.layers import ZooModel
+    from deit_zoo.runs.receipt import Verdict
 
 
 def classify(
@@ -191,6 +195,7 @@ def attention_map(
     return attention.attention_map(network, pixels, layer=layer, method=method)
 
 
+@caller_state()
 def export(
     model: str | nn.Module,
     file: str | os.PathLike[str],
@@ -244,6 +249,7 @@ def export(
     return inference.export(network, options, images=images, say=say)
 
 
+@caller_state()
 def evaluate(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
@@ -327,3 +333,160 @@ def evaluate(
     if not in_process:
         return parallel.evaluate_in_processes(job, devices, progress)
     return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+
+
+@caller_state()
+def reproduce(
+    name: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: str = "auto",
+    **changes: Any,
+) -> Verdict:
+    """Train a checkpoint by its recipe, measure it and judge it against the published figure.
+
+    The call takes as long as the training. It may be stopped by Ctrl-C; the same call goes on.
+
+    Args:
+        name: any spelling of a model, or a recipe's name.
+        output: where the run lives; `runs/NAME` unless given.
+        data: the images, in any form of docs/data.md; the digits of a digits model are embedded.
+        gpus, processes: GPUs of this machine, or processes on its CPU, that train together.
+        device: where one process trains; the best that is there unless told.
+        workers: processes that read images, beside each that trains.
+        resume: "auto" goes on with a run in `output`; "never" refuses it.
+        changes: fields of the recipe and settings of the machine, as `--set` takes them.
+
+    Raises:
+        RecipeError, DataError, MissingExtraError: before anything is trained.
+
+    >>> deit_zoo.reproduce("deit_pico_digits", "runs/digits", epochs=1).reached.top1
+    """
+    from deit_zoo.training import launch
+
+    recipe = launch.recipe_for(name)
+    return launch.reproduce(
+        name,
+        output=Path("runs") / recipe.name if output is None else Path(output),
+        data=None if data is None else os.fspath(data),
+        gpus=gpus,
+        processes=processes,
+        device=device,
+        workers=workers,
+        resume=resume,
+        changes=_as_typed(changes),
+    )
+
+
+@caller_state()
+def finetune(
+    name: str,
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    recipe: str = "custom",
+    val_share: float | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: str = "auto",
+    say: Callable[[str], None] = lambda sentence: None,
+    **changes: Any,
+) -> Verdict:
+    """Train a published model on the classes of a folder, and measure it.
+
+    The call takes as long as the training. It may be stopped by Ctrl-C; the same call goes on.
+    What was trained is `create(checkpoint=OUTPUT)`'s.
+
+    Args:
+        name: any spelling of a model.
+        data: a folder with `train/` and `val/` of class folders, or another form of docs/data.md.
+        output: where the run lives; `runs/NAME_RECIPE` unless given.
+        recipe: custom, imagenet384, cifar10, cifar100, cars or inat18.
+        val_share: keep this share of each class apart, where there is no `val/`.
+        gpus, processes, device, workers, resume: as in `reproduce`.
+        say: called with each sentence on how the recipe was fitted to the data.
+        changes: fields of the recipe and settings of the machine, as `--set` takes them.
+
+    Raises:
+        RecipeError, DataError, MissingExtraError, ImageSizeError: before anything is trained.
+
+    >>> deit_zoo.finetune("deit_small", "photos", "runs/photos", epochs=10).reached.top1
+    """
+    from deit_zoo.training import finetune as training
+
+    typed = _as_typed(changes)
+    own = training.recipe_for(name, recipe).name
+    return training.finetune(
+        name,
+        data=os.fspath(data),
+        output=Path("runs") / own if output is None else Path(output),
+        recipe=recipe,
+        val_share=val_share,
+        gpus=gpus,
+        processes=processes,
+        device=device,
+        workers=workers,
+        resume=resume,
+        changes=typed,
+        tell=say,
+    )
+
+
+def save(model: ZooModel, file: str | os.PathLike[str], **metadata: Any) -> str:
+    """Write a model as safetensors that `create(NAME, checkpoint=FILE)` loads. Returns SHA-256.
+
+    `labels`, a list of class names, goes with the weights; so does other metadata.
+
+    >>> deit_zoo.save(model, "cats.safetensors", labels=["Birman", "Siamese"])
+    """
+    from deit_zoo import weights
+
+    return weights.save(model, Path(file), **metadata)
+
+
+def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
+    """Bring a checkpoint to this machine, verified; returns its file.
+
+    With `to` it is copied to that folder, which works without a network as
+    `create(name, checkpoint=FOLDER)`, and the folder is returned.
+
+    >>> deit_zoo.fetch("deit_small")
+    """
+    from deit_zoo.hub.verify import cached_file, check_free, write_folder
+    from deit_zoo.weights.load import resolve_file
+
+    record = manifest_record(resolve(name).name)
+    if to is None:
+        return resolve_file(record)
+    folder = Path(to)
+    check_free(record.name, folder)
+    write_folder(cached_file(record, resolve_file(record)), folder, lambda count: None)
+    return folder
+
+
+def verify(name: str | os.PathLike[str]) -> list[VerifyResult]:
+    """Read every byte of a checkpoint's files on this machine, or of a folder that `fetch` made.
+
+    Each result has the file, its SHA-256 and, where it is not right, its `problem`; a checkpoint of
+    which nothing is here has none.
+
+    >>> [result.problem for result in deit_zoo.verify("deit_pico_digits")]
+    [None]
+    """
+    from deit_zoo.hub.verify import files_of, verify_file
+
+    return [verify_file(file, lambda count: None) for file in files_of(os.fspath(name))]
+
+
+def _as_typed(changes: dict[str, Any]) -> list[str]:
+    """Changes of a recipe as `--set` takes them."""
+    from deit_zoo.recipes.recipe import shown
+
+    return [f"{field}={shown(value)}" for field, value in changes.items()]

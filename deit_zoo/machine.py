@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
+import random
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +93,41 @@ def _quota_of(folder: Path) -> float:
     except (OSError, ValueError, ZeroDivisionError):  # no quota is "max"
         return math.inf
     return share if share > 0 else math.inf  # in version 1, none is -1
+
+
+@contextmanager
+def caller_state() -> Iterator[None]:
+    """What a call changes of the process is the caller's again after it: the states of generators,
+    threads, torch's flags, variables of the environment, levels of loggers.
+    """
+    import numpy as np
+    import torch
+
+    cuda = torch.backends.cuda
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    random_states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpus = torch.cuda.get_rng_state_all() if on_gpu else []
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fused = cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    loggers = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    try:
+        yield
+    finally:
+        random.setstate(random_states[0])
+        np.random.set_state(random_states[1])
+        torch.set_rng_state(random_states[2])
+        torch.cuda.set_rng_state_all(of_gpus)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cuda.enable_mem_efficient_sdp(fused[0])
+        cuda.enable_cudnn_sdp(fused[1])
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def peak_mb(device: torch.device | None = None) -> float | None:

@@ -13,10 +13,10 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, Name, complete_name
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
-from deit_zoo.registry import lookup, resolve
+from deit_zoo.registry import resolve
 
 if TYPE_CHECKING:
-    from deit_zoo.hub.verify import CachedFile, VerifyResult
+    from deit_zoo.hub.verify import VerifyResult
 
 MB = 1e6
 
@@ -71,9 +71,9 @@ def verify_(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
-    from deit_zoo.hub.verify import verify_file
+    from deit_zoo.hub.verify import files_of, verify_file
 
-    listed = [(word, _cached_files(word)) for word in names or read_manifest()]
+    listed = [(word, files_of(word)) for word in names or read_manifest()]
     paths = [file.path for _, files in listed for file in files if file.path.is_file()]
     rows: list[tuple[str, VerifyResult | None]] = []
     with Bar("verifying", size=sum(path.stat().st_size for path in paths)) as bar:
@@ -168,16 +168,6 @@ def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None
     if to is None:
         return [None] * len(records)
     return [to] if len(records) == 1 else [to / record.name for record in records]
-
-
-def _cached_files(word: str) -> list[CachedFile]:
-    """The files of a model, or of a folder that is given by its path."""
-    from deit_zoo.hub.verify import cached_files, listed_files
-
-    path = Path(word)
-    if path.is_dir() and (path.name != word or lookup(word) is None):
-        return list(listed_files(path))
-    return list(cached_files(manifest_record(resolve(word).name)))
 
 
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import ASSETS, MODEL_FILE, SUMS_FILE, digest, read_sums, write_whole
-from deit_zoo.manifest import Checkpoint, manifest_path
+from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record
+from deit_zoo.registry import lookup, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.fetch import cached_source
 
@@ -83,6 +84,14 @@ def listed_files(folder: Path) -> Iterator[CachedFile]:
             proof="SHA256SUMS",
             remedy="fetch the folder again",
         )
+
+
+def files_of(name: str) -> list[CachedFile]:
+    """The files of a model, or of a folder that is given by its path."""
+    path = Path(name)
+    if path.is_dir() and (path.name != name or lookup(name) is None):
+        return list(listed_files(path))
+    return list(cached_files(manifest_record(resolve(name).name)))
 
 
 def verify_file(file: CachedFile, advance: Callable[[int], None]) -> VerifyResult:

@@ -1,0 +1,106 @@
+"""Training, saving and verifying from Python, and what the caller finds unchanged after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import deit_zoo
+from deit_zoo.data.digits import write_folder
+from deit_zoo.errors import RecipeError
+
+PICO = "deit_pico_digits"
+
+
+def state() -> list[Any]:
+    """What a call might change of this process."""
+    return [
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        dict(os.environ),
+        logging.getLogger("torch.distributed.elastic").level,
+    ]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of two classes, 24 to train on and 6 to measure."""
+    whole, few = (tmp_path_factory.mktemp("digits") / name for name in ("whole", "few"))
+    write_folder(whole)
+    for split, count in (("train", 24), ("val", 6)):
+        for label in ("3", "7"):
+            (few / split / label).mkdir(parents=True)
+            for file in sorted((whole / split / label).iterdir())[:count]:
+                shutil.copy(file, few / split / label)
+    return few
+
+
+def test_a_model_is_fine_tuned_and_used_in_one_program(digits: Path, tmp_path: Path) -> None:
+    sentences: list[str] = []
+    before = state()
+    verdict = deit_zoo.finetune(
+        PICO, digits, tmp_path / "run", epochs=2, workers=0, say=sentences.append
+    )
+    assert state() == before
+    assert verdict.reached.num_images == 12
+    assert sentences[0] == "2 classes: 3, 7"
+    model = deit_zoo.create(PICO, checkpoint=tmp_path / "run")
+    assert deit_zoo.evaluate(model, digits) == verdict.reached
+    deit_zoo.save(model, str(tmp_path / "mine.safetensors"), labels=["three", "seven"])
+    again = deit_zoo.create(PICO, checkpoint=tmp_path / "mine.safetensors")
+    assert again.labels == ("three", "seven")
+
+
+def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
+    before = state()
+    verdict = deit_zoo.reproduce(
+        PICO, tmp_path / "run", epochs=1, warmup_epochs=0, deterministic=True, workers=0
+    )
+    assert state() == before
+    assert verdict.modified == ("epochs", "warmup_epochs")
+    assert (tmp_path / "run" / "receipt.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: deit_zoo.reproduce(PICO, folder, epoch=3),
+        lambda folder: deit_zoo.finetune(PICO, folder, folder / "run", epoch=3),
+    ],
+)
+def test_a_field_that_is_none_is_refused(call: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="epoch=3"):
+        call(tmp_path)
+
+
+def test_measuring_leaves_the_callers_generators_as_they_are(tmp_path: Path) -> None:
+    write_folder(tmp_path / "digits")
+    model = deit_zoo.create(PICO, pretrained=True)
+    before = state()
+    deit_zoo.evaluate(model, tmp_path / "digits", workers=1)
+    assert state() == before
+
+
+def test_a_checkpoint_is_fetched_and_verified(tmp_path: Path) -> None:
+    assert deit_zoo.fetch(PICO).name == f"{PICO}.safetensors"
+    folder = deit_zoo.fetch(PICO, tmp_path / "carried")
+    assert [result.problem for result in deit_zoo.verify(PICO)] == [None]
+    assert [result.problem for result in deit_zoo.verify(folder)] == [None]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    [wrong] = deit_zoo.verify(folder)
+    assert "is expected" in str(wrong.problem)
