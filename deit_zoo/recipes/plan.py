@@ -36,6 +36,8 @@ TRAIN_IMAGES = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}
 PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
 EPOCH_UNIT = 256
+# Loader workers of a process, if there are cores; a GPU takes images as fast as so many make them.
+MOST_WORKERS, MOST_WORKERS_OF_GPU = 12, 24
 # What `--set` may change of the machine; none of it marks a run as modified.
 SETTINGS = (
     "precision",
@@ -403,6 +405,6 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine
 
 
-def default_workers(processes: int) -> int:
-    """Loader workers per process: the cores that the training threads leave, at most 12."""
-    return max(1, min(12, usable_cores() // processes - 1))
+def default_workers(processes: int, most: int = MOST_WORKERS) -> int:
+    """Loader workers per process: the cores that the training threads leave."""
+    return max(1, min(most, usable_cores() // processes - 1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -17,7 +16,7 @@ from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +43,6 @@ DEATHS_PER_EPOCH = 3
 DYING_SECONDS = 5  # between what a dying worker breaks off and its end, on a busy machine
 AHEAD = 2  # chunks that each worker has before it
 COPIES = 4  # chunks on their way to a GPU
-
-Item = TypeVar("Item")
 
 
 class Filled(NamedTuple):
@@ -206,7 +203,6 @@ class TrainLoader:
         )
         self.images = ChunkImages(images, augment, recipe.seed, self.ring, on_device=on_device)
         self.order = ChunkOrder(plan, self.ring)
-        self.waited = 0.0  # seconds, for the workers
         # What is copied and augmented there goes on beside the steps of the network.
         self.stream = torch.cuda.Stream(self.group.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._loader: DataLoader[Any] | None = None
@@ -217,18 +213,15 @@ class TrainLoader:
 
         Raises ZooError where workers die again and again.
         """
-        steps = self._steps(epoch, first_step)
-        for images, labels, bad in steps if self.stream is None else one_ahead(steps):
-            if self.stream is not None:
-                current = torch.cuda.current_stream(self.group.device)
-                current.wait_stream(self.stream)
-                images.record_stream(current)
-                labels.record_stream(current)
-            size = self.plan.replica_batch
+        places, filled = self._places(epoch), self.filled(epoch, first_step)
+        size = self.plan.replica_batch
+        for step in range(first_step, self.plan.steps_per_epoch):
+            with torch.cuda.stream(self.stream):
+                images, labels, bad = self._step(places.share(step), filled)
+            ready = None if self.stream is None else self.stream.record_event()
             for begin in range(0, len(images), size):
                 rows = slice(begin, begin + size)
-                yield Batch(images[rows], labels[rows], bad, self.waited)
-                bad, self.waited = [], 0.0
+                yield Batch(images[rows], labels[rows], [] if begin else bad, ready)
 
     def filled(self, epoch: int, first_step: int = 0) -> Iterator[Filled]:
         """Slots as the workers fill them; each is read, and given back, before the next is taken.
@@ -285,14 +278,6 @@ class TrainLoader:
         everybody = range(first, first + self.peers * share)
         return EpochPlaces(self.plan, epoch, everybody, peer=peer, peers=self.peers)
 
-    def _steps(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        """Images, labels and bad images of this process in each step."""
-        places, filled = self._places(epoch), self.filled(epoch, first_step)
-        for step in range(first_step, self.plan.steps_per_epoch):
-            with torch.cuda.stream(self.stream):
-                found = self._step(places.share(step), filled)
-            yield found
-
     def _step(self, share: Share, filled: Iterator[Filled]) -> tuple[Tensor, Tensor, list[int]]:
         """One step's, from its chunks, and from the other processes."""
         device, size = self.group.device, self.img_size
@@ -300,9 +285,7 @@ class TrainLoader:
         of_rows = torch.empty(share.num_rows, 2, dtype=torch.int64)  # label, bad
         done = 0
         while done < share.num_rows:
-            started = time.perf_counter()
             ready = next(filled)
-            self.waited += time.perf_counter() - started
             rows = self.finish(ready, images)
             of_rows[rows[:, ROW]] = torch.from_numpy(rows[:, [LABEL, BAD]])
             self.ring.give_back(
@@ -351,15 +334,6 @@ def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
         )
     wanted = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
     return wanted and augment.on_device
-
-
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, each when the next one is under way."""
-    last = list(islice(items, 1))
-    for item in items:
-        yield last[0]
-        last = [item]
-    yield from last
 
 
 @contextmanager

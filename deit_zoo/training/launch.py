@@ -17,6 +17,8 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
     IMAGENET_TRAIN,
+    MOST_WORKERS,
+    MOST_WORKERS_OF_GPU,
     Plan,
     default_workers,
     is_first_stage,
@@ -118,6 +120,9 @@ def plan_for(
     if nodes < 1:
         raise RecipeError(f"--nodes is {nodes}; give 1 or more")
     local = gpus or processes or 1
+    if workers is None:
+        most = MOST_WORKERS_OF_GPU if kind == "cuda" else MOST_WORKERS
+        workers = default_workers(local, most)
     _, machine_settings = settings(changes)
     return Plan(
         recipe=recipe,
@@ -125,7 +130,7 @@ def plan_for(
         device=kind,
         processes=local * nodes,
         nodes=nodes,
-        workers=default_workers(local) if workers is None else workers,
+        workers=workers,
         num_images=num_images,
         **machine_settings,
     )

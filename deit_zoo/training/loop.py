@@ -108,6 +108,7 @@ def train_one_epoch(
         sums = StepSums(state.group, number, lr)
         for part in passes.of_step(number):
             sums.add(forward_backward(state, part), part.bad)
+        passes.look_ahead()
         state.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(state.model.parameters(), recipe.clip_grad)
         finite = all_finite(sums.loss, grad_norm, *statistics)

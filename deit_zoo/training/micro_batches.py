@@ -7,6 +7,8 @@ through together change nothing but the order of sums.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,13 +26,13 @@ class Batch(NamedTuple):
     """What the loader has of one replica in one step, as a rule on its device.
 
     `bad` are the numbers of images that could not be read: of the whole step, with its first
-    replica. `waited` are the seconds that nothing was there.
+    replica. On a GPU images are there when the event `ready` is.
     """
 
     images: Tensor
     labels: Tensor
     bad: list[int]
-    waited: float = 0.0
+    ready: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,7 @@ class MicroBatch:
 class MicroBatches:
     """The forward passes of an epoch's steps, `per_pass` replicas in each.
 
-    `seconds` counts the time spent waiting for the loader.
+    `idle` counts the time that the device waits for the loader.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class MicroBatches:
         self.per_pass = per_pass
         self.key = key
         self.device = device
-        self.seconds = 0.0
+        self.ahead: Batch | None = None
+        self.idle = IdleClock(device)
         self.drop_paths = active_drop_paths(model)
 
     def of_step(self, number: int) -> Iterator[MicroBatch]:
@@ -95,6 +98,11 @@ class MicroBatches:
     def _replica(self, number: int, replica: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """A replica's images and targets on the device, its masks, and its bad images."""
         batch = self._next()
+        if batch.ready is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(batch.ready)
+            batch.images.record_stream(current)
+            batch.labels.record_stream(current)
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         seed_from_key(*self.key, number, replica, "mixup")
@@ -103,10 +111,20 @@ class MicroBatches:
         masks = draw_masks(self.drop_paths, len(images))
         return images, targets, masks, batch.bad
 
+    def look_ahead(self) -> None:
+        """Have the next step's images made, while the device is busy with this one's."""
+        self.ahead = self._wait()
+
     def _next(self) -> Batch:
-        batch = next(self.loader)
-        self.seconds += batch.waited
+        batch = self.ahead or self._wait()
+        self.ahead = None
+        if batch is None:
+            raise ValueError("the loader has no more images, but the epoch has more steps")
         return batch
+
+    def _wait(self) -> Batch | None:
+        with self.idle:
+            return next(self.loader, None)
 
     def _put_masks(self, masks: Tensor) -> None:
         """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1).
@@ -120,6 +138,39 @@ class MicroBatches:
             if drop_path.masks is None or drop_path.masks.shape != own.shape:
                 drop_path.masks = torch.empty_like(own)
             drop_path.masks.copy_(own)
+
+
+class IdleClock:
+    """Seconds within it in which a device has nothing to do: on a CPU, all of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.seconds = 0.0
+        self.began = 0.0
+        self.marks: deque[torch.cuda.Event] = deque()
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+        self._mark()
+
+    def __exit__(self, *_: object) -> None:
+        if not self.on_gpu:
+            self.seconds += time.perf_counter() - self.began
+        self._mark()
+
+    def read(self) -> float:
+        """What was counted since it was last read; of a GPU, what is over there too."""
+        while len(self.marks) > 1 and self.marks[1].query():  # type: ignore[no-untyped-call]
+            begin, end = self.marks.popleft(), self.marks.popleft()
+            self.seconds += begin.elapsed_time(end) / 1000
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def _mark(self) -> None:
+        """Between what was launched before and after."""
+        if self.on_gpu:
+            self.marks.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            self.marks[-1].record()
 
 
 def active_drop_paths(model: nn.Module) -> list[DropPath]:

@@ -193,8 +193,7 @@ class PendingSteps:
         step, stats = self.steps.popleft().read(), self.stats
         stats.add(step)
         stats.seconds += time.perf_counter() - self.started
-        stats.data_seconds += self.passes.seconds
-        self.passes.seconds = 0.0
+        stats.data_seconds += self.passes.idle.read()
         if stats.in_a_row >= self.limit:
             raise NotFinite(step)
         self.on_step(step)
