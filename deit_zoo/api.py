@@ -267,6 +267,9 @@ def evaluate(
 ) -> Evaluation:
     """Top-1, top-5 and loss over a folder of class folders (or its `val/`), every image once.
 
+    Images are decoded as the published figures' were, which no EXIF turned; for a model with
+    classes of its own upright, as `classify` always does.
+
     Args:
         name_or_model: a name (its checkpoint is loaded), the folder of a run, or a model from
             `create`.
@@ -291,7 +294,7 @@ def evaluate(
     from deit_zoo.evaluation import parallel
     from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
     from deit_zoo.evaluation.imagenet_variants import open_eval_set
-    from deit_zoo.inference.classify import class_names
+    from deit_zoo.inference.classify import class_names, reading_for
     from deit_zoo.recipes.plan import default_workers
 
     if batch_size < 1 or (workers or 0) < 0:
@@ -314,7 +317,8 @@ def evaluate(
     def open_images() -> EvalSet:
         folders = [label.folder for label in class_names(model)]
         file = None if label_file is None else Path(label_file)
-        return open_eval_set(os.fspath(data), folders, labels, file)
+        reading = reading_for(model)
+        return open_eval_set(os.fspath(data), folders, labels, file, reading=reading)
 
     eval_set = open_images() if group is None else group.run_on_main(open_images)
     if eval_set.images.note:

@@ -20,6 +20,8 @@ from deit_zoo.registry import MODELS
 SCHEMA_VERSION = 1
 FILENAME = "weights_manifest.json"
 ENVIRONMENT = "DEIT_ZOO_MANIFEST"
+# How an image is decoded: as a person sees it, or as upstream's loader does.
+Reading = Literal["upright", "upstream"]
 _hints = cache(get_type_hints)
 
 

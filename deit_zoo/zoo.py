@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.machine import usable_device
-from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
+from deit_zoo.manifest import Checkpoint, Reading, manifest_record, read_manifest
 from deit_zoo.registry import MODELS, ModelSpec, lookup, resolve
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def create(
         drop_path_rate=drop_path_rate,
     )
     model.checkpoint = origin
+    model.reading = _own_reading(metadata, file)
     model.labels = _own_labels(metadata, file, model.num_classes if num_classes is None else None)
     # As loaded, it is in float32 on the CPU.
     if (device.type, dtype) == ("cpu", torch.float32):
@@ -251,6 +252,19 @@ def _own_labels(
             f"{file} states labels that are no {num_classes or 'list of'} names; export it again"
         )
     return tuple(labels)
+
+
+def _own_reading(metadata: dict[str, Any], file: Path) -> Reading | None:
+    """How images were decoded for a model of one's own; older ones, which say no word, as upstream.
+
+    None where it may be anybody's.
+    """
+    reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
+    if reading not in (None, "upright", "upstream"):
+        raise CheckpointError(
+            f"{file} states the reading {reading!r}, which is none; it must be upright or upstream"
+        )
+    return cast("Reading | None", reading)
 
 
 def load_model(text: str, device: str | torch.device | None = None) -> ZooModel:

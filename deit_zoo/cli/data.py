@@ -115,7 +115,10 @@ def check_(
         for label, line in survey.lines():
             talk.print(f"[bold]{escape(label):<10}[/]  {escape(line)}")
         with Bar("images") as bar:
-            both = (open_unchecked(data, "train"), open_unchecked(data, "val"))
+            both = (
+                open_unchecked(data, "train", "upright"),
+                open_unchecked(data, "val", "upright"),
+            )
             threads = workers or usable_cores()
             for name, reason in bad_images(*both, workers=threads, progress=bar):
                 bad.append((name, reason))

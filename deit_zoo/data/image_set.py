@@ -15,6 +15,7 @@ from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import is_remote
 from deit_zoo.data.table import SplitName, TableSet
 from deit_zoo.errors import DataError
+from deit_zoo.manifest import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,10 +24,11 @@ Kind = Literal["table", "archives", "heap", "folder"]
 
 
 class ImageSet(Protocol):
-    """Images with labels. `note` is a sentence about the classes, mostly empty."""
+    """Images with labels. `note` is a sentence about the set, mostly empty."""
 
     classes: list[str]
     note: str
+    reading: Reading
 
     def __len__(self) -> int: ...
 
@@ -34,7 +36,7 @@ class ImageSet(Protocol):
         """The number of an image's class."""
 
     def open(self, index: int) -> Image.Image:
-        """An image as upstream reads it: in RGB, EXIF ignored. Raises DataError naming it."""
+        """An image in RGB, as the set reads it. Raises DataError naming it."""
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming it, as `open` does."""
@@ -46,14 +48,24 @@ class ImageSet(Protocol):
         """The length of an image's file."""
 
 
-def open_set(data: str | Path, split: SplitName, classes: Sequence[str] = ()) -> ImageSet:
+def open_set(
+    data: str | Path,
+    split: SplitName,
+    classes: Sequence[str] = (),
+    *,
+    reading: Reading = "upstream",
+) -> ImageSet:
     """The images of one split, labelled in the order of `classes` where they are given."""
-    return _open(data, split, classes, allow_empty=False)
+    images = _open(data, split, classes, allow_empty=False)
+    images.reading = reading
+    return images
 
 
-def open_unchecked(data: str | Path, split: SplitName) -> ImageSet:
+def open_unchecked(data: str | Path, split: SplitName, reading: Reading = "upstream") -> ImageSet:
     """Every image of a split, also where classes are empty."""
-    return _open(data, split, (), allow_empty=True)
+    images = _open(data, split, (), allow_empty=True)
+    images.reading = reading
+    return images
 
 
 def kind_of(data: str | Path) -> Kind:

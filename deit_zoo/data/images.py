@@ -8,15 +8,21 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from deit_zoo.manifest import Reading
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
 class LabelledImages(ABC):
-    """Images that are read as bytes, each with a label. `note` is a sentence about the classes."""
+    """Images that are read as bytes, each with a label. `note` is a sentence about the set.
+
+    `reading` is how they are decoded: as upstream does, or upright, as a person sees them.
+    """
 
     classes: list[str]
     note: str
+    reading: Reading = "upstream"
     _labels: array[int]
 
     def __len__(self) -> int:
@@ -39,10 +45,10 @@ class LabelledImages(ABC):
         """An image's file. Raises DataError naming it."""
 
     def open(self, index: int) -> Image.Image:
-        """An image as upstream reads it: in RGB, EXIF ignored. Raises DataError naming it."""
+        """An image in RGB. Raises DataError naming it."""
         from deit_zoo.data.transforms import open_image
 
-        return open_image(self.read(index), self.name_of(index), reading="upstream")
+        return open_image(self.read(index), self.name_of(index), reading=self.reading)
 
 
 class Strings:

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.manifest import manifest_record
+from deit_zoo.manifest import Reading, manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.registry import ModelSpec
 
@@ -37,10 +37,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # a larger number in this variable lifts it.
 MAX_PIXELS = 178_956_970
 MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
+MOST_OF_16_BITS = 0xFFFF
 _DECODING = Lock()
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-Reading = Literal["upright", "upstream"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +66,8 @@ class EvalTransform:
         return normalized(as_tensor(image, self.pixels))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """A PIL image to uint8 pixels (3, H, W), which `normalized` makes ready for a model."""
-        image = center_crop(self._resize(to_rgb(image)), self.img_size)
+        """A PIL image, upright, to uint8 pixels (3, H, W); `normalized` makes them ready."""
+        image = center_crop(self._resize(to_rgb(upright(image))), self.img_size)
         # By Pillow: torch would start threads of its own within each thread that prepares images.
         planes = bytearray().join(plane.tobytes() for plane in image.split())
         return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
@@ -132,10 +132,25 @@ def normalize(images: Tensor) -> Tensor:
     return images.sub_(mean).div_(std)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An image as a person sees it, turned by its EXIF where that says so."""
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> object:
+    """What its EXIF says; 1, not turned, where there is none or it is broken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # raises nearly anything on broken bytes; viewers show such an image
+            return 1
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB: 16 bits are scaled, transparency shows white, palettes are read.
 
-    Raises DataError for pixels without a defined range (32-bit floats).
+    Raises DataError for pixels without a defined range: floats, and integers beyond 16 bits.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -143,7 +158,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         high_byte = 0 if image.mode.endswith("B") else 1
         return Image.frombytes("L", image.size, image.tobytes()[high_byte::2]).convert("RGB")
     if image.mode == "I":
-        return image.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+        # Where Pillow has no other mode for 16 bits, as in PGM.
+        pixels = np.asarray(image)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= MOST_OF_16_BITS:
+            raise DataError(
+                f"32-bit integer pixels from {pixels.min():,} to {pixels.max():,} have no defined "
+                "range; save the image with 8 or 16 bits"
+            )
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError("32-bit float pixels have no defined range; save the image with 8 bits")
     if image.has_transparency_data:
@@ -154,22 +176,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Image.Image:
-    """An image in RGB. Raises DataError naming the file.
+    """An image in RGB, as it is to be seen. Raises DataError naming the file.
 
     "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
     upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
     with _opened(source, name or name_of(source)) as image:
-        if reading == "upstream":
-            return decode_jpeg(image) or image.convert("RGB")
-        return to_rgb(ImageOps.exif_transpose(image))
+        return _decoded(image, reading)
 
 
-def read_pixels(data: bytes, name: str) -> Pixels:
-    """The pixels (H, W, 3) of what `open_image` reads as upstream; raises what it raises."""
+def read_pixels(data: bytes, name: str, reading: Reading) -> Pixels:
+    """The pixels (H, W, 3) of what `open_image` reads; raises what it raises."""
     with _opened(data, name) as image:
-        pixels: Pixels | None = jpeg_pixels(image)
-        return np.asarray(image.convert("RGB")) if pixels is None else pixels
+        if reading == "upstream" or _orientation(image) == 1:
+            pixels: Pixels | None = jpeg_pixels(image)
+            if pixels is not None:
+                return pixels
+        return np.asarray(_decoded(image, reading))
+
+
+def _decoded(image: ImageFile, reading: Reading) -> Image.Image:
+    """An opened image in RGB. What else its file says of it, such as EXIF, is done with."""
+    decoded = decode_jpeg(image) or image
+    rgb = decoded.convert("RGB") if reading == "upstream" else to_rgb(upright(decoded))
+    plain = rgb.copy() if rgb is image else rgb
+    plain.info = {}
+    return plain
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of, open_set
 from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import ZooError
+from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 
@@ -67,11 +68,15 @@ class EvalDataset(Dataset[tuple[Any, int]]):
         return mask
 
 
-def validation_set(data: str | Path, classes: Sequence[str] = ()) -> ImageSet:
+def validation_set(
+    data: str | Path, classes: Sequence[str] = (), *, reading: Reading = "upstream"
+) -> ImageSet:
     """The validation images of a data set, or of a folder that is nothing else."""
-    if kind_of(data) == "folder":
-        return FolderSet(validation_folder(Path(data)), classes)
-    return open_set(data, "val", classes)
+    if kind_of(data) != "folder":
+        return open_set(data, "val", classes, reading=reading)
+    images = FolderSet(validation_folder(Path(data)), classes)
+    images.reading = reading
+    return images
 
 
 def validation_folder(data: Path) -> Path:

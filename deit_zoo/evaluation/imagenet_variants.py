@@ -22,7 +22,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_folder, validation_set
 from deit_zoo.labels import labels
-from deit_zoo.manifest import Metric
+from deit_zoo.manifest import Metric, Reading
 
 TITLES = {
     "real": "ImageNet-ReaL",
@@ -66,9 +66,16 @@ def published(name: str, kind: str) -> Metric | None:
 
 
 def open_eval_set(
-    data: str | Path, folders: Sequence[str], kind: str | None = None, file: Path | None = None
+    data: str | Path,
+    folders: Sequence[str],
+    kind: str | None = None,
+    file: Path | None = None,
+    *,
+    reading: Reading = "upstream",
 ) -> EvalSet:
     """The images of a data set for a model with these class folders.
+
+    ImageNet's sets are read as upstream reads them, its own classes' as the model does.
 
     Raises DataError where the folders, the files' names or the label file are not what the set
     needs.
@@ -81,7 +88,7 @@ def open_eval_set(
             "give one of these"
         )
     if kind is None:
-        return EvalSet(images=validation_set(data, folders))
+        return EvalSet(images=validation_set(data, folders, reading=reading))
     if list(folders) != [label.folder for label in labels("imagenet1k")]:
         raise DataError(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "

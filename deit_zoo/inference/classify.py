@@ -10,6 +10,7 @@ from torch import Tensor
 from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import Label, labels
+from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.results import Prediction
 
@@ -25,6 +26,18 @@ def class_names(model: ZooModel) -> tuple[Any, ...]:
     if len(known) == model.num_classes:
         return known
     return tuple(Label(str(number), str(number)) for number in range(model.num_classes))
+
+
+def reading_for(model: ZooModel) -> Reading:
+    """How images are decoded to measure a model: as it says, else upright for classes of its own.
+
+    One that knows the published classes is measured as the published figures were.
+    """
+    if model.reading is not None:
+        return model.reading
+    own = [label.folder for label in class_names(model)]
+    published = [label.folder for label in labels(spec_of(model).labels)]
+    return "upstream" if own == published else "upright"
 
 
 def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list[Prediction]]:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
 
 if TYPE_CHECKING:
-    from deit_zoo.manifest import Checkpoint
+    from deit_zoo.manifest import Checkpoint, Reading
     from deit_zoo.registry import ModelSpec
 
 LAYER_NORM_EPS = 1e-6
@@ -26,12 +26,14 @@ INIT_STD = 0.02
 class ZooModel(nn.Module):
     """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`).
 
-    `labels` are the folders of its classes, where its checkpoint names them.
+    `labels` are the folders of its classes, where its checkpoint names them, and `reading` how it
+    says that images are decoded for it.
     """
 
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
     labels: tuple[str, ...] | None = None
+    reading: Reading | None = None
     grad_checkpointing = False
     embed_dim: int
     num_classes: int

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.machine import usable_cores
+from deit_zoo.manifest import Reading
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
@@ -60,7 +61,8 @@ class Plan:
     after every epoch. So many images of a process as `micro_batch` go through the network together;
     None means as many as a CUDA GPU's memory has room for, and elsewhere one replica's. Images are
     augmented by the loader's workers or on the device, with the same bits; auto means on a CUDA
-    GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch.
+    GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch. `reading` is
+    how images are decoded: as upstream does, or upright, as a person sees them.
     """
 
     recipe: Recipe
@@ -70,6 +72,7 @@ class Plan:
     nodes: int = 1
     workers: int
     num_images: int
+    reading: Reading = "upstream"  # as all plans did that do not say it
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     deterministic: bool = False
@@ -180,6 +183,7 @@ class Plan:
             *_assumed(recipe),
             *_first_stage(recipe),
             ("data", f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"),
+            *([("", "turned upright where their EXIF says so")] if self.reading == "upright" else []),
             ("length", self._length()),
             ("batch", self._batch()),
             ("machine", self._machine()),

@@ -17,6 +17,7 @@ from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import usable_cores
+from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, default_workers, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
@@ -53,7 +54,11 @@ def fix_order(device: str) -> None:
 
 
 def open_images(
-    data: str, split: SplitName, classes: list[str], group: DistributedContext
+    data: str,
+    split: SplitName,
+    classes: list[str],
+    group: DistributedContext,
+    reading: Reading = "upstream",
 ) -> ImageSet:
     """The images of a split, as every process of a run has them.
 
@@ -62,7 +67,7 @@ def open_images(
     """
 
     def list_images() -> ImageSet:
-        return open_set(data, split, classes)
+        return open_set(data, split, classes, reading=reading)
 
     in_files = kind_of(data) in ("folder", "heap")
     return group.run_on_main(list_images) if in_files else list_images()

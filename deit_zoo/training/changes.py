@@ -57,7 +57,8 @@ def with_changes(job: Job, output: Path) -> Job:
     if job.plan.recipe.digest != former.plan.recipe.digest:
         changes = (*changes, change_of(former.plan, job.plan, output))
     modified = job.plan.modified or bool(changes)
-    return replace(job, plan=replace(job.plan, modified=modified), changes=changes)
+    plan = replace(job.plan, modified=modified, reading=former.plan.reading)
+    return replace(job, plan=plan, changes=changes)
 
 
 def change_of(former: Plan, plan: Plan, output: Path) -> Change:

@@ -111,7 +111,9 @@ class ChunkImages(Dataset[Filled]):
     def _decoded(self, index: int) -> Pixels | DataError:
         """An image, or why it cannot be had."""
         try:
-            return read_pixels(self.images.read(index), self.images.name_of(index))
+            return read_pixels(
+                self.images.read(index), self.images.name_of(index), self.images.reading
+            )
         except DataError as error:
             return error
 

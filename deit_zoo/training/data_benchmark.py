@@ -131,7 +131,7 @@ def rates_of_files(images: ImageSet, num_images: int) -> tuple[float, float]:
         try:
             data = images.read(index)
             read = time.perf_counter()
-            read_pixels(data, images.name_of(index))
+            read_pixels(data, images.name_of(index), images.reading)
         except DataError as error:
             bad = error
             continue

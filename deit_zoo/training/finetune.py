@@ -223,7 +223,7 @@ def planned(
         paths = train_val_split(Path(data), val_share)["train"]
         images, classes = len(paths), sorted({path.split("/")[0] for path in paths})
     check_teacher(plan.recipe, classes, data)
-    return fitted(plan, images, chosen)
+    return fitted(launch.with_reading(plan, classes), images, chosen)
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +132,7 @@ def plan_for(
         nodes=nodes,
         workers=workers,
         num_images=num_images,
+        reading="upright" if recipe.data == "folder" else "upstream",
         **machine_settings,
     )
 
@@ -258,7 +259,8 @@ def make_job(
     check_data(plan, data)
     folder = str(data) if data is not None else str(digits_folder(output))
     content = validate(folder, progress)
-    return Job(plan=fit(plan, content), data=absolute(folder), fingerprint=content.fingerprint())
+    plan = with_reading(fit(plan, content), content.train.classes)
+    return Job(plan=plan, data=absolute(folder), fingerprint=content.fingerprint())
 
 
 def check_data(plan: Plan, data: str | Path | None) -> None:
@@ -274,6 +276,12 @@ def check_data(plan: Plan, data: str | Path | None) -> None:
             f"--nodes {plan.nodes} without --data: type deit-zoo data digits --output DIR where "
             "every node sees it, and then --data DIR"
         )
+
+
+def with_reading(plan: Plan, classes: Iterable[str]) -> Plan:
+    """The plan for a data set of these classes: whoever trains on ImageNet reads it as upstream."""
+    is_imagenet = sorted(classes) == sorted(label.folder for label in labels("imagenet1k"))
+    return replace(plan, reading="upstream") if is_imagenet else plan
 
 
 def with_num_images(plan: Plan, content: Survey) -> Plan:

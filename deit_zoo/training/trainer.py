@@ -75,12 +75,13 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
 
     set_machine(plan)
     with handle_signals(say) as stop:
-        images = open_images(job.data, "train", expected_classes(recipe), group)
+        images = open_images(job.data, "train", expected_classes(recipe), group, plan.reading)
         if images.note:
             say(images.note)
         classes = images.classes
         model = build_model(recipe, classes, group)
-        held_out = EvalDataset(open_images(job.data, "val", classes, group), transform(model))
+        validation = open_images(job.data, "val", classes, group, plan.reading)
+        held_out = EvalDataset(validation, transform(model))
         teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
         state = build_train_state(plan, model, teacher, group)
         eval_workers = 0 if len(held_out) < IN_PROCESS else plan.workers
@@ -248,6 +249,8 @@ def export(plan: Plan, state: TrainState, classes: list[str], output: Path) -> s
     facts: dict[str, Any] = {"recipe_sha256": plan.recipe.digest}
     if plan.recipe.data == "folder":
         facts["labels"] = classes
+    if plan.reading == "upright":  # what does not say it is read as upstream
+        facts["reading"] = plan.reading
     with full_disk_as_error(output):
         (output / RECEIPT_FILE).unlink(missing_ok=True)  # it states an earlier export's digest
         if state.ema is not None:

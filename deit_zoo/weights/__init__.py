@@ -16,4 +16,8 @@ def save(model: ZooModel, file: Path, **metadata: Any) -> str:
     """
     from deit_zoo.weights.load import save_model
 
+    if "labels" in metadata:  # somebody's own classes, whose images are seen upright
+        metadata = {"reading": model.reading or "upright"} | metadata
+    elif model.reading is not None:
+        metadata = {"reading": model.reading} | metadata
     return save_model(model, file, **metadata)

@@ -144,6 +144,7 @@ class Repeated:
         self.images = images
         self.count = count
         self.classes, self.note = images.classes, images.note
+        self.reading = images.reading
 
     def __len__(self) -> int:
         return self.count
