@@ -119,18 +119,21 @@ def class_folder_names(classes: Sequence[str]) -> list[str]:
 def shrink(content: bytes, name: str, size: int) -> bytes:
     """An image's file with its short side at most `size`; the same bytes where it already is.
 
-    It is read as for training, and encoded as it was: JPEG (quality 90), PNG or WebP.
+    It keeps its EXIF, and is encoded as it was: JPEG (quality 90), PNG or WebP. One with alpha or
+    more than 8 bits keeps its bytes too: either way of reading it must stay possible.
     """
     with image_errors(name), Image.open(BytesIO(content)) as header:
         width, height, kind = *header.size, header.format
-    if min(width, height) <= size:
+        exif = header.info.get("exif", b"")
+        is_plain = not header.has_transparency_data and header.mode[0] not in "IF"
+    if min(width, height) <= size or not is_plain:
         return content
     scale = size / min(width, height)
     image = open_image(content, name, reading="upstream")
     smaller = resize(image, (round(width * scale), round(height * scale)))
     file = BytesIO()
     kind = "JPEG" if kind == "MPO" else kind
-    smaller.save(file, kind if kind in ("JPEG", "WEBP") else "PNG", quality=QUALITY)
+    smaller.save(file, kind if kind in ("JPEG", "WEBP") else "PNG", quality=QUALITY, exif=exif)
     return file.getvalue()
 
 

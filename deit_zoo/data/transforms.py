@@ -267,6 +267,7 @@ def as_tensor(
     # The same image may be given twice, and no image is decoded by two threads at once.
     with _DECODING, image_errors(name):
         source.load()
+        source = upright(source)
     return transform(source)
 
 

@@ -183,7 +183,7 @@ class Plan:
             *_assumed(recipe),
             *_first_stage(recipe),
             ("data", f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"),
-            *([("", "turned upright where their EXIF says so")] if self.reading == "upright" else []),
+            *_reading(self),
             ("length", self._length()),
             ("batch", self._batch()),
             ("machine", self._machine()),
@@ -258,6 +258,12 @@ def _assumed(recipe: Recipe) -> list[tuple[str, str]]:
     why = f"; deit-zoo info {recipe.name} says why" if recipe.name in MODELS else ""
     names = ", ".join(recipe.assumed)
     return [("partly assumed", f"{names} (nobody published them, or second-hand only{why})")]
+
+
+def _reading(plan: Plan) -> list[tuple[str, str]]:
+    if plan.reading == "upstream":
+        return []
+    return [("reading", "upright: turned as their EXIF says, transparency on white")]
 
 
 def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.prepare import class_folder_names, imagenet_splits, shrink, write_tree
+from deit_zoo.data.transforms import open_image
 from deit_zoo.labels import labels
 from support.imagenet import kit_files, solution_csv, write_tar
 from support.images import encoded, photo, refused, write
@@ -112,6 +113,21 @@ def test_with_a_size_only_larger_images_change(tmp_path: Path) -> None:
     for name, kind in (("large.JPEG", "JPEG"), ("other.png", "PNG")):
         with Image.open(BytesIO(found[name])) as image:
             assert (image.size, image.format, image.mode) == ((20, 45), kind, "RGB")
+
+
+def test_a_smaller_image_is_turned_as_the_larger_was() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encoded(Image.effect_noise((90, 40), 50), "JPEG", exif=exif)
+    smaller = shrink(lying, "phone.jpg", 20)
+    assert open_image(smaller, reading="upstream").size == (45, 20)
+    assert open_image(smaller, reading="upright").size == (20, 45)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_an_image_that_two_ways_of_reading_see_differently_keeps_its_bytes(mode: str) -> None:
+    content = encoded(Image.new(mode, (40, 40)))
+    assert shrink(content, "cut-out.png", 20) == content
 
 
 def test_an_image_that_cannot_be_made_smaller_is_named() -> None:
