@@ -104,6 +104,7 @@ def reproduce_(
             data=data,
             rendezvous=rendezvous,
             resume=resume,
+            tell=lambda sentence: talk.print(escape(sentence)),
             **machine,
             **callbacks,
         ),

@@ -11,6 +11,7 @@ from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
+from deit_zoo.data.image_list import ListSet, is_list, read_list
 from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import is_remote
 from deit_zoo.data.table import SplitName, TableSet
@@ -20,7 +21,7 @@ from deit_zoo.manifest import Reading
 if TYPE_CHECKING:
     from PIL import Image
 
-Kind = Literal["table", "archives", "heap", "folder"]
+Kind = Literal["table", "archives", "heap", "folder", "list"]
 
 
 class ImageSet(Protocol):
@@ -75,6 +76,8 @@ def kind_of(data: str | Path) -> Kind:
     """
     if is_table(data):
         return "table"
+    if is_list(data):
+        return "list"
     if find_heap(data):
         return "heap"
     if means_archives(str(data)):
@@ -130,6 +133,8 @@ def _open(
     kind = kind_of(data)
     if kind == "table":
         return open_table(str(data), split, classes)
+    if kind == "list":
+        return ListSet(read_list(data), split, classes, allow_empty=allow_empty)
     if kind == "archives":
         index = open_index(str(data), split)
         return ArchiveSet(str(data), split, index, classes, allow_empty=allow_empty)

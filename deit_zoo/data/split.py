@@ -1,54 +1,53 @@
-"""A folder of class folders as train/ and val/, by links to its images."""
+"""A folder of one's own as a list of files: parted by the share that is kept apart, compared."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deit_zoo.data.folder import class_folders, is_image
-from deit_zoo.data.image_set import kind_of
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.image_list import UNREADABLE, ImageList, ListedImage
+from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_unchecked
 from deit_zoo.errors import DataError
 
+_STAT_THREADS = 16  # they wait for a disk
 
-def link_split(
-    data: str | Path, output: Path | None = None, val_share: float | None = None
-) -> str | Path:
-    """The data; with a share it is `output`, with that share of each class in its `val/`.
 
-    Raises DataError for a folder of class folders without a share.
+def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
+    """The images of a folder; with a share it is parted, and which is where their names decide.
+
+    Raises DataError where `val_share` cannot part it.
     """
-    if val_share is None or output is None:
-        _check_split(data)
-        return data
-    if not output.exists():
-        _link(train_val_split(Path(data), val_share), output)
-    return output
+    kind_of(data)  # of what is nothing it says so
+    root = Path(absolute(data))
+    if val_share is not None:
+        return ImageList(root=root, images=tuple(_parted(root, Path(data), val_share)))
+    train = _listed(root, open_unchecked(root, "train"), "train")
+    return ImageList(root=root, images=(*train, *_listed(root, open_unchecked(root, "val"), "val")))
 
 
-def train_val_split(data: Path, val_share: float) -> dict[str, dict[str, Path]]:
-    """The images of `train` and `val` by their paths; which is where, their names decide."""
-    if not 0.0 < val_share < 1.0:
-        raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
-    root = _unsplit(data)
-    splits: dict[str, dict[str, Path]] = {"train": {}, "val": {}}
-    for name in class_folders(root):
-        files = [path for path in (root / name).rglob("*") if is_image(path.name)]
-        if len(files) < 2:
-            raise DataError(
-                f"{root / name} holds {len(files)} image{'' if len(files) == 1 else 's'}; to keep "
-                "some apart there must be 2 or more in each class"
-            )
-        paths = {path.relative_to(root).as_posix(): path.resolve() for path in files}
-        order = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
-        num_val = min(max(round(val_share * len(order)), 1), len(order) - 1)
-        splits["val"] |= {path: paths[path] for path in order[:num_val]}
-        splits["train"] |= {path: paths[path] for path in order[num_val:]}
-    return splits
+def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
+    """In what a folder is no longer what a run began with, by an example; None where it is.
+
+    Images that could not be read then may be gone, and `most_lost` of those to train on.
+    """
+    before = {image.path: image for image in kept.images}
+    after = {image.path: image for image in now.images}
+    for path, image in after.items():
+        if path not in before:
+            return f"{now.root / path} is new"
+        former = before[path]
+        if former.num_bytes != image.num_bytes and former.split != UNREADABLE:
+            return f"{now.root / path} has {image.num_bytes:,} bytes, not {former.num_bytes:,}"
+    lost = [image for path, image in before.items() if path not in after]
+    lost = [image for image in lost if image.split != UNREADABLE]
+    if len(lost) > most_lost or any(image.split == "val" for image in lost):
+        return f"{now.root / lost[0].path} is gone"
+    return None
 
 
-def _check_split(data: str | Path) -> None:
+def check_split(data: str | Path) -> None:
     """Raises DataError for a folder of class folders, in which nothing is kept apart."""
     root = Path(data)
     if kind_of(data) != "folder" or (root / "val").is_dir():
@@ -61,28 +60,44 @@ def _check_split(data: str | Path) -> None:
         )
 
 
-def _unsplit(root: Path) -> Path:
-    """The folder of class folders that `--val-share` parts."""
-    if (root / "val").is_dir() or not root.is_dir():
+def _parted(root: Path, data: Path, val_share: float) -> list[ListedImage]:
+    """The images of a folder of class folders, or of a `train/` of them, in two splits."""
+    if not 0.0 < val_share < 1.0:
+        raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
+    if (data / "val").is_dir() or not data.is_dir():
         raise DataError(
-            f"--val-share parts a folder of class folders, and {root} is none; leave it out"
+            f"--val-share parts a folder of class folders, and {data} is none; leave it out"
         )
-    return root / "train" if (root / "train").is_dir() else root
+    inside = Path("train") if (root / "train").is_dir() else Path()
+    folder = FolderSet(root / inside, allow_empty=True)
+    images = _listed(root, folder, "train")
+    val: set[str] = set()
+    for name in folder.classes:
+        files = sorted((image for image in images if image.class_name == name), key=_draw)
+        if len(files) < 2:
+            raise DataError(
+                f"{data / inside / name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
+                "to keep some apart there must be 2 or more in each class"
+            )
+        num_val = min(max(round(val_share * len(files)), 1), len(files) - 1)
+        val |= {image.path for image in files[:num_val]}
+    return [image._replace(split="val") if image.path in val else image for image in images]
 
 
-def _link(images: dict[str, dict[str, Path]], output: Path) -> None:
-    """Leave a folder of links, whole or not at all."""
-    # Beside the run's folder: in it, another process would take it for somebody's files.
-    temporary = output.parent.with_name(f".{output.parent.name}.{output.name}.{os.getpid()}")
-    for split, files in images.items():
-        for path, target in files.items():
-            link = temporary / split / path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(target)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.replace(output)
-    except OSError:
-        if not output.exists():
-            raise
-        shutil.rmtree(temporary)  # another process was first, with the same links
+def _draw(image: ListedImage) -> bytes:
+    return hashlib.sha256(image.path_in_split.encode("utf-8", "surrogateescape")).digest()
+
+
+def _listed(root: Path, images: ImageSet, split: str) -> list[ListedImage]:
+    indices = range(len(images))
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        sizes = list(pool.map(images.bytes_of, indices))
+    return [
+        ListedImage(
+            split,
+            images.classes[images.label_of(index)],
+            sizes[index],
+            Path(images.name_of(index)).relative_to(root).as_posix(),
+        )
+        for index in indices
+    ]

@@ -25,6 +25,7 @@ from deit_zoo.data.folder import (
     walk,
 )
 from deit_zoo.data.heap import HeapSet, find_heap
+from deit_zoo.data.image_list import ImageList, listing_sha256, read_list
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.table import SplitName
@@ -35,6 +36,8 @@ LISTERS = 16
 # Images that are decoded before their bad ones are reported.
 CHUNK = 64
 NO_IMAGE = "not an image"
+# Images that cannot be read may be so many, or this share of all: more, and no run goes on.
+FEW_UNREADABLE, UNREADABLE_SHARE = 3, 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +88,15 @@ def validate(data: str | Path, progress: Callable[[int], None] = lambda files: N
 
     Raises DataError where train and val have other classes, or a class has no image.
     """
-    survey = scan(data, progress)
+    return _sound(scan(data, progress))
+
+
+def validate_list(data: str, images: ImageList) -> Survey:
+    """The same of a list of files, which are those of `data`."""
+    return _sound(_scan_list(data, images))
+
+
+def _sound(survey: Survey) -> Survey:
     if survey.problem:
         raise DataError(survey.problem)
     return survey
@@ -94,6 +105,8 @@ def validate(data: str | Path, progress: Callable[[int], None] = lambda files: N
 def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
     """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
     kind = kind_of(data)
+    if kind == "list":
+        return _scan_list(str(data), read_list(data))
     if kind == "table":
         listed = _Total(progress)
         train = _scan_table(str(data), "train", listed.add)
@@ -115,6 +128,11 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
         train = _scan_folder(Path(data) / "train", progress, 0)
         val = _scan_folder(Path(data) / "val", progress, train.identity["files"])
     return Survey(data=str(data), train=train, val=val, problem=_problem(str(data), train, val))
+
+
+def most_unreadable(images: int) -> int:
+    """Of so many images, how many a run can do without."""
+    return max(FEW_UNREADABLE, int(UNREADABLE_SHARE * images))
 
 
 def bad_images(
@@ -166,6 +184,29 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
         if empty:
             return empty_classes(f"{data}/{split.name}", empty, len(split.classes))
     return None
+
+
+def _scan_list(data: str, images: ImageList) -> Survey:
+    train, val = (_scan_listed(images, split) for split in ("train", "val"))
+    return Survey(data=data, train=train, val=val, problem=_problem(data, train, val))
+
+
+def _scan_listed(images: ImageList, split: str) -> Split:
+    """What class folders with the same images would be told from others by."""
+    files = images.of(split)
+    counts = Counter(image.class_name for image in files)
+    num_bytes = sum(image.num_bytes for image in files)
+    return Split(
+        name=split,
+        classes={name: counts[name] for name in images.classes},
+        others=0,
+        bytes=num_bytes,
+        identity={
+            "files": len(files),
+            "bytes": num_bytes,
+            "listing_sha256": listing_sha256(files),
+        },
+    )
 
 
 def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:

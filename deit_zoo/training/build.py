@@ -69,7 +69,7 @@ def open_images(
     def list_images() -> ImageSet:
         return open_set(data, split, classes, reading=reading)
 
-    in_files = kind_of(data) in ("folder", "heap")
+    in_files = kind_of(data) in ("folder", "heap", "list")
     return group.run_on_main(list_images) if in_files else list_images()
 
 

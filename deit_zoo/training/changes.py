@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deit_zoo.errors import RecipeError
-from deit_zoo.files import PLAN_FILE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe, differences, shown
-from deit_zoo.training.job import Change, Job, read_job
+from deit_zoo.training.job import Change, Job
 from deit_zoo.training.rollback import read_history
+from deit_zoo.training.run_data import former_job
 
 # What moves weights; all else shapes data, draws, the network or the length of a run.
 CHANGEABLE = ("lr", "clip_grad", "warmup_lr", "min_lr", "weight_decay")
@@ -50,9 +50,9 @@ def may_change(output: Path, plan: Plan) -> bool:
 
 def with_changes(job: Job, output: Path) -> Job:
     """A job that goes on, with what of its recipe was changed on the way, before and now."""
-    if not (output / PLAN_FILE).is_file():
+    former = former_job(output)
+    if former is None:
         return job
-    former = read_job(output)
     changes = former.changes
     if job.plan.recipe.digest != former.plan.recipe.digest:
         changes = (*changes, change_of(former.plan, job.plan, output))

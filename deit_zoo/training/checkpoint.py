@@ -12,6 +12,7 @@ from signal import SIGTERM
 
 from torch import Tensor
 
+from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.recipes.plan import Plan, epoch_images
 from deit_zoo.training.logger import full_disk_as_error
@@ -39,8 +40,6 @@ from deit_zoo.training.state_files import (
     usable_states,
 )
 from deit_zoo.training.steps import EpochStats, Requests, StepResult
-
-BAD_SHARE = 0.001  # of an epoch's images; more, and the run ends
 
 
 class CheckpointManager:
@@ -259,10 +258,10 @@ class CheckpointManager:
 
     def _check_bad_images(self) -> None:
         seen = epoch_images(self.plan.num_images)
-        if self.stats.bad_images > BAD_SHARE * seen:
+        if self.stats.bad_images > (most := most_unreadable(seen)):
             raise DataError(
                 f"{self.stats.bad_images} of {seen:,} images of epoch {self.epoch + 1} could not "
-                f"be read, which is more than {BAD_SHARE:.1%}; `deit-zoo data check DIR` lists them"
+                f"be read, and a run can do without {most:,}; `deit-zoo data check DIR` lists them"
             )
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.data.image_set import has_own_names
-from deit_zoo.data.split import link_split, train_val_split
+from deit_zoo.data.split import check_split, list_images
 from deit_zoo.errors import RecipeError
-from deit_zoo.files import MODEL_FILE, PLAN_FILE
+from deit_zoo.files import MODEL_FILE
 from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
@@ -23,6 +23,7 @@ from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import ModelSpec, lookup, resolve
 from deit_zoo.training import launch
+from deit_zoo.training.run_data import has_begun
 
 if TYPE_CHECKING:
     import torch
@@ -72,13 +73,12 @@ def finetune(
         workers=workers,
         processes=launch.num_processes(processes, gpus, 1, place),
     )
-    if not (output / PLAN_FILE).is_file():  # refused before images are listed or parted
+    if not has_begun(output):  # refused before images are listed or parted
         launch.check_output(output, plan.recipe, resume)
-    folder = link_split(data, output / launch.DATA_FOLDER, val_share)
 
     def fit(plan: Plan, survey: Survey) -> Plan:
         classes = list(survey.train.classes)
-        check_teacher(plan.recipe, classes, folder)
+        check_teacher(plan.recipe, classes, data)
         more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
         tell(f"{len(classes):,} classes: {', '.join(classes[:8])}{more}")
         plan, sentence = fitted(plan, survey.train.images, chosen_fields(changes))
@@ -90,9 +90,11 @@ def finetune(
         plan,
         device=place,
         output=output,
-        data=folder,
+        data=data,
+        val_share=val_share,
         resume=resume,
         fit=fit,
+        tell=tell,
         say=say,
         progress=progress,
     )
@@ -214,16 +216,15 @@ def planned(
     progress: Callable[[int], None] = lambda files: None,
 ) -> tuple[Plan, str]:
     """A plan fitted to data of which nothing is parted or written, and what was changed."""
-    from deit_zoo.data.survey import validate
+    from deit_zoo.data.survey import validate, validate_list
 
     if val_share is None:
-        train = validate(link_split(data), progress).train
-        images, classes = train.images, list(train.classes)
+        check_split(data)
+        train = validate(data, progress).train
     else:
-        paths = train_val_split(Path(data), val_share)["train"]
-        images, classes = len(paths), sorted({path.split("/")[0] for path in paths})
-    check_teacher(plan.recipe, classes, data)
-    return fitted(launch.with_reading(plan, classes), images, chosen)
+        train = validate_list(str(data), list_images(data, val_share)).train
+    check_teacher(plan.recipe, list(train.classes), data)
+    return fitted(launch.with_reading(plan, train.classes), train.images, chosen)
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_list
 from deit_zoo.errors import DataError
 from deit_zoo.files import PLAN_FILE, write_whole
 from deit_zoo.recipes.plan import Plan, plan_from
@@ -30,23 +31,34 @@ class Change:
 class Job:
     """A plan, its data by a name that holds in any folder, and the fingerprint of what lies there.
 
-    `changes` are those of the recipe after the run had begun.
+    `changes` are those of the recipe after the run had begun. `images` is the list of files that
+    the run keeps of a folder, where it keeps one; `val_share` is what it was parted by.
     """
 
     plan: Plan
     data: str
     fingerprint: dict[str, Any]
     changes: tuple[Change, ...] = ()
+    val_share: float | None = None
+    images: ImageList | None = None
 
     def write(self, output: Path) -> None:
-        """Leave `plan.json`."""
+        """Leave `plan.json`, and before it the list of files."""
         record = self.plan.to_dict() | {
             "data": self.data,
             "fingerprint": self.fingerprint,
             "changes": [asdict(change) for change in self.changes],
+            "val_share": self.val_share,
+            "listed": self.images is not None,
         }
+        if self.images is not None:
+            write_whole(output / SPLIT_FILE, self.images.to_bytes())
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_whole(output / PLAN_FILE, text.encode())
+
+    def source(self, output: Path) -> str:
+        """The data set that is opened: the list in the run's folder, or the data."""
+        return self.data if self.images is None else str(output / SPLIT_FILE)
 
     @property
     def earlier_recipes(self) -> tuple[str, ...]:
@@ -68,11 +80,14 @@ def read_job(output: Path) -> Job:
     file = output / PLAN_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
+        data, listed = record["data"], record.get("listed", False)
         return Job(
             plan=plan_from(record),
-            data=record["data"],
+            data=data,
             fingerprint=record["fingerprint"],
             changes=tuple(Change(**change) for change in record.get("changes", [])),
+            val_share=record.get("val_share"),
+            images=read_list(output / SPLIT_FILE, data) if listed else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -30,10 +30,17 @@ from deit_zoo.registry import MODELS, resolve
 from deit_zoo.training import elastic
 from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
+from deit_zoo.training.run_data import (
+    check_same_data,
+    forget_failed_start,
+    has_begun,
+    images_of_run,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from deit_zoo.data.image_list import ImageList
     from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
 
@@ -150,10 +157,13 @@ def reproduce(
     nodes: int = 1,
     rendezvous: str | None = None,
     resume: str = "auto",
+    tell: Callable[[str], None] = lambda sentence: None,
     say: Callable[[Job], None] = lambda job: None,
     progress: Callable[[int], None] = lambda files: None,
 ) -> Verdict:
     """Check, plan, train, export, evaluate, judge. `say` is called with the job before the start.
+
+    `tell` is called with a sentence on images that are left out.
 
     One process trains here; several are started by torchrun's launcher, unless this is one of them
     already (under torchrun, or under srun with a task for each).
@@ -179,6 +189,7 @@ def reproduce(
         data=data,
         rendezvous=rendezvous,
         resume=resume,
+        tell=tell,
         say=say,
         progress=progress,
     )
@@ -190,9 +201,11 @@ def run_plan(
     device: torch.device | None = None,
     output: Path,
     data: str | Path | None = None,
+    val_share: float | None = None,
     rendezvous: str | None = None,
     resume: str = "auto",
     fit: Callable[[Plan, Survey], Plan] | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
     say: Callable[[Job], None] = lambda job: None,
     progress: Callable[[int], None] = lambda files: None,
 ) -> Verdict:
@@ -214,10 +227,14 @@ def run_plan(
         try:
             if fit is None:  # before the digits are written there
                 check_output(output, plan.recipe, resume)
-            job = make_job(plan, data, output, fit or with_num_images, progress)
+            images = None
+            if plan.recipe.data == "folder" and data is not None:
+                images = images_of_run(data, val_share, output, tell, progress)
+            job = make_job(plan, data, images, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
             check_same_data(output, job)
-            job = with_changes(job, output)
+            job = with_changes(replace(job, val_share=val_share), output)
+            forget_failed_start(output, job)
             output.mkdir(parents=True, exist_ok=True)
             job.write(output)
         except OSError as error:
@@ -248,19 +265,24 @@ def num_processes(
 def make_job(
     plan: Plan,
     data: str | Path | None,
+    images: ImageList | None,
     output: Path,
     fit: Callable[[Plan, Survey], Plan],
     progress: Callable[[int], None],
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
     from deit_zoo.data.image_set import absolute
-    from deit_zoo.data.survey import validate
+    from deit_zoo.data.survey import validate, validate_list
 
     check_data(plan, data)
     folder = str(data) if data is not None else str(digits_folder(output))
-    content = validate(folder, progress)
-    plan = with_reading(fit(plan, content), content.train.classes)
-    return Job(plan=plan, data=absolute(folder), fingerprint=content.fingerprint())
+    content = validate(folder, progress) if images is None else validate_list(folder, images)
+    return Job(
+        plan=with_reading(fit(plan, content), content.train.classes),
+        data=absolute(folder),
+        fingerprint=content.fingerprint(),
+        images=images,
+    )
 
 
 def check_data(plan: Plan, data: str | Path | None) -> None:
@@ -289,15 +311,6 @@ def with_num_images(plan: Plan, content: Survey) -> Plan:
     if plan.recipe.data != "folder":
         check_classes(plan.recipe, content.data, sorted(content.train.classes))
     return replace(plan, num_images=content.train.images)
-
-
-def check_same_data(output: Path, job: Job) -> None:
-    """Raises DataError where a run would go on with other images than it began with."""
-    if (output / PLAN_FILE).exists() and read_job(output).fingerprint != job.fingerprint:
-        raise DataError(
-            f"the run in {output} began with other data than {job.data} holds now; give the data "
-            "that it began with, or a new --output"
-        )
 
 
 def check_classes(recipe: Recipe, data: str, classes: list[str]) -> None:
@@ -353,12 +366,14 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
     temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.")
     if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
         return
-    plan = output / PLAN_FILE
-    if not plan.is_file():
+    if not (output / PLAN_FILE).is_file():
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
+    former = read_job(output)
+    if not has_begun(output):
+        return
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    check_changes(output, read_job(output).plan, recipe)
+    check_changes(output, former.plan, recipe)
 
 
 def digits_folder(output: Path) -> Path:

@@ -75,12 +75,13 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
 
     set_machine(plan)
     with handle_signals(say) as stop:
-        images = open_images(job.data, "train", expected_classes(recipe), group, plan.reading)
+        data = job.source(output)
+        images = open_images(data, "train", expected_classes(recipe), group, plan.reading)
         if images.note:
             say(images.note)
         classes = images.classes
         model = build_model(recipe, classes, group)
-        validation = open_images(job.data, "val", classes, group, plan.reading)
+        validation = open_images(data, "val", classes, group, plan.reading)
         held_out = EvalDataset(validation, transform(model))
         teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
         state = build_train_state(plan, model, teacher, group)

@@ -1,4 +1,4 @@
-"""A folder of photographs is parted by links: the same every time, a share of every class."""
+"""A folder of photographs is parted by a list: the same every time, a share of every class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.data.split import link_split, train_val_split
+from deit_zoo.data.image_list import ListSet, read_list
+from deit_zoo.data.image_set import open_set
+from deit_zoo.data.split import check_split, difference, list_images
+from deit_zoo.data.survey import scan
 from deit_zoo.errors import DataError
 
 # Of 10 and 4 paths a fifth, rounded, that comes first by its SHA-256 (sha256sum of `cat/3.jpg`:
@@ -29,34 +32,63 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(*arguments: object) -> str:
+def refused(folder: Path, share: float = 0.2) -> str:
     """The sentence with which a folder is refused."""
     with pytest.raises(DataError) as caught:
-        link_split(*arguments)  # type: ignore[arg-type]
+        list_images(folder, share)
     return str(caught.value)
 
 
-def listed(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+def paths(folder: Path, split: str, share: float = 0.2) -> list[str]:
+    """The images of one split, sorted."""
+    return sorted(image.path for image in list_images(folder, share).of(split))
 
 
-def test_a_fifth_of_each_class_is_kept_apart(photos: Path, tmp_path: Path) -> None:
-    place = tmp_path / "split"
-    assert link_split(photos, place, 0.2) == place
-    assert listed(place / "val") == VAL
-    assert len(listed(place / "train")) == 11
-    images = set(listed(photos)) - {"dog/notes.txt"}
-    assert {*listed(place / "val"), *listed(place / "train")} == images
+def test_a_fifth_of_each_class_is_kept_apart(photos: Path) -> None:
+    assert paths(photos, "val") == VAL
+    everything = {path.relative_to(photos).as_posix() for path in photos.rglob("*.*")}
+    assert {*paths(photos, "train"), *VAL} == everything - {"dog/notes.txt"}
 
 
-def test_the_images_are_links_and_stay_where_they_are(photos: Path, tmp_path: Path) -> None:
-    link_split(photos, tmp_path / "split", 0.5)
-    links = list((tmp_path / "split").rglob("*.*"))
-    assert [link for link in links if not link.is_symlink()] == []
-    assert {link.read_bytes() for link in links} == {
-        path.read_bytes() for path in photos.rglob("*.*") if path.suffix != ".txt"
-    }
-    assert len(listed(photos)) == 15
+def test_a_list_is_written_and_read_with_the_paths_of_the_images(
+    photos: Path, tmp_path: Path
+) -> None:
+    images = list_images(photos, 0.2)
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    assert read_list(tmp_path / "split.csv", photos) == images
+    val = open_set(tmp_path / "split.csv", "val")
+    assert [val.name_of(index) for index in range(len(val))] == [str(photos / p) for p in VAL]
+    assert [val.label_of(index) for index in range(len(val))] == [0, 0, 1]
+    assert val.read(2) == b"dog 2"
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+def test_a_list_tells_images_from_others_as_class_folders_with_the_same_do(
+    photos: Path, tmp_path: Path
+) -> None:
+    # So a run that parted its folder by links goes on with a list.
+    images = list_images(photos, 0.2)
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    for image in images.images:
+        link = tmp_path / "links" / image.split / image.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(photos / image.path)
+    assert scan(tmp_path / "split.csv").fingerprint() == scan(tmp_path / "links").fingerprint()
+
+
+def test_images_of_a_list_are_numbered_as_those_of_a_folder(photos: Path) -> None:
+    (photos / "train").mkdir()
+    for name in ("cat", "dog"):
+        (photos / name).rename(photos / "train" / name)
+        (photos / "val" / name).mkdir(parents=True)
+        (photos / "val" / name / "0.jpg").write_bytes(b"kept apart")
+    images = list_images(photos)
+    for split in ("train", "val"):
+        folder, listed = open_set(photos, split), ListSet(images, split)  # type: ignore[arg-type]
+        numbers = range(len(folder))
+        assert [listed.name_of(n) for n in numbers] == [folder.name_of(n) for n in numbers]
+        assert [listed.label_of(n) for n in numbers] == [folder.label_of(n) for n in numbers]
+        assert len(listed) == len(folder)
 
 
 def test_what_is_kept_apart_does_not_depend_on_where_the_folder_lies(
@@ -64,64 +96,81 @@ def test_what_is_kept_apart_does_not_depend_on_where_the_folder_lies(
 ) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     moved = photos.rename(tmp_path / "deep" / "er" / "pictures")
-    assert sorted(train_val_split(moved, 0.2)["val"]) == VAL
-
-
-def test_a_folder_that_was_parted_before_is_left_as_it_is(photos: Path, tmp_path: Path) -> None:
-    place = tmp_path / "split"
-    link_split(photos, place, 0.2)
-    before = listed(place)
-    (photos / "cat" / "new.jpg").write_bytes(b"new")
-    link_split(photos, place, 0.2)
-    assert listed(place) == before
+    assert paths(moved, "val") == VAL
 
 
 def test_of_two_images_one_is_kept_apart_whatever_the_share(photos: Path) -> None:
     for number in (2, 3):
         (photos / "dog" / f"{number}.jpg").unlink()
     for share in (0.01, 0.99):
-        found = train_val_split(photos, share)
-        assert [sum(path.startswith("dog") for path in part) for part in found.values()] == [1, 1]
+        for split in ("train", "val"):
+            assert [path[:3] for path in paths(photos, split, share)].count("dog") == 1
 
 
 def test_a_training_folder_without_its_validation_can_be_parted(photos: Path) -> None:
     (photos / "train").mkdir()
     for name in ("cat", "dog"):
         (photos / name).rename(photos / "train" / name)
-    assert sorted(train_val_split(photos, 0.2)["val"]) == VAL
+    assert paths(photos, "val") == [f"train/{path}" for path in VAL]
 
 
 def test_what_is_parted_already_is_used_as_it_is(photos: Path) -> None:
     (photos / "val").mkdir()
-    assert link_split(photos) == photos
-    assert link_split("hfds:beans") == "hfds:beans"
+    check_split(photos)
+    check_split("hfds:beans")
 
 
 def test_a_folder_of_class_folders_is_refused_with_what_to_type(photos: Path) -> None:
-    assert refused(photos) == (
+    with pytest.raises(DataError) as caught:
+        check_split(photos)
+    assert str(caught.value) == (
         f"{photos} holds class folders (cat, dog) and no train/ and val/; type --val-share 0.2 to "
         "keep a fifth of each class apart for validation"
     )
 
 
-def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path) -> None:
     (photos / "val").mkdir()
-    assert refused(photos, tmp_path / "split", 0.2) == (
+    assert refused(photos) == (
         f"--val-share parts a folder of class folders, and {photos} is none; leave it out"
     )
 
 
-def test_a_class_of_one_image_cannot_be_parted(photos: Path, tmp_path: Path) -> None:
+def test_a_class_of_one_image_cannot_be_parted(photos: Path) -> None:
     (photos / "fox").mkdir()
     (photos / "fox" / "0.jpg").write_bytes(b"fox")
-    assert refused(photos, tmp_path / "split", 0.2) == (
+    assert refused(photos) == (
         f"{photos / 'fox'} holds 1 image; to keep some apart there must be 2 or more in each class"
     )
-    assert not (tmp_path / "split").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
-def test_a_share_must_be_a_share(photos: Path, tmp_path: Path, share: float) -> None:
-    assert refused(photos, tmp_path / "split", share) == (
+def test_a_share_must_be_a_share(photos: Path, share: float) -> None:
+    assert refused(photos, share) == (
         f"--val-share is {json.dumps(share)}; it must be between 0 and 1, such as 0.2"
     )
+
+
+def test_a_table_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ages.csv").write_text("file,age\nann.jpg,31\n")
+    with pytest.raises(DataError, match="its first line is 'file,age'"):
+        scan(tmp_path / "ages.csv")
+
+
+def test_what_differs_from_a_list_is_said_by_an_example(photos: Path) -> None:
+    kept = list_images(photos, 0.2)
+    assert difference(kept, kept, 0) is None
+    train = photos / kept.of("train")[0].path
+    data = train.read_bytes()
+    train.unlink()
+    assert difference(kept, list_images(photos, 0.2), 0) == f"{train} is gone"
+    assert difference(kept, list_images(photos, 0.2), 1) is None
+    assert difference(kept.without([str(train)]), list_images(photos, 0.2), 0) is None
+    train.write_bytes(data + b"!")
+    assert difference(kept, list_images(photos, 0.2), 9) == f"{train} has 6 bytes, not 5"
+    train.write_bytes(data)
+    (photos / "cat" / "new.jpg").write_bytes(b"new")
+    assert difference(kept, list_images(photos, 0.2), 9) == f"{photos / 'cat/new.jpg'} is new"
+    (photos / "cat" / "new.jpg").unlink()
+    (photos / VAL[0]).unlink()
+    assert difference(kept, list_images(photos, 0.2), 9) == f"{photos / VAL[0]} is gone"

@@ -269,9 +269,10 @@ def test_an_output_with_foreign_files_is_refused(output: Path) -> None:
 
 @pytest.fixture
 def left(output: Path) -> Path:
-    """An output folder in which a run of another recipe was begun."""
+    """An output folder in which a run of another recipe has ended an epoch."""
     plan = make_plan("deit_pico_digits", gpus=0, changes=["seed=7"], workers=0)
     output.mkdir()
+    (output / "log.jsonl").write_text('{"epoch": 0}\n')
     Job(plan=plan, data="digits", fingerprint={"train": {"files": 1}}).write(output)
     return output
 

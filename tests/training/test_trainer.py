@@ -503,8 +503,10 @@ def test_other_images_than_the_run_began_with_are_refused(
     shutil.copy(more, more.with_name("one_more.png"))
     with pytest.raises(DataError) as caught:
         begin(copy, data)
+    train, val = (len(list((digits_folder / split).rglob("*.png"))) for split in ("train", "val"))
     assert str(caught.value) == (
-        f"the run in {copy} began with other data than {data} holds now; give the data that it "
+        f"the run in {copy} began with other data ({train} files in train and {val} in val) than "
+        f"{data} holds now ({train + 1} files in train and {val} in val); give the data that it "
         "began with, or a new --output"
     )
 
@@ -690,8 +692,8 @@ def test_more_than_a_few_bad_images_end_the_run(
     with pytest.raises(DataError) as caught:
         begin(tmp_path / "run", data)
     assert re.fullmatch(
-        r"\d+ of 256 images of epoch 1 could not be read, which is more than 0\.1%; `deit-zoo data "
-        r"check DIR` lists them",
+        r"\d+ of 256 images of epoch 1 could not be read, and a run can do without 3; `deit-zoo "
+        r"data check DIR` lists them",
         str(caught.value),
     )
     assert " cannot be read; another image takes its place" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""A list of files as a data set: which images are in `train` and which in `val`, by their paths.
+
+A run on one's own folder keeps one in its own. Nothing is copied or linked, so it works on any
+disk, and messages name the files as they lie.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from deit_zoo.data.folder import FolderSet, empty_classes, wrong_classes
+from deit_zoo.data.images import Strings
+from deit_zoo.errors import DataError
+
+SPLIT_FILE = "split.csv"
+UNREADABLE = "unreadable"
+_COLUMNS = ["split", "class", "bytes", "file"]
+
+
+class ListedImage(NamedTuple):
+    """A file with its class, in `train`, in `val` or, being unreadable, in neither."""
+
+    split: str
+    class_name: str
+    num_bytes: int
+    path: str  # from the data's root on, with "/"
+
+    @property
+    def path_in_split(self) -> str:
+        """The path from the class on, as it is in a folder that is parted already."""
+        parts = self.path.split("/")
+        if self.class_name not in parts:
+            return f"{self.class_name}/{self.path}"
+        return "/".join(parts[parts.index(self.class_name) :])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageList:
+    """Images of a folder, in the order in which a run numbers them."""
+
+    root: Path
+    images: tuple[ListedImage, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of all classes, sorted."""
+        return sorted({image.class_name for image in self.images})
+
+    def of(self, split: str) -> list[ListedImage]:
+        """The images of one split."""
+        return [image for image in self.images if image.split == split]
+
+    def without(self, unreadable: Iterable[str]) -> ImageList:
+        """The list on which these files, given as they lie, are in no split."""
+        files = {os.fspath(file) for file in unreadable}
+        images = (
+            image._replace(split=UNREADABLE) if str(self.root / image.path) in files else image
+            for image in self.images
+        )
+        return replace(self, images=tuple(images))
+
+    def to_bytes(self) -> bytes:
+        """The list as a CSV file, with the whole path of every file."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for image in self.images:
+            writer.writerow((*image[:3], self.root / image.path))
+        return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+class ListSet(FolderSet):
+    """The images of one split of a list."""
+
+    def __init__(
+        self, of: ImageList, split: str, classes: Sequence[str] = (), *, allow_empty: bool = False
+    ) -> None:
+        images = of.of(split)
+        self.root = of.root
+        self.note = ""
+        self.classes = list(classes) or of.classes
+        if sorted(self.classes) != of.classes:
+            raise DataError(wrong_classes(of.root, of.classes, self.classes))
+        counts = Counter(image.class_name for image in images)
+        empty = [name for name in self.classes if not counts[name]]
+        if empty and not allow_empty:
+            raise DataError(empty_classes(f"{of.root} ({split})", empty, len(self.classes)))
+        number_of = {name: number for number, name in enumerate(self.classes)}
+        images.sort(key=lambda image: number_of[image.class_name])
+        self._paths = Strings(image.path for image in images)
+        self._labels = array("L", (number_of[image.class_name] for image in images))
+
+
+def is_list(data: str | Path) -> bool:
+    """Whether a data set is a list of files."""
+    return Path(data).suffix.lower() == ".csv" and Path(data).is_file()
+
+
+def read_list(file: str | Path, root: str | Path | None = None) -> ImageList:
+    """A list as `to_bytes` wrote it, with paths from `root` on; from none, with whole ones.
+
+    Raises DataError where it is none.
+    """
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            heading, *rows = csv.reader(stream)
+            if heading != _COLUMNS:
+                raise ValueError(f"its first line is {','.join(heading)!r}")
+            images = tuple(
+                ListedImage(split, name, int(num_bytes), _path_from(root, path))
+                for split, name, num_bytes, path in rows
+            )
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{file} is no list of images ({error}); its first line must be {','.join(_COLUMNS)}, "
+            f"as in a run's {SPLIT_FILE}"
+        ) from error
+    return ImageList(root=Path(root or Path(file).absolute().anchor), images=images)
+
+
+def listing_sha256(images: Iterable[ListedImage]) -> str:
+    """What tells the images of a split from others: that of class folders with the same."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(b"%s %d\n" % (os.fsencode(image.path_in_split), image.num_bytes))
+    return digest.hexdigest()
+
+
+def _path_from(root: str | Path | None, file: str) -> str:
+    """A whole path, or where it lies under a root; always with "/"."""
+    if root is None:
+        return Path(file).as_posix()
+    return Path(os.path.relpath(file, root)).as_posix()

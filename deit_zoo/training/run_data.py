@@ -1,0 +1,156 @@
+"""The images that a run is of: those that it begins with, and whether they are still the same.
+
+Of a folder of one's own the run keeps a list. What a start left that failed binds no other run.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from deit_zoo.data.image_list import SPLIT_FILE, ImageList, ListSet
+from deit_zoo.data.image_set import kind_of
+from deit_zoo.data.split import check_split, difference, list_images
+from deit_zoo.data.survey import bad_images, most_unreadable
+from deit_zoo.errors import DataError
+from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
+from deit_zoo.machine import usable_cores
+from deit_zoo.training.job import Job, read_job
+from deit_zoo.training.rollback import FOLDER, read_history
+
+SMALL = 5_000  # images that are decoded before the start; an epoch takes longer
+
+
+def images_of_run(
+    data: str | Path,
+    val_share: float | None,
+    output: Path,
+    tell: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> ImageList | None:
+    """The list that a run began with, or a new one; None for data that are read as they lie.
+
+    Images of a small set that cannot be read are left out. Raises DataError where the run in
+    `output` would go on with other images.
+    """
+    former = former_job(output)
+    if val_share is None:
+        check_split(data)
+        # A run of version 0.1 has no list.
+        if kind_of(data) != "folder" or (former is not None and former.images is None):
+            return None
+    images = list_images(data, val_share)
+    if former is not None and former.images is not None:
+        _check_same_images(output, former, former.images, images, data, val_share)
+        return replace(former.images, root=images.root)
+    if former is not None:  # of version 0.1, which parted by links
+        return images
+    if len(images.images) <= SMALL:
+        return _without_unreadable(images, data, tell, progress)
+    return images if val_share is not None else None
+
+
+def check_same_data(output: Path, job: Job) -> None:
+    """Raises DataError where a run would go on with other images than it began with."""
+    former = former_job(output)
+    if former is not None and former.fingerprint != job.fingerprint:
+        before, after = _files(former), _files(job)
+        raise DataError(
+            f"the run in {output} began with other data ({before}) than {job.data} holds now "
+            f"({after}); give the data that it began with, or a new --output"
+        )
+
+
+def former_job(output: Path) -> Job | None:
+    """The job of the run that has begun in a folder, if one has."""
+    return read_job(output) if has_begun(output) else None
+
+
+def has_begun(output: Path) -> bool:
+    """Whether a run has got further than its start."""
+    from deit_zoo.training.state_files import position_of, states
+
+    log = output / LOG_FILE
+    return (output / PLAN_FILE).is_file() and (
+        (log.is_file() and log.stat().st_size > 0)
+        or (output / MODEL_FILE).is_file()
+        or any(position_of(file) > (0, 0) for file in states(output))
+        or read_history(output).failure is not None
+    )
+
+
+def forget_failed_start(output: Path, job: Job) -> None:
+    """Remove what a start left that failed, unless it was of the same run."""
+    if has_begun(output) or not (output / PLAN_FILE).is_file():
+        return
+    former = read_job(output)
+    if former.plan.recipe.digest != job.plan.recipe.digest or former.images != job.images:
+        shutil.rmtree(output / FOLDER, ignore_errors=True)
+        for name in (STEPS_FILE, SPLIT_FILE, PLAN_FILE):
+            (output / name).unlink(missing_ok=True)
+
+
+def _without_unreadable(
+    images: ImageList,
+    data: str | Path,
+    tell: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> ImageList:
+    """The list without the images that cannot be read, which are told.
+
+    Raises DataError where they are too many.
+    """
+    sets = [ListSet(images, split, allow_empty=True) for split in ("train", "val")]
+    bad = dict(bad_images(*sets, workers=usable_cores(), progress=lambda done, _: progress(done)))
+    if not bad:
+        return images
+    count = len(images.images)
+    named = ", ".join(f"{file}: {why}" for file, why in sorted(bad.items())[:3])
+    more = ", ..." if len(bad) > 3 else ""
+    sentence = f"{len(bad):,} of {count:,} images cannot be read ({named}{more})"
+    if len(bad) > (most := most_unreadable(count)):
+        raise DataError(
+            f"{sentence}, and a run can do without {most:,}; mend or remove them: deit-zoo data "
+            f"check {shlex.quote(str(data))} lists them all"
+        )
+    tell(f"{sentence}; left out")
+    return images.without(bad)
+
+
+def _check_same_images(
+    output: Path,
+    former: Job,
+    kept: ImageList,
+    images: ImageList,
+    data: str | Path,
+    val_share: float | None,
+) -> None:
+    if former.val_share != val_share:
+        shares = [
+            "no --val-share" if share is None else f"--val-share {share:g}"
+            for share in (former.val_share, val_share)
+        ]
+        began, now = f"began with {shares[0]}, so ", f"{shares[1]} gives"
+    elif example := difference(kept, images, most_unreadable(len(kept.images))):
+        began, now = "began with ", f"{data} holds"
+    else:
+        return
+    why = "" if former.val_share != val_share else f" ({example})"
+    before, after = (
+        f"{len(of.of('train')):,} training and {len(of.of('val')):,} validation images"
+        for of in (kept, images)
+    )
+    raise DataError(
+        f"the run in {output} {began}{before}, and {now} {after} now{why}; give the data that it "
+        "began with, or type a new --output for a run on these"
+    )
+
+
+def _files(job: Job) -> str:
+    counts = [job.fingerprint.get(split, {}).get("files") for split in ("train", "val")]
+    if None in counts:
+        return f"{job.plan.num_images:,} training images"
+    return "{:,} files in train and {:,} in val".format(*counts)

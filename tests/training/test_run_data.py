@@ -1,0 +1,209 @@
+"""A run trains on the data that were typed, or not at all, and needs no link to remember them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deit_zoo.data.digits import digits
+from deit_zoo.data.survey import most_unreadable, scan
+from deit_zoo.errors import DataError
+from deit_zoo.training.finetune import finetune
+from deit_zoo.training.job import Job, read_job
+from deit_zoo.training.launch import reproduce
+
+PICO = "deit_pico_digits"
+
+
+def write(folder: Path, classes: str, count: int) -> Path:
+    """So many digits of each class, in a folder of class folders."""
+    counts = dict.fromkeys(classes, 0)
+    for number, (image, label) in enumerate(digits()):
+        name = str(label)
+        if counts.get(name, count) < count:
+            counts[name] += 1
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            image.save(folder / name / f"{number:04d}.png")
+    return folder
+
+
+def tune(output: Path, data: Path, share: float | None = 0.2, **options: object) -> list[str]:
+    """A run of an epoch; what it tells."""
+    told: list[str] = []
+    finetune(
+        PICO,
+        data=data,
+        output=output,
+        val_share=share,
+        changes=["epochs=1", "hflip=0"],
+        workers=0,
+        tell=told.append,
+        **options,  # type: ignore[arg-type]
+    )
+    return told
+
+
+def refused(output: Path, data: Path, share: float | None = 0.2) -> str:
+    with pytest.raises(DataError) as caught:
+        tune(output, data, share)
+    return str(caught.value)
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "split.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def cats(tmp_path: Path) -> Path:
+    return write(tmp_path / "cats", "01", 10)
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    return write(tmp_path / "birds", "789", 12)
+
+
+@pytest.fixture
+def fail() -> Callable[[Job], None]:
+    """A start that fails when its plan is on disk."""
+
+    def raise_error(_: Job) -> None:
+        raise KeyboardInterrupt
+
+    return raise_error
+
+
+def test_what_a_failed_start_left_binds_no_other_data(
+    tmp_path: Path, cats: Path, birds: Path, fail: Callable[[Job], None]
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        tune(output, cats, say=fail)
+    assert read_job(output).data == str(cats)
+    tune(output, birds)
+    assert {row["class"] for row in rows(output)} == set("789")
+    assert all(row["file"].startswith(str(birds)) for row in rows(output))
+    receipt = json.loads((output / "receipt.json").read_text())
+    assert [receipt["data"][split]["files"] for split in ("train", "val")] == [30, 6]
+
+
+def test_what_a_failed_start_left_binds_no_other_recipe(
+    tmp_path: Path, cats: Path, fail: Callable[[Job], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path / "out", cats, say=fail)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(PICO, data=cats, output=tmp_path / "out", val_share=0.5, workers=0, say=fail)
+    job = read_job(tmp_path / "out")
+    assert (job.plan.recipe.epochs, job.val_share) == (50, 0.5)
+
+
+def test_a_finished_run_is_of_the_data_that_it_began_with(tmp_path: Path, cats: Path) -> None:
+    output = tmp_path / "out"
+    tune(output, cats)
+    assert not any(path.is_symlink() for path in output.rglob("*"))
+    tune(output, cats)  # the same again: no error
+    began = f"the run in {output} began with 16 training and 4 validation images"
+    advice = "; give the data that it began with, or type a new --output for a run on these"
+
+    nowhere = tmp_path / "nowhere"
+    assert refused(output, nowhere).startswith(f"{nowhere} is no data set")
+    assert refused(output, cats, 0.5) == (
+        f"the run in {output} began with --val-share 0.2, so 16 training and 4 validation images, "
+        f"and --val-share 0.5 gives 10 training and 10 validation images now{advice}"
+    )
+    other = write(tmp_path / "other", "01", 20)
+    more = f"{began}, and {other} holds 32 training and 8 validation images now ({other}/0/"
+    said = refused(output, other)
+    assert said.startswith(more)
+    assert said.endswith(f".png is new){advice}")
+    write(cats, "2", 10)
+    now = f"{began}, and {cats} holds 24 training and 6 validation images now ({cats}/2/"
+    assert refused(output, cats).startswith(now)
+    for file in (cats / "2").iterdir():
+        file.unlink()
+    (cats / "2").rmdir()
+    files = sorted((cats / "0").iterdir())
+    files[0].write_bytes(files[1].read_bytes())
+    assert "bytes, not" in refused(output, cats)
+
+
+def test_a_folder_that_moved_is_still_the_same(tmp_path: Path, cats: Path) -> None:
+    tune(tmp_path / "out", cats)
+    moved = cats.rename(tmp_path / "moved")
+    tune(tmp_path / "out", moved)
+    assert all(row["file"].startswith(str(moved)) for row in rows(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("share", [0.2, None])
+def test_an_unreadable_image_is_left_out_and_may_be_deleted(
+    tmp_path: Path, cats: Path, share: float | None
+) -> None:
+    data, output = cats, tmp_path / "out"
+    if share is None:
+        write(tmp_path / "parted" / "val", "01", 3)
+        data = tmp_path / "parted"
+        cats.rename(data / "train")
+    folder = data if share else data / "train"
+    bad = folder / "0" / "broken.png"
+    bad.write_bytes((next((folder / "1").iterdir())).read_bytes()[:60])
+    told = tune(output, data, share)
+    images = 21 if share else 27
+    assert told[0] == f"1 of {images} images cannot be read ({bad}: truncated); left out"
+    assert [row["file"] for row in rows(output) if row["split"] == "unreadable"] == [str(bad)]
+    bad.unlink()
+    assert not any("cannot be read" in sentence for sentence in tune(output, data, share))
+
+
+def test_many_unreadable_images_are_refused_before_the_start(tmp_path: Path, cats: Path) -> None:
+    for number in range(4):
+        (cats / "0" / f"a{number}.png").write_bytes(b"")
+    assert refused(tmp_path / "out", cats) == (
+        "4 of 24 images cannot be read ("
+        + ", ".join(f"{cats / '0' / f'a{number}.png'}: zero bytes" for number in range(3))
+        + f", ...), and a run can do without 3; mend or remove them: deit-zoo data check {cats} "
+        "lists them all"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("images", "most"), [(1, 3), (120, 3), (4_000, 4), (1_281_167, 1281)])
+def test_a_run_can_do_without_three_images_or_a_thousandth(images: int, most: int) -> None:
+    assert most_unreadable(images) == most
+
+
+def test_a_recipe_on_a_folder_keeps_its_list_too(tmp_path: Path, cats: Path) -> None:
+    write(tmp_path / "parted" / "val", "01", 3)
+    cats.rename(tmp_path / "parted" / "train")
+    (tmp_path / "parted" / "train" / "1" / "empty.png").touch()
+    told: list[str] = []
+    changes = ["data=folder", "epochs=1", "batch_size=4", "replicas=1", "warmup_epochs=0"]
+    output, data = tmp_path / "out", tmp_path / "parted"
+    reproduce(PICO, gpus=0, output=output, data=data, changes=changes, workers=0, tell=told.append)
+    assert len(told) == 1
+    assert scan(output / "split.csv").train.images == 20
+
+
+def test_a_run_of_version_0_1_that_was_parted_by_links_goes_on(
+    tmp_path: Path, cats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    tune(output, cats)
+    weights = (output / "model.safetensors").read_bytes()
+    for row in rows(output):
+        link = output / "data" / row["split"] / Path(row["file"]).relative_to(cats)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(row["file"])
+    plan = json.loads((output / "plan.json").read_text())
+    del plan["val_share"], plan["listed"]
+    plan["data"] = str(output / "data")
+    (output / "plan.json").write_text(json.dumps(plan))
+    (output / "split.csv").unlink()
+    tune(output, cats)
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert len(rows(output)) == 20
