@@ -252,6 +252,7 @@ def test_the_receipt_holds_the_plan_and_the_data(finished: Path, receipt: dict[s
     plan = json.loads((finished / "plan.json").read_text(encoding="utf-8"))
     assert receipt["data"] == plan.pop("fingerprint")
     assert (plan.pop("changes"), bool(plan.pop("data"))) == ([], True)
+    assert (plan.pop("listed"), plan.pop("val_share")) == (False, None)
     assert receipt["plan"] == plan
 
 
