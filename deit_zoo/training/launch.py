@@ -229,7 +229,7 @@ def run_plan(
                 check_output(output, plan.recipe, resume)
             images = None
             if plan.recipe.data == "folder" and data is not None:
-                images = images_of_run(data, val_share, output, tell, progress)
+                images = images_of_run(data, val_share, output, plan.reading, tell, progress)
             job = make_job(plan, data, images, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
             check_same_data(output, job)

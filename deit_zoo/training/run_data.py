@@ -18,6 +18,7 @@ from deit_zoo.data.survey import bad_images, most_unreadable
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
 from deit_zoo.machine import usable_cores
+from deit_zoo.manifest import Reading
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.rollback import FOLDER, read_history
 
@@ -28,6 +29,7 @@ def images_of_run(
     data: str | Path,
     val_share: float | None,
     output: Path,
+    reading: Reading,
     tell: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> ImageList | None:
@@ -49,7 +51,7 @@ def images_of_run(
     if former is not None:  # of version 0.1, which parted by links
         return images
     if len(images.images) <= SMALL:
-        return _without_unreadable(images, data, tell, progress)
+        return _without_unreadable(images, data, reading, tell, progress)
     return images if val_share is not None else None
 
 
@@ -96,6 +98,7 @@ def forget_failed_start(output: Path, job: Job) -> None:
 def _without_unreadable(
     images: ImageList,
     data: str | Path,
+    reading: Reading,
     tell: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> ImageList:
@@ -104,6 +107,8 @@ def _without_unreadable(
     Raises DataError where they are too many.
     """
     sets = [ListSet(images, split, allow_empty=True) for split in ("train", "val")]
+    for part in sets:
+        part.reading = reading
     bad = dict(bad_images(*sets, workers=usable_cores(), progress=lambda done, _: progress(done)))
     if not bad:
         return images
