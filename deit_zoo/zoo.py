@@ -95,7 +95,8 @@ def list_models(
         by_name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", spec.name)]
         first: dict[str, float] = {
             "name": 0.0,
-            "top1": -(_top1(records.get(spec.name)) or 0.0),
+            # Percent of digits are not percent of ImageNet.
+            "top1": 100.0 * (spec.labels == "digits") - (_top1(records.get(spec.name)) or 0.0),
             "params": spec.num_params,
             "gmacs": spec.gmacs,
             "img_size": spec.img_size,

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room is a folder of the package or a file at its top. It imports from its own floor or below.
 FLOORS = {
-    0: {"errors", "results", "version", "files", "labels", "registry", "manifest"},
+    0: {"errors", "results", "version", "files", "labels", "registry", "manifest", "terminal"},
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "inference", "hub", "runs"},
     3: {"zoo", "api", "training"},
@@ -29,6 +29,7 @@ SHIMS = {"datasets", "digits", "exports", "preprocess", "training.group", "train
 OUTSIDE = {
     "models": {"torch"},
     "distributed": {"torch"},
+    "terminal": {"rich"},
     "weights": {
         "torch",
         "safetensors",

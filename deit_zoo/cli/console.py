@@ -9,15 +9,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from deit_zoo.errors import DataError
+from deit_zoo.terminal import Terminal, TimeLeft
 
-out = Console(highlight=False, soft_wrap=True)
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal(highlight=False, soft_wrap=True)
+talk = Terminal(stderr=True, highlight=False, soft_wrap=True)
+NARROWEST = 20  # that a column of text gets
 ALIKE = str.maketrans(
     {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u"}
 )
@@ -62,8 +65,9 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write to stdout as it is."""
-    sys.stdout.write(text)
+    """Write to stdout as it is; where it has not a character, its number stands for it."""
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def is_unicode() -> bool:
@@ -77,10 +81,15 @@ def print_error(error: object, label: str = "error") -> None:
 
 
 def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Labels and values in two columns; a long value is left whole, for copying."""
+    """Labels and values in two columns; on a terminal a long value wraps within its own."""
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        console.print(f"[bold]{label:<{width}}[/]  {escape(value)}")
+        lines = [value]
+        if console.is_terminal:
+            room = max(NARROWEST, console.width - width - 2)
+            lines = wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
+        text = f"\n{' ' * (width + 2)}".join(map(escape, lines))
+        console.print(f"[bold]{label:<{width}}[/]  {text}", soft_wrap=True)
 
 
 def print_table(
@@ -94,13 +103,13 @@ def print_table(
     The last column, mostly paths, is left whole however long it is.
     """
     heading, *body = columns(rows, right)
-    out.print(f"[bold]{escape('  '.join(heading).rstrip())}[/]")
+    out.print(f"[bold]{escape('  '.join(heading).rstrip())}[/]", soft_wrap=True)
     for row in body:
         cells = []
         for cell in row:
             style = (styles or {}).get(cell.strip())
             cells.append(f"[{style}]{escape(cell)}[/]" if style else escape(cell))
-        out.print("  ".join(cells).rstrip())
+        out.print("  ".join(cells).rstrip(), soft_wrap=True)
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[list[str]]:
@@ -128,7 +137,7 @@ class Bar:
         self.done, self.total = 0, size
         columns: tuple[rich.ProgressColumn, ...] = (
             rich.MofNCompleteColumn(),
-            rich.TimeRemainingColumn(),
+            TimeLeft(),
             rich.TextColumn("{task.fields[speed]}"),
         )
         if size is not None:

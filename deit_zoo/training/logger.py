@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import Progress, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE
@@ -23,11 +26,17 @@ from deit_zoo.runs.reference import (
     read_log,
     shown_figure,
 )
+from deit_zoo.terminal import clock
 from deit_zoo.training.step_meter import StepMeter
 from deit_zoo.training.steps import EpochStats, StepResult
 from deit_zoo.training.trackers import Tracker, trackers_for
 
 LINE_SECONDS, STEP_LINE_SECONDS = 10.0, 60.0
+# What a line says in its order, and, where there is no room for all, what is kept first.
+IN_LINES = ("epoch", "step", "loss", "lr", "rate", "wait", "best", "memory")
+BY_WORTH = ("epoch", "left", "loss", "step", "bar", "best", "rate", "wait", "memory", "lr")
+STYLES = {"epoch": "bold"}
+BAR_WIDTH, GAP = 10, 2
 
 
 @contextmanager
@@ -40,6 +49,41 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}); make room there and type the same "
             "command: it continues from the last state"
         ) from error
+
+
+class FittedProgress(Progress):
+    """A bar with as many figures as the terminal has room for, the most useful first."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """One line for each task."""
+        yield from map(FittedLine, self.tasks)
+
+
+class FittedLine:
+    """A task's figures and its bar, in one line that is never longer than the terminal is wide."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        task = self.task
+        left = task.time_remaining
+        shown = task.fields["figures"] | {"left": "" if left is None else f"{clock(left)} left"}
+        widths = {name: len(shown[name]) for name in shown if shown[name]} | {"bar": BAR_WIDTH}
+        kept, room = set[str](), options.max_width + GAP
+        for name in (name for name in BY_WORTH if name in widths):
+            if (width := widths[name] + GAP) > room:
+                break
+            kept.add(name)
+            room -= width
+        line = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        cells: list[RenderableType] = []
+        for name in (IN_LINES[0], "bar", *IN_LINES[1:], "left"):
+            if name in kept:
+                bar = ProgressBar(task.total, task.completed, width=BAR_WIDTH + room)
+                cells.append(bar if name == "bar" else Text(shown[name], STYLES.get(name, "")))
+        line.add_row(*cells)
+        yield line
 
 
 class MetricLogger:
@@ -57,21 +101,15 @@ class MetricLogger:
         self.meter = StepMeter(plan)
         self.reached: tuple[int, int] | None = None  # epoch and step, of what is logged so far
         self.curve = published_curve(plan.recipe)
-        self.progress = Progress(
-            TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
-            BarColumn(bar_width=None),
-            TextColumn("step {task.fields[step]}  {task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self.progress = FittedProgress(
             console=console,
             disable=not (console.is_terminal and self.active),
             speed_estimate_period=600.0,
         )
         self.total = plan.steps_per_epoch
-        self.task = self.progress.add_task(
-            "", total=self.total * plan.recipe.epochs, epoch="", step="", figures=""
-        )
+        self.task = self.progress.add_task("", total=self.total * plan.recipe.epochs, figures={})
+        self.best: float | None = None  # top-1 of all epochs
+        self.memory: int | None = None  # bytes, at the last line of steps.jsonl
         self.epoch_number = 0
         self.stats = EpochStats()
         self.last_line = time.monotonic()
@@ -92,6 +130,9 @@ class MetricLogger:
         if self.active and (self.reached is None or position < self.reached):
             self._cut_log(epoch)
             self._each(lambda tracker: tracker.go_to(*position))
+        if self.reached is None and self.active and self.log.is_file():
+            for row in read_log(self.log):
+                self._keep_best(row["val_top1"])
         self.reached = position
         self.progress.update(self.task, completed=epoch * self.total + stats.step)
 
@@ -102,23 +143,33 @@ class MetricLogger:
         self.reached = self.epoch_number, step.number + 1
         if record := self.meter.add(step):
             self._each(lambda tracker: tracker.log_steps(record))
+            self.memory = record["memory"]
         stats = self.stats
         rate = stats.step * self.plan.recipe.batch_size / max(stats.seconds, 1e-9)
         wait = stats.data_seconds / max(stats.seconds, 1e-9)
-        figures = f"loss {step.loss:.3f}  lr {step.lr:.2e}  {rate:,.0f} img/s  data wait {wait:.0%}"
-        epochs = f"{self.epoch_number + 1}/{self.plan.recipe.epochs}"
-        steps = f"{step.number + 1}/{self.total}"
-        self.progress.update(self.task, advance=1, epoch=epochs, step=steps, figures=figures)
+        shown = {
+            "epoch": f"epoch {self.epoch_number + 1}/{self.plan.recipe.epochs}",
+            "step": f"step {step.number + 1}/{self.total}",
+            "loss": f"loss {step.loss:.3f}",
+            "lr": f"lr {step.lr:.2e}",
+            "rate": f"{rate:,.0f} img/s",
+            "wait": f"data wait {wait:.0%}",
+            "best": "" if self.best is None else f"best {self.best:.2f} %",
+            "memory": "" if self.memory is None else f"{self.memory / 2**30:.1f} GiB",
+        }
+        self.progress.update(self.task, advance=1, figures=shown)
         if self._due(STEP_LINE_SECONDS):
             left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
             left_seconds = left * stats.seconds / max(stats.step, 1)
-            self._line(f"epoch {epochs}  step {steps}  {figures}  {duration(left_seconds)} left")
+            figures = [shown[name] for name in IN_LINES if shown[name]]
+            self._line(f"{'  '.join(figures)}  {duration(left_seconds)} left")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One epoch is done: show it, and append it to the log on disk."""
         if not self.active:
             return
         row = finite(record)
+        self._keep_best(row["val_top1"])
         log = [*read_log(self.log), row]
         recipe = self.plan.recipe
         status = compare_to_reference(self.curve, log, recipe.band) if self.curve else None
@@ -133,6 +184,10 @@ class MetricLogger:
         with full_disk_as_error(self.log):
             append_line(self.log, record, sync=True)
         self._each(lambda tracker: tracker.log_epoch(record))
+
+    def _keep_best(self, top1: float | None) -> None:
+        if top1 is not None:
+            self.best = max(top1, self.best or 0.0)
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         """Have every tracker do something; one that fails ends itself and not the run."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.distributed import DistributedContext
@@ -27,6 +26,7 @@ from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
+from deit_zoo.terminal import Terminal
 from deit_zoo.training.build import (
     build_model,
     build_train_state,
@@ -62,8 +62,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     Raises Interrupted, with a state on disk, where the run was asked to stop.
     """
     plan, recipe = job.plan, job.plan.recipe
-    own = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    console = Console(
+    own = Terminal(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    console = Terminal(
         stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=not group.is_main
     )
 

@@ -48,13 +48,19 @@ class Screen:
     """A watch of a run that begins or continues at an epoch, and what its console shows."""
 
     def __init__(
-        self, output: Path, epoch: int = 0, *, terminal: bool = False, quiet: bool = False
+        self,
+        output: Path,
+        epoch: int = 0,
+        *,
+        terminal: bool = False,
+        quiet: bool = False,
+        width: int = 140,
     ) -> None:
         self.stream = StringIO()
         console = Console(
             file=self.stream,
             force_terminal=terminal,
-            width=140,
+            width=width,
             highlight=False,
             soft_wrap=True,
             quiet=quiet,
@@ -136,6 +142,37 @@ def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     told = "epoch 3/140 .* step 7/20  loss 2.000  lr 1.00e-03  64 img/s  data wait 10%"
     assert re.search(told, screen.shown())
     assert "\x1b[" in screen.stream.getvalue()
+
+
+@pytest.mark.usefixtures("unknown")
+@pytest.mark.parametrize(
+    ("width", "figures"),
+    [
+        (30, "epoch 3/140"),
+        (60, "epoch 3/140  ━+  step 8/20  loss 2.000"),
+        (80, "epoch 3/140  ━+  step 8/20  loss 2.000  best 50.00 %"),
+        (
+            120,
+            "epoch 3/140  ━+  step 8/20  loss 2.000  lr 1.00e-03  64 img/s  data wait 10%  "
+            "best 50.00 %  0.5 GiB",
+        ),
+    ],
+)
+def test_the_bar_has_the_figures_that_fit_the_most_useful_first(
+    tmp_path: Path, width: int, figures: str
+) -> None:
+    screen = Screen(tmp_path, terminal=True, width=width)
+    with screen.watch as watch:
+        watch.epoch(record(1))
+        watch.epoch(record(2, top1=40.0))
+        watch.begin(2, EpochStats(step=8, seconds=8.0, data_seconds=0.8))
+        watch.memory = 2**29
+        watch.step(StepResult(number=7, loss=2.0, grad_norm=1.0, lr=1e-3))
+        watch.progress.refresh()
+    lines = [line.rstrip() for line in screen.shown().replace("\r", "\n").splitlines()]
+    bars = [line for line in lines if line.startswith("epoch 3/140 ")]
+    assert re.fullmatch(rf"{figures}  \d:\d\d left", bars[-1])
+    assert len(bars[-1]) <= width
 
 
 @pytest.mark.usefixtures("unknown")

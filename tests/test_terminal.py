@@ -1,0 +1,61 @@
+"""Sentences on a screen of few columns, and in a pipe."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+
+from deit_zoo.cli.console import print_rows
+from deit_zoo.terminal import Terminal, clock
+
+SENTENCE = "the quick brown fox jumps over /a/path/that/is/longer/than/the/screen and sleeps"
+
+
+def console(*, terminal: bool, width: int = 20) -> tuple[Terminal, StringIO]:
+    stream = StringIO()
+    return Terminal(
+        file=stream, force_terminal=terminal, width=width, soft_wrap=True, color_system=None
+    ), stream
+
+
+def test_a_terminal_breaks_between_words_and_leaves_a_long_path_whole() -> None:
+    screen, stream = console(terminal=True)
+    screen.print(SENTENCE)
+    assert stream.getvalue().splitlines() == [
+        "the quick brown fox",
+        "jumps over",
+        "/a/path/that/is/longer/than/the/screen",
+        "and sleeps",
+    ]
+
+
+def test_a_pipe_gets_whole_lines() -> None:
+    pipe, stream = console(terminal=False)
+    pipe.print(SENTENCE)
+    print_rows(pipe, [("label", SENTENCE)])
+    assert stream.getvalue() == f"{SENTENCE}\nlabel  {SENTENCE}\n"
+
+
+def test_wide_letters_count_double_and_ends_of_lines_stay() -> None:
+    screen, stream = console(terminal=True, width=10)
+    screen.print("猫猫 猫猫 猫猫\n\n  [bold]end[/]")
+    assert stream.getvalue() == "猫猫 猫猫\n猫猫\n\n  end\n"
+
+
+def test_a_value_wraps_within_its_column() -> None:
+    screen, stream = console(terminal=True, width=30)
+    print_rows(screen, [("data", "a b"), ("length", "ten words that are too long for it [x]")])
+    assert stream.getvalue().splitlines() == [
+        "data    a b",
+        "length  ten words that are too",
+        "        long for it [x]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(6.2, "0:06"), (515, "8:35"), (7715, "2:08:35"), (3599.6, "1:00:00"), (273_600, "3 d 4 h")],
+)
+def test_a_time_is_read_as_on_a_watch(seconds: float, told: str) -> None:
+    assert clock(seconds) == told
