@@ -6,9 +6,11 @@ import ctypes
 import logging
 import math
 import os
+import platform
 import random
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +151,26 @@ def peak_mb(device: torch.device | None = None) -> float | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return None
+
+
+def cpu_name() -> str:
+    """What the processor is called."""
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:(.*)", info.read_text("utf-8")) if info.is_file() else None
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this code with `+` where files differ from it; None where it is installed."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def missing_compiler() -> str | None:

@@ -168,6 +168,13 @@ PUBLISHED = [
 ]
 
 
+def test_percent_of_digits_are_not_percent_of_imagenet() -> None:
+    names = deit_zoo.list_models(sort="top1", pretrained=True)
+    labels = [MODELS[name].labels for name in names]
+    assert labels == sorted(labels, reverse=True)
+    assert (labels[0], labels[-1]) == ("imagenet1k", "digits")
+
+
 def test_names_are_sorted() -> None:
     assert deit_zoo.list_models(exclude="pico") == [*PUBLISHED, "regnety_160_deit"]
 

@@ -28,7 +28,7 @@ from deit_zoo.cli.data import data_app
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, Name
-from deit_zoo.cli.runs import diff_, plot_
+from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import ZooError
@@ -60,12 +60,35 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
+        sys.argv[1:] = with_fields(sys.argv[1:])
         app()
     except ZooError as error:
         if debug:
             raise
         print_error(error)
         sys.exit(2)
+
+
+def with_fields(words: list[str]) -> list[str]:
+    """`--lr 0.001` of a command that trains as `--set lr=0.001`: a field of the recipe, or of the
+    machine, that has no option of its own."""
+    if not words or words[0] not in ("reproduce", "finetune"):
+        return words
+    from deit_zoo.recipes.plan import field_names
+
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    own = {option for parameter in command.params for option in parameter.opts}
+    typed, rest = [], iter(words)
+    for word in rest:
+        option, sign, value = word.partition("=")
+        field = option.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or option in own or field not in field_names():
+            typed.append(word)
+        elif (value := value if sign else next(rest, "")) and not value.startswith("--"):
+            typed += ["--set", f"{field}={value}"]
+        else:
+            raise ZooError(f"{option} has no value; type --set {field}=VALUE")
+    return typed
 
 
 def _show_version(show: bool) -> None:
@@ -145,6 +168,7 @@ app.command("attention")(attention_)
 app.command("export")(export_)
 app.command("plot")(plot_)
 app.command("diff")(diff_)
+app.command("compare")(compare_)
 app.command("benchmark")(benchmark_)
 
 

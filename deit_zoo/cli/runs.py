@@ -1,4 +1,4 @@
-"""`deit-zoo plot` and `deit-zoo diff`: runs over the published curve, and one beside another."""
+"""`deit-zoo plot`, `diff` and `compare`: runs over the published curve, and beside each other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from deit_zoo.cli.console import (
     columns,
     is_unicode,
     print_json,
+    print_table,
     print_text,
     talk,
     writing,
 )
 from deit_zoo.cli.options import AsJson, FiguresAsJson
+from deit_zoo.terminal import clock
 
 if TYPE_CHECKING:
     from deit_zoo.runs.diff import Difference
@@ -89,20 +91,45 @@ def diff_(
     else:
         if same:
             print_text("same but for the clock\n" if differences else "same\n")
-        for name, ones in groups.items():
-            _print_group(name, ones)
+        _print_differences(differences)
     if not same:
         raise typer.Exit(1)
 
 
-def _print_group(name: str, differences: list[Difference]) -> None:
-    """A heading, and a line for each field: its name, left and right."""
+def _print_differences(differences: list[Difference]) -> None:
+    """One table: each field, and its value in either receipt."""
     from deit_zoo.runs.diff import shown
 
     if differences:
         rows = [(one.field, shown(one.left), shown(one.right)) for one in differences]
-        lines = ["  " + "  ".join(row).rstrip() for row in columns(rows)]
-        print_text("\n".join([name, *lines]) + "\n")
+        table = columns([("field", "a", "b"), *rows])
+        print_text("".join("  ".join(row).rstrip() + "\n" for row in table))
+
+
+def compare_(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="A run's folder, its log.jsonl, or an embedded model."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Runs beside each other, the best first, and the fields in which their recipes differ."""
+    from deit_zoo.runs.compare import rows_of
+    from deit_zoo.runs.log import read_run
+
+    rows = rows_of([read_run(run) for run in runs])
+    if as_json:
+        print_json(rows)
+        return
+    cells = [("run", "top-1", "best", "loss", "epochs", "time", "changed")]
+    for row in rows:
+        changed = ", ".join(f"{field} {value}" for field, value in row["changed"].items())
+        figures = (row["top1"], row["best_top1"], row["val_loss"])
+        top1, best, loss = ("–" if value is None else f"{value:.2f}" for value in figures)
+        cells.append(
+            (row["run"], top1, best, loss, str(row["epochs"]), clock(row["seconds"]), changed)
+        )
+    print_table(cells, right=range(1, 6))
 
 
 def _figures(runs: list[Run]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def reproduce_(
         "processes": processes,
         "nodes": nodes,
     }
+    output = output or Path("runs") / recipe_for(name).name
     if dry_run or slurm is not None:
         num_images = None
         if data is not None:
@@ -83,15 +84,14 @@ def reproduce_(
             with Bar("files") as bar:
                 num_images = validate(data, bar).train.images
         plan = make_plan(name, num_images=num_images, device=place, **machine)
-        print_rows(out, plan.lines())
+        print_rows(out, [*plan.lines(), ("output", str(output))])
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
         return
     say_device(place)
-    output = output or Path("runs") / recipe_for(name).name
 
     def show(plan: Plan) -> None:
-        print_rows(talk, plan.lines())
+        print_rows(talk, [*plan.lines(), ("output", str(output))])
         if nodes > 1:
             others = "the other node" if nodes == 2 else f"the other {nodes - 1} nodes"
             talk.print(f"type the same command on {others}; {output} must be one shared folder")
@@ -187,6 +187,7 @@ def finetune_(
     }
     place = training_device(gpus, processes, device)
     plan = finetune.make_plan(name, device=place, **machine)
+    output = output or Path("runs") / plan.recipe.name
     if dry_run or slurm is not None:
         with Bar("files") as bar:
             plan, sentence = finetune.planned(
@@ -196,14 +197,13 @@ def finetune_(
                 chosen=finetune.chosen_fields(all_changes),
                 progress=bar,
             )
-        print_rows(out, finetune_rows(plan))
+        print_rows(out, [*finetune_rows(plan), ("output", str(output))])
         if sentence:
             talk.print(escape(sentence))
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
         return
     say_device(place)
-    output = output or Path("runs") / plan.recipe.name
     verdict = run(
         lambda **callbacks: finetune.finetune(
             name,
@@ -216,7 +216,7 @@ def finetune_(
             **machine,
             **callbacks,
         ),
-        lambda plan: print_rows(talk, finetune_rows(plan)),
+        lambda plan: print_rows(talk, [*finetune_rows(plan), ("output", str(output))]),
     )
     if is_main_process():
         reached = verdict.reached

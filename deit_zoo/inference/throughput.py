@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.machine import peak_mb
+from deit_zoo.machine import cpu_name, peak_mb
 from deit_zoo.registry import resolve
 
 if TYPE_CHECKING:
@@ -390,12 +389,10 @@ def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> di
 
     from deit_zoo.machine import fast_dtypes
 
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:(.*)", info.read_text("utf-8")) if info.is_file() else None
     installed = {one.name.replace("-", "_"): one.version for one in distributions()}
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     return {
-        "cpu": name[1].strip() if name else platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "capability": torch.backends.cpu.get_cpu_capability(),

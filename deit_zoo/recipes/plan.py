@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.machine import usable_cores
-from deit_zoo.manifest import Reading
+from deit_zoo.manifest import Reading, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
@@ -182,17 +183,41 @@ class Plan:
             ("recipe", f"{recipe.name}{_modified(recipe, self.modified)}, {recipe.source}"),
             *_assumed(recipe),
             *_first_stage(recipe),
-            ("data", f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"),
+            ("data", self._data()),
             *_reading(self),
             ("length", self._length()),
             ("batch", self._batch()),
             ("machine", self._machine()),
+            *self._memory(),
             ("precision", self._precision()),
             ("rate", _rate(recipe)),
             *_rate_by_the_rule(recipe),
             ("distillation", _distillation(recipe)),
             *_unusual(recipe),
+            *_target(recipe),
             *(("time", sentence) for sentence in self._times()),
+        ]
+
+    def _data(self) -> str:
+        recipe = self.recipe
+        data = f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"
+        short = short_of(recipe, self.num_images)
+        return f"{data}: {short}" if short else data
+
+    def _memory(self) -> list[tuple[str, str]]:
+        """What is known before a step: in float32 the weights, their gradients and moments."""
+        spec = MODELS.get(self.recipe.architecture)
+        if spec is None:
+            return []
+        copies = 4 if self.recipe.optimizer == "adamw" else 3
+        copies += self.recipe.ema_decay is not None
+        gigabytes = copies * 4 * spec.num_params / 1e9
+        return [
+            (
+                "memory",
+                f"{gigabytes:.2g} GB in each process for weights, gradients and moments; what "
+                "images need is measured before the first step",
+            )
         ]
 
     def _length(self) -> str:
@@ -248,8 +273,25 @@ def _modified(recipe: Recipe, modified: bool) -> str:
     changes = differences(recipe, shipped) if shipped else []
     if not changes:
         return " (modified)" if modified else ""
-    fields_ = (f"{name} {shown(value)}, recipe {shown(its)}" for name, value, its in changes)
+    fields_ = (f"{name} {shown(its)} -> {shown(value)}" for name, value, its in changes)
     return f" (modified: {', '.join(fields_)})"
+
+
+def short_of(recipe: Recipe, num_images: int) -> str:
+    """A remark where there are fewer training images than the recipe is for; else nothing."""
+    full = TRAIN_IMAGES.get(recipe.data, 0)
+    return f"only {num_images:,} of {full:,} training images" if num_images < full else ""
+
+
+def _target(recipe: Recipe) -> list[tuple[str, str]]:
+    """The published figure and the tolerance, by which the run will be judged."""
+    record = None if recipe.data == "folder" else read_manifest().get(recipe.name)
+    metric = record.metric if record else None
+    if metric is None or metric.top1 is None:
+        return []
+    least = metric.top1 - recipe.band
+    words = f"top-1 {metric.top1:.2f} % is published; from {least:.2f} % on (tolerance "
+    return [("target", f"{words}{recipe.band:g}) it is reproduced")]
 
 
 def _assumed(recipe: Recipe) -> list[tuple[str, str]]:
@@ -343,11 +385,27 @@ def epoch_images(num_images: int) -> int:
 
 def settings(changes: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """What `--set` says, split into changes of the recipe and settings of the machine."""
+    for change in changes:
+        _check_name(change.partition("=")[0])
     of_machine = [change for change in changes if change.partition("=")[0] in SETTINGS]
     of_recipe = [change for change in changes if change not in of_machine]
     hints = {name: type_hints(Plan)[name] for name in SETTINGS}
     auto = ("auto", "none", "null")
     return of_recipe, dict(read_change(change, hints, "a plan", auto) for change in of_machine)
+
+
+def field_names() -> tuple[str, ...]:
+    """What `--set` may change: fields of a recipe, and settings of the machine."""
+    return (*type_hints(Recipe), *SETTINGS)
+
+
+def _check_name(name: str) -> None:
+    """Raises RecipeError where a field is not called so and another nearly is."""
+    names = {field.replace("_", ""): field for field in field_names()}
+    plain = name.lower().replace("_", "").replace("-", "")
+    if name in names.values() or not (near := get_close_matches(plain, names, n=1)):
+        return
+    raise RecipeError(f"--set {name}=: no field is called so; did you mean {names[near[0]]}?")
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.manifest import Metric, read_manifest
-from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.plan import IMAGENET_VAL, Plan, short_of
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.json_lines import finite
@@ -23,13 +23,16 @@ from deit_zoo.runs.reference import (
     recipe_differences,
 )
 
+FIGURES = ("top1", "top5", "loss")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """What a run reached beside what was published; `reproduced` is None where nothing was.
 
     `band` is the recipe's tolerance.
-    `modified` names the fields in which the recipe was not the shipped one.
+    `modified` names the fields in which the recipe was not the shipped one, and `short` says where
+    there were fewer images than it is for.
     """
 
     reached: Evaluation
@@ -39,11 +42,13 @@ class Verdict:
     reproduced: bool | None
     identical: bool = False
     modified: tuple[str, ...] = ()
+    short: str = ""
 
     def sentence(self) -> str:
         """The verdict in one line."""
         reached = f"top-1 {self.reached.top1:.2f} % on {self.reached.num_images:,} images"
-        modified = f"; modified: {', '.join(self.modified)}" if self.modified else ""
+        modified = f"; {self.short}" if self.short else ""
+        modified += f"; modified: {', '.join(self.modified)}" if self.modified else ""
         if self.published is None or self.published.top1 is None:
             return f"no verdict: {reached}, and no published figure to compare with{modified}"
         difference = self.reached.top1 - self.published.top1
@@ -58,11 +63,13 @@ def judge(
     reached: Evaluation,
     sha256: str | None = None,
     changed_fields: Sequence[str] = (),
+    num_images: int | None = None,
 ) -> Verdict:
     """Compare with what was published: reproduced is at most the tolerance below its top-1.
 
     `sha256` is the digest of the weights that were measured. A modified recipe is judged all the
-    same, and the verdict says what was modified, `changed_fields` on the way among it.
+    same, and the verdict says what was modified, `changed_fields` on the way among it, and where
+    `num_images` to train on, or those it was measured on, are not all that there should be.
     """
     published = published_figure(recipe)
     record = None if recipe.data == "folder" else read_manifest().get(recipe.name)
@@ -78,7 +85,32 @@ def judge(
         reproduced=reproduced,
         identical=record is not None and sha256 is not None and sha256 == record.sha256,
         modified=tuple(dict.fromkeys((*modified, *changed_fields))),
+        short=_short(recipe, reached, num_images),
     )
+
+
+def _short(recipe: Recipe, reached: Evaluation, num_images: int | None) -> str:
+    remarks = [short_of(recipe, num_images)] if num_images is not None else []
+    if recipe.data == "imagenet1k" and reached.num_images < IMAGENET_VAL:
+        remarks.append(f"only {reached.num_images:,} of {IMAGENET_VAL:,} images to measure on")
+    return ", ".join(filter(None, remarks))
+
+
+def times(plan: Plan, log: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """How long the epochs' steps took, by the log, and the GPU-hours of that."""
+    seconds = sum(row.get("seconds") or 0.0 for row in log)
+    hours = seconds * plan.processes / 3600
+    return {
+        "seconds": round(seconds, 1),
+        "gpu_hours": round(hours, 3) if plan.device == "cuda" else None,
+    }
+
+
+def ema_figures(log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the average of the weights reached in the last epoch, where one was kept."""
+    last = log[-1] if log else {}
+    figures = {name: last[f"ema_{name}"] for name in FIGURES if f"ema_{name}" in last}
+    return figures or None
 
 
 def write_receipt(
@@ -98,9 +130,9 @@ def write_receipt(
     could not be read, returns to an earlier state, changes of the recipe.
     """
     differs = plan_differences(plan)
-    status = None
+    status, log = None, read_log(output / LOG_FILE)
     if curve := published_curve(plan.recipe):
-        status = compare_to_reference(curve, read_log(output / LOG_FILE), plan.recipe.band)
+        status = compare_to_reference(curve, log, plan.recipe.band)
     receipt = {
         "model": plan.recipe.name,
         "verdict": verdict.sentence(),
@@ -115,7 +147,8 @@ def write_receipt(
         "differs": differs,
         "standing": status.to_dict(differs) if status else None,
         "teacher": teacher,
-        "run": run,
+        "ema": ema_figures(log),
+        "run": (run or {}) | times(plan, log),
         "seed": plan.recipe.seed,
         "plan": plan.to_dict(),
         "environment": environment,

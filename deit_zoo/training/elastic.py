@@ -181,7 +181,8 @@ def read_verdict(job: Job, output: Path) -> Verdict:
     receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
     reached = Evaluation(**receipt["reached"])
     sha256 = receipt["sha256"][MODEL_FILE]
-    return judge(job.plan.recipe, reached, sha256, job.changed_fields)
+    images = job.plan.num_images
+    return judge(job.plan.recipe, reached, sha256, job.changed_fields, images)
 
 
 def write_exit_status(output: Path, **facts: Any) -> None:

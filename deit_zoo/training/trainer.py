@@ -19,6 +19,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.inference.classify import class_names
+from deit_zoo.machine import commit, cpu_name
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.recipes.recipe import Recipe
@@ -218,7 +219,7 @@ def conclude(
     reached = evaluate(exported)
 
     def write_verdict() -> Verdict:
-        verdict = judge(recipe, reached, sha256, job.changed_fields)
+        verdict = judge(recipe, reached, sha256, job.changed_fields, plan.num_images)
         with full_disk_as_error(output):
             write_receipt(
                 output,
@@ -265,6 +266,8 @@ def environment(state: TrainState) -> dict[str, Any]:
     gpu = state.group.device.type == "cuda"
     return {
         "deit_zoo": __version__,
+        "commit": commit(),
+        "cpu": cpu_name(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": str(torch.__version__),

@@ -1,4 +1,4 @@
-"""`plot` and `diff` as a user types them."""
+"""`plot`, `diff` and `compare` as a user types them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from deit_zoo.cli.runs import diff_, plot_
+from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from deit_zoo.recipes import RECIPES
@@ -31,6 +32,7 @@ ROWS = [
 app = typer.Typer()
 app.command("plot")(plot_)
 app.command("diff")(diff_)
+app.command("compare")(compare_)
 
 
 class Done(NamedTuple):
@@ -249,7 +251,7 @@ def test_diff_writes_what_stdout_can_say(receipt: Callable[..., Path]) -> None:
     left, right = receipt(band_source="none"), receipt(band_source="81.8 ± 0.2")
     code = "import typer; from deit_zoo.cli.runs import diff_; typer.run(diff_)"
     assert command(code, left, right, encoding="ascii") == (
-        "result\n  band_source  none  81.8 \\xb1 0.2\n"
+        "field        a     b\nband_source  none  81.8 \\xb1 0.2\n"
     )
     printed = command(code, left, right, "--json", encoding="ascii")
     assert json.loads(printed)["groups"]["result"][0]["right"] == "81.8 ± 0.2"
@@ -269,13 +271,13 @@ def test_diff_of_a_receipt_with_itself_is_one_word(typed: Callable[..., Done]) -
     assert (done.status, done.out, done.err) == (0, "same\n", "")
 
 
-def test_diff_names_what_differs_by_group_and_says_no(
+def test_diff_is_one_table_and_says_no(
     typed: Callable[..., Done], receipt: Callable[..., Path]
 ) -> None:
     done = typed("diff", receipt(seed=0, band=1.5), receipt(seed=12, band=1.25, teacher="deit_b"))
     assert done.status == 1
     assert done.out == (
-        "result\n  band  1.5  1.25\nrecipe\n  seed  0  12\nweights\n  teacher  none  deit_b\n"
+        "field    a     b\nband     1.5   1.25\nseed     0     12\nteacher  none  deit_b\n"
     )
 
 
@@ -290,9 +292,9 @@ def test_diff_of_the_same_run_at_another_time_says_same(
     assert done.status == 0
     assert done.out == (
         "same but for the clock\n"
-        "clock\n"
-        "  environment.finished  2026-01-01  2026-02-02\n"
-        "  sha256.log.jsonl      aa          bb\n"
+        "field                 a           b\n"
+        "environment.finished  2026-01-01  2026-02-02\n"
+        "sha256.log.jsonl      aa          bb\n"
     )
 
 
@@ -325,3 +327,57 @@ def test_diff_of_what_is_no_receipt_is_one_sentence(typed: Callable[..., Done], 
         f"{run / 'log.jsonl'} is no receipt of a deit_zoo run; give the receipt.json that "
         "`deit-zoo reproduce` left",
     )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three runs: at another rate, longer, and one whose last top-1 is not finite."""
+    made = []
+    for name, changes, tops in (
+        ("slow", {"lr": 1e-4}, [10.0, 20.0]),
+        ("long", {"epochs": 200}, [10.0, 60.0, 50.0]),
+        ("lost", {}, [10.0, None]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {"epoch": n, "train_loss": 1.0, "val_top1": top, "val_loss": 2.0, "seconds": 40.0}
+            for n, top in enumerate(tops)
+        ]
+        (folder / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        recipe = replace(RECIPES["deit_pico_digits"], **changes).to_dict()
+        plan = {"recipe": recipe, "num_images": 1437}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        made.append(folder)
+    return made
+
+
+def test_compare_sorts_by_top1_and_says_what_changed(
+    typed: Callable[..., Done], runs: list[Path]
+) -> None:
+    slow, long, lost = runs
+    done = typed("compare", slow, lost, long)
+    width = max(len(str(run)) for run in runs)
+    assert done.status == 0
+    assert done.out.splitlines() == [
+        f"{'run':<{width}}  top-1   best  loss  epochs  time  changed",
+        f"{long!s:<{width}}  50.00  60.00  2.00       3  2:00  epochs 200, lr 0.002",
+        f"{slow!s:<{width}}  20.00  20.00  2.00       2  1:20  epochs 140, lr 0.0001",
+        f"{lost!s:<{width}}      –  10.00  2.00       2  1:20  epochs 140, lr 0.002",
+    ]
+    rows = json.loads(typed("compare", slow, long, "--json").out)
+    assert [(row["run"], row["best_top1"]) for row in rows] == [
+        (str(long), 60.0),
+        (str(slow), 20.0),
+    ]
+    assert rows[0]["changed"] == {"epochs": "200", "lr": "0.002"}
+
+
+def test_compare_of_equal_recipes_shows_no_change(typed: Callable[..., Done], run: Path) -> None:
+    [row] = json.loads(typed("compare", "deit_pico_digits", "--json").out)
+    assert row["changed"] == {}
+    rows = json.loads(typed("compare", run, "deit_pico_digits", "--json").out)
+    assert [(row["run"], row["recipe"]) for row in rows] == [
+        ("deit_pico_digits", "deit_pico_digits"),
+        (str(run), None),
+    ]

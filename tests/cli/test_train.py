@@ -63,7 +63,8 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_dry_run_counts_the_images_of_a_folder(folder: Path, tmp_path: Path) -> None:
     done = deit_zoo(*PICO, "--dry-run", "--data", folder, cwd=tmp_path)
     assert (done.status, done.err) == (0, "")
-    assert "640 training images of 16 px\n" in done.out
+    assert "640 training images of 16 px: only 640 of 1,437 training images\n" in done.out
+    assert done.out.endswith("\noutput        runs/deit_pico_digits\n")
     assert "140 epochs of 8 steps, 512 different images\n" in done.out
     assert list(tmp_path.iterdir()) == []
 
@@ -145,6 +146,19 @@ def test_a_fine_tuning_has_a_script_too(tmp_path: Path, folder: Path) -> None:
     command = f"-m deit_zoo {shlex.join(typed)} --device cpu --workers {workers}\n"
     assert command in text
     assert f"#SBATCH --cpus-per-task={workers + 1}\n" in text
+
+
+@pytest.mark.parametrize("words", [("--lr", "0.005", "--log-steps=7"), ("--lr=0.005",)])
+def test_a_field_may_be_typed_as_an_option(words: tuple[str, ...]) -> None:
+    done = deit_zoo(*PICO, *words, "--epochs", "3", "--batch-size", "32", "--dry-run")
+    assert (done.status, done.err) == (0, "")
+    changes = "(modified: epochs 140 -> 3, batch_size 64 -> 32, lr 0.002 -> 0.005)"
+    assert changes in done.out
+
+
+def test_an_option_without_its_value_is_told_how_it_is_typed() -> None:
+    message = sentence(deit_zoo(*PICO, "--lr", "--dry-run"))
+    assert message == "--lr has no value; type --set lr=VALUE"
 
 
 @pytest.mark.parametrize("command", [PICO[:2], ("finetune", "deit_pico_digits", "--data", "x")])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.plot import draw_run
-from deit_zoo.runs.receipt import Verdict, judge, write_receipt
+from deit_zoo.runs.receipt import Verdict, ema_figures, judge, times, write_receipt
 from support.tables import each_row
 
 RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
@@ -278,7 +279,31 @@ def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
 def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
     receipt = receipt_of(tmp_path)
-    assert (receipt["teacher"], receipt["run"]) == ({"name": "regnety_160"}, {"restarts": 2})
+    assert (receipt["teacher"], receipt["run"]["restarts"]) == ({"name": "regnety_160"}, 2)
+
+
+@pytest.mark.parametrize(("device", "hours"), [("cuda", 4.0), ("cpu", None)])
+def test_a_receipt_says_how_long_it_took(device: str, hours: float | None, tmp_path: Path) -> None:
+    plan = SimpleNamespace(processes=2, device=device)
+    log = [{"seconds": 5400.0}, {"seconds": 1800.0}]
+    assert times(plan, log) == {"seconds": 7200.0, "gpu_hours": hours}  # type: ignore[arg-type]
+
+
+def test_a_receipt_has_the_averages_figures() -> None:
+    rows = [{"ema_top1": 1.0, "ema_top5": 2.0, "ema_loss": 3.0}, {"ema_top1": 4.0}]
+    assert ema_figures(rows) == {"top1": 4.0}
+    assert ema_figures(rows[:1]) == {"top1": 1.0, "top5": 2.0, "loss": 3.0}
+    assert ema_figures([{"val_top1": 1.0}]) is None
+
+
+def test_a_verdict_remarks_a_short_imagenet() -> None:
+    reached = replace(REACHED, num_images=500)
+    sentence = judge(RECIPES["deit_small"], reached, num_images=3_000).sentence()
+    assert sentence.endswith(
+        "; only 3,000 of 1,281,167 training images, only 500 of 50,000 images to measure on"
+    )
+    whole = replace(REACHED, num_images=50_000)
+    assert "only" not in judge(RECIPES["deit_small"], whole, num_images=1_281_167).sentence()
 
 
 def test_a_receipt_says_how_the_last_epoch_stands(tmp_path: Path) -> None:
