@@ -29,3 +29,9 @@ def labels(kind: str) -> tuple[Label, ...]:
     if kind == "digits":
         return tuple(Label(str(digit), str(digit)) for digit in range(10))
     raise DataError(f"no labels are named {kind!r}; there are imagenet1k and digits")
+
+
+@cache
+def folders(kind: str) -> tuple[str, ...]:
+    """The folder names of the classes of `imagenet1k` or `digits`, in class order."""
+    return tuple(label.folder for label in labels(kind))

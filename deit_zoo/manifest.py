@@ -117,11 +117,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalCheckpoint:
-    """A file that the caller named: its digest where something states it, and what it says."""
+    """A file that the caller named: its digest where something states it, and what it says.
+
+    `weights` are the ones meant, where it holds several.
+    """
 
     path: Path
     sha256: str | None
     metadata: dict[str, Any]
+    weights: str | None = None
 
 
 def manifest_path() -> Path:

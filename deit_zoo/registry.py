@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 from deit_zoo.errors import MissingExtraError, UnknownModelError
+from deit_zoo.labels import folders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +52,10 @@ class ModelSpec:
                 f"{self.name} is built by timm; type: pip install 'deit_zoo[train]'"
             ) from error
         defaults = {"img_size": self.img_size, "num_classes": self.num_classes}
-        model = network(**(self.arch | defaults | overrides))
+        options = self.arch | defaults | overrides
+        model = network(**options)
         model.spec = self
+        model.labels = folders(self.labels) if options["num_classes"] == self.num_classes else None
         return model
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.machine import usable_device
-from deit_zoo.manifest import Checkpoint, Reading, manifest_record, read_manifest
+from deit_zoo.manifest import Checkpoint, LocalCheckpoint, manifest_record, read_manifest
 from deit_zoo.registry import MODELS, ModelSpec, lookup, resolve
 
 if TYPE_CHECKING:
@@ -132,13 +132,15 @@ def info(name: str) -> ModelInfo:
 
 
 def create(
-    name: str,
+    name: str | os.PathLike[str] | None = None,
     pretrained: bool = False,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
+    patch_size: int | None = None,
+    in_chans: int | None = None,
     drop_path_rate: float = 0.0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -146,14 +148,21 @@ def create(
     """Build a model: random and in train mode, or with weights and in eval mode.
 
     Args:
-        name: any spelling that `deit-zoo info` accepts.
+        name: any spelling that `deit-zoo info` accepts. Not needed where the checkpoint says what
+            it is of, as a run's does; then the checkpoint may stand in its place.
         pretrained: take the manifest's checkpoint, its SHA-256 checked.
-        checkpoint: a safetensors file, or a folder with `model.safetensors`; wins over the
-            manifest.
+        checkpoint: a file of safetensors or PyTorch's, the folder of a run or of transformers' or
+            timm's, or hf://ORG/REPO; wins over the manifest.
+        weights: which, where a checkpoint holds several: "ema" for averaged ones, or the key that
+            they lie under.
         num_classes: another number than the checkpoint's gives a fresh head (both heads of a
             distilled model); 0 gives pooled features.
         img_size: an int or (height, width); positions are resampled bicubically, as upstream does.
-        in_chans: channels of the images.
+        patch_size: another than the checkpoint's resamples its filters, an approximation:
+            fine-tune such a model.
+        in_chans: channels of the images, the checkpoint's unless given. Weights for three are
+            fitted by timm's rule: their sum for one, else repeated and scaled. `model.adapted`
+            says what was fitted.
         drop_path_rate: stochastic depth, in training.
         device, dtype: where the parameters live ("auto" is the best that is there) and how they
             are stored; float32 on the CPU.
@@ -168,46 +177,43 @@ def create(
     """
     import torch
 
-    spec = resolve(name)
+    if name is not None and checkpoint is None and is_path(os.fspath(name)):
+        name, checkpoint = None, name
+    spec = None if name is None else resolve(os.fspath(name))
     if not 0.0 <= drop_path_rate < 1.0:
         raise ZooError(f"drop_path_rate is {drop_path_rate}; give a share from 0 to below 1")
-    if in_chans < 1:
+    if in_chans is not None and in_chans < 1:
         raise ZooError(
             f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
         )
     device = usable_device("cpu" if device is None else device)
     dtype = torch.float32 if dtype is None else dtype
+    shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
+    shape |= {"patch_size": patch_size, "in_chans": in_chans}
     if checkpoint is None and not pretrained:
+        spec = _named(spec)
+        given = {key: value for key, value in shape.items() if value is not None}
+        if patch_size is not None and "patch_size" not in spec.arch:
+            raise ZooError(f"patch_size is {patch_size}, but {spec.name} has none; leave it out")
         with device:
-            model: ZooModel = spec.build(
-                num_classes=spec.num_classes if num_classes is None else num_classes,
-                img_size=spec.img_size if img_size is None else img_size,
-                in_chans=in_chans,
-                drop_path_rate=drop_path_rate,
-            )
+            model: ZooModel = spec.build(drop_path_rate=drop_path_rate, **given)
         return model.to(dtype=dtype)
 
     from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file
 
     origin: Any
     if checkpoint is not None:
-        origin = open_local(checkpoint)
-        file, metadata = origin.path, origin.metadata
+        origin = open_local(checkpoint, weights)
+        spec = spec or _spec_of_file(origin, checkpoint)
+        file, metadata, weights = origin.path, origin.metadata, origin.weights
     else:
+        spec = _named(spec)
         origin = manifest_record(spec.name)
         file, metadata = resolve_file(origin), {}
     model = load_checkpoint(
-        spec,
-        file,
-        metadata,
-        num_classes=num_classes,
-        img_size=img_size,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
+        spec, file, metadata, weights=weights, drop_path_rate=drop_path_rate, **shape
     )
     model.checkpoint = origin
-    model.reading = _own_reading(metadata, file)
-    model.labels = _own_labels(metadata, file, model.num_classes if num_classes is None else None)
     # As loaded, it is in float32 on the CPU.
     if (device.type, dtype) == ("cpu", torch.float32):
         return model
@@ -240,56 +246,38 @@ def transform(
     return eval_transform(spec, own_size if img_size is None else img_size, crop_pct)
 
 
-def _own_labels(
-    metadata: dict[str, Any], file: Path, num_classes: int | None
-) -> tuple[str, ...] | None:
-    """The class folders that a checkpoint was trained on, where it says so."""
-    labels = metadata.get("labels")
-    if labels is None:
-        return None
-    is_list = isinstance(labels, list) and all(isinstance(name, str) for name in labels)
-    if not is_list or num_classes not in (None, len(labels)):
-        raise CheckpointError(
-            f"{file} states labels that are no {num_classes or 'list of'} names; export it again"
-        )
-    return tuple(labels)
-
-
-def _own_reading(metadata: dict[str, Any], file: Path) -> Reading | None:
-    """How images were decoded for a model of one's own; older ones, which say no word, as upstream.
-
-    None where it may be anybody's.
-    """
-    reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
-    if reading not in (None, "upright", "upstream"):
-        raise CheckpointError(
-            f"{file} states the reading {reading!r}, which is none; it must be upright or upstream"
-        )
-    return cast("Reading | None", reading)
-
-
 def load_model(text: str, device: str | torch.device | None = None) -> ZooModel:
     """A model by its name, with its checkpoint, or by the path of weights that say what they are.
 
-    A path is a run's folder, a safetensors file or hf://ORG/REPO; a name goes before a folder.
+    A path is a run's folder, a file of weights or hf://ORG/REPO; a name goes before a folder.
     """
-    if not is_path(text):
-        return create(text, pretrained=True, device=device)
-    from deit_zoo.weights.load import open_local
+    return create(text, pretrained=True, device=device)
 
-    local = open_local(text)
+
+def _named(spec: ModelSpec | None) -> ModelSpec:
+    if spec is None:
+        raise ZooError("there is neither a name nor a checkpoint; give create(NAME)")
+    return spec
+
+
+def _spec_of_file(local: LocalCheckpoint, checkpoint: Any) -> ModelSpec:
+    """The model that a file, or a configuration beside it, says that it is of."""
     if "name" not in local.metadata:
         raise CheckpointError(
-            f"{local.path} does not say which model it is; give create(NAME, checkpoint={text!r})"
+            f"{local.path} does not say which model it is; give create(NAME, "
+            f"checkpoint={os.fspath(checkpoint)!r})"
         )
-    return create(str(local.metadata["name"]), checkpoint=text, device=device)
+    return resolve(str(local.metadata["name"]))
 
 
 def is_path(text: str) -> bool:
-    """Whether a model is meant by a file, a folder or an address, not by its name."""
+    """Whether a model is meant by a file, a folder or an address, not by its name.
+
+    No name has a slash in it, nor a dot but before its version, unless it is a known one.
+    """
     if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
         return True
-    return lookup(text) is None and Path(text).exists()
+    return lookup(text) is None and ("/" in text or "\\" in text or Path(text).exists())
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -308,17 +296,19 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
     On the device; without one a name's is on the best that is there, and a model where it is.
     """
-    from deit_zoo.models.layers import spec_of
+    from deit_zoo.models.layers import spec_of, unwrapped
 
-    if isinstance(name_or_model, str):
-        return load_model(name_or_model, "auto" if device is None else device)
-    spec_of(name_or_model)
-    model: ZooModel = name_or_model
+    if isinstance(name_or_model, str | os.PathLike):
+        return load_model(os.fspath(name_or_model), "auto" if device is None else device)
+    model: ZooModel = unwrapped(name_or_model)
+    spec_of(model)
     return model if device is None else model.to(usable_device(device))
 
 
 def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
+    from deit_zoo.models.layers import num_classes_of
+
     model = resolve_model(name_or_model, device)
-    if model.num_classes == 0:
+    if num_classes_of(model) == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
     return model

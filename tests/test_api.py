@@ -27,6 +27,7 @@ from deit_zoo.errors import (
     UnknownModelError,
     ZooError,
 )
+from deit_zoo.labels import folders
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.registry import MODELS
 from support.tables import each_row
@@ -320,6 +321,7 @@ def test_probabilities_are_the_softmax_best_first(
 
 def test_a_thousand_classes_have_their_names(biased: Callable[[list[float]], ZooModel]) -> None:
     model = biased([0.0] * 281 + [1.0] + [0.0] * 718)
+    model.labels = folders("imagenet1k")
     [[best]] = deit_zoo.classify(photo(RED), model, topk=1)
     assert (best.label, best.folder) == ("tabby, tabby cat", "n02123045")
 

@@ -38,6 +38,7 @@ OUTSIDE = {
         "requests",
         "urllib3",
         "rich",
+        "numpy",
     },
     "data": {"torch", "PIL", "simplejpeg", "numpy"},
     "augment": {"torch", "triton"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,21 +11,19 @@ from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel, spec_of
+from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
 
 BATCH_SIZE = 32  # images classified at once
 
 
-def class_names(model: ZooModel) -> tuple[Any, ...]:
-    """The labels of a model's classes; numbers where only their count is known."""
-    own = getattr(model, "labels", None)  # a RegNet from timm has none
-    if own is not None and len(own) == model.num_classes:
-        return tuple(Label(folder, folder) for folder in own)
-    known = labels(spec_of(model).labels)
-    if len(known) == model.num_classes:
-        return known
-    return tuple(Label(str(number), str(number)) for number in range(model.num_classes))
+def class_names(model: ZooModel) -> tuple[Label, ...]:
+    """The labels of a model's classes: those it has names for; numbers where it has none."""
+    known = {label.folder: label for label in labels(spec_of(model).labels)}
+    own: Sequence[str] = model.labels or ()
+    if len(own) != (num_classes := num_classes_of(model)):
+        own = [str(number) for number in range(num_classes)]
+    return tuple(known.get(folder, Label(folder, folder)) for folder in own)
 
 
 def reading_for(model: ZooModel) -> Reading:
@@ -52,7 +50,7 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         own = getattr(network, "takes_pixels", False)
         ready = pixels if own else normalized(pixels).to(where.dtype)
         logits: Tensor = network(ready.to(where.device))
-        best = logits.float().softmax(dim=-1).topk(min(topk, network.num_classes))
+        best = logits.float().softmax(dim=-1).topk(min(topk, len(names)))
     return [
         [
             Prediction(names[number].name, share, number, names[number].folder)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -199,7 +199,7 @@ class OptimizedModel(nn.Module):
 
     spec: ModelSpec | None
     checkpoint: Checkpoint | None
-    labels: tuple[str, ...] | None
+    labels: Sequence[str] | None
     takes_pixels = True
 
     def __init__(self, model: ZooModel, kind: str) -> None:

@@ -180,7 +180,6 @@ class CaiT(ZooModel):
         self.img_size = as_pair(img_size)
         self.patch_size = patch_size
         self.embed_dim = embed_dim
-        self.num_classes = num_classes
         self.num_prefix_tokens = 1
 
         patch_embed = PatchEmbed(

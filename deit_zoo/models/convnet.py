@@ -68,7 +68,6 @@ class ConvNet(ZooModel):
             raise ZooError(f"drop_path_rate is {drop_path_rate}; a convnet here has no drop-path")
         self.img_size = as_pair(img_size)
         self.embed_dim = dims[-1]
-        self.num_classes = num_classes
         self.num_prefix_tokens = 0
         self.in_chans = in_chans
         self.stride = 2 ** (len(dims) - 1)

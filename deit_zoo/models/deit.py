@@ -100,7 +100,6 @@ class VisionTransformer(ZooModel):
         self.img_size = as_pair(img_size)
         self.patch_size = patch_size
         self.embed_dim = embed_dim
-        self.num_classes = num_classes
         self.distilled = distilled
         self.num_prefix_tokens = 2 if distilled else 1
 

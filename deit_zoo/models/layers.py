@@ -26,20 +26,35 @@ INIT_STD = 0.02
 class ZooModel(nn.Module):
     """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`).
 
-    `labels` are the folders of its classes, where its checkpoint names them, and `reading` how it
-    says that images are decoded for it.
+    `labels` are the folders of its classes, where they are known; a new head knows others. `reading`
+    is how its checkpoint says that images are decoded for it, and `adapted` what of the checkpoint
+    was computed anew to fit.
     """
 
+    __jit_unused_properties__ = ("num_classes",)
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
-    labels: tuple[str, ...] | None = None
+    labels: Sequence[str] | None = None
     reading: Reading | None = None
+    adapted: tuple[str, ...] = ()
     grad_checkpointing = False
     embed_dim: int
-    num_classes: int
     img_size: tuple[int, int]
     blocks: nn.ModuleList
     head: nn.Module
+
+    @property
+    def num_classes(self) -> int:
+        """As many as the head tells apart, whoever put it there; 0 without a head."""
+        return num_outputs(self.head)
+
+    @num_classes.setter
+    def num_classes(self, number: int) -> None:
+        if number != self.num_classes:
+            raise ZooError(
+                f"num_classes is {number}, but the head tells {self.num_classes} classes apart; "
+                f"give model.reset_classifier({number}) or put a head of that width first"
+            )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B, num_classes)."""
@@ -61,8 +76,8 @@ class ZooModel(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one; 0 classes leaves the pooled features."""
-        self.num_classes = num_classes
         self.head = new_head(self.embed_dim, num_classes, like=self)
+        self.labels = None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing it: memory for time."""
@@ -180,6 +195,19 @@ def new_head(dim: int, num_classes: int, *, like: nn.Module | None = None) -> nn
     return head
 
 
+def num_outputs(head: nn.Module) -> int:
+    """The width of what a head gives: of its last linear layer, else of its last matrix, or 0."""
+    widths = [getattr(layer, "out_features", None) for layer in head.modules()]
+    matrices = [value.shape[0] for value in head.parameters() if value.ndim == 2]
+    return next((int(width) for width in reversed(matrices + widths) if width is not None), 0)
+
+
+def num_classes_of(model: Any) -> int:
+    """The same of any model: timm's, whose head may have been changed, or a copy without one."""
+    head = getattr(model, "head", None)
+    return int(model.num_classes) if head is None else num_outputs(head)
+
+
 def trunc_normal(tensor: Tensor) -> Tensor:
     """Fill with a normal of std 0.02; the cut at ±2 never bites, as in timm 0.3.2."""
     # A tensor on the meta device is about to be replaced by a checkpoint's.
@@ -279,6 +307,16 @@ def softmax_map(query: Tensor, key: Tensor) -> Tensor:
 def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Patch tokens (B, h·w, D) as a feature map (B, D, h, w)."""
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size).contiguous()
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside what torch.compile, DataParallel, DDP or an average put around it."""
+    while isinstance(model, nn.Module):
+        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 def spec_of(model: Any) -> ModelSpec:

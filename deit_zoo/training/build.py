@@ -16,6 +16,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of, open_set
 from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.inference.classify import class_names
+from deit_zoo.labels import folders
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel
@@ -95,6 +96,8 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         if [label.folder for label in class_names(model)] != classes:
             model.reset_classifier(len(classes))
         model.spec = MODELS[recipe.architecture]
+    own = recipe.data == "folder"
+    model.labels = tuple(classes) if own else folders(MODELS[recipe.architecture].labels)
     freeze(model, recipe.freeze)
     return model.to(group.device)
 

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deit_zoo.manifest import LocalCheckpoint
     from deit_zoo.models.layers import ZooModel
 
 
-def save(model: ZooModel, file: Path, **metadata: Any) -> str:
-    """Write a model as safetensors that `create(NAME, checkpoint=FILE)` loads. Returns SHA-256.
+def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str:
+    """Write a model as safetensors that `create(checkpoint=FILE)` loads. Returns SHA-256.
 
-    `labels`, a list of class names, goes with the weights; so does other metadata.
+    A compiled, parallel or averaged model stands for the one inside. The names in `model.labels`
+    go with the weights; so does other metadata.
+    Raises CheckpointError for a model that could not be loaded again, or a file that cannot be
+    written.
     """
+    from deit_zoo.errors import CheckpointError
+    from deit_zoo.labels import folders
+    from deit_zoo.models.layers import unwrapped
     from deit_zoo.weights.load import save_model
 
-    if "labels" in metadata:  # somebody's own classes, whose images are seen upright
-        metadata = {"reading": model.reading or "upright"} | metadata
-    elif model.reading is not None:
-        metadata = {"reading": model.reading} | metadata
-    return save_model(model, file, **metadata)
+    own: ZooModel = unwrapped(model)
+    if own.reading is not None:
+        metadata = {"reading": own.reading} | metadata
+    elif "labels" in metadata or (own.spec and own.labels != folders(own.spec.labels)):
+        metadata = {"reading": "upright"} | metadata  # somebody's own classes
+    try:
+        return save_model(own, Path(file), **metadata)
+    except OSError as error:
+        raise CheckpointError(
+            f"{os.fspath(file)} cannot be written ({error.strerror}); give another file"
+        ) from error
+
+
+def local(path: str | os.PathLike[str]) -> LocalCheckpoint:
+    """The file that a path, a folder or an address stands for, and what it says of itself."""
+    from deit_zoo.weights.load import open_local
+
+    return open_local(path)

@@ -1,27 +1,59 @@
-"""Checkpoints as others wrote them, as plain tensors under the zoo's keys. No code is run.
+"""Checkpoints as others wrote them, as plain tensors under the zoo's keys.
 
-Upstream's `.pth`: weights under `model`, CaiT's keys behind `module.`, optimizer and arguments
-beside them. transformers' DeiT and ViT files: another key layout, with queries, keys and values
-apart.
+What a file is, its first bytes say, whatever it is called. Training scripts put the weights under
+one key among others, averaged ones beside them; wrappers (DataParallel, torch.compile, Lightning)
+put a word before each tensor's key. transformers' DeiT and ViT have another key layout, with
+queries, keys and values apart.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
+import os
 import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import digest, write_whole
+from deit_zoo.weights.pickles import read_pickled
 
-PICKLES = frozenset((".pth", ".pt", ".bin"))
+PICKLES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
+EMA = "ema"  # the word for weights that were averaged, whatever a file calls them
+
+# What the first bytes of a file say it is. A safetensors file has its length there.
+_PICKLE = (b"PK\x03\x04", b"\x80")
+_NO_WEIGHTS = (
+    (b"version https://git-lfs", "a pointer that Git LFS left in its place; type git lfs pull"),
+    (b"<!", "a web page that was saved in its place; fetch it again"),
+    (b"<htm", "a web page that was saved in its place; fetch it again"),
+    (b"\x1f\x8b", "packed by gzip; unpack it"),
+    (b"\x89HDF", "an HDF5 file of Keras; give PyTorch's weights"),
+)
+# Where training scripts keep weights; the first that is there is meant.
+_STATE_KEYS = (
+    *("model", "state_dict", "model_state_dict", "module", "net", "network"),
+    *("model_state", "weights", "params"),
+)
+_AVERAGED = re.compile(r"(?i)(?:.*[._])?(?:ema|swa|avg|averag\w*)(?:[._].*)?")
+# Words that wrappers put between a model's own.
+_WRAPPER = re.compile(
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
+    r"|_checkpoint_wrapped_module)\."
+)
+# The tensor by which a model is known: what stands before its key stands before every key.
+_FIRST = re.compile(
+    r"(.*?)(?:patch_embed\.proj|stem|stem\.conv"
+    r"|(?:(?:vit|deit)\.)?embeddings\.patch_embeddings\.projection)\.weight"
+)
+_NUM_AVERAGED = "n_averaged"  # torch's AveragedModel counts in it
 
 # transformers' keys and ours; `deit.` in front is read as `vit.`.
 _TRANSFORMERS = (
@@ -46,53 +78,160 @@ _PROJECTION = re.compile(
 )
 
 
-def read_pickle(file: Path) -> dict[str, Tensor]:
-    """The weights of a `.pth` file. Raises CheckpointError where it holds more than data.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateDict:
+    """A file's tensors under the zoo's keys, and for each the key that the file has."""
 
-    torch's restricted unpickler reads it; besides tensors only `argparse.Namespace` is allowed,
-    which upstream's training script leaves in its files.
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+
+
+def read_state(file: Path, weights: str | None = None) -> StateDict:
+    """The weights of a file: those as trained, or the ones that `weights` names.
+
+    `weights` is "ema" for averaged ones, a key of the file, or the word that its tensors' keys
+    begin with. Warns where averaged weights lie beside those that are taken.
+    Raises CheckpointError where the file is not whole, holds more than data, or no such weights.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"asks for {blocked[1]}, which could run code" if blocked else "is no plain pickle"
-        raise CheckpointError(
-            f"{file} {what}, so it was not read; give a safetensors file"
-        ) from error
-    except Exception as error:  # of damaged bytes the unpickler can make anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{file} is not a whole PyTorch file ({reason}); fetch it again"
-        ) from error
-    return _state_dict(content, file)
-
-
-def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict inside what a file held, under the zoo's keys."""
-    state = content
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
+    if is_pickle(file):
+        states = dict(_state_dicts(read_pickled(file)))
+    else:
+        states = {"": read_safetensors(file)}
+    if not states:
         raise CheckpointError(
             f"{file} holds no state dict, neither at its top nor under 'model'; give a checkpoint"
         )
-    return to_zoo_keys({key.removeprefix("module."): value for key, value in state.items()})
+    state = _as_trained(states, file) if weights is None else _chosen(states, weights, file)
+    names = _without_wrappers(state)
+    tensors = to_zoo_keys({name: state[key] for name, key in names.items()})
+    return StateDict(tensors=tensors, names=names)
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors under the file's own keys, mapped and not yet read."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise not_whole(file, error) from error
+
+
+def not_whole(file: Path, error: Exception) -> CheckpointError:
+    """The sentence for a damaged safetensors file."""
+    return CheckpointError(
+        f"{file} is not a whole safetensors file ({error}); fetch or export it again"
+    )
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is to be unpickled: as its bytes say, or where they say nothing its suffix.
+
+    Raises CheckpointError for bytes that are known to be something else.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(24)
+            size = stream.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}); give a file") from error
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
+        return False
+    for sign, what in _NO_WEIGHTS:
+        if start.startswith(sign):
+            raise CheckpointError(f"{file} holds no weights: it is {what}")
+    return start.startswith(_PICKLE) or file.suffix in PICKLES
+
+
+def read_pickle(file: Path) -> dict[str, Tensor]:
+    """The weights of a `.pth` file under the zoo's keys."""
+    return read_state(file).tensors
+
+
+def _state_dicts(content: Any, key: str = "", depth: int = 2) -> Iterator[tuple[str, Any]]:
+    """Every state dict in what a file held, with the key that it lies under."""
+    if not isinstance(content, dict):
+        return
+    if _is_state_dict(content):
+        yield key, content
+    elif depth:
+        for inner, value in content.items():
+            yield from _state_dicts(value, f"{key}.{inner}" if key else str(inner), depth - 1)
+
+
+def _is_state_dict(content: dict[Any, Any]) -> bool:
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _as_trained(states: dict[str, dict[str, Tensor]], file: Path) -> dict[str, Tensor]:
+    averaged = [key for key in states if _AVERAGED.fullmatch(key)]
+    raw = [key for key in states if key not in averaged]
+    usual = [key for key in ("", *_STATE_KEYS) if key in raw]
+    if raw and averaged:
+        key = (usual or raw)[0]
+        warnings.warn(
+            f"{file} holds averaged weights ({averaged[0]}) beside those as trained ({key}), which "
+            f"are taken; give weights={EMA!r} for the averaged ones",
+            stacklevel=2,
+        )
+    candidates = usual[:1] or raw or averaged
+    if len(candidates) > 1:
+        shown = " and ".join(map(repr, candidates[:4]))
+        raise CheckpointError(
+            f"{file} holds weights under {shown}; say which by weights={candidates[0]!r}"
+        )
+    return states[candidates[0]]
+
+
+def _chosen(states: dict[str, dict[str, Tensor]], weights: str, file: Path) -> dict[str, Tensor]:
+    """The weights of one name: under it in the file, or with it before their keys."""
+    groups = dict(states)
+    for state in states.values():
+        names = _without_wrappers(state)
+        for word in dict.fromkeys(name.split(".")[0] for name in names):
+            part = {
+                name.removeprefix(f"{word}."): state[key]
+                for name, key in names.items()
+                if name.startswith(f"{word}.")
+            }
+            if any(_FIRST.fullmatch(name) for name in part):
+                groups.setdefault(word, part)
+    for key, state in groups.items():
+        if key == weights or (weights == EMA and _AVERAGED.fullmatch(key)):
+            return state
+    there = ", ".join(repr(key) for key in groups if key)
+    raise CheckpointError(
+        f"{file} holds no weights of the name {weights!r}; "
+        + (f"there are {there}" if there else "it holds one model: leave out weights=")
+    )
+
+
+def leading_word(names: Iterable[str]) -> str:
+    """What stands before the keys of the model among `names`, with its dot; "" for nothing."""
+    return next((match[1] for name in names if (match := _FIRST.fullmatch(name))), "")
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, str]:
+    """The model's own keys, each with the file's: words that wrappers put before them come off."""
+    keys = [key for key in state if key != _NUM_AVERAGED]
+    names = [_WRAPPER.sub("", key) for key in keys]
+    if len(set(names)) < len(names):
+        names = keys
+    prefix = leading_word(names)
+    if all(name.startswith(prefix) for name in names):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, keys, strict=True))
 
 
 def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the zoo's keys: transformers' layout is translated."""
-    if not any(key.startswith(("deit.", "vit.")) for key in state):
+    if not any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state):
         return state
     tensors: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        theirs = re.sub(r"^deit\.", "vit.", key)
+        theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layernorm)\.))", "vit.", key)
         if match := _PROJECTION.fullmatch(theirs):
             block, part, kind = match.groups()
             projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = value

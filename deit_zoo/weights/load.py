@@ -12,8 +12,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deit_zoo.errors import CheckpointError
+from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
@@ -32,14 +33,27 @@ from deit_zoo.files import (
     verify,
     write_whole,
 )
-from deit_zoo.manifest import Checkpoint, LocalCheckpoint
-from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed
+from deit_zoo.labels import folders
+from deit_zoo.manifest import Checkpoint, LocalCheckpoint, Reading
+from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed, unwrapped
 from deit_zoo.registry import ModelSpec
 from deit_zoo.weights import cache
-from deit_zoo.weights.formats import PICKLES, read_pickle, to_zoo_keys
+from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
+from deit_zoo.weights.config import read_config
+from deit_zoo.weights.formats import (
+    PICKLES,
+    StateDict,
+    is_pickle,
+    leading_word,
+    not_whole,
+    read_state,
+)
 
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
+_HEADS = ("head.", "head_dist.")
+_PYTORCH_FILE = "pytorch_model.bin"
+_SUFFIXES = PICKLES | {".safetensors"}
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 
 
@@ -59,10 +73,11 @@ def resolve_file(record: Checkpoint) -> Path:
     return fetch_checkpoint(record)
 
 
-def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
-    """A file, a folder that holds `model.safetensors`, or `hf://ORG/REPO[@REVISION][/FILE]`.
+def open_local(path: str | os.PathLike[str], weights: str | None = None) -> LocalCheckpoint:
+    """A file, a folder of a run or of transformers' or timm's, or `hf://ORG/REPO[@REVISION][/FILE]`.
 
-    Where a receipt or SHA256SUMS lies beside the file, the file must have the digest it states.
+    `weights` are the ones meant where there are several: a folder in a folder, else a part of the
+    file. Where a receipt or SHA256SUMS lies beside the file, it must have the digest stated there.
     Raises CheckpointError for what is not there, IntegrityError where bytes are wrong, and
     DownloadError or OfflineError where an address cannot be fetched.
     """
@@ -70,10 +85,14 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
         from deit_zoo.weights.fetch import fetch_address
 
         file, sha256 = fetch_address(str(path))
-        return LocalCheckpoint(path=file, sha256=sha256, metadata=read_metadata(file))
+        return LocalCheckpoint(
+            path=file, sha256=sha256, metadata=read_metadata(file), weights=weights
+        )
     file = Path(path).expanduser()
     if file.is_dir():
-        file = file / MODEL_FILE
+        if weights is not None and (file / weights / MODEL_FILE).is_file():
+            file, weights = file / weights, None
+        file = _file_in(file)
     if not file.is_file():
         raise CheckpointError(
             f"checkpoint {str(path)!r} does not exist; give a .safetensors or .pth file, a folder "
@@ -82,7 +101,22 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
     sha256 = _stated_digest(file)
     if sha256 is not None:
         cache.check(file, sha256)
-    return LocalCheckpoint(path=file, sha256=sha256, metadata=read_metadata(file))
+    metadata = read_metadata(file) or read_config(file.parent)
+    return LocalCheckpoint(path=file, sha256=sha256, metadata=metadata, weights=weights)
+
+
+def _file_in(folder: Path) -> Path:
+    """The weights of a folder: by their usual names, else the only ones."""
+    usual = [folder / name for name in (MODEL_FILE, _PYTORCH_FILE)]
+    if file := next((file for file in usual if file.is_file()), None):
+        return file
+    others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    if len(others) > 1:
+        shown = ", ".join(path.name for path in others[:4])
+        raise CheckpointError(
+            f"{folder} holds {len(others)} files of weights ({shown}); give one of them"
+        )
+    return others[0] if others else usual[0]
 
 
 def load_checkpoint(
@@ -90,57 +124,73 @@ def load_checkpoint(
     file: Path,
     metadata: dict[str, Any],
     *,
+    weights: str | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
+    patch_size: int | None = None,
+    in_chans: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> ZooModel:
     """A model of `spec` with the tensors of `file`, in float32 and in eval mode."""
-    tensors = read_tensors(file)
-    own_classes = _num_classes(spec, tensors, num_classes)
-    own_size = _img_size(spec, tensors, metadata)
-    size = as_pair(img_size) if img_size is not None else own_size or as_pair(spec.img_size)
+    state = read_state(file, weights)
+    tensors = state.tensors
+    own_classes = _num_classes(tensors)
+    headless = own_classes is None and num_classes is not None
+    if headless:  # a head that is no classifier, as of self-supervised training, goes too
+        for key in [key for key in tensors if key.startswith(_HEADS)]:
+            del tensors[key]
+    own = _own_shape(spec, tensors, metadata)
+    shape = own.changed(img_size, patch_size, in_chans)
+    options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
+    if shape.patch_size is not None:
+        options["patch_size"] = shape.patch_size
     with _Unfilled():
         model: ZooModel = spec.build(
-            num_classes=own_classes,
-            img_size=size,
-            in_chans=in_chans,
+            num_classes=0 if headless else own_classes or spec.num_classes,
             drop_path_rate=drop_path_rate,
+            **options,
         )
-    if own_size is not None and size != own_size:
-        _resample(spec, tensors, own_size, size)
-    _check_fit(model, tensors, file)
+    if _is_one_headed(tensors):
+        model.register_module("head_dist", None)
+    model.adapted = _adapt(spec, tensors, own, shape)
+    _check_fit(model, state, file)
     _fill(model, tensors)
     if any(value.dtype != torch.float32 for value in tensors.values()):
         model.float()
-    if num_classes is not None and num_classes != own_classes:
+    if num_classes not in (None, own_classes):
         model.reset_classifier(num_classes)
+        model.labels = None
+    elif "labels" in metadata:
+        model.labels = _own_labels(metadata["labels"], file, model.num_classes)
+    model.reading = _own_reading(metadata, file)
     return model.eval()
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a file under the zoo's keys; safetensors are mapped and not yet read."""
-    if file.suffix in PICKLES:
-        return read_pickle(file)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file ({error}); fetch or export it again"
-        ) from error
-    return to_zoo_keys(state)
+    return read_state(file).tensors
 
 
-def save_model(model: ZooModel, file: Path, **metadata: Any) -> str:
+def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
     """Write the weights with what is needed to load them; whole or not at all. Returns SHA-256.
 
-    The same tensors and metadata give the same bytes.
+    A compiled or parallel model stands for the one inside. The same tensors and metadata give the
+    same bytes. Raises CheckpointError for a model that could not be loaded from its file.
     """
-    facts = {"name": model.spec.name if model.spec else None, "img_size": list(model.img_size)}
-    text = json.dumps(facts | metadata, sort_keys=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_whole(file, to_bytes(tensors, metadata={METADATA_KEY: text}))
+    own: ZooModel = unwrapped(model)
+    facts = _facts(own) | metadata
+    state = own.state_dict()
+    _check_savable(own, state, facts)
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        # Two names of one tensor are two tensors in the file.
+        start = tensor.untyped_storage().data_ptr()
+        stored[key] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    text = json.dumps(facts, sort_keys=True)
+    write_whole(file, to_bytes(stored, metadata={METADATA_KEY: text}))
     return digest(file)
 
 
@@ -180,7 +230,7 @@ def _stated_digest(file: Path) -> str | None:
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    if file.suffix in PICKLES:
+    if is_pickle(file):
         return {}
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -189,50 +239,164 @@ def read_metadata(file: Path) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError(f"its metadata is {text}")
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file ({error}); fetch or export it again"
-        ) from error
+        raise not_whole(file, error) from error
     return facts
 
 
-def _num_classes(spec: ModelSpec, tensors: dict[str, Tensor], num_classes: int | None) -> int:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """What a model takes: image size, and of a transformer the patch size."""
+
+    img_size: tuple[int, int]
+    patch_size: int | None
+    in_chans: int
+    known_size: bool  # whether the file says its image size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        assert self.patch_size is not None, "only patches have a grid"
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    def changed(
+        self,
+        img_size: int | tuple[int, int] | None,
+        patch_size: int | None,
+        in_chans: int | None,
+    ) -> _Shape:
+        if patch_size is not None and self.patch_size is None:
+            raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
+        return replace(
+            self,
+            img_size=self.img_size if img_size is None else as_pair(img_size),
+            patch_size=self.patch_size if patch_size is None else patch_size,
+            in_chans=self.in_chans if in_chans is None else in_chans,
+        )
+
+
+def _own_shape(spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> _Shape:
+    """The shape of the model that a file was saved of, as it says or as its tensors do."""
+    patch: int | None = spec.arch.get("patch_size")
+    key = first_conv(tensors)
+    filters = tensors[key] if key else None
+    if patch is not None and filters is not None and key == PATCH_EMBED:
+        patch = filters.shape[3]
+    size = as_pair(metadata["img_size"]) if "img_size" in metadata else None
+    if size is None and patch is not None and (table := _positions(tensors)) is not None:
+        patches = table.shape[1] - _num_prefix(spec)
+        side = math.isqrt(max(patches, 0))
+        size = as_pair(side * patch) if 0 < side * side == patches else None
+    return _Shape(
+        img_size=size or as_pair(spec.img_size),
+        patch_size=patch,
+        in_chans=RGB if filters is None else filters.shape[1],
+        known_size=size is not None,
+    )
+
+
+def _adapt(
+    spec: ModelSpec, tensors: dict[str, Tensor], own: _Shape, shape: _Shape
+) -> tuple[str, ...]:
+    """Fit tensors in place to another shape. Returns what was done, a phrase each."""
+    done = []
+    if (conv := first_conv(tensors)) is not None:
+        if own.in_chans != shape.in_chans:
+            tensors[conv] = with_channels(tensors[conv], shape.in_chans)
+            done.append(f"{conv} from {own.in_chans} channels to {shape.in_chans}, by timm's rule")
+        if own.patch_size not in (None, shape.patch_size):
+            tensors[conv] = with_patch_size(tensors[conv], shape.patch_size or 0)
+            done.append(
+                f"{conv} from patches of {own.patch_size} pixels to {shape.patch_size}, which is "
+                "an approximation"
+            )
+    table = _positions(tensors)
+    if table is None or own.patch_size is None or not own.known_size or own.grid == shape.grid:
+        return tuple(done)
+    prefix = _num_prefix(spec)
+    if table.shape[1] == prefix + own.grid[0] * own.grid[1]:  # else they are misfits, and named
+        tensors["pos_embed"] = resize_pos_embed(table.float(), own.grid, shape.grid, prefix)
+        grids = (f"{height}x{width}" for height, width in (own.grid, shape.grid))
+        done.append(f"pos_embed from {' to '.join(grids)} patches, bicubic")
+    return tuple(done)
+
+
+def _num_classes(tensors: dict[str, Tensor]) -> int | None:
+    """The classes of the file's head; None where it has no linear one."""
     for key in ("head.weight", "head.fc.weight"):  # the second is the RegNet's
         if key in tensors and tensors[key].ndim == 2:
             return tensors[key].shape[0]
-    return spec.num_classes if num_classes is None else 0
+    return None
 
 
-def _img_size(
-    spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]
-) -> tuple[int, int] | None:
-    """The image size a file was saved at: as it says, or else the square of its positions."""
-    if "img_size" in metadata:
-        return as_pair(metadata["img_size"])
-    if (table := _positions(spec, tensors)) is None:
+def _is_one_headed(tensors: dict[str, Tensor]) -> bool:
+    """Whether a file has a distillation token but, as transformers' DeiT, a class head alone."""
+    return {"dist_token", "head.weight"} <= tensors.keys() and "head_dist.weight" not in tensors
+
+
+def _own_labels(names: Any, file: Path, num_classes: int) -> tuple[str, ...] | None:
+    """The class folders that a checkpoint was trained on, as it states them."""
+    if names is None:
         return None
-    patches = table.shape[1] - _num_prefix(spec)
-    side = math.isqrt(max(patches, 0))
-    return as_pair(side * spec.arch["patch_size"]) if 0 < side * side == patches else None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_list or len(names) != num_classes:
+        raise CheckpointError(
+            f"{file} states labels that are no {num_classes} names; export it again"
+        )
+    return tuple(names)
 
 
-def _resample(
-    spec: ModelSpec,
-    tensors: dict[str, Tensor],
-    own_size: tuple[int, int],
-    size: tuple[int, int],
-) -> None:
-    """Fit the positions to another image size, unless they are not of the one they came with."""
-    if (table := _positions(spec, tensors)) is None:
+def _own_reading(metadata: dict[str, Any], file: Path) -> Reading | None:
+    """How images were decoded for a model of one's own; older ones, which say no word, as upstream.
+
+    None where it may be anybody's.
+    """
+    reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
+    if reading not in (None, "upright", "upstream"):
+        raise CheckpointError(
+            f"{file} states the reading {reading!r}, which is none; it must be upright or upstream"
+        )
+    return cast("Reading | None", reading)
+
+
+def _facts(model: ZooModel) -> dict[str, Any]:
+    """What a file says of its model; the classes only where they are not the published ones."""
+    spec = model.spec
+    facts: dict[str, Any] = {"name": spec and spec.name, "img_size": list(model.img_size)}
+    names = tuple(model.labels or ())
+    if spec is not None and model.num_classes and names != folders(spec.labels):
+        if len(names) == model.num_classes:
+            facts["labels"] = list(names)
+        elif model.num_classes == spec.num_classes:  # whose names they are not
+            facts["labels"] = None
+    return facts
+
+
+def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Raises CheckpointError for what `create` could not load."""
+    if any(value.is_meta for value in state.values()):
+        raise CheckpointError("the model is on the meta device and has no weights; load them first")
+    names = facts.get("labels")
+    if names is not None and len(names) != model.num_classes:
+        raise CheckpointError(
+            f"labels are {len(names)} names, but the model has {model.num_classes} classes; give "
+            "one name for each, in their order"
+        )
+    if model.spec is None:
         return
-    patch, prefix = spec.arch["patch_size"], _num_prefix(spec)
-    grid, new_grid = ((height // patch, width // patch) for height, width in (own_size, size))
-    if table.shape[1] == prefix + grid[0] * grid[1]:
-        tensors["pos_embed"] = resize_pos_embed(table.float(), grid, new_grid, prefix)
+    with _Unfilled():
+        own = model.spec.build(num_classes=model.num_classes)
+    if _is_one_headed(state):
+        own.register_module("head_dist", None)
+    if other := sorted(own.state_dict().keys() ^ state.keys()):
+        shown = ", ".join(other[:4]) + (f" and {len(other) - 4} more" if len(other) > 4 else "")
+        raise CheckpointError(
+            f"the model has other tensors than {model.spec.name} ({shown}), so its file could not "
+            "be loaded again; merge what was wrapped around its layers, or keep its state_dict()"
+        )
 
 
-def _positions(spec: ModelSpec, tensors: dict[str, Tensor]) -> Tensor | None:
+def _positions(tensors: dict[str, Tensor]) -> Tensor | None:
     table = tensors.get("pos_embed")
-    return table if table is not None and table.ndim == 3 and "patch_size" in spec.arch else None
+    return table if table is not None and table.ndim == 3 else None
 
 
 def _num_prefix(spec: ModelSpec) -> int:
@@ -252,25 +416,39 @@ def _fill(model: ZooModel, tensors: dict[str, Tensor]) -> None:
             module.register_buffer(name, tensors[prefix + name])
 
 
-def _check_fit(model: ZooModel, tensors: dict[str, Tensor], file: Path) -> None:
-    state = model.state_dict()
-    wrong = [f"missing {key}" for key in sorted(state.keys() - tensors.keys())]
-    wrong += [f"unexpected {key}" for key in sorted(tensors.keys() - state.keys())]
-    both = [(key, tensors[key], state[key]) for key in sorted(state.keys() & tensors.keys())]
-    wrong += [
-        f"{key} is {tuple(tensor.shape)}, not {tuple(own.shape)}"
-        for key, tensor, own in both
-        if tensor.shape != own.shape
+def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
+    own, tensors = model.state_dict(), state.tensors
+    missing = [f"missing {key}" for key in sorted(own.keys() - tensors.keys())]
+    unexpected = [
+        f"unexpected {state.names.get(key, key)}" for key in sorted(tensors.keys() - own.keys())
+    ]
+    both = [(key, tensors[key], own[key]) for key in sorted(own.keys() & tensors.keys())]
+    wrong = [
+        f"{key} is {tuple(tensor.shape)}, not {tuple(value.shape)}"
+        for key, tensor, value in both
+        if tensor.shape != value.shape
     ]
     wrong += [
         f"{key} holds {tensor.dtype}"
-        for key, tensor, own in both
-        if tensor.is_floating_point() != own.is_floating_point()
+        for key, tensor, value in both
+        if tensor.is_floating_point() != value.is_floating_point()
     ]
-    if wrong:
-        name = model.spec.name if model.spec else type(model).__name__
-        shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise CheckpointError(
-            f"{file} does not fit {name}: {shown}; give the model and the img_size "
-            "that it was saved of"
-        )
+    if not (missing or unexpected or wrong):
+        return
+    # Of keys that others named, the first of both sides.
+    most = 4 if missing and unexpected else 8
+    shown = [*missing[:most], *unexpected[:most], *wrong][:8]
+    left = len(missing) + len(unexpected) + len(wrong) - len(shown)
+    name = model.spec.name if model.spec else type(model).__name__
+    raise CheckpointError(
+        f"{file} does not fit {name}: {', '.join(shown)}{f' and {left} more' if left else ''}; "
+        + _advice(missing, unexpected, state)
+    )
+
+
+def _advice(missing: list[str], unexpected: list[str], state: StateDict) -> str:
+    if missing and all(key.startswith("missing head") for key in missing) and not unexpected:
+        return "it has no head: give num_classes=N for a fresh one, or 0 for features"
+    if word := leading_word(state.names):
+        return f"give weights={word.split('.')[0]!r} for what lies under that word alone"
+    return "give the model and the img_size that it was saved of"

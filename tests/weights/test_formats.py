@@ -137,7 +137,7 @@ def test_a_pth_cut_short_is_one_sentence(
 
 @pytest.mark.parametrize(
     "content",
-    [b"<html>404 Not Found</html>", b"\x80\x02.", b"\x80\x02}q\x00(U", bytes(1000), b"PK\x03\x04"],
+    [b"\x80\x02.", b"\x80\x02}q\x00(U", bytes(1000), b"PK\x03\x04"],
 )
 def test_what_is_no_pickle_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)

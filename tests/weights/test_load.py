@@ -239,13 +239,6 @@ def test_a_model_without_positions_does_not_take_a_file_with_them(file: Path) ->
         deit_zoo.create("convnet_pico_digits", checkpoint=file, img_size=32)
 
 
-def test_other_channels_are_a_misfit(file: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"patch_embed\.proj\.weight is \(192, 3, 16, 16\), n"
-    ):
-        deit_zoo.create("deit_tiny", checkpoint=file, in_chans=1)
-
-
 @pytest.mark.parametrize("size", [0, 7, 100, 100_000])
 def test_a_truncated_file_is_named(size: int, file: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"

@@ -1,0 +1,256 @@
+"""What people save: wrapped, shared and changed models, and the names of their classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.optim.swa_utils import AveragedModel
+
+import deit_zoo
+from deit_zoo import weights
+from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.inference.classify import class_names
+from deit_zoo.models.layers import ZooModel
+from support.machine import NAME
+
+DISTILLED = "deit_pico_distilled_digits"
+
+
+def tuned(**options: Any) -> ZooModel:
+    return deit_zoo.create(NAME, pretrained=True, **{"num_classes": 3} | options)
+
+
+def names(model: ZooModel) -> list[str]:
+    return [label.name for label in class_names(model)]
+
+
+def saved(model: nn.Module, folder: Path) -> ZooModel:
+    weights.save(model, folder / "mine.safetensors")
+    return deit_zoo.create(checkpoint=folder / "mine.safetensors")
+
+
+WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "parallel": nn.DataParallel,
+    "compiled and parallel": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "averaged": AveragedModel,
+}
+
+
+@pytest.mark.parametrize("how", list(WRAPPED))
+def test_a_wrapped_model_is_saved_as_the_one_inside(how: str, tmp_path: Path) -> None:
+    model = tuned()
+    loaded = saved(WRAPPED[how](model), tmp_path)
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(loaded.state_dict()[key], expected[key]) for key in expected)
+
+
+def test_a_path_may_be_a_string_in_both_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sha256 = weights.save(tuned(), "mine.safetensors")
+    weights.save(tuned(), "again.safetensors")
+    assert len(sha256) == 64
+    assert weights.local("mine.safetensors").path == Path("mine.safetensors")
+
+
+def test_heads_that_are_one_are_saved_as_two(tmp_path: Path) -> None:
+    model = deit_zoo.create(DISTILLED, pretrained=True)
+    model.head_dist = model.head
+    loaded = saved(model, tmp_path)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert torch.equal(loaded.head_dist.weight, model.head.weight)
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    model = tuned()
+    parametrizations.weight_norm(model.blocks[0].mlp.fc1)
+    with pytest.raises(CheckpointError, match=r"other tensors than deit_pico_digits \(blocks\.0\."):
+        weights.save(model, tmp_path / "mine.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_weights_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is on the meta device and has no weights"):
+        weights.save(deit_zoo.create(NAME, device="meta"), tmp_path / "mine.safetensors")
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "none" / "mine.safetensors"
+    with pytest.raises(CheckpointError) as caught:
+        weights.save(tuned(), file)
+    assert str(caught.value) == (
+        f"{file} cannot be written (No such file or directory); give another file"
+    )
+
+
+def test_names_of_another_number_of_classes_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="labels are 2 names, but the model has 3 classes"):
+        weights.save(tuned(), tmp_path / "mine.safetensors", labels=["cat", "dog"])
+
+
+# Classes.
+
+HEADS: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda dim: nn.Linear(dim, 3),
+    "with dropout": lambda dim: nn.Sequential(nn.Dropout(0.1), nn.Linear(dim, 3)),
+    "two layers": lambda dim: nn.Sequential(nn.Linear(dim, 7), nn.GELU(), nn.Linear(7, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", list(HEADS))
+def test_a_head_put_in_by_hand_says_how_many_classes_there_are(kind: str) -> None:
+    model = deit_zoo.create("deit_tiny", img_size=32)
+    assert names(model)[0] == "tench, Tinca tinca"
+    model.head = HEADS[kind](192)
+    assert (model.num_classes, names(model)) == (3, ["0", "1", "2"])
+    model.labels = ["cat", "dog", "fox"]
+    assert names(model) == ["cat", "dog", "fox"]
+
+
+def test_a_fresh_head_of_as_many_classes_has_not_the_old_names() -> None:
+    model = deit_zoo.create("deit_tiny", device="meta")
+    model.reset_classifier(1000)
+    assert names(model)[:2] == ["0", "1"]
+
+
+def test_without_a_head_there_are_no_classes() -> None:
+    model = deit_zoo.create("deit_tiny", device="meta")
+    model.head = nn.Identity()
+    assert (model.num_classes, names(model)) == (0, [])
+
+
+def test_a_teachers_head_is_counted_too() -> None:
+    model = deit_zoo.create("regnety_160_deit", device="meta")
+    assert names(model)[0] == "tench, Tinca tinca"
+    model.head.fc = nn.Linear(3024, 3)
+    assert names(model) == ["0", "1", "2"]
+
+
+def test_a_number_of_classes_that_the_head_has_not_is_an_error() -> None:
+    model = deit_zoo.create(NAME)
+    model.num_classes = 10
+    with pytest.raises(ZooError, match=r"num_classes is 3, but the head tells 10 classes apart"):
+        model.num_classes = 3
+
+
+def test_names_of_classes_survive_saving_and_loading_twice(tmp_path: Path) -> None:
+    model = tuned()
+    model.labels = ["cat", "dog", "öwl"]
+    loaded = saved(saved(model, tmp_path), tmp_path)
+    assert loaded.labels == ("cat", "dog", "öwl")
+
+
+def test_a_fresh_head_for_the_digits_numbers_its_classes_after_saving_too(tmp_path: Path) -> None:
+    model = tuned(num_classes=3)
+    model.reset_classifier(10)
+    assert saved(model, tmp_path).labels is None
+    assert saved(tuned(num_classes=10), tmp_path).labels == tuple("0123456789")
+
+
+def test_a_class_of_imagenet_keeps_its_name_in_a_model_of_some() -> None:
+    model = deit_zoo.create("deit_tiny", device="meta", num_classes=2)
+    model.labels = ["n02123045", "my cat"]
+    assert names(model) == ["tabby, tabby cat", "my cat"]
+
+
+# config.json beside the weights.
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "labels"),
+    [
+        (
+            {
+                "model_type": "vit",
+                "hidden_size": 192,
+                "num_attention_heads": 3,
+                "id2label": {"10": "fox", "2": "dog", "1": "cat"},
+            },
+            "deit_tiny",
+            ["cat", "dog", "fox"],
+        ),
+        (
+            {
+                "model_type": "deit",
+                "hidden_size": 384,
+                "num_attention_heads": 6,
+                "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+            },
+            "deit_small_distilled",
+            None,
+        ),
+        ({"model_type": "vit", "image_size": 384}, "deit_base_384", None),
+        (
+            {"architecture": "deit_tiny_patch16_224", "label_names": ["cat", "dog"]},
+            "deit_tiny",
+            ["cat", "dog"],
+        ),
+        (
+            {"architecture": "deit_tiny_patch16_224", "model_args": {"depth": 4}},
+            None,
+            None,
+        ),
+        ({"model_type": "bert"}, None, None),
+    ],
+)
+def test_a_configuration_says_which_model_and_classes(
+    config: dict[str, Any], name: str | None, labels: list[str] | None, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = {"name": name, "labels": labels}
+    assert weights.local(tmp_path).metadata == {k: v for k, v in expected.items() if v is not None}
+
+
+def test_what_the_weights_say_goes_before_a_configuration(tmp_path: Path) -> None:
+    weights.save(tuned(), tmp_path / "model.safetensors", labels=["a", "b", "c"])
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "deit_tiny_patch16_224", "label_names": ["x", "y", "z"]})
+    )
+    model = deit_zoo.create(tmp_path)
+    assert (model.spec.name, model.labels) == (NAME, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"id2label": 3}', '{"id2label": {"a": "b"}}'])
+def test_a_configuration_that_is_none_is_one_sentence(text: str, tmp_path: Path) -> None:
+    weights.save(tuned(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is no configuration of timm's or"):
+        deit_zoo.create(tmp_path)
+
+
+def test_the_names_of_imagenet_are_its_folders(tmp_path: Path) -> None:
+    tench = deit_zoo.create("deit_tiny", device="meta")
+    by_number = {str(number): name for number, name in enumerate(names(tench))}
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    config = {"model_type": "vit", "hidden_size": 192, "num_attention_heads": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": by_number}))
+    assert weights.local(tmp_path).metadata["labels"][0] == "n01440764"
+
+
+def test_without_a_name_anywhere_the_sentence_shows_how_to_give_one(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as caught:
+        deit_zoo.create(tmp_path / "a.pth")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.pth'} does not say which model it is; give create(NAME, "
+        f"checkpoint='{tmp_path / 'a.pth'}')"
+    )
+    with pytest.raises(ZooError, match=r"neither a name nor a checkpoint; give create\(NAME\)"):
+        deit_zoo.create()
+
+
+@pytest.mark.parametrize("word", ["runs/none", "./none", "none.safetensors"])
+def test_a_word_that_looks_like_a_path_is_one_in_the_message(word: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^checkpoint '{word}' does not exist; give a"):
+        deit_zoo.create(word)
