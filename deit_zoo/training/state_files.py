@@ -23,7 +23,8 @@ from deit_zoo.errors import CheckpointError
 from deit_zoo.files import digest, write_whole
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.rollback import FOLDER, History
-from deit_zoo.weights.load import METADATA_KEY, read_tensors
+from deit_zoo.weights.formats import read_safetensors
+from deit_zoo.weights.load import METADATA_KEY
 
 KEEP_LAST = 2
 DIGITS = 16  # of the SHA-256, in a file's name
@@ -144,7 +145,7 @@ def usable_states(
     for file in reversed(states(output)):
         if digest(file)[:DIGITS] != file.stem.rpartition("-")[2]:
             tell(f"{file} is torn or altered (its SHA-256 is not the one in its name); not used")
-        elif (name := not_finite(read_tensors(file))) is not None:
+        elif (name := not_finite(read_safetensors(file))) is not None:
             tell(f"{file} holds numbers that are not finite ({name}); not used")
         else:
             facts = _record_of(file)["facts"] or {}
@@ -179,7 +180,7 @@ def load_state(
     file: Path, state: TrainState, recipe_sha256: str, *earlier_recipes: str
 ) -> TrainPosition:
     """Put a state back. Raises CheckpointError where another recipe left it."""
-    tensors, record = read_tensors(file), _record_of(file)
+    tensors, record = read_safetensors(file), _record_of(file)
     if record["recipe_sha256"] not in (recipe_sha256, *earlier_recipes):
         raise CheckpointError(
             f"{file} was left by another recipe; give a new --output, or the same recipe and --set"
