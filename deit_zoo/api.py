@@ -183,9 +183,10 @@ def attention_map(
     from deit_zoo.data.transforms import as_tensor
     from deit_zoo.inference import attention
     from deit_zoo.models.layers import spec_of
+    from deit_zoo.weights.load import spec_for
 
     if isinstance(model, str):
-        attention.check_attentive(resolve(model))
+        attention.check_attentive(spec_for(model))
         network = create(model, pretrained=True, img_size=img_size, device=device or "auto")
     else:
         network = resolve_model(model, device)

@@ -127,6 +127,10 @@ class LocalCheckpoint:
     metadata: dict[str, Any]
     weights: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self) | {"path": str(self.path)}
+
 
 def manifest_path() -> Path:
     """The manifest in force: the user's, the wheel's, or the checkout's."""

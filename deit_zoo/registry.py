@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import MissingExtraError, UnknownModelError
@@ -265,10 +266,32 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
+# What stands before a name where it is written as the Hub's, timm's or torch.hub's.
+_OWNERS = re.compile(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", re.IGNORECASE)
+
+
+def is_path(text: str) -> bool:
+    """Whether a model is meant by a file, a folder or an address, not by its name.
+
+    A name goes before a folder of the same name; what is no name and has a slash is a path, whether
+    it is there or not.
+    """
+    if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
+        return True
+    if lookup(text) is not None:
+        return False
+    return bool(set("/\\") & set(_OWNERS.sub("", text))) or Path(text).exists()
+
+
 def resolve(name: str) -> ModelSpec:
     """The row that a name means. Raises UnknownModelError with the three nearest names."""
     spec = lookup(name) if isinstance(name, str) else None
     if spec is None:
+        if isinstance(name, str) and is_path(name):
+            raise UnknownModelError(
+                f"{name!r} is a path, and here a model's name is wanted; `deit-zoo list` shows all "
+                f"{len(MODELS)}"
+            )
         raise UnknownModelError(_unknown(name))
     return spec
 
@@ -285,7 +308,7 @@ def normalize(name: str) -> str:
         text = re.sub("⚗[\ufe0e\ufe0f]?", "_distilled", text).replace("↑", "_")
         text = re.sub(r"[Υυϒ]", "", text)
     text = text.casefold()
-    text = re.sub(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", "", text)
+    text = re.sub(_OWNERS, "", text)
     return re.sub(r"[-./\s_]+", "_", text).strip("_")
 
 

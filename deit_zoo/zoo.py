@@ -10,13 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.errors import ZooError
 from deit_zoo.machine import usable_device
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint, manifest_record, read_manifest
-from deit_zoo.registry import MODELS, ModelSpec, lookup, resolve
+from deit_zoo.registry import MODELS, ModelSpec, is_path, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +31,7 @@ _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
 class ModelInfo:
     """What is known of a model. `checkpoint` and `recipe` are None where there is none.
 
+    Weights that were given by their path are `file`, their classes `labels`.
     `recipe_assumed` names the recipe's values that nobody published, each with a reason.
     """
 
@@ -41,16 +41,19 @@ class ModelInfo:
     arch: dict[str, Any]
     num_params: int
     gmacs: float
-    img_size: int
+    img_size: int | tuple[int, int]
     source: str
     checkpoint: Checkpoint | None
     recipe: str | None
     recipe_assumed: dict[str, str]
+    file: LocalCheckpoint | None = None
+    labels: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
-        record = self.checkpoint.to_dict() if self.checkpoint else None
-        return asdict(self) | {"checkpoint": record}
+        facts = asdict(self) | {"checkpoint": self.checkpoint and self.checkpoint.to_dict()}
+        own = {"file": self.file.to_dict(), "labels": self.labels} if self.file else {}
+        return {key: facts[key] for key in facts if key not in ("file", "labels")} | own
 
 
 def list_models(
@@ -107,13 +110,15 @@ def list_models(
 
 
 def info(name: str) -> ModelInfo:
-    """Everything known of a model, without building it.
+    """Everything known of a model by its name, or of weights by their path.
 
     >>> deit_zoo.info("deit_s").num_params
     22050664
     """
     from deit_zoo.recipes import RECIPES
 
+    if is_path(name):
+        return _info_of_file(name)
     spec = resolve(name)
     recipe = RECIPES.get(spec.name)
     return ModelInfo(
@@ -128,6 +133,30 @@ def info(name: str) -> ModelInfo:
         checkpoint=read_manifest().get(spec.name),
         recipe=recipe.source if recipe else None,
         recipe_assumed=dict(recipe.assumed) if recipe else {},
+    )
+
+
+def _info_of_file(path: str) -> ModelInfo:
+    from deit_zoo.weights.load import open_local, spec_of_file
+
+    local = open_local(path)
+    spec = spec_of_file(local, path)
+    model = create(checkpoint=path)
+    height, width = model.img_size
+    return ModelInfo(
+        name=spec.name,
+        family=spec.family,
+        aliases=(),
+        arch=spec.arch,
+        num_params=sum(value.numel() for value in model.parameters()),
+        gmacs=spec.gmacs,
+        img_size=height if height == width else (height, width),
+        source=spec.source,
+        checkpoint=None,
+        recipe=None,
+        recipe_assumed={},
+        file=local,
+        labels=None if model.labels is None else tuple(model.labels),
     )
 
 
@@ -199,12 +228,12 @@ def create(
             model: ZooModel = spec.build(drop_path_rate=drop_path_rate, **given)
         return model.to(dtype=dtype)
 
-    from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file
+    from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_of_file
 
     origin: Any
     if checkpoint is not None:
         origin = open_local(checkpoint, weights)
-        spec = spec or _spec_of_file(origin, checkpoint)
+        spec = spec or spec_of_file(origin, checkpoint)
         file, metadata, weights = origin.path, origin.metadata, origin.weights
     else:
         spec = _named(spec)
@@ -258,26 +287,6 @@ def _named(spec: ModelSpec | None) -> ModelSpec:
     if spec is None:
         raise ZooError("there is neither a name nor a checkpoint; give create(NAME)")
     return spec
-
-
-def _spec_of_file(local: LocalCheckpoint, checkpoint: Any) -> ModelSpec:
-    """The model that a file, or a configuration beside it, says that it is of."""
-    if "name" not in local.metadata:
-        raise CheckpointError(
-            f"{local.path} does not say which model it is; give create(NAME, "
-            f"checkpoint={os.fspath(checkpoint)!r})"
-        )
-    return resolve(str(local.metadata["name"]))
-
-
-def is_path(text: str) -> bool:
-    """Whether a model is meant by a file, a folder or an address, not by its name.
-
-    No name has a slash in it, nor a dot but before its version, unless it is a known one.
-    """
-    if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
-        return True
-    return lookup(text) is None and ("/" in text or "\\" in text or Path(text).exists())
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import check_output, chosen_device, print_json, talk, writing
 from deit_zoo.cli.options import (
+    MODEL_OR_RUN,
     Device,
     FiguresAsJson,
     ImgSize,
@@ -20,7 +21,7 @@ from deit_zoo.cli.options import (
     pixels,
 )
 from deit_zoo.errors import DataError
-from deit_zoo.registry import resolve
+from deit_zoo.registry import is_path
 
 PICTURE = Path("attention.png")
 
@@ -37,7 +38,7 @@ class Shown(str, Enum):
 def attention_(
     image: Annotated[str, typer.Argument(help="A file, a URL, or - for stdin.")],
     model: Annotated[
-        str, typer.Option(help="Any spelling of a model.", autocompletion=complete_name)
+        str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
     ] = "deit_small",
     output: Annotated[
         Path | None,
@@ -56,15 +57,16 @@ def attention_(
     from deit_zoo.api import attention_map
     from deit_zoo.inference.attention import check_attentive
     from deit_zoo.machine import require_matplotlib
+    from deit_zoo.weights.load import spec_for
     from deit_zoo.zoo import create
 
-    spec = resolve(model)
+    spec = spec_for(model)
     check_attentive(spec)
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_output(file)
         require_matplotlib()
-    if spec.name != model.lower():
+    if spec.name != model.lower() and not is_path(model):
         talk.print(f"model: {spec.name}")
     source = _source(image)
     network = create(

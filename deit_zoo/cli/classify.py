@@ -14,7 +14,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
 from deit_zoo.cli.options import MODEL_OR_RUN, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
-from deit_zoo.registry import resolve
+from deit_zoo.registry import is_path, resolve
 from deit_zoo.results import Prediction
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def classify_(
 
 
 def _network(model: str, device: str, fast: bool) -> ZooModel:
-    from deit_zoo.zoo import is_path, load_model
+    from deit_zoo.zoo import load_model
 
     if not is_path(model) and (implied := resolve(model).name) != model.lower():
         talk.print(f"model: {implied}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, pr
 from deit_zoo.cli.options import AsJson, Device, NameOrRun
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
+from deit_zoo.registry import resolve
 from deit_zoo.results import Evaluation
 from deit_zoo.zoo import ModelInfo, info
 
@@ -82,7 +82,7 @@ def evaluate_(
         if is_main:
             raise
         raise typer.Exit(2) from None
-    model = info_of(name)
+    model = info(name)
     report = report_of(model, labels, measured)
     if is_main and as_json:
         print_json(report)
@@ -132,8 +132,9 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
         line += f"; {judged:,} have a label and count, {images - judged:,} have none"
     out.print(f"{TITLES[report['labels']]}: {line}" if report["labels"] else line)
     if model.checkpoint:
-        resized = int(model.img_size / model.checkpoint.crop_pct)
-        out.print(f"short side resized to {resized} pixels, centre crop of {model.img_size}")
+        size = resolve(model.name).img_size
+        resized = int(size / model.checkpoint.crop_pct)
+        out.print(f"short side resized to {resized} pixels, centre crop of {size}")
     if report["source"]:
         out.print(f"published: {escape(report['source'])}")
     colour = {True: "green", False: "red", None: "yellow"}[report["reached"]]
@@ -175,17 +176,6 @@ def started_ranks(
     kind = usable_device(device).type if typed is None else "cuda" if gpus else "cpu"
     with init_distributed(kind) as group:
         yield group
-
-
-def info_of(name: str) -> ModelInfo:
-    """What `info` says of a model; for somebody's own weights without the published checkpoint."""
-    from deit_zoo.zoo import is_path
-
-    if not is_path(name):
-        return info(name)
-    from deit_zoo.weights.load import open_local
-
-    return replace(info(open_local(name).metadata["name"]), checkpoint=None)
 
 
 def published_for(model: ModelInfo, labels: str | None) -> Metric | None:

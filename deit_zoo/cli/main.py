@@ -27,12 +27,13 @@ from deit_zoo.cli.console import (
 from deit_zoo.cli.data import data_app
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
-from deit_zoo.cli.options import AsJson, Name
+from deit_zoo.cli.options import AsJson, NameOrRun
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
+from deit_zoo.manifest import LocalCheckpoint
 from deit_zoo.version import __version__
 from deit_zoo.zoo import ModelInfo, info, list_models
 
@@ -154,7 +155,7 @@ def list_(
 
 
 @app.command("info")
-def info_(name: Name, as_json: AsJson = False) -> None:
+def info_(name: NameOrRun, as_json: AsJson = False) -> None:
     """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
     model = info(name)
     print_json(model.to_dict()) if as_json else print_rows(out, list(_facts(model)))
@@ -231,6 +232,9 @@ def _is_timms(model: ModelInfo) -> bool:
 
 
 def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    if model.file is not None:
+        yield from _facts_of_file(model, model.file)
+        return
     yield "name", model.name
     if model.aliases:
         yield "also called", ", ".join(model.aliases)
@@ -266,3 +270,15 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "receipt", str(ASSETS / f"{record.name}.receipt.json")
     yield "licence", record.license
     yield "origin", record.origin + (f", {record.paper}" if record.paper else "")
+
+
+def _facts_of_file(model: ModelInfo, local: LocalCheckpoint) -> Iterator[tuple[str, str]]:
+    yield "weights", str(local.path)
+    yield "  SHA-256", local.sha256 or "stated nowhere"
+    yield "of", f"{model.name} ({model.source})"
+    yield "size", f"{model.num_params:,} parameters"
+    size = model.img_size
+    yield "images", f"{size} px" if isinstance(size, int) else f"{size[0]}x{size[1]} px"
+    if model.labels is not None:
+        more = f" and {len(model.labels) - 8:,} more" if len(model.labels) > 8 else ""
+        yield "classes", f"{len(model.labels):,}: {', '.join(model.labels[:8])}{more}"

@@ -21,6 +21,7 @@ from deit_zoo.cli.options import (
     DryRun,
     LogTo,
     Name,
+    NameOrRun,
     Resume,
     Slurm,
     TrainWorkers,
@@ -119,7 +120,7 @@ def reproduce_(
 
 
 def finetune_(
-    name: Name,
+    name: NameOrRun,
     data: Annotated[
         str, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
@@ -158,7 +159,7 @@ def finetune_(
     slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a published model on your own classes: a folder of images for each.
+    """Train a published model, or a run further, on your own classes: a folder of images for each.
 
     Exit 0: done; 75: asked to stop by SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C.
     A state is on disk then.

@@ -11,9 +11,10 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, Name, complete_name
+from deit_zoo.cli.options import AsJson, NameOrRun, complete_name
+from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
-from deit_zoo.registry import resolve
+from deit_zoo.registry import is_path, resolve
 
 if TYPE_CHECKING:
     from deit_zoo.hub.verify import VerifyResult
@@ -64,7 +65,7 @@ def verify_(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models, or folders that fetch --to made; all unless given.",
+            help="Models, runs, or folders that fetch --to made; all unless given.",
             autocompletion=complete_name,
         ),
     ] = None,
@@ -137,7 +138,7 @@ def pin_(
 
 @weights_app.command("publish")
 def publish_(
-    name: Name,
+    name: NameOrRun,
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the Hub.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Leave the folder; no upload.")
@@ -146,22 +147,36 @@ def publish_(
         Path | None,
         typer.Option(help="A new folder to keep its files in [--dry-run: publish/NAME]."),
     ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(help="Of a run; that of the weights it began from unless given."),
+    ] = None,
 ) -> None:
-    """Make a Hub repository of a checkpoint: weights, configuration, card, receipt."""
+    """Make a Hub repository of a checkpoint or a run: weights, configuration, card, receipt."""
     from deit_zoo.hub import publish
+    from deit_zoo.hub.publish_run import build_run
 
-    canonical = resolve(name).name
+    is_run = is_path(name)
+    if license is not None and not is_run:
+        raise ZooError(f"--license is of a run; {name} has its own, in the manifest")
+    title = repo.split("/")[-1] if is_run else resolve(name).name
+
+    def build(folder: Path) -> list[Path]:
+        if is_run:
+            return build_run(Path(name).expanduser(), repo, folder, license)
+        return publish.build(title, repo, folder)
+
     if dry_run:
-        folder = output or Path("publish") / canonical
-        for file in publish.build(canonical, repo, folder):
+        folder = output or Path("publish") / title
+        for file in build(folder):
             out.print(escape(str(file)))
         talk.print(f"nothing was uploaded; without --dry-run these files become {repo}")
         return
     publish.check_rights(repo)
     with TemporaryDirectory() as temporary:
-        folder = output or Path(temporary) / canonical
-        publish.build(canonical, repo, folder)
-        out.print(publish.upload(folder, repo, canonical))
+        folder = output or Path(temporary) / title
+        build(folder)
+        out.print(publish.upload(folder, repo, title))
 
 
 def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None]:

@@ -19,7 +19,6 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, IntegrityError, OfflineError, ZooError
 from deit_zoo.files import (
     ASSETS,
@@ -30,6 +29,7 @@ from deit_zoo.files import (
     digest,
     write_whole,
 )
+from deit_zoo.hub.config import as_text, timm_config, timm_name
 from deit_zoo.hub.verify import cached_file, copy_file
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, manifest_record
@@ -37,18 +37,10 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.registry import ModelSpec, resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
+from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.fetch import HTTP_ERROR, LIBRARY
 from deit_zoo.weights.load import resolve_file
 
-# Sizes that timm has no name for are built from the nearest name and these of our arguments.
-_RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
-# timm's names of the first convolution and of the head, by family.
-_LAYERS = {
-    "deit": ("patch_embed.proj", "head"),
-    "cait": ("patch_embed.proj", "head"),
-    "regnet": ("stem.conv", "head.fc"),
-}
-_REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
 # What the Hub calls the data sets, and their names.
 _DATASETS = {
     "imagenet1k": ("imagenet-1k", "ImageNet-1k"),
@@ -76,10 +68,18 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     record = manifest_record(spec.name)
     check_arguments(repo_id, folder)
     file = resolve_file(record)
+    with new_folder(folder) as temporary:
+        _fill(temporary, spec, record, repo_id, file)
+    return sorted(folder.iterdir())
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when all is in it."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        _fill(temporary, spec, record, repo_id, file)
+        yield temporary
         temporary.rename(folder)
     except OSError as error:
         raise CheckpointError(
@@ -87,7 +87,6 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(folder.iterdir())
 
 
 def upload(folder: Path, repo_id: str, name: str) -> str:
@@ -126,46 +125,15 @@ def check_arguments(repo_id: str, folder: Path) -> None:
         raise CheckpointError(f"{folder} exists already; remove it, or give a new --output")
 
 
-def timm_name(spec: ModelSpec) -> str | None:
-    """The architecture by which timm builds this model; None where it has none."""
-    for alias in spec.aliases:
-        if "." in alias:
-            return alias.split(".")[0]
-    if spec.family == "deit":
-        return f"deit_tiny{'_distilled' if spec.arch.get('distilled') else ''}_patch16_224"
-    return None
-
-
 def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
-    """config.json, in timm's keys."""
-    classes = labels(record.labels)
-    architecture = timm_name(spec)
-    widths = spec.arch.get("dims", [spec.arch.get("embed_dim", _REGNET_FEATURES)])
-    facts: dict[str, Any] = {
-        "architecture": architecture or spec.name,
-        "num_classes": record.num_classes,
-        "num_features": widths[-1],
-        "label_names": [label.folder for label in classes],
-        "label_descriptions": {label.folder: label.name for label in classes},
-    }
-    if architecture and not spec.aliases:
-        facts["model_args"] = {"img_size": spec.img_size}
-        facts["model_args"] |= {key: spec.arch[key] for key in _RESIZED}
-    first_conv, head = _LAYERS.get(spec.family, (None, "head"))
-    facts["pretrained_cfg"] = {
-        "input_size": [3, spec.img_size, spec.img_size],
-        "fixed_input_size": spec.family in ("deit", "cait"),
-        "interpolation": record.interpolation,
-        "crop_pct": record.crop_pct,
-        "crop_mode": "center",
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "num_classes": record.num_classes,
-        "first_conv": first_conv,
-        "classifier": [head, "head_dist"] if spec.arch.get("distilled") else head,
-        "license": record.license,
-    }
-    return facts
+    """config.json of a published checkpoint."""
+    return timm_config(
+        spec,
+        labels(record.labels),
+        num_classes=record.num_classes,
+        crop_pct=record.crop_pct,
+        license=record.license,
+    )
 
 
 def model_card(context: CardContext) -> str:
@@ -210,8 +178,7 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
             f"the copy of {file} has SHA-256 {sha256}, but {expected} is expected; type "
             f"`deit-zoo weights verify {spec.name}`"
         )
-    text = json.dumps(config(spec, record), indent=2, ensure_ascii=False)
-    write_whole(folder / "config.json", f"{text}\n".encode())
+    write_whole(folder / CONFIG_FILE, as_text(config(spec, record)))
     recipe = asdict(RECIPES[spec.name]) if spec.name in RECIPES else None
     if receipt := _add_run(file, record, folder):
         recipe = receipt["plan"]["recipe"]
@@ -227,6 +194,11 @@ def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file:
         curve=receipt is not None,
     )
     write_whole(folder / "README.md", model_card(context).encode())
+    write_sums(folder)
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS of all that is in a folder."""
     sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     write_whole(folder / SUMS_FILE, sums.encode())
 

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deit_zoo.errors import CheckpointError, IntegrityError
-from deit_zoo.files import ASSETS, MODEL_FILE, SUMS_FILE, digest, read_sums, write_whole
+from deit_zoo.files import (
+    ASSETS,
+    MODEL_FILE,
+    RECEIPT_FILE,
+    SUMS_FILE,
+    digest,
+    read_sums,
+    write_whole,
+)
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record
-from deit_zoo.registry import lookup, resolve
+from deit_zoo.registry import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.fetch import cached_source
 
@@ -75,21 +83,26 @@ def cached_file(record: Checkpoint, path: Path) -> CachedFile:
 
 
 def listed_files(folder: Path) -> Iterator[CachedFile]:
-    """The files that a folder's SHA256SUMS lists. Raises CheckpointError where it has none."""
-    for filename, sha256 in _sums(folder).items():
+    """The files that a folder's SHA256SUMS, or the receipt of a run, has digests of.
+
+    Raises CheckpointError where it has neither.
+    """
+    receipt = folder / RECEIPT_FILE
+    is_run = receipt.is_file() and not (folder / SUMS_FILE).is_file()
+    for filename, sha256 in (_stated(receipt) if is_run else _sums(folder)).items():
         yield CachedFile(
             name=str(folder),
             path=folder / filename,
             sha256=sha256,
-            proof="SHA256SUMS",
-            remedy="fetch the folder again",
+            proof=RECEIPT_FILE if is_run else SUMS_FILE,
+            remedy="train it again" if is_run else "fetch the folder again",
         )
 
 
 def files_of(name: str) -> list[CachedFile]:
     """The files of a model, or of a folder that is given by its path."""
     path = Path(name)
-    if path.is_dir() and (path.name != name or lookup(name) is None):
+    if is_path(name) or (path.is_dir() and path.name != name):
         return list(listed_files(path))
     return list(cached_files(manifest_record(resolve(name).name)))
 
@@ -178,13 +191,24 @@ def _recorded_name(folder: Path) -> str | None:
     return next(iter(record), None) if isinstance(record, dict) else None
 
 
+def _stated(receipt: Path) -> dict[str, str]:
+    try:
+        stated = json.loads(receipt.read_text(encoding="utf-8"))["sha256"]
+        return {str(name): str(sha256) for name, sha256 in stated.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{receipt} states no digests, so nothing says what the run's files should be; give "
+            "the folder of a run that ended"
+        ) from error
+
+
 def _sums(folder: Path) -> dict[str, str]:
     try:
         return read_sums(folder / SUMS_FILE)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{folder} has no readable {SUMS_FILE}, so nothing says what its files should be; give "
-            "a folder that `deit-zoo weights fetch NAME --to DIR` made"
+            "a folder that `deit-zoo weights fetch NAME --to DIR` made, or that of a run"
         ) from error
     except ValueError as error:
         raise CheckpointError(

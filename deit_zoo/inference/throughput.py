@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import cpu_name, peak_mb
-from deit_zoo.registry import resolve
+from deit_zoo.registry import is_path, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,6 +74,7 @@ def cases_of(
     Raises ZooError for what cannot be measured, before an hour was spent on the rest.
     """
     from deit_zoo.models.layers import as_pair, check_divisible
+    from deit_zoo.weights.load import open_local, spec_for
 
     for option, values, choices in (("precision", precisions, PRECISIONS), ("mode", modes, MODES)):
         if wrong := [value for value in values if value not in choices]:
@@ -86,13 +87,14 @@ def cases_of(
     if "int8" in precisions and "optimized" not in modes:
         raise ZooError("int8 is what optimize makes; add --mode optimized")
     cases = []
-    for name in dict.fromkeys(resolve(model).name for model in models):
-        spec = resolve(name)
-        size = as_pair(spec.img_size if img_size is None else img_size)
+    for name in dict.fromkeys(one if is_path(one) else resolve(one).name for one in models):
+        spec, own = spec_for(name), is_path(name)
+        own_size = open_local(name).metadata.get("img_size") if own else None
+        size = as_pair(img_size or own_size or spec.img_size)
         if patch_size := spec.arch.get("patch_size"):
             check_divisible(size, patch_size)
         # What is inside the package costs no download.
-        facts = options | {"pretrained": options["pretrained"] or spec.labels == "digits"}
+        facts = options | {"pretrained": own or options["pretrained"] or spec.labels == "digits"}
         cases += [
             Case(model=name, batch_size=batch_size, precision=precision, img_size=size, **facts)
             for precision in dict.fromkeys(precisions)
@@ -113,10 +115,14 @@ def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
     """The model of a case, in float32 and eval mode; random weights are the same each time."""
     import torch
 
-    spec = resolve(case.model)
+    from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_for
+
+    spec = spec_for(case.model)
+    if is_path(case.model) and weights is None:
+        own = open_local(case.model)
+        return load_checkpoint(spec, own.path, own.metadata, img_size=case.img_size)
     if case.pretrained or weights:
         from deit_zoo.manifest import manifest_record
-        from deit_zoo.weights.load import load_checkpoint, resolve_file
 
         file = weights or resolve_file(manifest_record(spec.name))
         return load_checkpoint(spec, file, {}, img_size=case.img_size)
@@ -361,8 +367,9 @@ def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     from deit_zoo.data.folder import is_image
     from deit_zoo.data.transforms import as_tensor, eval_transform
     from deit_zoo.inference.optimize import agreement, optimize
+    from deit_zoo.weights.load import spec_for
 
-    spec = resolve(case.model)
+    spec = spec_for(case.model)
     comparable = case.pretrained and (folder is not None or spec.labels == "digits")
     if not comparable and case.precision != "int8":
         return None

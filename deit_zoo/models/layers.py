@@ -26,9 +26,9 @@ INIT_STD = 0.02
 class ZooModel(nn.Module):
     """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`).
 
-    `labels` are the folders of its classes, where they are known; a new head knows others. `reading`
-    is how its checkpoint says that images are decoded for it, and `adapted` what of the checkpoint
-    was computed anew to fit.
+    `labels` are the folders of its classes, where they are known; a new head knows others.
+    `reading` is how its checkpoint says that images are decoded for it, and `adapted` what of the
+    checkpoint was computed anew to fit.
     """
 
     __jit_unused_properties__ = ("num_classes",)

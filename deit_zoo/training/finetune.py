@@ -21,9 +21,10 @@ from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
 from deit_zoo.recipes.recipe import Recipe, changed
-from deit_zoo.registry import ModelSpec, lookup, resolve
+from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
 from deit_zoo.training.run_data import has_begun
+from deit_zoo.weights.load import open_local, spec_for
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +126,7 @@ def make_plan(
 
 
 def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) -> Recipe:
-    """A recipe of FINETUNE for one model, with `field=value` changes.
+    """A recipe of FINETUNE for one model or run, with `field=value` changes.
 
     Raises RecipeError where it makes no sense, ImageSizeError where patches do not tile the image.
     """
@@ -133,13 +134,14 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
         raise RecipeError(
             f"no recipe for fine-tuning is named {table!r}; there are {', '.join(FINETUNE)}"
         )
-    spec, base, chosen = resolve(name), FINETUNE[table], chosen_fields(changes)
+    spec, base, chosen = spec_for(name), FINETUNE[table], chosen_fields(changes)
+    own = is_path(name)
     recipe = replace(
         base,
-        name=f"{spec.name}_{table}",
+        name=f"{Path(name).resolve().name if own else spec.name}_{table}",
         model=spec.name,
-        init_from=spec.name,
-        img_size=spec.img_size if "img_size" in base.assumed else base.img_size,
+        init_from=name if own else spec.name,
+        img_size=(_square_size(name, spec) if "img_size" in base.assumed else base.img_size),
         drop_path_rate=0.0 if spec.family == "convnet" else base.drop_path_rate,
     )
     recipe = changed(recipe, changes)
@@ -154,6 +156,12 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
         recipe = _with_rates_for(recipe, base.batch_size)
     _check_model(recipe, spec)
     return recipe
+
+
+def _square_size(name: str, spec: ModelSpec) -> int:
+    """The image size to begin with: the model's, or the one that a run ended with."""
+    size = open_local(name).metadata.get("img_size") if is_path(name) else None
+    return int(max(size)) if size else spec.img_size
 
 
 def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, str]:
@@ -186,8 +194,6 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
     if spec is not None:
         teacher_classes = [label.folder for label in labels(spec.labels)]
     elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
-        from deit_zoo.weights.load import open_local
-
         metadata = open_local(recipe.teacher).metadata
         spec, teacher_classes = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
     if spec is None or not teacher_classes or sorted(teacher_classes) == sorted(classes):

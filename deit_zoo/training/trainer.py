@@ -18,9 +18,10 @@ from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
+from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import commit, cpu_name
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
@@ -258,6 +259,14 @@ def export(plan: Plan, state: TrainState, classes: list[str], output: Path) -> s
         if state.ema is not None:
             (output / EMA_FOLDER).mkdir(exist_ok=True)
             save_model(state.ema.module, output / EMA_FOLDER / MODEL_FILE, **facts)
+        start = start_record(plan.recipe.init_from)
+        write_run_config(
+            output,
+            spec_of(state.model),
+            class_names(state.model),
+            state.model.img_size,
+            start.license if start else None,
+        )
         return save_model(state.model, output / MODEL_FILE, **facts)
 
 

@@ -36,7 +36,7 @@ from deit_zoo.files import (
 from deit_zoo.labels import folders
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint, Reading
 from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed, unwrapped
-from deit_zoo.registry import ModelSpec
+from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
 from deit_zoo.weights.config import read_config
@@ -103,6 +103,21 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
         cache.check(file, sha256)
     metadata = read_metadata(file) or read_config(file.parent)
     return LocalCheckpoint(path=file, sha256=sha256, metadata=metadata, weights=weights)
+
+
+def spec_for(model: str) -> ModelSpec:
+    """The model that is meant by a name, or by the path of weights that say what they are."""
+    return spec_of_file(open_local(model), model) if is_path(model) else resolve(model)
+
+
+def spec_of_file(local: LocalCheckpoint, given: str | os.PathLike[str]) -> ModelSpec:
+    """The model that a file, or a configuration beside it, says that it is of."""
+    if "name" not in local.metadata:
+        raise CheckpointError(
+            f"{local.path} does not say which model it is; give create(NAME, "
+            f"checkpoint={os.fspath(given)!r})"
+        )
+    return resolve(str(local.metadata["name"]))
 
 
 def _file_in(folder: Path) -> Path:

@@ -1,0 +1,143 @@
+"""A run of one's own as a repository of the Hub, which deit_zoo, timm and transformers load.
+
+None of the images goes with it. The words of its card are in `assets/run_card.md.jinja`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from deit_zoo.data.transforms import eval_transform
+from deit_zoo.errors import CheckpointError, IntegrityError
+from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_whole
+from deit_zoo.hub.config import start_record, timm_name, write_run_config
+from deit_zoo.hub.publish import check_arguments, new_folder, write_sums
+from deit_zoo.hub.verify import copy_file
+from deit_zoo.labels import Label, labels
+from deit_zoo.manifest import Checkpoint
+from deit_zoo.models.layers import as_pair
+from deit_zoo.registry import ModelSpec
+from deit_zoo.weights.config import CONFIG_FILE
+from deit_zoo.weights.load import open_local, spec_of_file
+
+_CURVE = "curve.png"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCard:
+    """What the card of a run tells; `start` is the published checkpoint that it began from."""
+
+    spec: ModelSpec
+    start: Checkpoint | None
+    repo_id: str
+    sha256: str
+    classes: list[Label]
+    img_size: tuple[int, int]
+    crop_pct: float
+    timm_name: str | None
+    license: str | None
+    receipt: dict[str, Any]
+    curve: bool
+
+
+def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None) -> list[Path]:
+    """Leave the files of a repository in a new folder, all or none. Returns them.
+
+    The licence is that of the weights that the run began from, unless given.
+    Raises CheckpointError where the folder is not that of a run that ended.
+    """
+    check_arguments(repo_id, folder)
+    receipt = _receipt(run)
+    local = open_local(run)
+    spec = spec_of_file(local, run)
+    start = start_record(receipt["plan"]["recipe"].get("init_from"))
+    names = local.metadata.get("labels")
+    known = {label.folder: label for label in labels(spec.labels)}
+    classes = [known.get(name, Label(name, name)) for name in names] if names else [*known.values()]
+    size = as_pair(local.metadata["img_size"])
+    license = license or (start.license if start else _stated_license(run))
+    with new_folder(folder) as temporary:
+        sha256 = copy_file(local.path, temporary / MODEL_FILE)
+        if sha256 != local.sha256:
+            raise IntegrityError(
+                f"the copy of {local.path} has SHA-256 {sha256}, but {local.sha256} is expected; "
+                f"type `deit-zoo weights verify {run}`"
+            )
+        for name in (RECEIPT_FILE, LOG_FILE, _CURVE):
+            if (run / name).is_file():
+                shutil.copyfile(run / name, temporary / name)
+        write_run_config(temporary, spec, classes, size, license)
+        card = RunCard(
+            spec=spec,
+            start=start,
+            repo_id=repo_id,
+            sha256=sha256,
+            classes=classes,
+            img_size=size,
+            crop_pct=eval_transform(spec, size).crop_pct,
+            timm_name=timm_name(spec),
+            license=license,
+            receipt=receipt,
+            curve=(temporary / _CURVE).is_file(),
+        )
+        write_whole(temporary / "README.md", run_card(card).encode())
+        write_sums(temporary)
+    return sorted(folder.iterdir())
+
+
+def run_card(card: RunCard) -> str:
+    """README.md: front matter, and the sections of `assets/run_card.md.jinja`."""
+    spec, reached = card.spec, card.receipt["reached"]
+    hub = [source.repo_id for source in card.start.sources if source.repo_id] if card.start else []
+    name = card.repo_id.split("/")[-1]
+    result = EvalResult(
+        task_type="image-classification",
+        task_name="Image classification",
+        dataset_type="imagefolder",
+        dataset_name="a folder of images",
+        dataset_split="validation",
+        metric_type="accuracy",
+        metric_name="Top-1 accuracy (%)",
+        metric_value=reached["top1"],
+    )
+    family = ("vision-transformer",) if spec.family in ("deit", "cait") else ()
+    data = ModelCardData(
+        license=card.license,
+        library_name="timm" if card.timm_name else "deit_zoo",
+        pipeline_tag="image-classification",
+        base_model=hub[0] if hub else None,
+        tags=["image-classification", "deit_zoo", spec.family, *family],
+        metrics=["accuracy"],
+        model_name=name,
+        eval_results=[result],
+    )
+    template = (ASSETS / "run_card.md.jinja").read_text(encoding="utf-8")
+    return str(ModelCard.from_template(data, template_str=template, card=card))
+
+
+def _stated_license(run: Path) -> str | None:
+    """The licence in the run's own configuration, of weights that are no longer where they were."""
+    try:
+        config = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        return str(config["pretrained_cfg"]["license"] or "") or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _receipt(run: Path) -> dict[str, Any]:
+    file = run / RECEIPT_FILE
+    try:
+        receipt: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = receipt["reached"]["top1"], receipt["plan"]["recipe"], receipt["sha256"][MODEL_FILE]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{run} is no run that ended: it has no whole {RECEIPT_FILE}; give the --output of "
+            "deit-zoo finetune or reproduce"
+        ) from error
+    return receipt
