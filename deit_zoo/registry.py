@@ -273,14 +273,15 @@ _OWNERS = re.compile(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", r
 def is_path(text: str) -> bool:
     """Whether a model is meant by a file, a folder or an address, not by its name.
 
-    A name goes before a folder of the same name; what is no name and has a slash is a path, whether
-    it is there or not.
+    A name, also one that is known to mean nothing here, goes before a folder of the same name.
+    Else what has a slash is a path, whether it is there or not.
     """
     if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
         return True
-    if lookup(text) is not None:
+    if not text or lookup(text) is not None:
         return False
-    return bool(set("/\\") & set(_OWNERS.sub("", text))) or Path(text).exists()
+    slashes = set("/\\") & set(_OWNERS.sub("", text))
+    return Path(text).exists() or (bool(slashes) and not _refusal_of(text)[0])
 
 
 def resolve(name: str) -> ModelSpec:
@@ -357,14 +358,17 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
 
 
 def _unknown(name: object) -> str:
-    spelling = normalize(str(name))
-    reason, first = _refusal(re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", spelling))
-    others = (other for other in nearest(spelling, 6) if other not in first)
+    reason, first = _refusal_of(str(name))
+    others = (other for other in nearest(str(name), 6) if other not in first)
     near = [*first, *others][:3]
     return (
         f"no model is named {name!r}{reason}; did you mean {', '.join(near[:-1])} or {near[-1]}? "
         f"`deit-zoo list` shows all {len(MODELS)}"
     )
+
+
+def _refusal_of(name: str) -> tuple[str, tuple[str, ...]]:
+    return _refusal(re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", normalize(name)))
 
 
 def _refusal(spelling: str) -> tuple[str, tuple[str, ...]]:
