@@ -217,7 +217,7 @@ def export(
             which stays as it is; what is written is its eval mode in float32.
         file: ends in .onnx or .pt2.
         to: "onnx" or "pt2"; the file's suffix says it too.
-        opset: of ONNX; 18 unless given.
+        opset: of ONNX, from 16; 18 unless given.
         aot: compile the .pt2 by AOTInductor, for the processor or GPU of this machine.
         images: images to compare on, as `classify` takes them; some of the embedded digits unless
             given.

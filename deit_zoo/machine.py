@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -175,9 +176,15 @@ def commit() -> str | None:
 
 def missing_compiler() -> str | None:
     """The C++ compiler that torch would call and that is not on the PATH; None where it is."""
+    compiler = cxx_compiler()
+    words = shlex.split(compiler)  # it may be "ccache g++"
+    return None if words and shutil.which(words[0]) else compiler
+
+
+def cxx_compiler() -> str:
+    """The C++ compiler that is meant: what CXX says, else the system's usual one."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX", usual)
-    return None if shutil.which(compiler) else compiler
+    return os.environ.get("CXX") or usual
 
 
 def require_extra(extra: str, what: str, *modules: str) -> None:

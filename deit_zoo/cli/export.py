@@ -43,7 +43,7 @@ def export_(
     ] = None,
     img_size: ImgSize = None,
     checkpoint: OtherWeights = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX; 18 unless given.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX, from 16; 18 unless given.")] = None,
     limit: Annotated[
         float | None, typer.Option(help="Largest difference of a logit; 1e-4 unless given.")
     ] = None,

@@ -85,6 +85,7 @@ def reproduce_(
             with Bar("files") as bar:
                 num_images = validate(data, bar).train.images
         plan = make_plan(name, num_images=num_images, device=place, **machine)
+        check_teacher_of(plan)
         print_rows(out, [*plan.lines(), ("output", str(output))])
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
@@ -198,6 +199,7 @@ def finetune_(
                 chosen=finetune.chosen_fields(all_changes),
                 progress=bar,
             )
+        check_teacher_of(plan)
         print_rows(out, [*finetune_rows(plan), ("output", str(output))])
         if sentence:
             talk.print(escape(sentence))
@@ -257,6 +259,16 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
 def is_main_process() -> bool:
     """Whether this process is the one that talks; torchrun and srun start several."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def check_teacher_of(plan: Plan) -> None:
+    """Before a run that is only planned: what it would be refused for."""
+    if plan.recipe.teacher is not None:
+        from deit_zoo.training.launch import check_extra
+        from deit_zoo.training.teacher import check
+
+        check_extra()
+        check(plan.recipe)
 
 
 def say_device(device: torch.device | None) -> None:

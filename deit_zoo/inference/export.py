@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("onnx", "pt2")
 INPUT, OUTPUT = "images", "logits"
-# torch writes 18 or newer; the oldest is read by the most runtimes.
-OPSET = 18
+# Of a program torch writes 18 or newer; the oldest is read by the most runtimes. 16 and 17, where
+# some stop (TensorRT 8, and with it JetPack 5), are written of a trace.
+OPSET, OLDEST_OPSET = 18, 16
 # Protocol buffers, of which an ONNX file is one, end here.
 ONNX_BYTES = 2**31 - 1
 # Another order of summation moves a float32 logit by up to 2.5e-6, a GELU by tanh instead of erf
@@ -104,8 +105,8 @@ class ExportOptions:
             import onnx
 
             newest = onnx.defs.onnx_opset_version()
-            if opset is not None and not OPSET <= opset <= newest:
-                raise ZooError(f"opset is {opset}; give one from {OPSET} to {newest}")
+            if opset is not None and not OLDEST_OPSET <= opset <= newest:
+                raise ZooError(f"opset is {opset}; give one from {OLDEST_OPSET} to {newest}")
         elif opset is not None:
             raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
         elif self.aot and (compiler := missing_compiler()):
@@ -169,17 +170,18 @@ def export(
     name = texts["name"]
     say(f"tracing {name}")
     with _quiet():
-        program = _traced(network)
         if form == "onnx":
             say(f"converting {name} to ONNX")
-            data = _to_onnx(program, opset, texts)
+            old = opset < OPSET
+            proto = _of_trace(network, opset) if old else _of_program(_traced(network), opset)
+            data = _to_onnx(proto, opset, texts)
             run = _run_onnx(data)
         elif options.aot:
             say(f"compiling {name}")
-            data, run = _to_package(program, texts)
+            data, run = _to_package(_traced(network), texts)
         else:
             say(f"saving {name}")
-            data = _to_pt2(program, texts)
+            data = _to_pt2(_traced(network), texts)
             run = cast("Run", torch.export.load(BytesIO(data)).module())
         say(f"comparing on {len(sources)} images")
         comparison = compare(network, run, _batches(sources, transform))
@@ -314,13 +316,38 @@ def _traced(network: ZooModel) -> ExportedProgram:
     return program
 
 
-def _to_onnx(program: ExportedProgram, opset: int, texts: dict[str, str]) -> bytes:
-    """The bytes of one file with its weights; the same model gives the same bytes."""
-    size = sum(tensor.nbytes for tensor in program.state_dict.values())
+def _check_onnx_size(tensors: Iterable[Tensor]) -> None:
+    size = sum(tensor.nbytes for tensor in tensors)
     if size > ONNX_BYTES:
         raise ZooError(
             f"the weights are {size / 1e9:.1f} GB and an ONNX file holds 2; give --to pt2"
         )
+
+
+def _of_trace(network: ZooModel, opset: int) -> Any:
+    """A model as ONNX by torch's exporter of traces."""
+    import onnx
+
+    _check_onnx_size(network.parameters())
+    file: Any = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is called old, and says what a trace leaves out
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, *network.img_size),),
+            file,
+            dynamo=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            opset_version=opset,
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+def _of_program(program: ExportedProgram, opset: int) -> Any:
+    """A program as ONNX."""
+    _check_onnx_size(program.state_dict.values())
     converted = torch.onnx.export(
         program,
         dynamo=True,
@@ -330,7 +357,11 @@ def _to_onnx(program: ExportedProgram, opset: int, texts: dict[str, str]) -> byt
         verbose=False,
     )
     assert converted is not None, "torch gives a program unless it writes a file"
-    proto = converted.model_proto
+    return converted.model_proto
+
+
+def _to_onnx(proto: Any, opset: int, texts: dict[str, str]) -> bytes:
+    """The bytes of one file with its weights; the same model gives the same bytes."""
     if [(one.domain, one.version) for one in proto.opset_import] != [("", opset)]:
         raise ZooError(
             f"opset is {opset}, which torch {torch.__version__} cannot write; give another, such "

@@ -15,6 +15,7 @@ Shapes: B batch, N tokens, D embedding, H heads.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,13 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.inference.talking_heads import runs_at_once, talk
-from deit_zoo.machine import fast_dtypes, fastest_dtype, has_compiler
+from deit_zoo.machine import (
+    cxx_compiler,
+    fast_dtypes,
+    fastest_dtype,
+    has_compiler,
+    missing_compiler,
+)
 from deit_zoo.models import cait, deit
 from deit_zoo.models.layers import Mlp, ZooModel, check_input, split_heads
 
@@ -100,7 +107,8 @@ def optimize(
         _quantize(fast)
     if compile == "auto":
         compile = has_compiler(device)
-        fast.reasons["compiled"] = "" if compile else " (auto: no compiler)"
+        absent = missing_compiler() if device.type == "cpu" else "Triton"
+        fast.reasons["compiled"] = "" if compile else f" (auto: no {absent or 'compiler'})"
     if compile:
         fast.compile_frozen()
     if name == "int8":
@@ -264,7 +272,10 @@ class OptimizedModel(nn.Module):
             # Read from the process where code is made; an option of one model does not reach it.
             # Torch counts the sizes of all models together, and runs those past its limit eagerly.
             limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
-            with COMPILING, config.patch(freezing=True), dynamo.patch(limits):
+            options: dict[str, Any] = {"freezing": True}
+            if "CXX" in os.environ:  # torch reads it but once, when this is imported
+                options["cpp.cxx"] = (None, cxx_compiler())
+            with COMPILING, config.patch(options), dynamo.patch(limits):
                 run: Callable[[Tensor], Tensor] = self.network
                 if images.is_cuda:
                     with torch.cuda.device(images.device):
@@ -532,10 +543,13 @@ class ClassBlocks(nn.Module):
 def check_compiler(device: torch.device) -> None:
     """Raises ZooError where a model cannot be compiled on this device."""
     if device.type in ("cpu", "cuda") and not has_compiler(device):
-        need, name = ("a C++ compiler", "g++") if device.type == "cpu" else ("Triton", "triton")
-        where = "the CPU" if device.type == "cpu" else "the GPU"
+        if device.type == "cuda":
+            raise ZooError(
+                "to compile for the GPU Triton is needed; install triton, or give compile=False"
+            )
         raise ZooError(
-            f"to compile for {where} {need} is needed; install {name}, or give compile=False"
+            f"to compile for the CPU a C++ compiler is needed, and {missing_compiler()} is not on "
+            "the PATH; install it, set CXX to another, or give compile=False"
         )
 
 

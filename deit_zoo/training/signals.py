@@ -14,6 +14,8 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+# What a closed terminal sends, unless nohup had it ignored.
+HANGUP = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
 
 
 class Interrupted(Exception):
@@ -34,6 +36,8 @@ class GracefulStop:
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self._is_last(number):
             raise KeyboardInterrupt
+        if number in HANGUP:
+            leave_terminal()
         first, self.number = not self.number, self.number or number
         if first:  # what a scheduler sends to all, a launcher passes on as well
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
@@ -48,13 +52,28 @@ class GracefulStop:
 
 @contextmanager
 def handle_signals(say: Callable[[str], None]) -> Iterator[GracefulStop]:
-    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them. Only the main thread can."""
+    """Note SIGINT, SIGTERM, SIGUSR1 and SIGHUP instead of dying of them.
+
+    Only the main thread can.
+    """
     stop = GracefulStop(say)
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, stop) for number in SIGNALS}
+        heard = [number for number in HANGUP if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, stop) for number in (*SIGNALS, *heard)}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def leave_terminal() -> None:
+    """Where the terminal is gone, what is still said goes nowhere: nobody dies of saying it."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +86,39 @@ def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teach
     return teacher
 
 
+def check(recipe: Recipe) -> None:
+    """Raises what says that a recipe's teacher cannot be had, without loading or fetching it."""
+    if recipe.teacher is not None:
+        loader_of(recipe)
+        place = recipe.teacher.partition("@")[2] or recipe.teacher
+        if place.startswith(_PATHS) or Path(place).suffix in _FILES:
+            open_local(place)
+
+
 def find(recipe: Recipe) -> Teacher:
     """The teacher that a recipe names. Raises RecipeError saying what a teacher can be."""
+    return loader_of(recipe)()
+
+
+def loader_of(recipe: Recipe) -> Callable[[], Teacher]:
+    """What gives the teacher that a recipe names."""
     text = str(recipe.teacher)
     if _HUB.match(text):
-        return _from_hub(recipe, _HUB.sub("", text))
+        return partial(_from_hub, recipe, _HUB.sub("", text))
     name, at, path = text.partition("@")
     if text.startswith(_PATHS) or (not path and Path(text).suffix in _FILES):
-        return _from_file(recipe, text)
+        return partial(_from_file, recipe, text)
     if bool(at) == bool(path):  # NAME@ alone names nothing
         if (spec := lookup(name)) is not None:
-            return _zoo_teacher(recipe, spec, path or None)
+            return partial(_zoo_teacher, recipe, spec, path or None)
         if timm_bridge.is_known(name):
             if path:
-                return _timm_teacher_with(name, path)
-            return _timm_teacher(timm_bridge.pretrained(name))
+                return partial(_timm_teacher_with, name, path)
+            return lambda: _timm_teacher(timm_bridge.pretrained(name))
     if text and Path(text).exists():
-        return _from_file(recipe, text)
+        return partial(_from_file, recipe, text)
     if _REPO.fullmatch(text):
-        return _from_hub(recipe, text)
+        return partial(_from_hub, recipe, text)
     near = ", ".join([*nearest(text, 2), *timm_bridge.nearest(text, 2)])
     raise RecipeError(
         f"teacher is {text!r}, which neither the zoo nor timm knows; give a name such as {near}, "

@@ -148,6 +148,18 @@ def test_a_fine_tuning_has_a_script_too(tmp_path: Path, folder: Path) -> None:
     assert f"#SBATCH --cpus-per-task={workers + 1}\n" in text
 
 
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ("regnet_y", "teacher is 'regnet_y', which neither the zoo nor timm knows; give a name"),
+        ("./nowhere", "nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_a_teacher_that_cannot_be_had(teacher: str, told: str) -> None:
+    changes = ("--set", f"teacher={teacher}", "--set", "distillation=hard")
+    assert told in sentence(deit_zoo(*PICO, *changes, "--dry-run", server="training"))
+
+
 @pytest.mark.parametrize("words", [("--lr", "0.005", "--log-steps=7"), ("--lr=0.005",)])
 def test_a_field_may_be_typed_as_an_option(words: tuple[str, ...]) -> None:
     done = deit_zoo(*PICO, *words, "--epochs", "3", "--batch-size", "32", "--dry-run")

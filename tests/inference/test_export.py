@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -407,10 +408,30 @@ def test_what_does_not_go_together_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("opset", [17, 999])
+@pytest.mark.parametrize("opset", [15, 999])
 def test_an_opset_that_cannot_be_is_refused(opset: int, tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match=rf"^opset is {opset}; give one from 18 to \d\d$"):
+    with pytest.raises(ZooError, match=rf"^opset is {opset}; give one from 16 to \d\d$"):
         export(DISTILLED, tmp_path / "a.onnx", opset=opset)
+
+
+def small_cait() -> Any:
+    torch.manual_seed(0)
+    return deit_zoo.create("cait_xxs24_224", img_size=32, num_classes=10).eval()
+
+
+@pytest.mark.parametrize("opset", [16, 17])
+@pytest.mark.parametrize("make", [lambda: DISTILLED, small_cait], ids=["deit", "cait"])
+def test_old_runtimes_get_an_old_opset(opset: int, make: Callable[[], Any], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    done = export(make(), tmp_path / "a.onnx", opset=opset)
+    model = onnx.load(done.file)
+    onnx.checker.check_model(model)
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", opset)]
+    assert (done.opset, done.agreed) == (opset, done.num_images)
+    facts = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(facts["labels"]) == list("0123456789")
+    [shown] = [value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input]
+    assert shown == "batch"
 
 
 @pytest.mark.slow

@@ -577,8 +577,32 @@ def test_without_a_compiler_nothing_is_compiled(
     with pytest.raises(ZooError) as caught:
         deit_zoo.optimize(small(), compile=True)
     assert str(caught.value) == (
-        "to compile for the CPU a C++ compiler is needed; install g++, or give compile=False"
+        "to compile for the CPU a C++ compiler is needed, and g++ is not on the PATH; install it, "
+        "set CXX to another, or give compile=False"
     )
+
+
+def test_the_compiler_that_cxx_names_is_the_one_that_compiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Torch has read CXX when its configuration was first imported.
+    import torch._inductor.config  # noqa: F401
+
+    compiler = tmp_path / "my-c++"
+    compiler.write_text(f'#!/bin/sh\necho >> {tmp_path}/called\nshift\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", f"{compiler} wrapped")
+    assert machine.missing_compiler() is None
+    fast = deit_zoo.optimize(small(), "float32")
+    fast(some(small()))
+    assert (tmp_path / "called").is_file()
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    told = deit_zoo.optimize(small(), "float32").extra_repr()
+    assert "compiled=False (auto: no no-such-compiler -O2)" in told
 
 
 def test_int8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -104,3 +107,47 @@ def test_outside_the_main_thread_nothing_is_heard_and_nothing_fails() -> None:
 
 def test_a_stop_says_which_signal_it_was() -> None:
     assert str(Interrupted(signal.SIGUSR1)) == "stopped by SIGUSR1"
+
+
+def test_a_hangup_is_heard_unless_nohup_had_it_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with handle_signals(ignored) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with handle_signals(ignored) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+CLOSED = """
+import fcntl, os, signal, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from deit_zoo.training.signals import handle_signals
+with handle_signals(lambda sentence: print(sentence, file=sys.stderr, flush=True)) as stop:
+    os.write(3, b"up")
+    while not stop.number:
+        signal.pause()
+    print("said", flush=True)
+    os.write(3, b"end")
+"""
+
+
+def test_a_run_whose_terminal_is_closed_may_say_what_it_likes() -> None:
+    ours, theirs = pty.openpty()
+    reading, writing = os.pipe()
+    code = CLOSED.replace("os.write(3", f"os.write({writing}")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, pass_fds=[writing]
+    ) as process:
+        os.close(theirs)
+        os.close(writing)
+        assert os.read(reading, 10) == b"up"
+        os.close(ours)
+        assert os.read(reading, 10) == b"end"
+        assert process.wait(60) == 0
+    os.close(reading)

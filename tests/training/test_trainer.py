@@ -25,6 +25,7 @@ import deit_zoo
 from deit_zoo.data.digits import write_folder
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.errors import CheckpointError, DataError, RecipeError, ZooError
+from deit_zoo.machine import commit, cpu_name
 from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer as run
 from deit_zoo.training.launch import reproduce
@@ -257,7 +258,10 @@ def test_the_receipt_holds_the_plan_and_the_data(finished: Path, receipt: dict[s
 
 
 def test_the_receipt_says_that_nothing_went_wrong(receipt: dict[str, Any]) -> None:
-    assert receipt["run"] == {
+    run = dict(receipt["run"])
+    assert run.pop("seconds") > 0
+    assert run == {
+        "gpu_hours": None,
         "skipped_steps": 0,
         "bad_images": 0,
         "rewinds": 0,
@@ -271,6 +275,8 @@ def test_the_receipt_says_what_it_ran_on(receipt: dict[str, Any]) -> None:
     assert found["deit_zoo"] == deit_zoo.__version__
     assert found["torch"] == torch.__version__
     assert found["simplejpeg"] == SIMPLEJPEG
+    assert found["cpu"] == cpu_name()
+    assert found["commit"] == commit()
     assert (found["processes"], found["precision"]) == (1, "float32")
     assert datetime.fromisoformat(found["finished"]).tzinfo is not None
 
@@ -278,7 +284,8 @@ def test_the_receipt_says_what_it_ran_on(receipt: dict[str, Any]) -> None:
 def test_the_receipt_ends_in_a_verdict(receipt: dict[str, Any]) -> None:
     expected = (
         r"not reproduced: top-1 \d+\.\d\d % on 60 images "
-        r"\(published 100\.00 %, -\d+\.\d\d, tolerance 1\.5\); modified: epochs, .*"
+        r"\(published 100\.00 %, -\d+\.\d\d, tolerance 1\.5\); only 320 of 1,437 training images; "
+        r"modified: epochs, .*"
     )
     assert receipt["reproduced"] is False
     assert re.fullmatch(expected, receipt["verdict"])
@@ -570,8 +577,9 @@ def test_the_second_ctrl_c_stops_at_once(
     assert_same_run(output, finished)
 
 
-def test_slurms_warning_reaches_a_real_process_in_its_step(
-    tmp_path: Path, digits_folder: Path
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_slurms_warning_or_a_closed_terminal_reach_a_real_process_in_its_step(
+    tmp_path: Path, digits_folder: Path, number: signal.Signals
 ) -> None:
     output = tmp_path / "run"
     typed = words(output, digits_folder, "epochs=100000")
@@ -584,11 +592,11 @@ def test_slurms_warning_reaches_a_real_process_in_its_step(
         text=True,
     ) as process:
         wait_for(lambda: bool(states(output)), process)
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 75
     assert told.splitlines()[-2:] == [
-        "SIGUSR1: stopping after this step",
+        f"{number.name}: stopping after this step",
         f"stopped; this continues the run: {shlex.join(['deit-zoo', *typed])}",
     ]
     assert len(states(output)) == 2
