@@ -50,6 +50,7 @@ SETTINGS = (
     "augment",
     "log_steps",
     "log_to",
+    "final",
 )
 
 
@@ -82,6 +83,7 @@ class Plan:
     augment: Literal["auto", "workers", "device"] = "auto"
     log_steps: Count = 50
     log_to: Literal["none", "trackio", "wandb"] = "none"
+    final: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -123,11 +123,13 @@ def write_receipt(
     sha256: dict[str, str],
     teacher: dict[str, Any] | None = None,
     run: dict[str, Any] | None = None,
+    epochs: dict[str, Any] | None = None,
 ) -> None:
     """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
 
     `teacher` says which weights taught; `run` what happened on the way: skipped steps, images that
-    could not be read, returns to an earlier state, changes of the recipe.
+    could not be read, returns to an earlier state, changes of the recipe. `epochs` has the last
+    and the best one, and which of them was exported.
     """
     differs = plan_differences(plan)
     status, log = None, read_log(output / LOG_FILE)
@@ -149,6 +151,7 @@ def write_receipt(
         "teacher": teacher,
         "ema": ema_figures(log),
         "run": (run or {}) | times(plan, log),
+        "epochs": epochs,
         "seed": plan.recipe.seed,
         "plan": plan.to_dict(),
         "environment": environment,

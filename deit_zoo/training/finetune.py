@@ -113,7 +113,7 @@ def make_plan(
 ) -> Plan:
     """The plan before the images are counted."""
     recipe_changes, _ = settings(changes)
-    return launch.plan_for(
+    plan = launch.plan_for(
         recipe_for(name, recipe, recipe_changes),
         modified=bool(recipe_changes),
         gpus=gpus,
@@ -123,6 +123,7 @@ def make_plan(
         processes=processes,
         num_images=IMAGENET_TRAIN,
     )
+    return plan if "final" in chosen_fields(changes) else replace(plan, final="best")
 
 
 def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) -> Recipe:

@@ -29,6 +29,7 @@ from deit_zoo.runs import plot
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
 from deit_zoo.terminal import Terminal
+from deit_zoo.training import best
 from deit_zoo.training.build import (
     build_model,
     build_train_state,
@@ -104,6 +105,12 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         if resumed := manager.load():
             where = f"epoch {manager.epoch}, step {manager.stats.step}"
             say(f"continuing after {where}{job.changes_in_words()}")
+        facts = facts_of(plan, classes)
+
+        def keep(epoch: int, reached: Evaluation) -> None:
+            if group.is_main:
+                best.keep_best(output, model, epoch, reached, facts, tell)
+
         loader = TrainLoader(images, train_augment(recipe), plan, state.replicas, tell, group)
         logger = MetricLogger(plan, output, console)
         with closing(manager), closing(loader), logger:
@@ -113,10 +120,10 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 for sentence in profile(state, plan, loader):
                     say(sentence)
             while manager.epoch < recipe.epochs:
-                run_epoch(manager, loader, logger, validate)
+                run_epoch(manager, loader, logger, validate, keep)
             loader.close()
             # Before trackers end, who may wait for a network.
-            return conclude(job, manager, classes, evaluate, teacher)
+            return conclude(job, manager, facts, evaluate, teacher, say)
 
 
 def run_epoch(
@@ -124,6 +131,7 @@ def run_epoch(
     loader: TrainLoader,
     logger: MetricLogger,
     validate: Callable[[ZooModel], Evaluation],
+    keep: Callable[[int, Evaluation], None],
 ) -> None:
     """Train for an epoch, or from where the last state stands in it; measure, log and save it."""
     plan, state, epoch, stats = manager.plan, manager.state, manager.epoch, manager.stats
@@ -157,6 +165,7 @@ def run_epoch(
         reached["ema"] = validate(state.ema.module)
     # The log first: a line beyond the last state is cut off, a missing one stays missing.
     logger.epoch(epoch_record(plan, epoch, stats, reached))
+    keep(epoch, reached["val"])
     manager.finish_epoch()
 
 
@@ -208,19 +217,22 @@ def epoch_record(
 def conclude(
     job: Job,
     manager: CheckpointManager,
-    classes: list[str],
+    facts: dict[str, Any],
     evaluate: Callable[[ZooModel], Evaluation],
     teacher: Teacher | None,
+    say: Callable[[str], None],
 ) -> Verdict:
     """Export the weights, load them as a user would, and judge what that file reaches."""
     plan, recipe, state, output = job.plan, job.plan.recipe, manager.state, manager.output
     group = state.group
-    sha256 = group.run_on_main(lambda: export(plan, state, classes, output))
+    sha256 = group.run_on_main(lambda: export(plan, state, facts, output))
     exported = create(recipe.architecture, checkpoint=output / MODEL_FILE, device=group.device)
     reached = evaluate(exported)
 
     def write_verdict() -> Verdict:
         verdict = judge(recipe, reached, sha256, job.changed_fields, plan.num_images)
+        epochs = best.epochs_of(output, sha256)
+        say(best.sentence(epochs))
         with full_disk_as_error(output):
             write_receipt(
                 output,
@@ -231,6 +243,7 @@ def conclude(
                 sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
                 teacher=teacher.facts if teacher else None,
                 run=mishaps(job, manager),
+                epochs=epochs,
             )
             plot.draw_run(output, recipe.name)
         return verdict
@@ -247,13 +260,18 @@ def mishaps(job: Job, manager: CheckpointManager) -> dict[str, Any]:
     return counts | {"rewinds": len(rollbacks), "rollbacks": rollbacks, "changes": changes}
 
 
-def export(plan: Plan, state: TrainState, classes: list[str], output: Path) -> str:
-    """Write `model.safetensors`, and `ema/model.safetensors` where an average was kept."""
+def facts_of(plan: Plan, classes: list[str]) -> dict[str, Any]:
+    """What a file of weights says beside its tensors."""
     facts: dict[str, Any] = {"recipe_sha256": plan.recipe.digest}
     if plan.recipe.data == "folder":
         facts["labels"] = classes
     if plan.reading == "upright":  # what does not say it is read as upstream
         facts["reading"] = plan.reading
+    return facts
+
+
+def export(plan: Plan, state: TrainState, facts: dict[str, Any], output: Path) -> str:
+    """Write `model.safetensors`, and `ema/model.safetensors` where an average was kept."""
     with full_disk_as_error(output):
         (output / RECEIPT_FILE).unlink(missing_ok=True)  # it states an earlier export's digest
         if state.ema is not None:
@@ -267,7 +285,7 @@ def export(plan: Plan, state: TrainState, classes: list[str], output: Path) -> s
             state.model.img_size,
             start.license if start else None,
         )
-        return save_model(state.model, output / MODEL_FILE, **facts)
+        return best.export(output, state.model, facts, plan.final)
 
 
 def environment(state: TrainState) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def assert_same_run(output: Path, finished: Path) -> None:
 
 
 LEFT = [
+    "best",
     "curve.png",
     "log.jsonl",
     "model.safetensors",

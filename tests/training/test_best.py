@@ -1,0 +1,110 @@
+"""The best epoch's weights lie beside the last's, and a fine-tune ends on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deit_zoo
+from deit_zoo.files import digest
+from deit_zoo.results import Evaluation
+from deit_zoo.training.best import best_epoch, keep_best
+from deit_zoo.training.finetune import finetune, make_plan
+from deit_zoo.training.launch import make_plan as plan_to_reproduce
+
+PICO = "deit_pico_digits"
+# The rate grows until it spoils what was there: the first epochs are the best.
+SPOILING = ["epochs=4", "lr=0.05", "min_lr=0.05", "warmup_epochs=3", "mixup=0", "cutmix=0"]
+
+
+def tune(output: Path, data: Path, *changes: str) -> Path:
+    finetune(PICO, data=data, output=output, changes=[*SPOILING, *changes], workers=0)
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
+    """A run whose last epoch is not its best."""
+    return tune(tmp_path_factory.mktemp("best") / "run", digits_folder)
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def receipt_of(output: Path) -> dict[str, Any]:
+    receipt: dict[str, Any] = json.loads((output / "receipt.json").read_text())
+    return receipt
+
+
+def test_a_fine_tune_ends_on_the_best_epoch(finished: Path, digits_folder: Path) -> None:
+    tops = [row["val_top1"] for row in log_of(finished)]
+    assert max(tops) > tops[-1] + 5
+    assert digest(finished / "model.safetensors") == digest(finished / "best" / "model.safetensors")
+    model = deit_zoo.create(PICO, checkpoint=finished)
+    reached = deit_zoo.evaluate(model, digits_folder).top1
+    assert reached == pytest.approx(max(tops))
+    assert receipt_of(finished)["reached"]["top1"] == pytest.approx(max(tops))
+
+
+def test_the_last_epoch_is_kept_too(finished: Path, digits_folder: Path) -> None:
+    last = deit_zoo.create(PICO, checkpoint=finished / "last" / "model.safetensors")
+    assert deit_zoo.evaluate(last, digits_folder).top1 == pytest.approx(
+        log_of(finished)[-1]["val_top1"]
+    )
+
+
+def test_the_receipt_has_both(finished: Path) -> None:
+    log, epochs = log_of(finished), receipt_of(finished)["epochs"]
+    tops = [row["val_top1"] for row in log]
+    assert epochs["exported"] == "best"
+    assert (epochs["last"]["number"], epochs["last"]["top1"]) == (3, tops[-1])
+    assert (epochs["best"]["number"], epochs["best"]["top1"]) == (tops.index(max(tops)), max(tops))
+    assert epochs["best"]["sha256"] == digest(finished / "model.safetensors")
+
+
+def test_a_finished_run_may_be_exported_from_its_last_epoch(
+    finished: Path, tmp_path: Path, digits_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "run"))
+    tune(output, digits_folder, "final=last")
+    receipt = receipt_of(output)
+    assert receipt["epochs"]["exported"] == "last"
+    assert receipt["reached"]["top1"] == pytest.approx(log_of(output)[-1]["val_top1"])
+    assert "is of the last epoch, 4; the best, " in capsys.readouterr().err
+
+
+def test_fine_tuning_ends_on_the_best_and_a_reproduction_on_the_last_unless_told() -> None:
+    assert make_plan(PICO).final == "best"
+    assert make_plan(PICO, changes=["final=last"]).final == "last"
+    assert plan_to_reproduce(PICO, gpus=0).final == "last"
+    assert plan_to_reproduce(PICO, gpus=0, changes=["final=best"]).final == "best"
+
+
+def test_of_epochs_as_good_the_one_with_the_lower_loss_is_the_best_then_the_first(
+    tmp_path: Path,
+) -> None:
+    model = deit_zoo.create(PICO)
+    told: list[str] = []
+
+    def keep(number: int, top1: float, loss: float) -> int:
+        torch.nn.init.constant_(model.head.bias, number)
+        reached = Evaluation(top1=top1, top5=100.0, loss=loss, num_images=9)
+        keep_best(tmp_path, model, number, reached, {}, told.append)
+        best = best_epoch(tmp_path)
+        assert best is not None
+        kept = deit_zoo.create(PICO, checkpoint=tmp_path / "best" / "model.safetensors")
+        assert kept.head.bias[0] == best["number"]
+        return int(best["number"])
+
+    assert keep(0, 50.0, 2.0) == 0
+    assert keep(1, 60.0, 2.0) == 1
+    assert keep(2, 60.0, 1.9) == 2
+    assert keep(3, 60.0, 1.9) == 2
+    assert keep(4, 99.0, float("nan")) == 2
+    assert told == []
