@@ -262,6 +262,7 @@ def evaluate(
     processes: int | None = None,
     labels: str | None = None,
     label_file: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
     group: DistributedContext | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -283,6 +284,8 @@ def evaluate(
         labels: None for the model's own classes; for one of ImageNet-1k also `real`, `v2`, `a`,
             `r` or `sketch`, as imagenet_variants.py describes them.
         label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
+        report: a folder for a page with the accuracy of each class, the confusion matrix, the
+            surest mistakes and every image's answer. One process makes it.
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
         progress: called with the images done and the images in all.
         say: called with a sentence that is worth knowing of the classes.
@@ -310,6 +313,11 @@ def evaluate(
             name = name_or_model
             group.run_on_main(lambda: bool(load_model(name, "cpu")))
     in_process = len(devices) == 1 or group is not None
+    if report is not None and (len(devices) > 1 or labels == "real"):
+        raise ZooError(
+            f"a report ({os.fspath(report)}) is made by one process, of images with one label "
+            "each; leave out gpus, processes and the labels 'real', or the report"
+        )
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)
     own = devices[0] if in_process else "cpu" if by_name else None
@@ -333,11 +341,29 @@ def evaluate(
         multi_labels=eval_set.multi_labels,
     )
     job = parallel.EvalJob(model=model, images=dataset, batch_size=batch_size, workers=workers)
-    if group is not None:
+    if group is not None and report is None:
         return parallel.evaluate_in_group(job, group, progress)
     if not in_process:
         return parallel.evaluate_in_processes(job, devices, progress)
-    return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+    if report is None:
+        return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+    from deit_zoo.evaluation.report import Answers, prepare_folder, write_report
+
+    prepare_folder(Path(report))
+    names = [label.name for label in class_names(model)]
+    competing = eval_set.class_subset or range(len(names))
+    answers = Answers("val", eval_set.images, [names[number] for number in competing])
+    reached = accuracy(
+        model,
+        dataset,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        record=answers,
+    )
+    name = name_or_model if isinstance(name_or_model, str) else "a model"
+    write_report(Path(report), f"{name} on {os.fspath(data)}", [answers])
+    return reached
 
 
 @caller_state()

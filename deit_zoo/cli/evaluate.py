@@ -48,6 +48,15 @@ def evaluate_(
     label_file: Annotated[
         Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            help="Write a page there: accuracy of each class, confusion matrix, surest mistakes, "
+            "predictions.csv.",
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +79,7 @@ def evaluate_(
                 processes=processes,
                 labels=labels,
                 label_file=label_file,
+                report=page,
                 progress=shown.enter_context(bar) if is_main else None,
                 say=note if is_main else ignore,
             )

@@ -103,6 +103,7 @@ def accuracy(
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
+    record: Callable[[Tensor, Tensor], None] | None = None,
     shard: tuple[int, int] = (0, 1),
     add: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
 ) -> Evaluation:
@@ -110,9 +111,16 @@ def accuracy(
 
     Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
     and `add` sums over all of them. The batches are the same for any number of processes.
+    `record` is called with the logits and labels of each batch.
     """
     sums = accumulate(
-        model, dataset, batch_size=batch_size, workers=workers, progress=progress, shard=shard
+        model,
+        dataset,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        record=record,
+        shard=shard,
     )
     return evaluation_of(add(sums), dataset)
 
@@ -125,6 +133,7 @@ def accumulate(
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
+    record: Callable[[Tensor, Tensor], None] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> list[float]:
     """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses.
@@ -149,6 +158,8 @@ def accumulate(
             exact = logits.cpu().numpy().astype(np.float64)
             losses = cross_entropy(exact[counts], mask.numpy()[counts])
             sums += correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum(), losses.sum()
+            if record:
+                record(logits, labels)
             done += len(labels)
             if progress:
                 progress(done, total)

@@ -46,6 +46,7 @@ from deit_zoo.training.loop import (
     autocast,
     train_one_epoch,
 )
+from deit_zoo.training.results import write_results
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
@@ -123,7 +124,17 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 run_epoch(manager, loader, logger, validate, keep)
             loader.close()
             # Before trackers end, who may wait for a network.
-            return conclude(job, manager, facts, evaluate, teacher, say)
+            verdict = conclude(job, manager, facts, evaluate, teacher, say)
+            if recipe.data == "folder":
+
+                def write() -> None:
+                    exported = create(recipe.architecture, checkpoint=output / MODEL_FILE)
+                    network = exported.to(group.device)
+                    with full_disk_as_error(output):
+                        write_results(output, network, validation, images, eval_workers, say)
+
+                group.run_on_main(write)
+            return verdict
 
 
 def run_epoch(

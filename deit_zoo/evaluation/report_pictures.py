@@ -1,0 +1,95 @@
+"""The pictures of a report: a confusion matrix, and a sheet of mistakes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from deit_zoo.evaluation.report import Answers
+
+# More classes than these, and their counts or names would be too small to read.
+WITH_COUNTS, WITH_NAMES = 25, 60
+COLUMNS = 6
+LONGEST = 22  # characters of a name in a picture
+
+
+def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]) -> bytes:
+    """A confusion matrix as PNG: each row is a class, by the share of what it was taken for."""
+    import numpy as np
+
+    size = len(classes)
+    matrix = np.zeros((size, size))
+    for (label, predicted), count in counts.items():
+        matrix[label, predicted] = count
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
+    inches = min(12.0, max(4.0, 0.42 * size + 2.0))
+    figure = _figure(inches, inches)
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    if size <= WITH_NAMES:
+        names = [_short(name) for name in classes]
+        panel.set_xticks(range(size), names, rotation=90, fontsize=8)
+        panel.set_yticks(range(size), names, fontsize=8)
+    if size <= WITH_COUNTS:
+        for label in range(size):
+            for predicted in range(size):
+                if count := int(matrix[label, predicted]):
+                    colour = "white" if shares[label, predicted] > 0.5 else "black"
+                    panel.text(
+                        predicted,
+                        label,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        color=colour,
+                        fontsize=8,
+                    )
+    panel.set_xlabel("taken for")
+    panel.set_ylabel("class")
+    return _png(figure)
+
+
+def draw_mistakes(answers: Answers, numbers: Sequence[int]) -> bytes:
+    """Images as PNG, each with what it was taken for, how surely, and what it is."""
+    columns = min(COLUMNS, len(numbers))
+    rows = -(-len(numbers) // columns)
+    figure = _figure(max(2.0 * columns, 4.0), 2.5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for panel, number in zip(panels, numbers, strict=False):
+        image = answers.images.open(number)
+        image.thumbnail((320, 320))
+        panel.imshow(image)
+        label, predicted = answers.labels[number], answers.predicted[number]
+        panel.set_title(
+            f"{_short(answers.classes[predicted])} {100 * answers.probability[number]:.0f} %\n"
+            f"is {_short(answers.classes[label])}\n"
+            f"{_short(os.path.basename(answers.images.name_of(number)))}",
+            fontsize=8,
+            parse_math=False,
+        )
+    return _png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
+
+
+def _png(figure: Any) -> bytes:
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()

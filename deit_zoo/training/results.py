@@ -1,0 +1,42 @@
+"""The page that a fine-tune leaves: what the exported weights know of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from deit_zoo.data.image_set import ImageSet
+from deit_zoo.errors import DataError
+from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
+from deit_zoo.evaluation.report import Answers, write_report
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.training.run_data import SMALL
+from deit_zoo.zoo import transform
+
+RESULTS_FOLDER = "results"
+
+
+def write_results(
+    output: Path,
+    model: ZooModel,
+    val: ImageSet,
+    train: ImageSet,
+    workers: int,
+    say: Callable[[str], None],
+) -> None:
+    """Write it for the validation images and, where they are few, for those that were learned."""
+    splits = [_answers("val", model, val, workers)]
+    if len(train) <= SMALL:
+        try:
+            splits.append(_answers("train", model, train, workers))
+        except DataError as error:
+            say(f"the results are of the validation images alone, for {error}")
+    write_report(output / RESULTS_FOLDER, f"{output.resolve().name}: results", splits)
+    say(f"accuracy of each class, mistakes and predictions: {output / RESULTS_FOLDER}/index.html")
+
+
+def _answers(split: str, model: ZooModel, images: ImageSet, workers: int) -> Answers:
+    answers = Answers(split, images, images.classes)
+    dataset = EvalDataset(images, transform(model))
+    accuracy(model, dataset, batch_size=256, workers=workers, record=answers)
+    return answers

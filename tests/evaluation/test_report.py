@@ -1,0 +1,151 @@
+"""The page of a report: figures counted by hand, pictures that can be opened, names as they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import deit_zoo
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.errors import DataError, ZooError
+from deit_zoo.evaluation.report import Answers, class_rows, confusion_rows, write_report
+from deit_zoo.training.finetune import finetune
+
+PICO = "deit_pico_digits"
+FILES = [
+    "classes.csv",
+    "confusion.csv",
+    "confusion.png",
+    "index.html",
+    "mistakes.png",
+    "predictions.csv",
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> FolderSet:
+    """Three cats, two dogs and a class whose name must be escaped."""
+    for name, count in (("cat", 3), ("dog", 2), ("<fox> $x$", 1)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 30), "teal").save(tmp_path / "pets" / name / f"{number}.png")
+    return FolderSet(tmp_path / "pets", ["cat", "dog", "<fox> $x$"])
+
+
+@pytest.fixture
+def answers(images: FolderSet) -> Answers:
+    """A cat is taken for a dog with 90 %, the fox for a cat with 60 %."""
+    answers = Answers("val", images, images.classes)
+    shares = [
+        [0.8, 0.1, 0.1],
+        [0.1, 0.9, 0.0],
+        [0.7, 0.2, 0.1],
+        [0.2, 0.7, 0.1],
+        [0.1, 0.8, 0.1],
+        [0.6, 0.1, 0.3],
+    ]
+    logits = torch.tensor(shares).clamp(min=1e-9).log()
+    answers(logits[:4], torch.tensor([0, 0, 0, 1]))
+    answers(logits[4:], torch.tensor([1, 2]))
+    return answers
+
+
+def test_a_class_has_its_recall_and_its_precision(answers: Answers) -> None:
+    heading, *rows = class_rows([answers])
+    assert heading == ["class", "val_images", "val_right", "val_accuracy", "val_precision"]
+    assert rows == [
+        ["<fox> $x$", 1, 0, "0.00", ""],  # nothing was taken for it
+        ["cat", 3, 2, "66.67", "66.67"],
+        ["dog", 2, 2, "100.00", "66.67"],
+    ]
+
+
+def test_a_row_of_the_confusion_matrix_is_what_a_class_was_taken_for(answers: Answers) -> None:
+    assert confusion_rows(answers) == [
+        ["class", "cat", "dog", "<fox> $x$"],
+        ["cat", 2, 1, 0],
+        ["dog", 0, 2, 0],
+        ["<fox> $x$", 1, 0, 0],
+    ]
+
+
+def test_the_surest_mistake_comes_first(answers: Answers) -> None:
+    assert answers.mistakes == [1, 5]
+
+
+def test_a_report_has_its_files_and_escapes_names(answers: Answers, tmp_path: Path) -> None:
+    write_report(tmp_path / "deep" / "report", "A & B", [answers])
+    folder = tmp_path / "deep" / "report"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "<h1>A &amp; B</h1>" in page
+    assert "&lt;fox&gt; $x$" in page
+    assert "66.67 % right, 4 of 6 images" in page
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[1] == {
+        "split": "val",
+        "file": str(tmp_path / "pets" / "cat" / "1.png"),
+        "class": "cat",
+        "predicted": "dog",
+        "probability": "0.900000",
+        "probability_of_class": "0.100000",
+        "right": "0",
+    }
+
+
+def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "mistakes.png").touch()  # of an earlier report
+    answers = Answers("val", images, images.classes)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    answers(torch.eye(3)[labels] * 9, labels)
+    write_report(tmp_path / "report", "right", [answers])
+    assert not (tmp_path / "report" / "mistakes.png").exists()
+    assert "None in val." in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_the_report_of_an_evaluation_has_its_figures(tmp_path: Path, digits_folder: Path) -> None:
+    reached = deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "report")
+    assert deit_zoo.evaluate(PICO, digits_folder) == reached
+    with (tmp_path / "report" / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == reached.num_images
+    assert 100 * sum(row["right"] == "1" for row in rows) / len(rows) == pytest.approx(reached.top1)
+    assert [row["class"] for row in rows] == [Path(row["file"]).parent.name for row in rows]
+
+
+def test_a_report_that_cannot_be_made_is_refused_at_once(
+    tmp_path: Path, digits_folder: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file is no folder that a report can be written to \("):
+        deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "file")
+    with pytest.raises(ZooError, match="is made by one process, of images with one label each"):
+        deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "two", processes=2)
+
+
+def test_a_fine_tune_leaves_its_results_for_both_splits(
+    tmp_path: Path, digits_folder: Path
+) -> None:
+    output = tmp_path / "run"
+    finetune(PICO, data=digits_folder, output=output, changes=["epochs=1"], workers=0)
+    assert set(FILES) - {"mistakes.png"} <= {path.name for path in (output / "results").iterdir()}
+    with (output / "results" / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for split in ("train", "val"):
+        assert sum(row["split"] == split for row in rows) == len(
+            list((digits_folder / split).rglob("*.png"))
+        )
+    right = [row["right"] == "1" for row in rows if row["split"] == "val"]
+    receipt = json.loads((output / "receipt.json").read_text())
+    assert 100 * sum(right) / len(right) == pytest.approx(receipt["reached"]["top1"])
