@@ -9,7 +9,7 @@ from typing import Any
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.registry import MODELS, ModelSpec, resolve
-from deit_zoo.weights.formats import PICKLES, write_tensors
+from deit_zoo.weights.formats import is_pickle, write_tensors
 from deit_zoo.weights.load import load_checkpoint, read_tensors
 
 
@@ -38,7 +38,7 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
             "bytes": output.stat().st_size,
         }
     ]
-    if file.suffix in PICKLES:
+    if is_pickle(file):
         about = {"url": None, "sha256_prefix": digest(file), "format": "upstream_pth"}
         sources.append({"kind": "url"} | about)
     record = {

@@ -31,6 +31,7 @@ from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher import Teacher
 from deit_zoo.training.throughput import fitting_replicas
 from deit_zoo.training.timm_bridge import mixer
+from deit_zoo.weights.load import is_headless
 from deit_zoo.zoo import create
 
 
@@ -92,6 +93,8 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         # One process fetches; the others find the file.
         if checkpoint is None:
             group.run_on_main(lambda: bool(create(name, pretrained=True)))
+        if checkpoint is not None and is_headless(checkpoint):
+            options["num_classes"] = len(classes)
         model = create(name, pretrained=True, checkpoint=checkpoint, **options)
         if [label.folder for label in class_names(model)] != classes:
             model.reset_classifier(len(classes))

@@ -105,6 +105,12 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
     return LocalCheckpoint(path=file, sha256=sha256, metadata=metadata, weights=weights)
 
 
+def is_headless(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether weights have no classifier, as those of self-supervised training."""
+    local = open_local(checkpoint)
+    return _num_classes(read_state(local.path, local.weights).tensors) is None
+
+
 def spec_for(model: str) -> ModelSpec:
     """The model that is meant by a name, or by the path of weights that say what they are."""
     return spec_of_file(open_local(model), model) if is_path(model) else resolve(model)

@@ -142,6 +142,18 @@ def test_a_run_is_trained_further_and_its_descent_is_known(run: Path, photos: Pa
     assert start.name == NAME
 
 
+def test_a_run_may_begin_from_weights_without_a_head(photos: Path, tmp_path: Path) -> None:
+    state = zoo.create(NAME, pretrained=True, num_classes=0).state_dict()
+    file = tmp_path / "dino.pth"
+    torch.save({"model": {f"backbone.{key}": value for key, value in state.items()}}, file)
+    words = ("finetune", NAME, "--data", photos, "--gpus", 0, "--epochs", 1, "--workers", 0)
+    done = deit_zoo(
+        *map(str, words), "--set", "init_from=dino.pth", "--output", "run", env={}, cwd=tmp_path
+    )
+    assert done.status == 0, done.err
+    assert zoo.create(tmp_path / "run").labels == ("drei", "sieben")
+
+
 # Publishing.
 
 
