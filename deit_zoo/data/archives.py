@@ -120,6 +120,7 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
     window, window_start = b"", 0
     long_name: bytes | None = None
     long_size: int | None = None
+    in_pieces = False
     with open_descriptor(path) as descriptor:
         while True:
             at = position - window_start
@@ -139,13 +140,15 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
                     records = _pax_records(text)
                     long_name = records.get(b"path", long_name)
                     long_size = int(records[b"size"]) if b"size" in records else None
+                    in_pieces = any(key.startswith(b"GNU.sparse") for key in records)
                 elif kind == b"L":
                     long_name = text.rstrip(b"\0")
             else:
                 name = os.fsdecode(_name(header) if long_name is None else long_name)
                 size = size if long_size is None else long_size
-                long_name = long_size = None
-                if kind in b"0\0007" and not name.endswith("/"):
+                whole = kind in b"0\0007" and not in_pieces
+                long_name, long_size, in_pieces = None, None, False
+                if whole and not name.endswith("/"):
                     yield _Member(name, offset, size, size)
                 elif kind not in b"5g" and is_image(name):
                     raise DataError(

@@ -50,7 +50,7 @@ def map_index(file: Path) -> Any:
 
     try:
         return np.load(file, mmap_mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
 
 

@@ -73,9 +73,12 @@ def write_tree(
     folder beside `output` until all are written; what lies there is not written again. `progress`
     gets (images done so far, all). Raises DataError where the output is taken or the disk too full.
     """
+    output = output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
-    unfinished = output.absolute().with_name(f".{output.name}.{size or 'whole'}.unfinished")
+    if output.is_mount():
+        raise DataError(f"{output} is a disk of its own; give a new folder in it as --output")
+    unfinished = output.with_name(f".{output.name}.{size or 'whole'}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     _check_space(splits, unfinished, size)
     total, done = sum(map(len, splits.values())), 0

@@ -251,8 +251,7 @@ class TrainLoader:
                 if deaths > DEATHS_PER_EPOCH:
                     raise ZooError(
                         f"loader workers died {deaths} times in epoch {epoch + 1} ({message}); "
-                        "memory or shared memory (/dev/shm) is mostly what they lack: give fewer "
-                        "--workers"
+                        "memory is mostly what they lack: give fewer --workers"
                     ) from error
                 self.tell(
                     f"{message} in epoch {epoch + 1}; loading starts again at part {delivered}"
@@ -294,17 +293,21 @@ class TrainLoader:
                 ready.slot, copied=None if self.stream is None else self.stream.record_event()
             )
             done += ready.places
-        labels, bad = of_rows.unbind(1)
-        if self.stream is not None:
-            labels = labels.pin_memory()
-        labels = labels.to(device, non_blocking=True)
+        labels, bad = of_rows.t().contiguous()
+        labels = self._to_device(labels)
         if self.peers > 1:
-            order = torch.from_numpy(share.order).to(device)
+            order = self._to_device(torch.from_numpy(share.order))
             images, labels = (
                 self.group.exchange(values, share.sends, share.receives, self.neighbours)[order]
                 for values in (images, labels)
             )
         return images, labels, [number - 1 for number in bad.tolist() if number]
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        """Values there, without waiting for what its stream has still to do."""
+        if self.stream is not None:
+            values = values.pin_memory()
+        return values.to(self.group.device, non_blocking=True)
 
     def end_workers(self) -> None:
         """Another epoch starts new ones."""

@@ -100,7 +100,8 @@ class MicroBatches:
         batch = self._next()
         if batch.ready is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_event(batch.ready)
+            with self.idle:
+                current.wait_event(batch.ready)
             batch.images.record_stream(current)
             batch.labels.record_stream(current)
         images = batch.images.to(self.device, non_blocking=True)

@@ -6,8 +6,11 @@ sends its number. The training process copies the slot to the device, and lends 
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing import util
+from multiprocessing.heap import Arena
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +59,21 @@ class Ring:
         self.of_place = self.of_image + 4 * img_size**2 + 16 * img_size + 4 * WORD
         of_places = places * (self.words * WORD + self.of_place)
         self.slot_bytes = -(-of_places // PAGE) * PAGE
-        self.memory = RawArray("B", slots * self.slot_bytes)
+        self.arena = shared_memory(slots * self.slot_bytes)
         self._free = deque(range(slots))
         self._copied: deque[tuple[int, torch.cuda.Event]] = deque()
         self.pinned = pinned
         if pinned:
             self._pin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs: copies are the training process's."""
+        return vars(self) | {"_copied": deque(), "pinned": False}
+
+    @property
+    def memory(self) -> Any:
+        """All slots, as bytes that processes share."""
+        return self.arena.buffer
 
     @property
     def bytes(self) -> Tensor:
@@ -113,9 +125,19 @@ class Ring:
             self.pinned = False
             raise ZooError(
                 f"{len(self.memory) / 2**30:.1f} GiB of shared memory cannot be pinned for the "
-                f"GPU ({runtime.cudaGetErrorString(error)}); give fewer --workers, or more shared "
-                "memory (of a container: --shm-size)"
+                f"GPU ({runtime.cudaGetErrorString(error)}); give fewer --workers"
             )
+
+
+def shared_memory(size: int) -> Any:
+    """Memory of this process and its workers; on Linux not of /dev/shm, which may be small."""
+    if not hasattr(os, "memfd_create"):
+        return Arena(size)
+    descriptor = os.memfd_create("deit_zoo")
+    os.ftruncate(descriptor, size)
+    arena = Arena(size, descriptor)
+    util.Finalize(arena, os.close, (descriptor,))
+    return arena
 
 
 class SlotWriter:

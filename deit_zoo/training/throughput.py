@@ -107,7 +107,8 @@ def profile(state: TrainState, plan: Plan, loader: TrainLoader) -> list[str]:
 
     The steps are real ones, and undone: weights, moments and averages are put back.
     """
-    if plan.steps_per_epoch < MIN_STEPS:
+    fewest = plan.processes * plan.recipe.repeated_aug  # so that each process decodes something
+    if plan.steps_per_epoch < MIN_STEPS or plan.recipe.batch_size < fewest:
         return []
     batches = loader.epoch(0)
     step = [next(batches) for _ in state.replicas]  # the workers are up

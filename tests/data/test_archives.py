@@ -202,6 +202,15 @@ def test_an_image_that_is_a_link_is_refused_and_another_file_is_not(tmp_path: Pa
     )
 
 
+def test_an_image_that_tar_keeps_in_pieces_is_refused(tmp_path: Path) -> None:
+    # As `tar --sparse --format=posix` says it: the bytes begin with a map of the pieces.
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("train/a/GNUSparseFile.7/b.png")
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "train/a/b.png"}
+        archive.addfile(member)
+    assert "in pieces; pack it again with tar" in refused(lambda: listed(tmp_path / "a.tar"))
+
+
 def test_a_zip_archive_packed_by_another_way_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a.png", b"")

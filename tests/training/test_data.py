@@ -452,8 +452,8 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_sentence(
         list(loader_of(good, 1, augment=Deadly(), tell=said.append).epoch(4))
     assert len(said) == 3
     assert str(caught.value) == (
-        "loader workers died 4 times in epoch 5 (a loader worker was killed by SIGKILL); memory or "
-        "shared memory (/dev/shm) is mostly what they lack: give fewer --workers"
+        "loader workers died 4 times in epoch 5 (a loader worker was killed by SIGKILL); memory is "
+        "mostly what they lack: give fewer --workers"
     )
 
 

@@ -167,6 +167,14 @@ def test_a_run_of_few_steps_is_not_asked(digits_folder: Path) -> None:
     assert profile(parts, plan, supply) == []
 
 
+def test_a_process_that_may_have_nothing_to_decode_is_not_asked_how_fast_it_does(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "MIN_STEPS", 1)
+    parts, plan, supply = begun(digits_folder, "repeated_aug=65")
+    assert profile(parts, plan, supply) == []
+
+
 @pytest.mark.parametrize("train_mode", [True, False])
 def test_asking_leaves_weights_moments_and_averages_as_they_were(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch, train_mode: bool
