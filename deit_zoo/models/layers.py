@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,6 +80,12 @@ class ZooModel(nn.Module):
         self.head = new_head(self.embed_dim, num_classes, like=self)
         self.labels = None
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: a trace, since scripts know but a part of Python."""
+        if self.training:
+            raise ZooError("torch.jit.script takes a model that predicts; call model.eval() first")
+        return Scriptable(self)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing it: memory for time."""
         self.grad_checkpointing = enable
@@ -104,6 +111,22 @@ class ZooModel(nn.Module):
             if number in layers:
                 outputs[number] = x
         return [outputs[number] for number in layers]
+
+
+class Scriptable(nn.Module):
+    """What torch.jit.script is given of a model: its trace, for any batch of its image size."""
+
+    def __init__(self, model: ZooModel) -> None:
+        super().__init__()
+        channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
+        where = next(model.parameters())
+        image = torch.zeros(2, channels, *model.img_size, device=where.device, dtype=where.dtype)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of checks that a trace leaves out
+            self.traced = torch.jit.trace(model, image)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.traced(x)
 
 
 class PatchEmbed(nn.Module):

@@ -213,11 +213,12 @@ class Plan:
             return []
         copies = 4 if self.recipe.optimizer == "adamw" else 3
         copies += self.recipe.ema_decay is not None
-        gigabytes = copies * 4 * spec.num_params / 1e9
+        megabytes = copies * 4 * spec.num_params / 1e6
+        size = f"{megabytes / 1e3:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
         return [
             (
                 "memory",
-                f"{gigabytes:.2g} GB in each process for weights, gradients and moments; what "
+                f"{size} in each process for weights, gradients and moments; what "
                 "images need is measured before the first step",
             )
         ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import deit_zoo
 import golden
+from deit_zoo.errors import ZooError
 from deit_zoo.models.layers import ZooModel
 
 transformers = pytest.mark.parametrize(
@@ -162,3 +165,24 @@ def test_gradient_checkpointing_can_be_switched_off(
 def test_gradient_checkpointing_leaves_eval_mode_alone(network: ZooModel, images: Tensor) -> None:
     network.set_grad_checkpointing()
     assert runs_of_each_block(network, images) == {1}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize(
+    ("name", "img_size"),
+    [("deit_pico_distilled_digits", 16), ("cait_xxs24_224", 32), ("convnet_pico_digits", 16)],
+)
+def test_a_script_answers_as_the_model_for_any_batch_also_saved(
+    name: str, img_size: int, tmp_path: Path
+) -> None:
+    model = deit_zoo.create(name, img_size=img_size, num_classes=10).eval()
+    torch.jit.script(model).save(str(tmp_path / "model.pt"))
+    script = torch.jit.load(tmp_path / "model.pt")
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, img_size, img_size)
+        with torch.no_grad():
+            torch.testing.assert_close(script(images), model(images))
+    with pytest.raises(ZooError, match=r"call model\.eval\(\) first"):
+        torch.jit.script(model.train())
