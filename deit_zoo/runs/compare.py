@@ -10,7 +10,7 @@ from deit_zoo.recipes.recipe import Recipe, shown
 from deit_zoo.runs.log import Run
 
 # What is said about a recipe, not what it does.
-_REMARKS = ("source", "band_source", "assumed")
+_REMARKS = ("source", "model", "band", "band_source", "assumed")
 
 
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
