@@ -353,12 +353,16 @@ def _is_one_headed(tensors: dict[str, Tensor]) -> bool:
     return {"dist_token", "head.weight"} <= tensors.keys() and "head_dist.weight" not in tensors
 
 
+def _are_names(names: Any, num_classes: int) -> bool:
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return is_list and len(names) == num_classes
+
+
 def _own_labels(names: Any, file: Path, num_classes: int) -> tuple[str, ...] | None:
     """The class folders that a checkpoint was trained on, as it states them."""
     if names is None:
         return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list or len(names) != num_classes:
+    if not _are_names(names, num_classes):
         raise CheckpointError(
             f"{file} states labels that are no {num_classes} names; export it again"
         )
@@ -396,9 +400,9 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
     if any(value.is_meta for value in state.values()):
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
     names = facts.get("labels")
-    if names is not None and len(names) != model.num_classes:
+    if names is not None and not _are_names(names, model.num_classes):
         raise CheckpointError(
-            f"labels are {len(names)} names, but the model has {model.num_classes} classes; give "
+            f"labels are {names!r}, but the model has {model.num_classes} classes; give a list of "
             "one name for each, in their order"
         )
     if model.spec is None:

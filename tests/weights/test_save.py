@@ -94,8 +94,9 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_names_of_another_number_of_classes_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="labels are 2 names, but the model has 3 classes"):
-        weights.save(tuned(), tmp_path / "mine.safetensors", labels=["cat", "dog"])
+    for names in (["cat", "dog"], "abc", [1, 2, 3]):
+        with pytest.raises(CheckpointError, match=r"labels are .*, but the model has 3 classes"):
+            weights.save(tuned(), tmp_path / "mine.safetensors", labels=names)
 
 
 # Classes.
