@@ -130,12 +130,13 @@ def _lines(row: Row) -> str:
 
 def _listed(argument: str) -> Iterator[Source]:
     """The images that an argument means, none of them read but stdin."""
+    from deit_zoo.cli.evaluate import note
     from deit_zoo.data.folder import images_of
 
     if argument == "-":
         yield sys.stdin.buffer.read()
     else:
-        yield from images_of(argument)
+        yield from images_of(argument, note)
 
 
 def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor] | DataError:

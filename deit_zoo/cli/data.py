@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,7 +18,7 @@ from deit_zoo.cli.options import AsJson, complete_name
 from deit_zoo.errors import DataError
 
 if TYPE_CHECKING:
-    from deit_zoo.data.survey import Survey
+    from deit_zoo.data.survey import Split
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of images.")
 
@@ -99,10 +100,12 @@ def check_(
 ) -> None:
     """Count the classes and decode every image; bad files are listed, each with a tab and why.
 
-    Exit 0: training can begin; 1: a file is bad, or the classes do not fit.
+    train/ and val/ together, one of them alone, a folder of class folders, or of images.
+
+    Exit 0: all is well; 1: a file is bad, or the classes do not fit.
     """
     from deit_zoo.data.image_set import open_unchecked
-    from deit_zoo.data.survey import bad_images, scan
+    from deit_zoo.data.survey import bad_images, inspect
     from deit_zoo.machine import usable_cores
 
     bad: list[tuple[str, str]] = []
@@ -111,16 +114,13 @@ def check_(
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with Bar("files") as bar:
-            survey = scan(data, bar)
-        for label, line in survey.lines():
-            talk.print(f"[bold]{escape(label):<10}[/]  {escape(line)}")
+            splits, problem = inspect(data, bar)
+        for split in splits.values():
+            talk.print(f"[bold]{escape(split.name):<10}[/]  {escape(split.line())}")
         with Bar("images") as bar:
-            both = (
-                open_unchecked(data, "train", "upright"),
-                open_unchecked(data, "val", "upright"),
-            )
+            sets = [open_unchecked(data, part, "upright") for part in splits]
             threads = workers or usable_cores()
-            for name, reason in bad_images(*both, workers=threads, progress=bar):
+            for name, reason in bad_images(*sets, workers=threads, progress=bar):
                 bad.append((name, reason))
                 if not as_json:
                     sys.stdout.write(f"{name}\t{reason}\n")
@@ -129,12 +129,12 @@ def check_(
         talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None
     if as_json:
-        print_json(_as_dict(survey, bad))
-    if survey.problem:
-        print_error(survey.problem)
-    images = _count(survey.train.images + survey.val.images, "image")
+        print_json(_as_dict(data, splits, problem, bad))
+    if problem:
+        print_error(problem)
+    images = _count(sum(split.images for split in splits.values()), "image")
     talk.print(f"{images} read, {len(bad):,} bad")
-    if bad or survey.problem:
+    if bad or problem:
         raise typer.Exit(1)
 
 
@@ -184,13 +184,12 @@ def benchmark_(
         out.print(need.sentence())
 
 
-def _as_dict(survey: Survey, bad: list[tuple[str, str]]) -> dict[str, Any]:
-    splits = {
-        name: asdict(split) | {"images": split.images}
-        for name, split in (("train", survey.train), ("val", survey.val))
-    }
+def _as_dict(
+    data: str, splits: Mapping[Any, Split], problem: str | None, bad: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    parts = {name: asdict(split) | {"images": split.images} for name, split in splits.items()}
     files = [{"file": name, "reason": reason} for name, reason in bad]
-    return {"data": survey.data, **splits, "problem": survey.problem, "bad": files}
+    return {"data": data, **parts, "problem": problem, "bad": files}
 
 
 def _count(number: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from deit_zoo.errors import DataError
 from deit_zoo.files import write_whole
 from deit_zoo.weights import cache
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Stamp(NamedTuple):
@@ -70,6 +70,7 @@ class ArchiveIndex:
     counts: list[int]
     from_shards: bool
     others: int
+    hidden: int
     num_bytes: int
     listing_sha256: str
     columns: Columns
@@ -140,6 +141,7 @@ def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveInd
         counts=counts,
         from_shards=from_shards,
         others=sum(rows.others for rows in listed),
+        hidden=sum(rows.hidden for rows in listed),
         num_bytes=sum(sizes),
         listing_sha256=digest.hexdigest(),
         columns=Columns(
@@ -156,6 +158,8 @@ def build_index(archives: Sequence[Stamp], listed: Sequence[Rows]) -> ArchiveInd
 
 def no_images(data: str, split: str) -> str:
     """The sentence about archives without images."""
+    if split == "all":
+        return f"{data} holds no class folder with an image; give archives with CLASS/x.jpg in them"
     return (
         f"{data} holds no image of {split}; give archives with {split}/CLASS/x.jpg in them, or "
         f"WebDataset shards (KEY.jpg and KEY.cls) with {split} in their names"

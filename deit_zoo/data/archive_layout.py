@@ -22,13 +22,14 @@ from deit_zoo.data.archives import (
     read_at,
     whole_archive,
 )
-from deit_zoo.data.folder import is_image
+from deit_zoo.data.folder import has_hidden_part, is_image
 from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, read_solution, validation_labels
 from deit_zoo.errors import DataError
 
 # Listing is waiting for a disk, for the most part: threads wait at the same time.
 LISTERS = 16
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val"}
+# "test" validates only where nothing else does.
+SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LABEL_SUFFIX = ".cls"
 LONGEST_LABEL = 1024
 
@@ -44,6 +45,7 @@ class Rows(NamedTuple):
     images: Members
     classes: list[str]
     others: int
+    hidden: int = 0
     in_shard: bool = False
     archive: int = 0  # its number among several
 
@@ -52,10 +54,13 @@ def list_archives(
     paths: Sequence[Path], split: str, num_named: int, progress: Progress
 ) -> list[Rows]:
     """The images of a split in each archive; the names of the first `num_named` tell the split."""
-    named = (number < num_named for number in range(len(paths)))
+    named = [number < num_named for number in range(len(paths))]
+    of_split = partial(_rows, split=split, progress=progress)
     with ThreadPoolExecutor(LISTERS) as pool:
-        listed = pool.map(partial(_rows, split=split, progress=progress), paths, named)
-        return [rows._replace(archive=number) for number, rows in enumerate(listed)]
+        listed = list(pool.map(of_split, paths, named))
+        if split == "val" and not any(rows.classes for rows in listed):
+            listed = list(pool.map(partial(_rows, split="test"), paths, named))
+    return [rows._replace(archive=number) for number, rows in enumerate(listed)]
 
 
 def list_imagenet_train(path: Path, progress: Progress) -> list[Rows]:
@@ -92,13 +97,25 @@ def list_imagenet_val(path: Path, labels: Path, progress: Progress) -> list[Rows
     )
 
 
-def _rows(path: Path, named: bool, *, split: str, progress: Progress) -> Rows:
+def _rows(path: Path, named: bool, *, split: str, progress: Progress = lambda files: None) -> Rows:
     archive = whole_archive(path)
     members = list_members(archive, progress)
     if path.suffix.lower() == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
         return _in_shard(archive, members)
+    if split == "all":
+        return _in_folders(members, _all_places(members.names))
     heap = _heap(path, members) if split == "val" else {}
     return _in_folders(members, (_place(name, split, named, heap) for name in members.names))
+
+
+def _all_places(names: Sequence[str]) -> Iterator[tuple[str, str] | None]:
+    """The class and the path of each file in an archive of class folders, or of one with them."""
+    images = [name for name in names if is_image(name) and not has_hidden_part(name)]
+    tops = {name.partition("/")[0] for name in images}
+    outer = f"{tops.pop()}/" if len(tops) == 1 and all(n.count("/") > 1 for n in images) else ""
+    for name in names:
+        folder, _, path = name.removeprefix(outer).partition("/")
+        yield (folder, path) if path else None
 
 
 def _heap(path: Path, members: Members) -> dict[str, str]:
@@ -121,9 +138,9 @@ def _place(name: str, split: str, named: bool, heap: Mapping[str, str]) -> tuple
     """The class of a file and its path under it; None where it is no file of the split."""
     parts = name.split("/")
     for number, part in enumerate(parts[:-2]):
-        if part in SPLIT_FOLDERS:
+        if part in SPLIT_OF:
             place = parts[number + 1], "/".join(parts[number + 2 :])
-            return place if SPLIT_FOLDERS[part] == split else None
+            return place if SPLIT_OF[part] == split else None
     synset = heap.get(parts[-1].partition(".")[0])
     if synset is not None and parts[-2:-1] == ["val"]:
         return synset, parts[-1]
@@ -133,23 +150,30 @@ def _place(name: str, split: str, named: bool, heap: Mapping[str, str]) -> tuple
 def _in_folders(members: Members, places: Iterator[tuple[str, str] | None]) -> Rows:
     """The images among members, by the class and the path of each; None is of another split."""
     numbers, classes, paths = array("Q"), [], []
-    others = 0
+    others = hidden = 0
     for number, place in enumerate(places):
-        if place is not None and is_image(place[1]):
+        if place is None:
+            continue
+        if has_hidden_part(members.names[number]):
+            hidden += 1
+        elif is_image(place[1]):
             numbers.append(number)
             classes.append(place[0])
             paths.append(place[1])
-        elif place is not None:
+        else:
             others += 1
-    return Rows(_selected(members, numbers)._replace(names=paths), classes, others)
+    return Rows(_selected(members, numbers)._replace(names=paths), classes, others, hidden)
 
 
 def _in_shard(archive: Archive, members: Members) -> Rows:
     """The images of a WebDataset shard: a key ends at the first dot of a file's name."""
     image_of: dict[str, int] = {}
     label_of: dict[str, int] = {}
-    others = 0
+    others = hidden = 0
     for number, name in enumerate(members.names):
+        if has_hidden_part(name):
+            hidden += 1
+            continue
         folder, slash, file = name.rpartition("/")
         stem, dot, suffix = file.partition(".")
         key, is_label = folder + slash + stem, dot + suffix == LABEL_SUFFIX
@@ -168,7 +192,8 @@ def _in_shard(archive: Archive, members: Members) -> Rows:
         )
     with open_descriptor(archive.path) as descriptor:
         classes = [_label(archive, members, label_of[key], descriptor) for key in image_of]
-    return Rows(_selected(members, image_of.values()), classes, others, in_shard=True)
+    images = _selected(members, image_of.values())
+    return Rows(images, classes, others, hidden, in_shard=True)
 
 
 def _selected(members: Members, numbers: Iterable[int]) -> Members:

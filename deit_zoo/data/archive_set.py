@@ -9,8 +9,8 @@ from typing import Any
 
 from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
 from deit_zoo.data.archives import read_at
-from deit_zoo.data.folder import differences, empty_classes, wrong_classes
-from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.folder import differences, empty_classes, ignored, wrong_classes
+from deit_zoo.data.images import LabelledImages, MissingSplitError
 from deit_zoo.errors import DataError
 
 # Of the descriptors that a process may have, a set keeps one in so many; beyond them an archive is
@@ -37,10 +37,13 @@ class ArchiveSet(LabelledImages):
     ) -> None:
         empty = [name for name, count in zip(index.classes, index.counts, strict=True) if not count]
         if not index.classes:
-            raise DataError(no_images(data, split))
+            raise MissingSplitError(no_images(data, split))
         if empty and not allow_empty:
             raise DataError(empty_classes(data, empty, len(index.classes)))
         order, self.note = _class_order(data, index, classes)
+        # A shard's other files say more of its images.
+        left = ignored(0 if index.from_shards else index.others, index.hidden)
+        self.note = "; ".join(filter(None, (self.note, left and f"{left} in {data}")))
         self.split = split
         self.classes = list(classes) or index.classes
         index = index.in_order(order)
@@ -57,7 +60,8 @@ class ArchiveSet(LabelledImages):
         archive = self._archives.path_of(self._columns.archives[index])
         name = self._names[index]
         if not self._from_shards:
-            name = f"{self.split}/{self.classes[self._labels[index]]}/{name}"
+            name = f"{self.classes[self._labels[index]]}/{name}"
+            name = name if self.split == "all" else f"{self.split}/{name}"
         return f"{archive}/{name}"
 
     def bytes_of(self, index: int) -> int:

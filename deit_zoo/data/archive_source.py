@@ -25,14 +25,16 @@ from deit_zoo.data.archive_index import (
     stamp,
 )
 from deit_zoo.data.archive_layout import (
-    SPLIT_FOLDERS,
+    SPLIT_OF,
     Progress,
     Rows,
     list_archives,
     list_imagenet_train,
     list_imagenet_val,
 )
-from deit_zoo.data.folder import is_image, listing_errors
+from deit_zoo.data.folder import is_hidden, is_image, listing_errors
+from deit_zoo.data.imagenet import LABEL_FILES
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.remote import fetch, files_at, is_remote
 from deit_zoo.errors import DataError, DownloadError
 from deit_zoo.weights import cache
@@ -41,12 +43,6 @@ SUFFIXES = (".tar", ".zip")
 # What packs a whole archive into one stream, in which no member can be reached by itself.
 STREAMS = (".tgz", ".gz", ".bz2", ".xz", ".zst")
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-# What sorts ImageNet's validation images, the first that lies beside them.
-IMAGENET_LABELS = (
-    "ILSVRC2012_devkit_t12.tar.gz",
-    "ILSVRC2012_devkit_t12",
-    "LOC_val_solution.csv",
-)
 # By a word in its name an archive tells its split; "test" validates where nothing else does.
 _WORD = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -79,7 +75,7 @@ def open_index(data: str, split: str, progress: Progress = lambda files: None) -
                 index = build_index(archives, source.list_rows(progress))
                 keep(key, index)
     if not index.classes:
-        raise DataError(no_images(data, split))
+        raise MissingSplitError(no_images(data, split))
     return index
 
 
@@ -114,12 +110,12 @@ def _imagenet(root: Path, split: str) -> _Source:
             [root / IMAGENET_TRAIN], [], partial(list_imagenet_train, root / IMAGENET_TRAIN)
         )
     archive = root / IMAGENET_VAL
-    for labels in (root / name for name in IMAGENET_LABELS):
+    for labels in (root / name for name in LABEL_FILES):
         if labels.exists():
             return _Source([archive], [labels], partial(list_imagenet_val, archive, labels))
     raise DataError(
-        f"{root} holds no {IMAGENET_LABELS[0]}, which sorts the images of {IMAGENET_VAL}; put it "
-        f"there, or Kaggle's {IMAGENET_LABELS[-1]}"
+        f"{root} holds no {LABEL_FILES[0]}, which sorts the images of {IMAGENET_VAL}; put it "
+        f"there, or Kaggle's {LABEL_FILES[-1]}"
     )
 
 
@@ -129,8 +125,13 @@ def _is_imagenet(path: Path) -> bool:
 
 
 def _of_split(data: str, split: str) -> tuple[list[str], list[str]]:
-    """The archives whose names tell a split, and those that may hold several."""
+    """The archives whose names tell a split, and those that may hold several.
+
+    Of "all", a set that is not parted, every one is named.
+    """
     archives = _addresses(data)
+    if split == "all":
+        return archives, []
     words = [_word(archive, data) for archive in archives]
     of_word = {
         kind: [archive for archive, word in zip(archives, words, strict=True) if word == kind]
@@ -139,7 +140,7 @@ def _of_split(data: str, split: str) -> tuple[list[str], list[str]]:
     named = of_word[split] or (of_word["test"] if split == "val" else [])
     if named or of_word[None]:
         return named, of_word[None]
-    raise DataError(
+    raise MissingSplitError(
         f"{data} has no archive of {split} among its {len(archives):,} (such as {archives[0]}); "
         "give archives whose names tell train from val, as train-000.tar and val-000.tar do"
     )
@@ -173,17 +174,18 @@ def _addresses(data: str) -> list[str]:
 def _archives_in(root: Path) -> list[Path]:
     """The archives in a folder, and in its train/ and val/."""
     with listing_errors():
-        folders = [root, *(root / name for name in SPLIT_FOLDERS if (root / name).is_dir())]
+        folders = [root, *(root / name for name in SPLIT_OF if (root / name).is_dir())]
         files = [path for folder in folders for path in folder.iterdir()]
-    return sorted(path for path in files if path.name.lower().endswith(SUFFIXES))
+    names = (path for path in files if not is_hidden(path.name))
+    return sorted(path for path in names if path.name.lower().endswith(SUFFIXES))
 
 
 def _has_class_folders(root: Path) -> bool:
     """Whether folders in a folder, or in its train/ and val/, hold images."""
     with listing_errors():
         for folder in (path for path in root.iterdir() if path.is_dir()):
-            entries = list(folder.iterdir())
-            if folder.name in SPLIT_FOLDERS and any(path.is_dir() for path in entries):
+            entries = [] if is_hidden(folder.name) else list(folder.iterdir())
+            if folder.name in SPLIT_OF and any(path.is_dir() for path in entries):
                 return True
             if any(is_image(path.name) for path in entries):
                 return True

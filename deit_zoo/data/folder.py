@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.images import LabelledImages, Strings
+from deit_zoo.data.formats import IMAGE_SUFFIXES
+from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
 from deit_zoo.errors import DataError
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+# What an operating system or a disk leaves; so does a name that begins with a dot.
+SYSTEM_NAMES = frozenset(("$RECYCLE.BIN", "@eaDir", "Thumbs.db", "__MACOSX", "desktop.ini"))
+# The folders of a split, the first that there is.
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(slots=True)
+class Ignored:
+    """What lies in a folder beside its images: other files by their suffixes, and what is hidden.
+
+    `hidden` counts files and folders; what is in such a folder is not looked at.
+    """
+
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+
+    def add(self, other: Ignored) -> None:
+        """Count what lies in another folder too."""
+        self.others += other.others
+        self.hidden += other.hidden
+
+    def sentence(self) -> str:
+        """What is ignored, in words; empty where nothing is."""
+        return ignored(self.others.total(), self.hidden, sorted(self.others))
 
 
 class FolderSet(LabelledImages):
@@ -27,12 +51,12 @@ class FolderSet(LabelledImages):
         self, root: Path, classes: Sequence[str] = (), *, allow_empty: bool = False
     ) -> None:
         self.root = root
-        self.note = ""
-        folders = class_folders(root)
+        left = Ignored()
+        folders = class_folders(root, left)
         self.classes = list(classes) or folders
         if sorted(self.classes) != folders:
             raise DataError(wrong_classes(root, folders, self.classes))
-        of_class = [_images(root, name) for name in self.classes]
+        of_class = [images_under(root, name, left) for name in self.classes]
         empty = [name for name, paths in zip(self.classes, of_class, strict=True) if not paths]
         if empty and not allow_empty:
             raise DataError(empty_classes(root, empty, len(self.classes)))
@@ -40,6 +64,8 @@ class FolderSet(LabelledImages):
         self._labels = array("L")
         for label, paths in enumerate(of_class):
             self._labels.extend(array("L", [label]) * len(paths))
+        sentence = left.sentence()
+        self.note = sentence and f"{sentence} in {root}"
 
     def path_of(self, index: int) -> Path:
         """The file of an image."""
@@ -63,15 +89,76 @@ class FolderSet(LabelledImages):
             return file.readall()
 
 
-def class_folders(root: Path) -> list[str]:
-    """The names of the folders in `root`, sorted. Raises DataError where there is none."""
+class FlatSet(FolderSet):
+    """Images that lie in a folder without class folders: to look at, for nobody says what is right.
+
+    They have the folder's name for a class.
+    """
+
+    def __init__(self, root: Path) -> None:
+        left = Ignored()
+        paths = images_under(root, ".", left)
+        self.root, self.classes, self.note = root, [root.resolve().name], left.sentence()
+        self._paths = Strings(path.removeprefix("./") for path in paths)
+        self._labels = array("L", [0]) * len(paths)
+
+    @staticmethod
+    def fits(root: Path) -> bool:
+        """Whether a folder holds images, and no folder but hidden ones."""
+        with listing_errors(), os.scandir(root) as entries:
+            seen = [entry for entry in entries if not is_hidden(entry.name)]
+        return any(is_image(entry.name) for entry in seen) and not any(e.is_dir() for e in seen)
+
+
+def class_folders(root: Path, left: Ignored | None = None) -> list[str]:
+    """The names of the folders in `root`, sorted. Raises DataError where there is none.
+
+    What else lies there is added to `left`.
+    """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give one that holds a folder of images per class")
-    with listing_errors():
-        names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    names, left = [], Ignored() if left is None else left
+    with listing_errors(), os.scandir(root) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                left.hidden += 1
+            elif entry.is_dir():
+                names.append(entry.name)
+            else:
+                left.others[suffix_of(entry.name)] += 1
     if not names:
         raise DataError(f"{root} holds no folder; it must hold one folder of images per class")
-    return names
+    return sorted(names)
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split in a data set's, or None.
+
+    `test/` validates where nothing else does, beside `train/` or alone: else it is a class.
+    """
+    for name in SPLIT_FOLDERS[split]:
+        if not (root / name).is_dir():
+            continue
+        if name != "test" or (root / "train").is_dir() or class_folders(root) == ["test"]:
+            return root / name
+    return None
+
+
+def part_folder(root: Path, part: str) -> Path:
+    """The folder of class folders that is a split; "all" is one of a set that is not parted.
+
+    Raises MissingSplitError where there is none.
+    """
+    of_split = {split: split_folder(root, split) for split in SPLIT_FOLDERS}
+    if part == "all" and not any(of_split.values()):
+        return root
+    folder = of_split.get(part)
+    if folder is None:
+        raise MissingSplitError(
+            f"{root} has no folder {part}/; it must hold train/ and val/, each with one folder of "
+            "images per class"
+        )
+    return folder
 
 
 def is_folder(image: object) -> bool:
@@ -79,15 +166,18 @@ def is_folder(image: object) -> bool:
     return isinstance(image, str | os.PathLike) and Path(image).is_dir()
 
 
-def images_of(image: Any) -> Iterator[Any]:
+def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Any]:
     """An image itself; in place of a folder, all images in it, sorted by their paths, or the
-    DataError that there are none.
+    DataError that there are none. `say` is told what else lies there.
     """
     if not is_folder(image):
         yield image
         return
-    files = sorted(file for file in Path(image).rglob("*") if is_image(file.name))
+    left, folder = Ignored(), Path(image)
+    files = [folder / path for path in images_under(folder, ".", left)]
     yield from files
+    if sentence := left.sentence():
+        say(f"{sentence} in {image}")
     if not files:
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
 
@@ -97,14 +187,61 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every file under a folder, with its path; links to folders are not followed."""
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder is no data by its name: hidden, or a system's own."""
+    return name[:1] == "." or name in SYSTEM_NAMES
+
+
+def has_hidden_part(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is none by its name."""
+    return any(map(is_hidden, path.split("/")))
+
+
+def ignored(others: int, hidden: int, suffixes: Sequence[str] = ()) -> str:
+    """So many other files, and hidden files and folders, in words; empty where nothing is."""
+    kinds = f" ({', '.join(suffixes[:3])}{' ...' if len(suffixes) > 3 else ''})" if suffixes else ""
+    groups = []
+    if others:
+        groups.append(f"{others:,} other file{'' if others == 1 else 's'}{kinds}")
+    if hidden:
+        what = "hidden file or folder" if hidden == 1 else "hidden files or folders"
+        groups.append(f"{hidden:,} {what}")
+    verb = "is" if others + hidden == 1 else "are"
+    return f"{' and '.join(groups)} {verb} ignored" if groups else ""
+
+
+def walk(
+    folder: str, prefix: str, left: Ignored, inside: tuple[str, ...] = ()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Every file under a folder, with its path; links to folders are followed.
+
+    What is hidden is left out and counted. `inside` are the folders that links led here from.
+    Raises DataError for a link to a folder that it lies in.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path, f"{prefix}{entry.name}/")
+            if is_hidden(entry.name):
+                left.hidden += 1
+            elif entry.is_dir():
+                chain = inside
+                if entry.is_symlink():
+                    chain = (*inside, os.path.realpath(folder))
+                    _check_circle(entry.path, chain)
+                yield from walk(entry.path, f"{prefix}{entry.name}/", left, chain)
             else:
                 yield f"{prefix}{entry.name}", entry
+
+
+def images_under(root: Path, name: str, left: Ignored) -> list[str]:
+    """The images of a class by their path under `root`, in the order of pathlib."""
+    paths = []
+    with listing_errors():
+        for path, _ in walk(str(root / name), f"{name}/", left):
+            if is_image(path):
+                paths.append(path)
+            else:
+                left.others[suffix_of(path)] += 1
+    return sorted(paths, key=path_parts)
 
 
 def path_parts(path: str) -> list[str]:
@@ -152,8 +289,13 @@ def wrong_classes(root: object, folders: Sequence[str], classes: Sequence[str]) 
     )
 
 
-def _images(root: Path, name: str) -> list[str]:
-    """The images of a class by their path under `root`, in the order of pathlib."""
-    with listing_errors():
-        paths = [path for path, _ in walk(str(root / name), f"{name}/") if is_image(path)]
-    return sorted(paths, key=path_parts)
+def suffix_of(name: str) -> str:
+    """What a file's name ends in, in small letters; of one without a dot the whole name."""
+    name = name.rpartition("/")[2]
+    return os.path.splitext(name)[1].lower() or name
+
+
+def _check_circle(link: str, chain: Sequence[str]) -> None:
+    target = os.path.realpath(link)
+    if any(place == target or place.startswith(os.path.join(target, "")) for place in chain):
+        raise DataError(f"{link} is a link to {target}, in which it lies; remove it")

@@ -9,42 +9,48 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deit_zoo.data.folder import (
+    FlatSet,
     FolderSet,
+    Ignored,
     empty_classes,
-    is_image,
-    listing_errors,
+    images_under,
+    split_folder,
     wrong_classes,
 )
-from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, validation_labels
+from deit_zoo.data.imagenet import LABEL_FILES, SOLUTION, VAL_NAME, validation_labels
 from deit_zoo.data.images import Strings
 from deit_zoo.errors import DataError
 
 KAGGLE_FOLDER = Path("ILSVRC", "Data", "CLS-LOC")
-KIT = "ILSVRC2012_devkit_t12.tar.gz"
 _NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
 
 
 class Heap(NamedTuple):
-    """A folder with class folders in train/ and a heap in val/, and the file of its labels."""
+    """A heap of validation images, the file of its labels, and the folder that may hold train/."""
 
     root: Path
-    labels: Path
+    images: Path
+    labels: Path | None
 
 
 def find_heap(data: str | Path) -> Heap | None:
-    """Where the folders of a data set lie if its validation images are in one heap, with labels."""
-    for root in (Path(data), Path(data) / KAGGLE_FOLDER):
-        if not (root / "train").is_dir() or not _is_heap(root / "val"):
+    """ImageNet's validation images in one heap: in `val/`, in Kaggle's folders, or the data itself.
+
+    A heap of other names is one where a file of labels lies beside it.
+    """
+    for root, images in _places(Path(data)):
+        if not _is_heap(images):
             continue
-        for folder in (root, *root.absolute().parents[: len(KAGGLE_FOLDER.parts)]):
-            for name in (SOLUTION, KIT):
-                if (folder / name).is_file():
-                    return Heap(root, folder / name)
+        around = (images, *images.absolute().parents[: len(KAGGLE_FOLDER.parts) + 1])
+        files = (folder / name for folder in around for name in LABEL_FILES)
+        labels = next((file for file in files if file.exists()), None)
+        if labels is not None or _holds_imagenet(images):
+            return Heap(root, images, labels)
     return None
 
 
@@ -54,16 +60,21 @@ class HeapSet(FolderSet):
     def __init__(
         self, heap: Heap, classes: Sequence[str] = (), *, allow_empty: bool = False
     ) -> None:
-        self.root = heap.root / "val"
-        self.note = ""
+        self.root = heap.images
+        if heap.labels is None:
+            raise DataError(
+                f"{heap.images} holds ImageNet's validation images in one heap; put what sorts "
+                f"them there, {LABEL_FILES[0]} (the development kit) or Kaggle's {SOLUTION}"
+            )
         synsets = validation_labels(heap.labels)
         own = sorted(set(synsets))
         self.classes = list(classes) or own
         if sorted(self.classes) != own:
             raise DataError(wrong_classes(heap.labels, own, self.classes))
         number_of = {name: number for number, name in enumerate(self.classes)}
-        with listing_errors():
-            names = [name for name in sorted(os.listdir(self.root)) if is_image(name)]
+        left = Ignored()
+        names = [path.removeprefix("./") for path in images_under(self.root, ".", left)]
+        self.note = left.sentence()
         images = sorted((number_of[self._synset(synsets, name, heap)], name) for name in names)
         empty = sorted(set(self.classes) - {self.classes[label] for label, _ in images})
         if empty and not allow_empty:
@@ -81,14 +92,18 @@ class HeapSet(FolderSet):
         return synsets[int(match[1]) - 1]
 
 
+def _places(data: Path) -> Iterator[tuple[Path, Path]]:
+    """Where a heap may lie, each with the folder that may hold train/ too."""
+    for root in (data, data / KAGGLE_FOLDER):
+        if (images := split_folder(root, "val")) is not None:
+            yield root, images
+    yield data, data
+
+
 def _is_heap(folder: Path) -> bool:
-    """Whether a folder holds images and no folder."""
-    if not folder.is_dir():
-        return False
-    any_image = False
-    with listing_errors(), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                return False
-            any_image = any_image or is_image(entry.name)
-    return any_image
+    return folder.is_dir() and FlatSet.fits(folder)
+
+
+def _holds_imagenet(folder: Path) -> bool:
+    """Whether the images of a heap are called as ImageNet's."""
+    return any(map(_NAME.fullmatch, os.listdir(folder)))

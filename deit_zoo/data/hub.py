@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.machine import require_extra
@@ -115,7 +116,7 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     for spelling in SPLITS[split]:
         if spelling in splits:
             return loaded[spelling], spelling
-    raise DataError(
+    raise MissingSplitError(
         f"{data} has no split {' or '.join(SPLITS[split])} (it has {', '.join(splits) or 'none'}); "
         "give a data set with one to train on and one to validate with"
     )

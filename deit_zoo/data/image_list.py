@@ -13,7 +13,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +45,14 @@ class ListedImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageList:
-    """Images of a folder, in the order in which a run numbers them."""
+    """Images of a folder, in the order in which a run numbers them.
+
+    `ignored` says, of a list that was just made, what else lies there.
+    """
 
     root: Path
     images: tuple[ListedImage, ...]
+    ignored: str = field(default="", compare=False)
 
     @property
     def classes(self) -> list[str]:

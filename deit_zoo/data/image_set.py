@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
-from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.folder import FlatSet, FolderSet, part_folder
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.image_list import ListSet, is_list, read_list
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import is_remote
-from deit_zoo.data.table import SplitName, TableSet
+from deit_zoo.data.table import PartName, SplitName, TableSet
 from deit_zoo.errors import DataError
 from deit_zoo.manifest import Reading
 
@@ -51,20 +52,27 @@ class ImageSet(Protocol):
 
 def open_set(
     data: str | Path,
-    split: SplitName,
+    part: PartName,
     classes: Sequence[str] = (),
     *,
     reading: Reading = "upstream",
 ) -> ImageSet:
-    """The images of one split, labelled in the order of `classes` where they are given."""
-    images = _open(data, split, classes, allow_empty=False)
+    """The images of a split, labelled in the order of `classes` where they are given.
+
+    "all" are those of a data set that is not parted. Raises MissingSplitError where there are none.
+    """
+    images = _open(data, part, classes, allow_empty=False)
     images.reading = reading
     return images
 
 
-def open_unchecked(data: str | Path, split: SplitName, reading: Reading = "upstream") -> ImageSet:
-    """Every image of a split, also where classes are empty."""
-    images = _open(data, split, (), allow_empty=True)
+def open_unchecked(data: str | Path, part: PartName, reading: Reading = "upstream") -> ImageSet:
+    """Every image of a part, also where classes are empty, or where there are none."""
+    images: ImageSet
+    if part == "all" and kind_of(data) == "folder" and FlatSet.fits(Path(data)):
+        images = FlatSet(Path(data))
+    else:
+        images = _open(data, part, (), allow_empty=True)
     images.reading = reading
     return images
 
@@ -128,18 +136,22 @@ def open_table(
 
 
 def _open(
-    data: str | Path, split: SplitName, classes: Sequence[str], *, allow_empty: bool
+    data: str | Path, part: PartName, classes: Sequence[str], *, allow_empty: bool
 ) -> ImageSet:
     kind = kind_of(data)
     if kind == "table":
-        return open_table(str(data), split, classes)
+        if part == "all":
+            raise MissingSplitError(f"{data} has splits; give one of them")
+        return open_table(str(data), part, classes)
     if kind == "list":
-        return ListSet(read_list(data), split, classes, allow_empty=allow_empty)
+        if part == "all":
+            raise MissingSplitError(f"{data} lists what is in train and val; give one of them")
+        return ListSet(read_list(data), part, classes, allow_empty=allow_empty)
     if kind == "archives":
-        index = open_index(str(data), split)
-        return ArchiveSet(str(data), split, index, classes, allow_empty=allow_empty)
+        index = open_index(str(data), part)
+        return ArchiveSet(str(data), part, index, classes, allow_empty=allow_empty)
     heap = find_heap(data)
-    if heap and split == "val":
+    if heap and part == "val":
         return HeapSet(heap, classes, allow_empty=allow_empty)
-    root = heap.root if heap else Path(data)
-    return FolderSet(root / split, classes, allow_empty=allow_empty)
+    root = part_folder(heap.root if heap else Path(data), part)
+    return FolderSet(root, classes, allow_empty=allow_empty)

@@ -19,6 +19,8 @@ from deit_zoo.machine import require_extra
 VAL_NAME = "ILSVRC2012_val_{:08}"
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SOLUTION = "LOC_val_solution.csv"
+# What sorts the validation images, the first that lies beside them.
+LABEL_FILES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION)
 
 
 def validation_labels(source: Path) -> list[str]:

@@ -8,10 +8,15 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from deit_zoo.errors import DataError
 from deit_zoo.manifest import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+class MissingSplitError(DataError):
+    """A data set has no split of that name; it may have another."""
 
 
 class LabelledImages(ABC):

@@ -19,6 +19,7 @@ from typing import Any
 from deit_zoo.data.archive_index import stamp
 from deit_zoo.data.archive_set import OpenFiles
 from deit_zoo.data.hub import HFDS
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
 from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
@@ -143,7 +144,7 @@ def split_files(data: str, split: SplitName) -> tuple[str, list[Path]]:
     for name in SPLITS[split]:
         if files := _files_of(place, name):
             return name, files
-    raise DataError(
+    raise MissingSplitError(
         f"{data} has no Parquet file of {' or '.join(SPLITS[split])}; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
     )

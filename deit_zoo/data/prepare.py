@@ -9,16 +9,14 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
 
-from PIL import Image
-
 from deit_zoo.data.archive_index import build_index, stamp
 from deit_zoo.data.archive_layout import list_imagenet_train, list_imagenet_val
 from deit_zoo.data.archive_set import ArchiveSet
-from deit_zoo.data.archive_source import IMAGENET_LABELS
 from deit_zoo.data.folder import is_image
 from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.imagenet import LABEL_FILES
 from deit_zoo.data.prefetch import prefetch
-from deit_zoo.data.transforms import image_errors, open_image, resize
+from deit_zoo.data.transforms import image_errors, open_header, open_image, resize
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
 
@@ -42,12 +40,12 @@ def imagenet_splits(
     since its last call.
     """
     if labels is None:
-        beside = [val.parent / name for name in IMAGENET_LABELS]
+        beside = [val.parent / name for name in LABEL_FILES]
         labels = next((path for path in beside if path.exists()), None)
     if labels is None:
         raise DataError(
             f"nothing beside {val} says what its images show; type --devkit "
-            f"{IMAGENET_LABELS[0]}, or Kaggle's {IMAGENET_LABELS[-1]}"
+            f"{LABEL_FILES[0]}, or Kaggle's {LABEL_FILES[-1]}"
         )
     rows_of = {
         "train": (train, list_imagenet_train(train, progress)),
@@ -125,7 +123,7 @@ def shrink(content: bytes, name: str, size: int) -> bytes:
     It keeps its EXIF, and is encoded as it was: JPEG (quality 90), PNG or WebP. One with alpha or
     more than 8 bits keeps its bytes too: either way of reading it must stay possible.
     """
-    with image_errors(name), Image.open(BytesIO(content)) as header:
+    with image_errors(name), open_header(content, name) as header:
         width, height, kind = *header.size, header.format
         exif = header.info.get("exif", b"")
         is_plain = not header.has_transparency_data and header.mode[0] not in "IF"
@@ -220,6 +218,6 @@ def _is_whole(file: Path, images: ImageSet, index: int, size: int | None) -> boo
 
 def _suffix(content: bytes, name: str) -> str:
     """What the name of an image's file ends in; the file is read by what it holds."""
-    with image_errors(name), Image.open(BytesIO(content)) as image:
+    with image_errors(name), open_header(content, name) as image:
         suffix = f".{image.format}".lower()
     return suffix if is_image(f"1{suffix}") else ".jpeg"

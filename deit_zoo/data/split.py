@@ -6,7 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.folder import FolderSet, class_folders, split_folder
 from deit_zoo.data.image_list import UNREADABLE, ImageList, ListedImage
 from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_unchecked
 from deit_zoo.errors import DataError
@@ -22,9 +22,16 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
     kind_of(data)  # of what is nothing it says so
     root = Path(absolute(data))
     if val_share is not None:
-        return ImageList(root=root, images=tuple(_parted(root, Path(data), val_share)))
-    train = _listed(root, open_unchecked(root, "train"), "train")
-    return ImageList(root=root, images=(*train, *_listed(root, open_unchecked(root, "val"), "val")))
+        typed = _unsplit(Path(data))
+        folder = FolderSet(root / typed.relative_to(data), allow_empty=True)
+        parted = _parted(_listed(root, folder, "train"), folder.classes, typed, val_share)
+        return ImageList(root=root, images=tuple(parted), ignored=folder.note)
+    train, val = open_unchecked(root, "train"), open_unchecked(root, "val")
+    return ImageList(
+        root=root,
+        images=(*_listed(root, train, "train"), *_listed(root, val, "val")),
+        ignored="; ".join(filter(None, (train.note, val.note))),
+    )
 
 
 def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
@@ -50,33 +57,40 @@ def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
 def check_split(data: str | Path) -> None:
     """Raises DataError for a folder of class folders, in which nothing is kept apart."""
     root = Path(data)
-    if kind_of(data) != "folder" or (root / "val").is_dir():
+    if kind_of(data) != "folder" or split_folder(root, "val") is not None:
         return
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if names and "train" not in names:
-        raise DataError(
-            f"{data} holds class folders ({', '.join(names[:3])}) and no train/ and val/; type "
-            "--val-share 0.2 to keep a fifth of each class apart for validation"
-        )
+    train = split_folder(root, "train")
+    names = class_folders(train or root)
+    raise DataError(
+        f"{train or root} holds class folders ({', '.join(names[:3])}) and nothing lies beside "
+        "them to validate with; type --val-share 0.2 to keep a fifth of each class apart"
+        if train
+        else f"{data} holds class folders ({', '.join(names[:3])}) and no train/ and val/; type "
+        "--val-share 0.2 to keep a fifth of each class apart for validation"
+    )
 
 
-def _parted(root: Path, data: Path, val_share: float) -> list[ListedImage]:
-    """The images of a folder of class folders, or of a `train/` of them, in two splits."""
-    if not 0.0 < val_share < 1.0:
-        raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
-    if (data / "val").is_dir() or not data.is_dir():
+def _unsplit(data: Path) -> Path:
+    """The folder of class folders that is parted: the data, or its `train/` where that is all."""
+    if not data.is_dir() or split_folder(data, "val") is not None:
         raise DataError(
             f"--val-share parts a folder of class folders, and {data} is none; leave it out"
         )
-    inside = Path("train") if (root / "train").is_dir() else Path()
-    folder = FolderSet(root / inside, allow_empty=True)
-    images = _listed(root, folder, "train")
+    return split_folder(data, "train") or data
+
+
+def _parted(
+    images: list[ListedImage], classes: list[str], typed: Path, val_share: float
+) -> list[ListedImage]:
+    """The images of class folders, which were typed so, in two splits."""
+    if not 0.0 < val_share < 1.0:
+        raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
     val: set[str] = set()
-    for name in folder.classes:
+    for name in classes:
         files = sorted((image for image in images if image.class_name == name), key=_draw)
         if len(files) < 2:
             raise DataError(
-                f"{data / inside / name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
+                f"{typed / name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
                 "to keep some apart there must be 2 or more in each class"
             )
         num_val = min(max(round(val_share * len(files)), 1), len(files) - 1)
@@ -88,10 +102,18 @@ def _draw(image: ListedImage) -> bytes:
     return hashlib.sha256(image.path_in_split.encode("utf-8", "surrogateescape")).digest()
 
 
+def _size(images: ImageSet, index: int) -> int:
+    """The bytes of an image's file; none of a link to nothing, which cannot be read."""
+    try:
+        return images.bytes_of(index)
+    except FileNotFoundError:
+        return 0
+
+
 def _listed(root: Path, images: ImageSet, split: str) -> list[ListedImage]:
     indices = range(len(images))
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        sizes = list(pool.map(images.bytes_of, indices))
+        sizes = list(pool.map(lambda index: _size(images, index), indices))
     return [
         ListedImage(
             split,

@@ -15,20 +15,26 @@ from typing import Any, NamedTuple
 
 from deit_zoo.data.archive_source import open_index
 from deit_zoo.data.folder import (
-    IMAGE_SUFFIXES,
+    FlatSet,
+    Ignored,
     class_folders,
     differences,
     empty_classes,
+    ignored,
+    is_hidden,
     is_image,
     listing_errors,
+    part_folder,
     path_parts,
+    suffix_of,
     walk,
 )
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.image_list import ImageList, listing_sha256, read_list
-from deit_zoo.data.image_set import ImageSet, kind_of, open_table
+from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.prefetch import prefetch
-from deit_zoo.data.table import SplitName
+from deit_zoo.data.table import PartName, SplitName
 from deit_zoo.errors import DataError
 
 # Listing a folder is waiting for a disk: threads wait at the same time.
@@ -38,6 +44,8 @@ CHUNK = 64
 NO_IMAGE = "not an image"
 # Images that cannot be read may be so many, or this share of all: more, and no run goes on.
 FEW_UNREADABLE, UNREADABLE_SHARE = 3, 0.001
+# In which a data set that lacks some is looked for.
+PARTS: tuple[PartName, ...] = ("val", "train", "all")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +57,7 @@ class Split:
     others: int
     bytes: int
     identity: dict[str, Any]
+    ignored: str = ""
 
     @property
     def images(self) -> int:
@@ -59,10 +68,9 @@ class Split:
         """The split in words."""
         fewest, most = min(self.classes.values()), max(self.classes.values())
         each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        line = f"{self.images:,} images in {len(self.classes):,} classes ({each} each)"
-        if self.others:
-            line += f"; {self.others:,} other file{'s are' if self.others > 1 else ' is'} ignored"
-        return line
+        classes = "1 class" if len(self.classes) == 1 else f"{len(self.classes):,} classes"
+        line = f"{self.images:,} images in {classes} ({each} each)"
+        return f"{line}; {self.ignored}" if self.ignored else line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,23 +124,59 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
         train = _scan_archives(str(data), "train", listed.add)
         val = _scan_archives(str(data), "val", listed.add)
     elif heap := find_heap(data):
-        train = _scan_folder(heap.root / "train", progress, 0)
+        train = _scan_folder(part_folder(heap.root, "train"), progress, 0)
         val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
     else:
-        for split in ("train", "val"):
-            if not (Path(data) / split).is_dir():
-                raise DataError(
-                    f"{data} has no folder {split}/; it must hold train/ and val/, each with one "
-                    "folder of images per class"
-                )
-        train = _scan_folder(Path(data) / "train", progress, 0)
-        val = _scan_folder(Path(data) / "val", progress, train.identity["files"])
+        folders = [part_folder(Path(data), split) for split in ("train", "val")]
+        train = _scan_folder(folders[0], progress, 0)
+        val = _scan_folder(folders[1], progress, train.identity["files"])
     return Survey(data=str(data), train=train, val=val, problem=_problem(str(data), train, val))
 
 
 def most_unreadable(images: int) -> int:
     """Of so many images, how many a run can do without."""
     return max(FEW_UNREADABLE, int(UNREADABLE_SHARE * images))
+
+
+def inspect(
+    data: str | Path, progress: Callable[[int], None] = lambda files: None
+) -> tuple[dict[PartName, Split], str | None]:
+    """What lies in a data set to look at: both splits, one alone, or images that are not parted.
+
+    With the sentence that makes them useless to train or to measure on. Raises DataError where
+    there is nothing.
+    """
+    try:
+        survey = scan(data, progress)
+        return {"train": survey.train, "val": survey.val}, survey.problem
+    except MissingSplitError as error:
+        missing = error
+    for part in PARTS:
+        try:
+            split = _scan_part(data, part, progress)
+        except MissingSplitError:
+            continue
+        return {part: split}, _problem_within(str(data), split)
+    raise missing
+
+
+def _scan_part(data: str | Path, part: PartName, progress: Callable[[int], None]) -> Split:
+    """One part of a data set, which may lack others. Raises MissingSplitError where it has none."""
+    kind = kind_of(data)
+    if kind == "archives":
+        return _scan_archives(str(data), part, progress)
+    if kind == "folder" and not FlatSet.fits(Path(data)):
+        return _scan_folder(part_folder(Path(data), part), progress, 0)
+    images = open_unchecked(data, part)
+    counts = Counter(images.label_of(index) for index in range(len(images)))
+    return Split(
+        name=part,
+        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        others=0,
+        ignored=images.note,
+        bytes=sum(map(images.bytes_of, range(len(images)))),
+        identity={},
+    )
 
 
 def bad_images(
@@ -159,8 +203,12 @@ def bad_images(
 
 def decode_error(images: ImageSet, index: int) -> str | None:
     """Why an image cannot be read, in a few words; None where it can."""
+    from deit_zoo.data.transforms import UnknownFormatError
+
     try:
         images.open(index)
+    except UnknownFormatError as error:
+        return error.reason
     except DataError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.strerror:
@@ -174,16 +222,17 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
     words = ("in train/ only", f"in {val.name}/ only")
     if other := differences(train.classes, val.classes, words):
         return f"the classes of {data} differ: {other}; give train and val the same classes"
-    for split in (train, val):
-        empty = [name for name, images in split.classes.items() if not images]
-        if len(empty) == len(split.classes):
-            return (
-                f"{data} holds no image in {split.name}/; give image files "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        if empty:
-            return empty_classes(f"{data}/{split.name}", empty, len(split.classes))
-    return None
+    return _problem_within(data, train) or _problem_within(data, val)
+
+
+def _problem_within(data: str, split: Split) -> str | None:
+    empty = [name for name, images in split.classes.items() if not images]
+    if len(empty) == len(split.classes):
+        return (
+            f"{data} holds no image in {split.name}/; give image files such as x.jpg, x.png, x.tif "
+            "or x.heic"
+        )
+    return empty_classes(f"{data}/{split.name}", empty, len(split.classes)) if empty else None
 
 
 def _scan_list(data: str, images: ImageList) -> Survey:
@@ -221,7 +270,7 @@ def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) ->
     )
 
 
-def _scan_archives(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:
+def _scan_archives(data: str, split: PartName, progress: Callable[[int], None]) -> Split:
     """What class folders with the same images would be told from others by."""
     index = open_index(data, split, progress)
     files = sum(index.counts)
@@ -229,6 +278,7 @@ def _scan_archives(data: str, split: SplitName, progress: Callable[[int], None])
         name=split,
         classes=dict(zip(index.classes, index.counts, strict=True)),
         others=index.others,
+        ignored=ignored(index.others, index.hidden),
         bytes=index.num_bytes,
         identity={
             "files": files,
@@ -274,9 +324,10 @@ def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) ->
 
 def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Split:
     """One walk over a split, in threads; files and digest are those of a sorted listing."""
-    folders = set(class_folders(root))
+    left = Ignored()
+    folders = set(class_folders(root, left))
     with listing_errors():
-        entries = sorted(entry.name for entry in os.scandir(root))
+        entries = sorted(entry.name for entry in os.scandir(root) if not is_hidden(entry.name))
     digest = hashlib.sha256()
     classes: dict[str, int] = {}
     files = num_bytes = 0
@@ -285,6 +336,7 @@ def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Sp
         for name, listing in zip(entries, listings, strict=True):
             digest.update(listing.lines)
             files, num_bytes = files + listing.files, num_bytes + listing.bytes
+            left.add(listing.left)
             if name in folders:
                 classes[name] = listing.images
             progress(before + files)
@@ -292,6 +344,7 @@ def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Sp
         name=root.name,
         classes=classes,
         others=files - sum(classes.values()),
+        ignored=left.sentence(),
         bytes=num_bytes,
         identity={"files": files, "bytes": num_bytes, "listing_sha256": digest.hexdigest()},
     )
@@ -304,12 +357,14 @@ class _Listing(NamedTuple):
     files: int
     images: int
     bytes: int
+    left: Ignored
 
 
 def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
+    left = Ignored()
     with listing_errors():
         if is_class:
-            entries = walk(str(root / name), f"{name}/")
+            entries = walk(str(root / name), f"{name}/", left)
             sizes = {path: entry.stat().st_size for path, entry in entries if entry.is_file()}
         else:
             file = root / name
@@ -317,7 +372,9 @@ def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
     paths = sorted(sizes, key=path_parts)
     lines = b"".join(b"%s %d\n" % (os.fsencode(path), sizes[path]) for path in paths)
     images = sum(map(is_image, paths)) if is_class else 0
-    return _Listing(lines, len(paths), images, sum(sizes.values()))
+    if is_class:  # class_folders counts those beside the classes
+        left.others.update(suffix_of(path) for path in paths if not is_image(path))
+    return _Listing(lines, len(paths), images, sum(sizes.values()), left)
 
 
 def _reason(error: BaseException) -> str:

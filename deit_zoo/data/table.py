@@ -17,10 +17,12 @@ from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
 
 SplitName = Literal["train", "val"]
+# "all" is a data set that is not parted.
+PartName = Literal["train", "val", "all"]
 # What a split may be called in a data set of the Hub; the first that there is.
 SPLITS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
-    "val": ("validation", "val", "test"),
+    "val": ("validation", "val", "valid", "test"),
 }
 # Images whose bytes tell a split from another.
 SAMPLES = 64

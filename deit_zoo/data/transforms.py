@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
+from deit_zoo.data.formats import decodable, undecodable
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, ImageSizeError
@@ -38,6 +39,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 178_956_970
 MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
 MOST_OF_16_BITS = 0xFFFF
+HEAD = 16  # bytes in which a file says what it is
 _DECODING = Lock()
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -207,12 +209,41 @@ def _decoded(image: ImageFile, reading: Reading) -> Image.Image:
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
     """An image whose pixels are still to be read; what goes wrong within is a DataError."""
-    with warnings.catch_warnings(), image_errors(name), error_context(name):
+    with warnings.catch_warnings(), image_errors(name):
         # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
         warnings.simplefilter("ignore")
         allow_pixels_and_text()
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with open_header(source, name) as image, error_context(name):
             yield image
+
+
+class UnknownFormatError(DataError):
+    """A file is an image of a format that cannot be decoded here; `reason` says what would help."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is {reason}")
+        self.reason = reason
+
+
+def open_header(source: Path | bytes, name: str) -> ImageFile:
+    """An image of a known raster format whose pixels are still to be read.
+
+    Raises UnknownFormatError where a package would decode it, and whatever Pillow raises.
+    """
+    file = BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        return Image.open(file, formats=decodable())
+    except UnidentifiedImageError as error:
+        if reason := undecodable(_head(source)):
+            raise UnknownFormatError(name, reason) from error
+        raise
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:HEAD]
+    with source.open("rb") as stream:
+        return stream.read(HEAD)
 
 
 def max_pixels() -> int:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from deit_zoo.data.folder import FolderSet
-from deit_zoo.data.image_set import ImageSet, kind_of, open_set
+from deit_zoo.data.folder import class_folders, part_folder, split_folder
+from deit_zoo.data.image_set import ImageSet, has_own_names, kind_of, open_set
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.loader import make_loader, read_batches
 from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import ZooError
@@ -72,16 +73,34 @@ def validation_set(
     data: str | Path, classes: Sequence[str] = (), *, reading: Reading = "upstream"
 ) -> ImageSet:
     """The validation images of a data set, or of a folder that is nothing else."""
-    if kind_of(data) != "folder":
+    try:
         return open_set(data, "val", classes, reading=reading)
-    images = FolderSet(validation_folder(Path(data)), classes)
-    images.reading = reading
-    return images
+    except MissingSplitError as error:
+        missing = error
+    try:
+        return open_set(data, "all", classes, reading=reading)
+    except MissingSplitError:
+        raise missing from None
+
+
+def folder_classes(data: str | Path) -> list[str]:
+    """The class folders that a validation set has; none where something else names its classes."""
+    kind = kind_of(data)
+    if kind == "folder":
+        return class_folders(validation_folder(Path(data)))
+    if kind == "archives":
+        index = validation_set(data)
+        return [] if has_own_names(data, index.classes) else index.classes
+    return []
 
 
 def validation_folder(data: Path) -> Path:
-    """`data` itself, or its `val/` where it has one."""
-    return data / "val" if (data / "val").is_dir() else data
+    """The `val/` of a folder, or itself where it is not parted.
+
+    Raises MissingSplitError for one that has `train/` alone.
+    """
+    folder = split_folder(data, "val")
+    return part_folder(data, "all") if folder is None else folder
 
 
 @contextmanager

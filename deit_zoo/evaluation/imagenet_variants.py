@@ -20,7 +20,7 @@ from typing import Any
 from deit_zoo.data.folder import FolderSet, class_folders
 from deit_zoo.data.image_set import ImageSet, kind_of
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.accuracy import validation_folder, validation_set
+from deit_zoo.evaluation.accuracy import folder_classes, validation_folder, validation_set
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Metric, Reading
 
@@ -88,7 +88,7 @@ def open_eval_set(
             "give one of these"
         )
     if kind is None:
-        return EvalSet(images=validation_set(data, folders, reading=reading))
+        return _own_classes(data, folders, reading)
     if list(folders) != [label.folder for label in labels("imagenet1k")]:
         raise DataError(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
@@ -106,6 +106,21 @@ def open_eval_set(
     if kind == "sketch":
         return EvalSet(images=FolderSet(root, folders))
     return _subset(root, folders, kind, file)
+
+
+def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading) -> EvalSet:
+    """Images of the model's own classes; of some of them, only those compete."""
+    there = set(folder_classes(data))
+    some = [folder for folder in folders if folder in there]
+    if not 1 < len(some) == len(there) < len(folders):
+        return EvalSet(images=validation_set(data, folders, reading=reading))
+    images = validation_set(data, some, reading=reading)
+    sentence = (
+        f"{data} has {len(some):,} of the model's {len(folders):,} classes, and no other competes"
+    )
+    images.note = "; ".join(filter(None, (sentence, images.note)))
+    numbers = tuple(number for number, folder in enumerate(folders) if folder in there)
+    return EvalSet(images=images, class_subset=numbers)
 
 
 def _real(data: str | Path, folders: Sequence[str], file: Path | None) -> EvalSet:

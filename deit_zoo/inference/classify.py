@@ -31,8 +31,9 @@ def reading_for(model: ZooModel) -> Reading:
 
     One that knows the published classes is measured as the published figures were.
     """
-    if model.reading is not None:
-        return model.reading
+    own_reading: Reading | None = getattr(model, "reading", None)  # a RegNet from timm has none
+    if own_reading is not None:
+        return own_reading
     own = [label.folder for label in class_names(model)]
     published = [label.folder for label in labels(spec_of(model).labels)]
     return "upstream" if own == published else "upright"

@@ -364,7 +364,7 @@ def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     lose, images or not.
     """
     from deit_zoo.data.digits import digits
-    from deit_zoo.data.folder import is_image
+    from deit_zoo.data.folder import images_of
     from deit_zoo.data.transforms import as_tensor, eval_transform
     from deit_zoo.inference.optimize import agreement, optimize
     from deit_zoo.weights.load import spec_for
@@ -381,9 +381,9 @@ def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     if folder is None:
         sources = [image for image, _ in digits()][-NUM_IMAGES:]
     else:
-        files = sorted(file for file in folder.rglob("*") if is_image(file.name))
-        if not files:
-            raise DataError(f"{folder} holds no image; give a folder of images to --images")
+        files = list(images_of(folder))
+        if isinstance(files[0], DataError):
+            raise files[0]
         sources = files[:: max(1, len(files) // NUM_IMAGES)][:NUM_IMAGES]
     prepare = eval_transform(spec, case.img_size)
     figures = agreement(model, fast, [as_tensor(source, prepare) for source in sources])

@@ -50,6 +50,8 @@ def images_of_run(
         return replace(former.images, root=images.root)
     if former is not None:  # of version 0.1, which parted by links
         return images
+    if images.ignored:
+        tell(images.ignored)
     if len(images.images) <= SMALL:
         return _without_unreadable(images, data, reading, tell, progress)
     return images if val_share is not None else None

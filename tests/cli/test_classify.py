@@ -228,3 +228,22 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # Linux's end of a terminal that nobody holds any more
         return b""
+
+
+def test_a_folder_says_what_in_it_was_not_classified(folder: Path, tmp_path: Path) -> None:
+    with Image.open(folder / "7.png") as image:
+        seven = image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+    for name, options in (("a.avif", {"quality": 95}), ("b.jfif", {"format": "JPEG"})):
+        seven.save(tmp_path / name, **options)
+    for name in ("notes.txt", "clip.mov", ".DS_Store", "._a.avif", ".ipynb_checkpoints/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    done = deit_zoo("classify", tmp_path, "--model", MODEL, "--topk", "1", "--json")
+    rows = json.loads(done.out)
+    assert [Path(row["image"]).name for row in rows] == ["a.avif", "b.jfif"]
+    assert [row["predictions"][0]["label"] for row in rows] == ["7", "7"]
+    assert (done.status, done.err) == (
+        0,
+        "note: 2 other files (.mov, .txt) and 3 hidden files or folders are ignored in "
+        f"{tmp_path}\n",
+    )

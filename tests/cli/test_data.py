@@ -230,3 +230,18 @@ def test_each_stage_of_loading_is_measured(tmp_path: Path) -> None:
     [need] = report["models"]
     assert need["model"] == "deit_small"
     assert need["cores"] >= 1
+
+
+@pytest.mark.parametrize("parts", ["val alone", "class folders", "train alone", "images"])
+def test_what_evaluate_and_finetune_take_is_checked_too(parts: str, folder: Path) -> None:
+    place = {"class folders": folder / "val", "images": folder / "val" / "3"}.get(parts, folder)
+    if parts.endswith("alone"):
+        shutil.rmtree(folder / ("train" if parts == "val alone" else "val"))
+    good = data("check", place)
+    assert (good.status, good.out) == (0, "")
+    broken = next(place.rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:80])
+    done = data("check", place, "--json")
+    report = json.loads(done.out)
+    assert (done.status, [bad["file"] for bad in report["bad"]]) == (1, [str(broken)])
+    assert done.err.endswith("read, 1 bad\n")

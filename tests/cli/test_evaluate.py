@@ -293,3 +293,22 @@ def test_processes_end_with_the_one_that_began_them(many: Path) -> None:
     while running(begun) and time.monotonic() < until:
         time.sleep(0.1)
     assert running(begun) == set()
+
+
+def test_images_of_every_ending_are_measured_and_what_is_ignored_is_said(
+    digits: Path, tmp_path: Path
+) -> None:
+    for label in range(10):
+        (tmp_path / "val" / str(label)).mkdir(parents=True)
+        files = sorted((digits / "val" / str(label)).iterdir())[:2]
+        shutil.copy(files[0], tmp_path / "val" / str(label))
+        with Image.open(files[1]) as image:
+            again = tmp_path / "val" / str(label) / f"{files[1].stem}.avif"
+            image.convert("RGB").save(again, quality=100)
+    for name in ("val/.DS_Store", "val/3/._1.png", "val/3/list.csv"):
+        (tmp_path / name).write_bytes(b"")
+    done = evaluate(MODEL, "--data", tmp_path, "--json")
+    assert (done.returncode, json.loads(done.stdout)["num_images"]) == (0, 20)
+    assert done.stderr == (
+        f"note: 1 other file (.csv) and 2 hidden files or folders are ignored in {tmp_path}/val\n"
+    )

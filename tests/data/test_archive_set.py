@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_set, open_unchecked
 from deit_zoo.data.survey import bad_images, scan, validate
 from deit_zoo.errors import DataError
+from deit_zoo.evaluation.accuracy import validation_set
 from deit_zoo.training.launch import check_classes, recipe_for
 from support.archives import CLASSES, FILES, FORMS, imagenet, one_tar, part, shards, stored_zip
 from support.imagenet import solution_csv, write_tar
@@ -422,3 +425,38 @@ def test_data_are_named_alike_from_every_folder(
     assert absolute("x/{train,val}.tar") == f"{tmp_path}/x/{{train,val}}.tar"
     assert absolute("s3://bucket/x.tar") == "s3://bucket/x.tar"
     assert absolute("hfds:name") == "hfds:name"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_a_mac_puts_into_an_archive_is_no_image(kind: str, tmp_path: Path) -> None:
+    files = FILES | {f"__MACOSX/{name.replace('/', '/._')}": b"\0\5\x16\7" for name in FILES}
+    files |= {"train/.DS_Store": b"", "train/.ipynb_checkpoints/1.png": b"", "val/n01/._1.png": b""}
+    root = write(tmp_path / "set", files)
+    data = shutil.make_archive(str(tmp_path / "packed"), kind, root)
+    for split in ("train", "val"):
+        images = open_set(data, split)
+        assert (len(images), images.classes) == (12, CLASSES)
+        assert images.open(0).size == open_set(root, split).open(0).size
+        assert re.search(r"\d+ hidden files? or folders? (is|are) ignored in ", images.note)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_an_archives_validation_images_lie_under_any_usual_name(name: str, tmp_path: Path) -> None:
+    files = {path.replace("val/", f"{name}/"): file for path, file in FILES.items()}
+    root = write(tmp_path / "set", files)
+    data = shutil.make_archive(str(tmp_path / "packed"), "tar", root)
+    assert len(open_set(data, "val")) == 12
+    write(root, {f"{'val' if name == 'test' else 'train'}/n01/more.png": photo("red")})
+    data = shutil.make_archive(str(tmp_path / "more"), "tar", root)
+    assert len(open_set(data, "val")) == (12 if name != "test" else 1)
+
+
+@pytest.mark.parametrize("outer", ["", "photos/"])
+def test_an_archive_that_is_not_parted_is_measured_on(outer: str, tmp_path: Path) -> None:
+    files = {f"{outer}{path}": file for path, file in part(FILES, "val").items()}
+    root = write(tmp_path / "set", files | {f"{outer}.DS_Store": b"", f"{outer}read me.txt": b""})
+    data = shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    images, folder = validation_set(data), validation_set(root / outer)
+    assert images.classes == folder.classes == CLASSES
+    assert [images.read(i) for i in range(12)] == [folder.read(i) for i in range(12)]
+    assert images.name_of(0) == f"{data}/n01/10.png"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
+from torchvision.datasets import ImageFolder
 
 import deit_zoo
-from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.folder import FolderSet, class_folders
 from deit_zoo.data.image_set import open_set
-from deit_zoo.data.survey import validate
+from deit_zoo.data.survey import scan, validate
+from deit_zoo.evaluation.accuracy import validation_set
 from support.images import photo, refused, write
+from support.tables import each_row
 
 
 def names_of(images: FolderSet) -> list[str]:
@@ -80,3 +84,106 @@ def test_a_bad_image_in_an_evaluation_is_one_sentence(tmp_path: Path, workers: i
         f"{tmp_path}/val/4/1.png cannot be read as an image (its format is not known); give a "
         "whole JPEG, PNG, WebP, GIF, BMP or TIFF file"
     )
+
+
+LEFT_BY_PROGRAMS = (
+    ".DS_Store",
+    ".ipynb_checkpoints/1-checkpoint.png",
+    "__MACOSX/._1.png",
+    "Thumbs.db",
+    "red/._2.png",
+    "red/.ipynb_checkpoints/2-checkpoint.png",
+    "red/@eaDir/2.png/SYNOPHOTO_THUMB_M.jpg",
+    "red/desktop.ini",
+)
+
+
+def test_what_is_hidden_is_no_class_and_no_image_and_is_counted(folder: Path) -> None:
+    before = validate(folder).fingerprint()
+    for split in ("train", "val"):
+        write(folder / split, dict.fromkeys(LEFT_BY_PROGRAMS, photo("green")))
+    found = open_set(folder, "train")
+    assert (len(found), found.classes) == (3, ["blue", "red"])
+    assert found.note == (
+        f"1 other file (.txt) and 8 hidden files or folders are ignored in {folder}/train"
+    )
+    survey = validate(folder)
+    assert survey.fingerprint() == before  # a folder that was looked at is still the same data
+    assert survey.val.line() == (
+        "2 images in 2 classes (1 each); 8 hidden files or folders are ignored"
+    )
+
+
+def test_an_empty_hidden_folder_is_no_class_without_images(folder: Path) -> None:
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert class_folders(folder / "train") == ["blue", "red"]
+    assert validate(folder).train.classes == {"blue": 1, "red": 2}
+
+
+def test_other_files_are_told_by_what_they_end_in(tmp_path: Path) -> None:
+    names = ("a/1.png", "a/1.xmp", "a/2.XMP", "b/1.png", "b/clip.mov", "b/README", "b/x.pdf")
+    images = FolderSet(write(tmp_path, dict.fromkeys(names, b"")))
+    assert images.note == f"5 other files (.mov, .pdf, .xmp ...) are ignored in {tmp_path}"
+
+
+def test_links_to_folders_are_followed_as_torchvision_follows_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "second card", {"8.png": photo("red"), "deeper/9.png": photo("red")})
+    (folder / "train" / "red" / "batch").symlink_to(tmp_path / "second card")
+    (folder / "train" / "green").symlink_to(tmp_path / "second card")
+    images = open_set(folder, "train")
+    theirs = ImageFolder(str(folder / "train"))
+    ours = [(images.name_of(i), images.label_of(i)) for i in range(len(images))]
+    assert sorted(ours) == sorted(theirs.samples)
+    assert scan(folder).train.classes == {"blue": 1, "green": 2, "red": 4}
+
+
+@pytest.mark.parametrize("place", ["red/up", "red/deep/up", "up"])
+def test_a_link_to_a_folder_that_it_lies_in_is_refused(folder: Path, place: str) -> None:
+    link = folder / "train" / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(folder / "train")
+    for read in (lambda: open_set(folder, "train"), lambda: validate(folder)):
+        told = refused(read)
+        assert told.endswith(f" is a link to {folder}/train, in which it lies; remove it")
+
+
+def test_two_links_that_lead_to_each_other_are_refused(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, {"one/1.png": photo("red"), "two/2.png": photo("red")})
+    (tmp_path / "one" / "on").symlink_to(tmp_path / "two")
+    (tmp_path / "two" / "back").symlink_to(tmp_path / "one")
+    (folder / "train" / "red" / "one").symlink_to(tmp_path / "one")
+    assert refused(lambda: open_set(folder, "train")).endswith("in which it lies; remove it")
+
+
+def test_the_same_folder_may_be_linked_twice(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "card", {"1.png": photo("red")})
+    for name in ("a", "b"):
+        (folder / "train" / "red" / name).symlink_to(tmp_path / "card")
+    assert len(open_set(folder, "train")) == 5
+
+
+@each_row("name", ["valid", "validation", "test"])
+def test_the_validation_images_lie_under_any_usual_name(name: str, tmp_path: Path) -> None:
+    files = {f"{split}/{label}/1.png": photo("red") for split in ("train", name) for label in "ab"}
+    root = write(tmp_path / name, files)
+    assert len(open_set(root, "val")) == len(validation_set(root)) == 2
+    assert [label for label, _ in validate(root).lines()] == ["train", name]
+
+
+def test_a_test_folder_is_not_taken_where_there_is_another(folder: Path) -> None:
+    write(folder, {"test/red/1.png": photo("red")})
+    assert open_set(folder, "val").name_of(0) == f"{folder}/val/blue/3.png"
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    root = write(tmp_path, {"control/1.png": photo("red"), "test/1.png": photo("blue")})
+    assert validation_set(root).classes == ["control", "test"]
+
+
+def test_what_was_trained_on_is_not_measured_on_unasked(folder: Path) -> None:
+    shutil.rmtree(folder / "val")
+    told = refused(lambda: validation_set(folder))
+    assert told.startswith(f"{folder} has no folder val/; ")
+    assert len(validation_set(folder / "train")) == 3

@@ -71,7 +71,11 @@ def test_the_inner_folder_may_be_given_and_needs_no_share_to_validate(kaggle: Pa
 
 def test_the_development_kit_may_lie_there_instead_of_kaggles_table(kaggle: Path) -> None:
     (kaggle / "LOC_val_solution.csv").unlink()
-    assert refused(lambda: scan(kaggle)).startswith(f"{kaggle} has no folder train/; ")
+    assert refused(lambda: scan(kaggle)) == (
+        f"{kaggle}/{INSIDE}/val holds ImageNet's validation images in one heap; put what sorts "
+        "them there, ILSVRC2012_devkit_t12.tar.gz (the development kit) or Kaggle's "
+        "LOC_val_solution.csv"
+    )
     files = kit_files(SYNSETS, LABELS)
     write_tar(kaggle / INSIDE / "ILSVRC2012_devkit_t12.tar.gz", files, "w:gz")
     assert validate(kaggle).val.classes == {"n01440764": 1, "n02100735": 2, "n02119789": 1}
@@ -95,3 +99,15 @@ def test_a_class_without_images_is_refused_and_counted(kaggle: Path) -> None:
     (kaggle / INSIDE / "val" / "ILSVRC2012_val_00000001.JPEG").unlink()
     assert refused(lambda: open_set(kaggle, "val")).startswith("1 of the 3 class folders of ")
     assert scan(kaggle).val.classes["n02119789"] == 0
+
+
+def test_a_heap_alone_is_measured_on_wherever_it_lies(kaggle: Path) -> None:
+    heap = kaggle / INSIDE / "val"
+    heap.parent.joinpath("train").rename(kaggle / "elsewhere")
+    write(heap, {".DS_Store": b"", "._ILSVRC2012_val_00000001.JPEG": b""})
+    for data in (heap, heap.parent, kaggle):
+        images = validation_set(data, SYNSETS)
+        assert [SYNSETS[images.label_of(i)] for i in range(len(images))].count("n02100735") == 2
+        assert len(images) == 4
+        assert images.note == "2 hidden files or folders are ignored"
+    assert refused(lambda: validate(heap)).startswith(f"{heap} has no folder train/; ")

@@ -229,8 +229,8 @@ def test_another_number_of_classes_is_refused(hub: str) -> None:
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
     data = saved(tmp_path / "hub", {"train": TRAIN})
     assert refused(lambda: validate(data)) == (
-        f"{data} has no split validation or val or test (it has train); give a data set with one "
-        "to train on and one to validate with"
+        f"{data} has no split validation or val or valid or test (it has train); give a "
+        "data set with one to train on and one to validate with"
     )
 
 

@@ -204,6 +204,6 @@ def test_a_file_that_is_no_parquet_is_named(hub: Path) -> None:
 def test_files_of_one_split_only_are_refused(hub: Path) -> None:
     (hub / "data" / "validation-00000-of-00001.parquet").unlink()
     assert refused(lambda: validate(hub)) == (
-        f"{hub} has no Parquet file of validation or val or test; give a folder with "
+        f"{hub} has no Parquet file of validation or val or valid or test; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
     )

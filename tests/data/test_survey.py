@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deit_zoo.data.image_set import open_set, open_unchecked
-from deit_zoo.data.survey import bad_images, scan, validate
+from deit_zoo.data.survey import bad_images, inspect, scan, validate
 from support.images import encoded, photo, refused, write
 
 
@@ -20,7 +21,7 @@ def test_a_survey_counts_classes_images_and_other_files(folder: Path) -> None:
     assert (found.val.classes, found.val.images) == ({"blue": 1, "red": 1}, 2)
     assert (found.train.others, found.val.others) == (1, 0)
     assert found.lines() == [
-        ("train", "3 images in 2 classes (1 to 2 each); 1 other file is ignored"),
+        ("train", "3 images in 2 classes (1 to 2 each); 1 other file (.txt) is ignored"),
         ("val", "2 images in 2 classes (1 each)"),
     ]
 
@@ -77,7 +78,7 @@ def test_a_class_without_images_is_named(folder: Path) -> None:
 def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
     assert refused(lambda: validate(tmp_path)).startswith(
-        f"{tmp_path} holds no image in train/; give image files (.bmp, .gif, .jpeg, "
+        f"{tmp_path} holds no image in train/; give image files such as x.jpg, x.png, "
     )
 
 
@@ -138,3 +139,51 @@ def test_unusual_images_are_good(
 ) -> None:
     write(tmp_path, {"val/a/1.png": encoded(Image.new(mode, (8, 4)), kind, **options)})
     assert list(bad_images(open_unchecked(tmp_path, "val"), workers=1)) == []
+
+
+def test_a_data_set_that_lacks_a_split_is_looked_at_all_the_same(folder: Path) -> None:
+    assert {*inspect(folder)[0]} == {"train", "val"}
+    train = inspect(folder / "train")
+    assert train[0]["all"].images == 3
+    (folder / "val").rename(folder / "kept")
+    (folder / "kept").rename(folder.parent / "val")
+    splits, problem = inspect(folder)
+    assert (splits["train"].line(), problem) == (
+        "3 images in 2 classes (1 to 2 each); 1 other file (.txt) is ignored",
+        None,
+    )
+    (folder.parent / "alone").mkdir()
+    (folder.parent / "val").rename(folder.parent / "alone" / "val")
+    splits, problem = inspect(folder.parent / "alone")
+    assert (splits["val"].images, problem) == (2, None)
+
+
+def test_a_class_without_images_is_a_problem_of_a_split_alone_too(folder: Path) -> None:
+    (folder / "train" / "grey").mkdir()
+    _, problem = inspect(folder / "train")
+    assert str(problem).startswith("1 of the 3 class folders of ")
+
+
+def test_a_folder_of_images_without_classes_is_looked_at(tmp_path: Path) -> None:
+    files = {"1.png": photo("red"), "2.avif": b"", ".DS_Store": b"", "notes.txt": b""}
+    splits, problem = inspect(write(tmp_path / "card", files))
+    assert (splits["all"].line(), problem) == (
+        "2 images in 1 class (2 each); 1 other file (.txt) and 1 hidden file or folder are ignored",
+        None,
+    )
+    [(name, _)] = bad_images(open_unchecked(tmp_path / "card", "all"), workers=1)
+    assert name == f"{tmp_path}/card/2.avif"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_is_looked_at_as_the_folder_is(kind: str, folder: Path, tmp_path: Path) -> None:
+    for place in (folder, folder / "train"):
+        data = shutil.make_archive(str(tmp_path / "packed"), kind, place)
+        splits, problem = inspect(data)
+        ours = {part: (split.classes, split.bytes) for part, split in splits.items()}
+        theirs = {part: split.classes for part, split in inspect(place)[0].items()}
+        assert ({part: classes for part, (classes, _) in ours.items()}, problem) == (theirs, None)
+
+
+def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
+    assert "holds no folder" in refused(lambda: inspect(tmp_path))

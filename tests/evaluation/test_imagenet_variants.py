@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -473,3 +474,32 @@ def test_names_that_are_none_are_refused(names: object, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors", {"deit_zoo": json.dumps({"labels": names})})
     with pytest.raises(CheckpointError, match="states labels that are no 3 names; export it again"):
         deit_zoo.create("deit_pico_digits", checkpoint=tmp_path)
+
+
+def test_a_part_of_the_classes_is_measured_on_those_alone(
+    blind: Callable[[dict[int, float]], ZooModel], tmp_path: Path
+) -> None:
+    # Imagenette's ten classes, one image in each. The best of all classes is none of them.
+    imagenette = write(tmp_path / "imagenette2" / "val", SYNSETS[100:200:10]).parent
+    model = blind({5: 9.0, 130: 3.0})
+    told: list[str] = []
+    reached = deit_zoo.evaluate(model, imagenette, say=told.append)
+    assert (reached.num_images, reached.top1) == (10, 10.0)
+    assert told == [
+        f"{imagenette} has 10 of the model's 1,000 classes, and no other competes",
+    ]
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", imagenette)
+    assert deit_zoo.evaluate(model, archive) == reached
+
+
+def test_classes_that_the_model_does_not_know_are_refused_with_some_that_it_knows(
+    tmp_path: Path,
+) -> None:
+    root = write(tmp_path / "val", [*SYNSETS[:3], "n99999999"])
+    with pytest.raises(DataError, match="1 that are no class of the model"):
+        open_eval_set(root, SYNSETS)
+
+
+def test_one_class_alone_says_nothing_and_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="999 missing"):
+        open_eval_set(write(tmp_path / "val", SYNSETS[:1]), SYNSETS)
