@@ -27,9 +27,10 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
     from deit_zoo.weights.load import save_model
 
     own: ZooModel = unwrapped(model)
-    if own.reading is not None:
-        metadata = {"reading": own.reading} | metadata
-    elif "labels" in metadata or (own.spec and own.labels != folders(own.spec.labels)):
+    reading, names = getattr(own, "reading", None), getattr(own, "labels", None)  # no RegNet's
+    if reading is not None:
+        metadata = {"reading": reading} | metadata
+    elif "labels" in metadata or (own.spec and names != folders(own.spec.labels)):
         metadata = {"reading": "upright"} | metadata  # somebody's own classes
     try:
         return save_model(own, Path(file), **metadata)
