@@ -126,7 +126,8 @@ def read_list(file: str | Path, root: str | Path | None = None) -> ImageList:
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} is no list of images ({error}); its first line must be {','.join(_COLUMNS)}, "
-            f"as in a run's {SPLIT_FILE}"
+            f"as in a run's {SPLIT_FILE}, for one class is learned of each image: no number, as in "
+            "regression, and no several labels"
         ) from error
     return ImageList(root=Path(root or Path(file).absolute().anchor), images=images)
 

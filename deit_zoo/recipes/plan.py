@@ -193,6 +193,7 @@ class Plan:
             *self._memory(),
             ("precision", self._precision()),
             ("rate", _rate(recipe)),
+            *_warm_up_without_end(recipe),
             *_rate_by_the_rule(recipe),
             ("distillation", _distillation(recipe)),
             *_unusual(recipe),
@@ -337,6 +338,21 @@ def _rate(recipe: Recipe) -> str:
     return f"{rate}, cosine to {recipe.min_lr:.3g}"
 
 
+def _warm_up_without_end(recipe: Recipe) -> list[tuple[str, str]]:
+    """A warning where the warm-up is as long as the run, which then learns little or nothing."""
+    highest = max(learning_rate(recipe, epoch) for epoch in range(recipe.epochs))
+    if not recipe.warmup_epochs or recipe.epochs > recipe.warmup_epochs + 1:
+        return []
+    warm_up = count(recipe.warmup_epochs, "warm-up epoch")
+    return [
+        (
+            "",
+            f"in {count(recipe.epochs, 'epoch')} with {warm_up} the rate reaches {highest:.3g} at "
+            f"most, so little is learned; type --set warmup_epochs={recipe.epochs // 4}",
+        )
+    ]
+
+
 def _rate_by_the_rule(recipe: Recipe) -> list[tuple[str, str]]:
     """What the paper's rule gives where the batch was changed and the rate was not."""
     shipped = RECIPES.get(recipe.name)
@@ -378,6 +394,10 @@ def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
         remarks.append(f"moving average of the weights, decay {recipe.ema_decay:g}")
     if recipe.clip_grad is not None:
         remarks.append(f"gradients clipped at {recipe.clip_grad:g}")
+    if recipe.class_weights != "none":
+        remarks.append("classes weighted by their images, rare ones more")
+    if recipe.sampling != "uniform":
+        remarks.append("each class shown as often as any other")
     return [("also", "; ".join(remarks))] if remarks else []
 
 

@@ -33,6 +33,8 @@ _RAND_AUGMENT = re.compile(
 )
 # What is said about a recipe, not what it does.
 _REMARKS = ("source", "band", "band_source", "assumed")
+# Younger than the first digests, which are kept where these do nothing.
+_ADDED = {"class_weights": "none", "sampling": "uniform"}
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
 _FIXED = ("name", "model", "assumed")
 
@@ -82,6 +84,9 @@ class Recipe:
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     drop_path_rate: Share
     label_smoothing: Share
+    # Balanced: rare classes weigh more in the loss, or are shown as often as the others.
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["uniform", "balanced"] = "uniform"
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -112,6 +117,11 @@ class Recipe:
         for key in _BELOW_ONE:
             if getattr(self, key) == 1.0:
                 raise RecipeError(f"{key} is 1.0; it must be below 1, or nothing would be learned")
+        if self.class_weights != "none" and self.loss != "cross_entropy":
+            raise RecipeError(
+                f"class_weights is {self.class_weights!r} with the loss {self.loss}, in which each "
+                "class is judged by itself; type --set loss=cross_entropy, or sampling=balanced"
+            )
         self._check_batch()
         self._check_optimizer()
         self._check_images()
@@ -185,7 +195,7 @@ class Recipe:
         values = {
             key: float(value) if hints[key] is float else value  # 1 and 1.0 are one rate
             for key, value in self.to_dict().items()
-            if key not in _REMARKS
+            if key not in _REMARKS and (key, value) not in _ADDED.items()
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

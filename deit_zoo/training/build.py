@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
@@ -24,7 +25,7 @@ from deit_zoo.recipes.plan import Plan, default_workers, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training.loop import TrainState, forward_backward, micro_batches
-from deit_zoo.training.losses import criterion_for
+from deit_zoo.training.losses import balanced_weights, criterion_for
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.seeding import seed_from_key
@@ -106,9 +107,13 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
 
 
 def build_train_state(
-    plan: Plan, model: ZooModel, teacher: Teacher | None, group: DistributedContext
+    plan: Plan,
+    model: ZooModel,
+    teacher: Teacher | None,
+    group: DistributedContext,
+    class_counts: Sequence[int] = (),
 ) -> TrainState:
-    """What a step is made of, on this machine."""
+    """What a step is made of, on this machine; the images of each class, for balanced weights."""
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
     dtype = autocast_dtype(plan, group)
@@ -119,10 +124,11 @@ def build_train_state(
     if teacher is not None and is_compiled(plan):
         network: Any = torch.compile(teacher.network, dynamic=False)
         teacher = replace(teacher, network=network)
+    weights = balanced_weights(class_counts).to(group.device) if class_counts else None
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
-        criterion=criterion_for(recipe, teacher),
+        criterion=criterion_for(recipe, teacher, weights),
         mix=mixer(recipe, model.num_classes),
         replicas=range(first, first + plan.replicas_per_process),
         group=group,

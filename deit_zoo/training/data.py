@@ -33,7 +33,15 @@ from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.micro_batches import Batch
-from deit_zoo.training.places import PLACES_PER_CHUNK, Chunk, EpochPlaces, Key, Place, Share
+from deit_zoo.training.places import (
+    PLACES_PER_CHUNK,
+    Chunk,
+    EpochPlaces,
+    Key,
+    Numbers,
+    Place,
+    Share,
+)
 from deit_zoo.training.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import TrainAugment
@@ -196,9 +204,16 @@ class TrainLoader:
         self.img_size = augment.img_size
         on_gpu = self.group.device.type == "cuda"
         on_device = augments_on_device(plan, augment)
+        self.labels: Numbers | None = None
+        most = recipe.repeated_aug  # places of an image in a step
+        if recipe.sampling == "balanced":
+            self.labels = np.array([images.label_of(n) for n in range(len(images))], dtype=np.int64)
+            rarest = int(np.unique(self.labels, return_counts=True)[1].min())
+            often = -(-len(images) // (len(images.classes) * rarest)) + 1
+            most = min(most * often, recipe.batch_size)
         self.ring = Ring(
             AHEAD * plan.workers + (COPIES if on_gpu else 1),
-            places=PLACES_PER_CHUNK + recipe.repeated_aug - 1,
+            places=PLACES_PER_CHUNK + most - 1,
             img_size=augment.img_size,
             layers=augment.layers if on_device else 0,
             pinned=on_gpu,
@@ -277,7 +292,9 @@ class TrainLoader:
         peer, share = self.group.rank % self.peers, len(self.replicas)
         first = self.replicas.start - peer * share
         everybody = range(first, first + self.peers * share)
-        return EpochPlaces(self.plan, epoch, everybody, peer=peer, peers=self.peers)
+        return EpochPlaces(
+            self.plan, epoch, everybody, peer=peer, peers=self.peers, labels=self.labels
+        )
 
     def _step(self, share: Share, filled: Iterator[Filled]) -> tuple[Tensor, Tensor, list[int]]:
         """One step's, from its chunks, and from the other processes."""

@@ -6,7 +6,7 @@ mean over the batch. The outputs of a distilled model are (class logits, distill
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,17 +20,35 @@ Outputs = Tensor | tuple[Tensor, Tensor]
 Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
 
 
-def criterion_for(recipe: Recipe, teacher: Callable[[Tensor], Tensor] | None = None) -> Criterion:
-    """The loss that a recipe asks for. Raises RecipeError where it would teach nothing."""
+def criterion_for(
+    recipe: Recipe,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    class_weights: Tensor | None = None,
+) -> Criterion:
+    """The loss that a recipe asks for. Raises RecipeError where it would teach nothing.
+
+    `class_weights` are those of `balanced_weights`, where the recipe wants them.
+    """
     if recipe.loss == "binary_cross_entropy" and recipe.label_smoothing:
         raise RecipeError(
             f"label_smoothing is {recipe.label_smoothing} with the loss binary_cross_entropy, for "
             "which every class above 0 is right, so all would be; type --set label_smoothing=0"
         )
     if recipe.distillation == "none":
-        return partial(supervised, base=_BASES[recipe.loss])
+        return partial(supervised, base=_base_for(recipe, class_weights))
     assert teacher is not None, f"{recipe.distillation} distillation was given no teacher"
-    return Distilled(recipe, teacher)
+    return Distilled(recipe, teacher, class_weights)
+
+
+def balanced_weights(class_counts: Sequence[int]) -> Tensor:
+    """The weight of each class, in inverse proportion to its images; 1 for the average image."""
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor, *, weights: Tensor) -> Tensor:
+    """The same as `soft_cross_entropy`, in which each class has its weight."""
+    return soft_cross_entropy(logits, targets * weights)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,6 +68,13 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 _BASES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy}
 
 
+def _base_for(recipe: Recipe, weights: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    if recipe.class_weights == "none":
+        return _BASES[recipe.loss]
+    assert weights is not None, "balanced class weights, and nobody counted the images"
+    return partial(weighted_cross_entropy, weights=weights)
+
+
 def supervised(
     outputs: Outputs,
     _images: Tensor,
@@ -66,8 +91,13 @@ class Distilled:
     A model with one head learns from both through it: the usual distillation (Table 3).
     """
 
-    def __init__(self, recipe: Recipe, teacher: Callable[[Tensor], Tensor]) -> None:
-        self.base = _BASES[recipe.loss]
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Callable[[Tensor], Tensor],
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.base = _base_for(recipe, class_weights)
         self.alpha = recipe.alpha
         self.tau = recipe.tau
         self.hard = recipe.distillation == "hard"

@@ -91,6 +91,27 @@ def epoch_order(
     return order.view(count, replicas).t().numpy()
 
 
+def balanced_images(labels: Numbers, epoch: int) -> Numbers:
+    """As many images as there are, each class as often as any other, give or take one.
+
+    The images of a class take turns: none comes once more before all of them have come. Which come
+    more often, and which class has one more, each epoch draws anew.
+    """
+    generator = torch.Generator().manual_seed(epoch)
+    classes = np.unique(labels)
+    order = torch.randperm(len(classes), generator=generator).tolist()
+    share, more = divmod(len(labels), len(classes))
+    images: list[int] = []
+    for place, number in enumerate(order):
+        own = np.flatnonzero(labels == classes[number])
+        wanted = share + (place < more)
+        drawn: list[int] = []
+        while len(drawn) < wanted:
+            drawn += own[torch.randperm(len(own), generator=generator).numpy()].tolist()
+        images += drawn[:wanted]
+    return np.array(images, dtype=np.int64)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
     """What one process has in a step.
@@ -127,9 +148,19 @@ class EpochPlaces:
     """The places of one epoch, for one of the processes that share out the decoding.
 
     They are `peers` processes, of which this is number `peer`; together they have `replicas`.
+    With balanced sampling, `labels` are those of all images.
     """
 
-    def __init__(self, plan: Plan, epoch: int, replicas: range, *, peer: int, peers: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        epoch: int,
+        replicas: range,
+        *,
+        peer: int,
+        peers: int,
+        labels: Numbers | None = None,
+    ) -> None:
         recipe = plan.recipe
         self.epoch = epoch
         self.size = plan.replica_batch
@@ -142,6 +173,8 @@ class EpochPlaces:
             repeats=recipe.repeated_aug,
             count=plan.images_per_replica,
         )
+        if labels is not None:
+            order = balanced_images(labels, epoch)[order]
         self.order = order[replicas.start : replicas.stop].copy()
 
     def share(self, step: int) -> Share:

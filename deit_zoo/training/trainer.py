@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -88,7 +89,11 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         validation = open_images(data, "val", classes, group, plan.reading)
         held_out = EvalDataset(validation, transform(model))
         teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
-        state = build_train_state(plan, model, teacher, group)
+        counts: list[int] = []
+        if recipe.class_weights == "balanced":
+            number_of = Counter(map(images.label_of, range(len(images))))
+            counts = [number_of[label] for label in range(len(classes))]
+        state = build_train_state(plan, model, teacher, group, counts)
         eval_workers = 0 if len(held_out) < IN_PROCESS else plan.workers
 
         def evaluate(model: ZooModel) -> Evaluation:

@@ -15,6 +15,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan, learning_rate, plan_from, settings
 from deit_zoo.recipes.recipe import Recipe, changed
+from deit_zoo.training.launch import make_plan
 from support.command import run_python
 from support.tables import each_row
 
@@ -510,3 +511,18 @@ def test_a_short_imagenet_is_remarked() -> None:
 def test_a_field_that_is_nearly_right_gets_the_nearest(change: str, near: str) -> None:
     with pytest.raises(RecipeError, match=f"no field is called so; did you mean {near}\\?"):
         settings([change])
+
+
+def test_a_warm_up_as_long_as_the_run_is_remarked_with_what_to_type() -> None:
+    plan = make_plan("deit_small", gpus=0, changes=["epochs=3"])
+    # Five epochs of warm-up from 1e-6 to 1e-3, of which the third epoch has had one.
+    assert (
+        "",
+        (
+            "in 3 epochs with 5 warm-up epochs the rate reaches 0.000201 at most, so little is "
+            "learned; type --set warmup_epochs=0"
+        ),
+    ) in plan.lines()
+    for changes in (["epochs=7"], ["epochs=3", "warmup_epochs=0"], []):
+        rows = make_plan("deit_small", gpus=0, changes=changes).lines()
+        assert not any("little is learned" in value for _, value in rows)

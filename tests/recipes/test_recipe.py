@@ -37,6 +37,8 @@ DEIT: dict[str, Any] = {
     "momentum": 0.9,
     "layer_decay": None,
     "freeze": "none",
+    "class_weights": "none",
+    "sampling": "uniform",
     "weight_decay": 0.05,
     "clip_grad": None,
     "warmup_epochs": 5,
@@ -244,9 +246,9 @@ FIELDS = (
     "source, data, img_size, init_from, epochs, batch_size, replicas, seed, optimizer, lr, betas, "
     "eps, momentum, layer_decay, freeze, weight_decay, clip_grad, warmup_epochs, warmup_lr, "
     "min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, loss, drop_path_rate, "
-    "label_smoothing, crop_scale, crop_ratio, hflip, rand_augment, random_erasing, repeated_aug, "
-    "mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, alpha, tau, kl_reduction, "
-    "teacher, teacher_input, band, band_source"
+    "label_smoothing, class_weights, sampling, crop_scale, crop_ratio, hflip, rand_augment, "
+    "random_erasing, repeated_aug, mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, "
+    "alpha, tau, kl_reduction, teacher, teacher_input, band, band_source"
 )
 
 # What a file of recipes may hold (house.md, section 8): no `if`, no `for`, no `def`.
@@ -589,3 +591,15 @@ def test_remarks_about_a_recipe_do_not_change_its_digest() -> None:
 def test_a_digest_is_64_hexadecimal_digits() -> None:
     assert len(DEIT_BASE.digest) == 64
     assert set(DEIT_BASE.digest) <= set("0123456789abcdef")
+
+
+def test_fields_that_came_later_leave_the_digests_of_runs_before_them() -> None:
+    assert DEIT_BASE.class_weights == "none"
+    assert DEIT_BASE.sampling == "uniform"
+    for change in ("class_weights=balanced", "sampling=balanced"):
+        assert changed(DEIT_BASE, [change]).digest != DEIT_BASE.digest
+    with pytest.raises(RecipeError, match="class_weights is 'balanced' with the loss binary_cross"):
+        changed(
+            DEIT_BASE,
+            ["class_weights=balanced", "loss=binary_cross_entropy", "label_smoothing=0"],
+        )

@@ -635,3 +635,22 @@ def test_what_was_learned_of_five_digits_helps_to_learn_ten(tmp_path: Path) -> N
     print(f"from five digits {tuned}, from nothing {scratch}")
     # The worse of two after the same number of steps is better than the better without.
     assert min(tuned) > max(scratch) + 10.0
+
+
+@pytest.mark.parametrize("field", ["class_weights", "sampling"])
+def test_a_rare_class_is_learned_where_classes_are_balanced(tmp_path: Path, field: str) -> None:
+    data = write(tmp_path / "rare", "01", 40, 10)
+    for file in sorted((data / "train" / "1").iterdir())[3:]:
+        file.unlink()
+
+    def found(name: str, *changes: str) -> float:
+        options = ("epochs=4", "batch_size=16", "replicas=1", "lr=1e-3", "hflip=0", *changes)
+        finetune(PICO, data=data, output=tmp_path / name, changes=options, workers=0)
+        rows = (tmp_path / name / "results" / "classes.csv").read_text().splitlines()
+        return {row.split(",")[0]: float(row.split(",")[3]) for row in rows[1:]}["1"]
+
+    plain, balanced = found("plain"), found("balanced", f"{field}=balanced")
+    print(f"of the rare class {plain} % without, {balanced} % with {field}")
+    assert balanced >= plain
+    plan = json.loads((tmp_path / "balanced" / "plan.json").read_text())
+    assert plan["recipe"][field] == "balanced"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import golden
@@ -16,7 +17,7 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.models.cait import CaiT
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.losses import Criterion, Outputs, criterion_for
+from deit_zoo.training.losses import Criterion, Outputs, balanced_weights, criterion_for
 from deit_zoo.training.optim import optimizer_for
 from support.tables import each_row
 
@@ -202,3 +203,20 @@ def test_cait_learns_from_a_teacher_through_its_class_head() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_balanced_weights_are_in_inverse_proportion_to_the_images_of_a_class() -> None:
+    weights = balanced_weights([1, 3, 8])
+    assert weights.tolist() == pytest.approx([12 / 3, 12 / 9, 12 / 24])
+    # The average image has weight 1.
+    assert (weights * torch.tensor([1.0, 3.0, 8.0])).sum() == pytest.approx(12.0)
+
+
+def test_class_weights_are_those_of_torchs_cross_entropy() -> None:
+    recipe = replace(DEIT_BASE, class_weights="balanced", label_smoothing=0.0)
+    weights = balanced_weights([1, 3, 8])
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 2, 1])
+    loss = criterion_for(recipe, None, weights)(logits, logits, F.one_hot(labels, 3).float())
+    expected = F.cross_entropy(logits, labels, weight=weights, reduction="none").mean()
+    assert loss.item() == pytest.approx(expected.item())

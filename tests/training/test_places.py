@@ -17,6 +17,7 @@ from deit_zoo.training.places import (
     EpochPlaces,
     Key,
     Share,
+    balanced_images,
     replica_indices,
 )
 from support.tables import each_row
@@ -181,3 +182,17 @@ def test_a_process_may_have_nothing_to_decode() -> None:
     assert [len(share.images) for share in shares] == [1, 1, 1, 0]
     assert list(shares[3].chunks()) == []
     assert [len(keys) for keys in received(shares)] == [2, 2, 2, 2]
+
+
+def test_with_balanced_sampling_each_class_comes_as_often() -> None:
+    labels = np.array([0] * 90 + [1] * 7 + [2] * 3)
+    for epoch in range(2):
+        images = balanced_images(labels, epoch)
+        assert len(images) == 100
+        assert sorted(np.bincount(labels[images]).tolist()) == [33, 33, 34]
+        # No image of a rare class comes once more before all of them have.
+        for name in (1, 2):
+            times = np.bincount(images)[labels == name]
+            assert times.max() - times.min() <= 1
+    assert balanced_images(labels, 0).tolist() != balanced_images(labels, 1).tolist()
+    assert balanced_images(labels, 1).tolist() == balanced_images(labels, 1).tolist()
