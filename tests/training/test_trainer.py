@@ -144,6 +144,7 @@ def assert_same_run(output: Path, finished: Path) -> None:
 
 LEFT = [
     "best",
+    "config.json",
     "curve.png",
     "log.jsonl",
     "model.safetensors",
