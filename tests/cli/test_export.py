@@ -248,8 +248,8 @@ def test_a_stopped_export_leaves_nothing(
 ) -> None:
     # It says when it has begun to convert, and is stopped then.
     before = (
-        "import deit_zoo.inference.export as e; whole = e._to_onnx; "
-        "e._to_onnx = lambda *a: (print('converting', flush=True), whole(*a))[1]"
+        "import deit_zoo.inference.export as e; whole = e._of_program; "
+        "e._of_program = lambda *a: (print('converting', flush=True), whole(*a))[1]"
     )
     with Process(
         program(PLAIN, "--to", "onnx", before=before),
