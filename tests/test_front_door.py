@@ -82,7 +82,7 @@ def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
     ],
 )
 def test_a_field_that_is_none_is_refused(call: Callable[[Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="epoch=3"):
+    with pytest.raises(RecipeError, match="did you mean epochs"):
         call(tmp_path)
 
 

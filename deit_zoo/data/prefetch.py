@@ -65,8 +65,9 @@ def ordered_map(
         while True:
             for item in islice(source, ahead - len(pending)):
                 if len(started) < threads:
-                    started.append(Thread(target=_serve, args=(tasks, read), daemon=True))
-                    started[-1].start()
+                    thread = Thread(target=_serve, args=(tasks, read), daemon=True)
+                    thread.start()  # Ctrl-C may come here: only what has begun is waited for
+                    started.append(thread)
                 pending.append(Future())
                 tasks.put((pending[-1], item))
             if not pending:

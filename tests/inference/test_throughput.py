@@ -259,7 +259,7 @@ def test_agreement_is_of_the_embedded_digits_or_of_the_users_images(tmp_path: Pa
     assert 0 < row["largest"] < 1
     # Random weights agree by chance.
     assert throughput.agreement_row(replace(TINY, precision="bfloat16"), None) is None
-    with pytest.raises(DataError, match=r"holds no image; give a folder of images to --images$"):
+    with pytest.raises(DataError, match=r"holds no image; give a folder of JPEG, PNG, ... files$"):
         throughput.agreement_row(case, tmp_path)
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     own = throughput.agreement_row(case, tmp_path)

@@ -161,6 +161,7 @@ def test_of_two_processes_one_speaks(pair: Tree) -> None:
 def test_two_processes_leave_the_files_of_one(pair: Tree, place: Path) -> None:
     assert sorted(path.name for path in (place / "pair").iterdir()) == [
         "best",
+        "config.json",
         "curve.png",
         "log.jsonl",
         "model.safetensors",
