@@ -131,13 +131,19 @@ class Ring:
 
 def shared_memory(size: int) -> Any:
     """Memory of this process and its workers; on Linux not of /dev/shm, which may be small."""
-    if not hasattr(os, "memfd_create"):
-        return Arena(size)
-    descriptor = os.memfd_create("deit_zoo")
-    os.ftruncate(descriptor, size)
-    arena = Arena(size, descriptor)
-    util.Finalize(arena, os.close, (descriptor,))
-    return arena
+    try:
+        if not hasattr(os, "memfd_create"):
+            return Arena(size)
+        descriptor = os.memfd_create("deit_zoo")
+        os.ftruncate(descriptor, size)
+        arena = Arena(size, descriptor)
+        util.Finalize(arena, os.close, (descriptor,))
+        return arena
+    except OSError as error:
+        raise ZooError(
+            f"{size / 2**30:.1f} GiB of shared memory for the loader's workers cannot be had "
+            f"({error.strerror}); give fewer --workers"
+        ) from error
 
 
 class SlotWriter:

@@ -108,13 +108,15 @@ def test_a_loss_that_is_no_number_once_is_skipped_and_counted(
     spoiled("loss", [(1, 4)])
     begin(tmp_path, digits_folder)
     assert skipped(tmp_path) == [0, 1, 0]
-    assert receipt_of(tmp_path)["run"] == {
+    expected = {
         "skipped_steps": 1,
         "bad_images": 0,
         "rewinds": 0,
         "rollbacks": [],
         "changes": [],
     }
+    run = receipt_of(tmp_path)["run"]
+    assert {key: run[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
