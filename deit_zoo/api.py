@@ -347,7 +347,8 @@ def evaluate(
         return parallel.evaluate_in_processes(job, devices, progress)
     if report is None:
         return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
-    from deit_zoo.evaluation.report import Answers, prepare_folder, write_report
+    from deit_zoo.evaluation.answers import Answers
+    from deit_zoo.evaluation.report import prepare_folder, write_report
 
     prepare_folder(Path(report))
     names = [label.name for label in class_names(model)]

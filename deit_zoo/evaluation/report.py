@@ -10,15 +10,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from deit_zoo.data.image_set import ImageSet
 from deit_zoo.errors import DataError
+from deit_zoo.evaluation.answers import Answers
 from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes
 from deit_zoo.files import write_whole
 
@@ -29,75 +26,6 @@ _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-w
 table { border-collapse: collapse; } td, th { padding: .2em .8em; text-align: right; }
 td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f4f4f4; }
 img { max-width: 100%; } h2 { margin-top: 2em; } .wide { overflow-x: auto; }"""
-
-
-class Answers:
-    """What a model answered to each image of a split, in the order of the images.
-
-    It is called with the logits and labels of a batch.
-    """
-
-    def __init__(self, split: str, images: ImageSet, classes: Sequence[str]) -> None:
-        self.split = split
-        self.images = images
-        self.classes = list(classes)
-        self.labels: list[int] = []
-        self.predicted: list[int] = []
-        self.probability: list[float] = []
-        self.of_label: list[float] = []
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> None:
-        shares = logits.double().softmax(dim=1).cpu()
-        best = shares.max(dim=1)
-        self.labels += labels.tolist()
-        self.predicted += best.indices.tolist()
-        self.probability += best.values.tolist()
-        self.of_label += shares.gather(1, labels[:, None].cpu())[:, 0].tolist()
-
-    @property
-    def right(self) -> list[bool]:
-        """Whether each answer is right."""
-        return [a == b for a, b in zip(self.labels, self.predicted, strict=True)]
-
-    @property
-    def mistakes(self) -> list[int]:
-        """The numbers of the images that were taken for another class, the surest first."""
-        wrong = [number for number, right in enumerate(self.right) if not right]
-        return sorted(wrong, key=lambda number: -self.probability[number])
-
-    def confusion(self) -> Counter[tuple[int, int]]:
-        """How many images of a class were taken for which."""
-        return Counter(zip(self.labels, self.predicted, strict=True))
-
-    def counts(self) -> list[ClassCounts]:
-        """The figures of each class."""
-        images, taken = Counter(self.labels), Counter(self.predicted)
-        right = Counter(
-            label for label, is_right in zip(self.labels, self.right, strict=True) if is_right
-        )
-        return [
-            ClassCounts(images=images[n], right=right[n], taken=taken[n])
-            for n in range(len(self.classes))
-        ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassCounts:
-    """Of a class: its images, those that were seen to be of it, and all that were taken for it."""
-
-    images: int
-    right: int
-    taken: int
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of its images that is right, in percent: its recall."""
-        return 100.0 * self.right / self.images if self.images else None
-
-    @property
-    def precision(self) -> float | None:
-        """The share of what was taken for it that is right, in percent."""
-        return 100.0 * self.right / self.taken if self.taken else None
 
 
 def prepare_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from deit_zoo.evaluation.report import Answers
+    from deit_zoo.evaluation.answers import Answers
 
 # More classes than these, and their counts or names would be too small to read.
 WITH_COUNTS, WITH_NAMES = 25, 60

@@ -8,7 +8,8 @@ from pathlib import Path
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
-from deit_zoo.evaluation.report import Answers, write_report
+from deit_zoo.evaluation.answers import Answers
+from deit_zoo.evaluation.report import write_report
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.training.run_data import SMALL
 from deit_zoo.zoo import transform

@@ -13,7 +13,8 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.report import Answers, class_rows, confusion_rows, write_report
+from deit_zoo.evaluation.answers import Answers
+from deit_zoo.evaluation.report import class_rows, confusion_rows, write_report
 from deit_zoo.training.finetune import finetune
 
 PICO = "deit_pico_digits"
