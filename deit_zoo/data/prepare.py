@@ -103,9 +103,10 @@ def write_tree(
 def class_folder_names(classes: Sequence[str]) -> list[str]:
     """A folder's name for each class; for ImageNet's, which the Hub names in words, the synset."""
     imagenet = labels("imagenet1k")
-    same = sum(name == label.name for name, label in zip(classes, imagenet, strict=False))
-    if len(classes) == len(imagenet) and same > 0.9 * len(imagenet):
-        return [label.folder for label in imagenet]
+    if len(classes) == len(imagenet):
+        same = sum(name == label.name for name, label in zip(classes, imagenet, strict=True))
+        if same > 0.9 * len(imagenet):
+            return [label.folder for label in imagenet]
     names = [name.replace("/", "_").replace("\\", "_") for name in classes]
     wrong = [name for name in names if name.startswith(".") or not name or "\0" in name]
     if wrong or len(set(names)) < len(names):
@@ -210,10 +211,10 @@ def _write(
 def _is_whole(file: Path, images: ImageSet, index: int, size: int | None) -> bool:
     """Whether an image's file was written before."""
     try:
-        found = file.stat().st_size
+        written = file.stat().st_size
     except FileNotFoundError:
         return False
-    return found == images.bytes_of(index) if size is None else found > 0
+    return written == images.bytes_of(index) if size is None else written > 0
 
 
 def _suffix(content: bytes, name: str) -> str:

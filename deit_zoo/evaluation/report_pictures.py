@@ -63,7 +63,7 @@ def draw_mistakes(answers: Answers, numbers: Sequence[int]) -> bytes:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
-    for panel, number in zip(panels, numbers, strict=False):
+    for panel, number in zip(panels[: len(numbers)], numbers, strict=True):
         image = answers.images.open(number)
         image.thumbnail((320, 320))
         panel.imshow(image)

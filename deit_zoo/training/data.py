@@ -354,8 +354,8 @@ def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
             f"augment is 'device', where of rand_augment {plan.recipe.rand_augment!r} only "
             f"{', '.join(OPERATIONS)} can be done; type --set augment=workers"
         )
-    wanted = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
-    return wanted and augment.on_device
+    on_device = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
+    return on_device and augment.on_device
 
 
 @contextmanager

@@ -104,11 +104,11 @@ def balanced_images(labels: Numbers, epoch: int) -> Numbers:
     images: list[int] = []
     for place, number in enumerate(order):
         own = np.flatnonzero(labels == classes[number])
-        wanted = share + (place < more)
+        count = share + (place < more)
         drawn: list[int] = []
-        while len(drawn) < wanted:
+        while len(drawn) < count:
             drawn += own[torch.randperm(len(own), generator=generator).numpy()].tolist()
-        images += drawn[:wanted]
+        images += drawn[:count]
     return np.array(images, dtype=np.int64)
 
 

@@ -185,7 +185,7 @@ class SlotWriter:
             words[[ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH]] = erase
             words[NOISE] = self._copy(noise.numpy())
         words[FIRST_LAYER::LAYER] = NO_OPERATION
-        for begin, layer in zip(range(FIRST_LAYER, len(words), LAYER), layers, strict=False):
+        for begin, layer in zip(range(FIRST_LAYER, len(words), LAYER), layers, strict=True):
             words[begin] = layer.operation
             arguments[begin + 1 : begin + 1 + len(layer.arguments)] = layer.arguments
         self.row += 1
