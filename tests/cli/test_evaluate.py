@@ -239,7 +239,6 @@ def test_ctrl_c_stops_ten_thousand_images_without_a_traceback(
     assert (status, out) == (130, "")
     assert "Traceback" not in shown
     assert re.search(r"stopped after [\d,]+ of 10,000 images", shown)
-    assert "images/s" in shown or "--:--" in shown
 
 
 def test_the_weights_of_a_folder_are_measured_on_its_own_classes(tmp_path: Path) -> None:
