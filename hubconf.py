@@ -7,7 +7,10 @@ They are made from the registry; no name is typed here. Nothing is fetched or pr
 
 import sys
 
-dependencies = ["torch", "safetensors", "huggingface_hub", "PIL", "filelock", "requests", "rich"]
+dependencies = [
+    *("torch", "safetensors", "huggingface_hub", "PIL"),
+    *("filelock", "requests", "rich", "msgspec"),
+]
 
 if sys.version_info < (3, 10):
     raise RuntimeError(

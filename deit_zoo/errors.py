@@ -21,6 +21,10 @@ class IntegrityError(ZooError):
     """A file's bytes are not those that its digest promises."""
 
 
+class FormatError(ZooError, ValueError):
+    """A file, or a text of its kind, is not what its reader takes: no JSON, too large, no file."""
+
+
 class OfflineError(ZooError):
     """A file is not on this machine and the network may not be used."""
 

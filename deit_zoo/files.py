@@ -1,20 +1,35 @@
-"""Files that are whole or not there, and the digests that say which bytes they hold."""
+"""Files that are whole or not there, the digests that say which bytes they hold, and JSON.
+
+JSON may come from anybody: it is read within bounds of size, depth and number, from regular files
+alone, and what is not as it should be is a FormatError of one sentence.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from deit_zoo.errors import IntegrityError
+from deit_zoo.errors import FormatError, IntegrityError
 
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
 PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
+
+# A list of every image of ImageNet takes 100 MB; a JSON document of the zoo's or the Hub's is
+# 100 kB, and nested 8 deep.
+JSON_BYTES, JSON_DEPTH = 64 << 20, 64
+_INTEGER_DIGITS = 20  # those of 64 bits, with a sign
+T = TypeVar("T")
 
 
 def write_whole(file: Path, data: bytes) -> None:
@@ -28,6 +43,117 @@ def write_whole(file: Path, data: bytes) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """A file to read from. FormatError for a FIFO, a device or a socket, which could hang."""
+    _check_regular(file, os.stat(file).st_mode)
+    descriptor = os.open(
+        file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    stream = open(descriptor, "rb")  # noqa: SIM115
+    try:
+        _check_regular(file, os.fstat(descriptor).st_mode)
+    except FormatError:
+        stream.close()
+        raise
+    return stream
+
+
+def _check_regular(file: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        what = kinds.get(stat.S_IFMT(mode), "a device")
+        raise FormatError(f"{file} is {what}; give a regular file")
+
+
+def read_bytes(file: Path, limit: int = JSON_BYTES) -> bytes:
+    """All bytes of a regular file. FormatError where there are more than `limit`."""
+    with open_regular(file) as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"{file} is larger than {limit:,} bytes, so it was not read")
+    return data
+
+
+def read_json(file: Path, limit: int = JSON_BYTES) -> Any:
+    """What a JSON file holds. OSError where it cannot be read, FormatError as `parse_json`."""
+    return parse_json(read_bytes(file, limit), str(file))
+
+
+def parse_json(
+    data: bytes | str, where: str, parse_constant: Callable[[str], Any] | None = None
+) -> Any:
+    """What a JSON text says; `where` names it in the error.
+
+    FormatError for what is no JSON in UTF-8, is nested deeper than JSON_DEPTH, names a key twice,
+    or holds a number that is not finite or has no 64 bits. `parse_constant` makes something of
+    NaN and Infinity, which are no JSON either.
+    """
+    try:
+        value = json.loads(
+            data if isinstance(data, str) else data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=parse_constant or _finite,
+        )
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where} is not JSON (byte {error.start} is not UTF-8)") from error
+    except ValueError as error:
+        raise FormatError(f"{where} is not JSON ({error})") from error
+    except RecursionError:
+        _too_deep(where)
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in _nested(level))
+        level = [item for items in inner for item in items]
+    if _nested(level):
+        _too_deep(where)
+    return value
+
+
+def as_record(value: Any, kind: type[T], where: str) -> T:
+    """`value` as a dataclass, or another type that msgspec knows, every field of its type.
+
+    FormatError names the field that is missing or of another type. Other fields are left out.
+    """
+    import msgspec  # what only reads names and facts needs none
+
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where} is not as it should be ({error})") from error
+
+
+def _nested(values: list[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _too_deep(where: str) -> NoReturn:
+    raise FormatError(f"{where} is nested deeper than {JSON_DEPTH} levels, so it was not read")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it names {twice!r:.80} twice")
+    return values
+
+
+def _integer(text: str) -> int:
+    if len(text) > _INTEGER_DIGITS:
+        raise ValueError(f"{text[:_INTEGER_DIGITS]}... is no number of 64 bits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
 
 
 def verify(file: Path, sha256: str) -> None:

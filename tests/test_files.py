@@ -1,0 +1,121 @@
+"""JSON of others is read within bounds, from regular files, and refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deit_zoo.errors import FormatError, ZooError
+from deit_zoo.files import JSON_DEPTH, as_record, parse_json, read_bytes, read_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    name: str
+    epochs: int
+    top1: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "is not JSON"),
+        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
+        (b'{"a":' * 100_000, "nested deeper than 64 levels"),
+        (b"[" * 65 + b"]" * 65, "nested deeper than 64 levels"),
+        (b'{"a": 1, "a": 2}', "names 'a' twice"),
+        (b'{"a": NaN}', "NaN is no finite number"),
+        (b'{"a": -Infinity}', "-Infinity is no finite number"),
+        (b'{"a": 1e999}', "1e999 is no finite number"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "10000000000000000000... is no number of 64 bits"),
+    ],
+)
+def test_what_is_no_bounded_json_is_refused_in_one_sentence(data: bytes, reason: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(reason)) as caught:
+        parse_json(data, "record.json")
+    assert str(caught.value).startswith("record.json ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert isinstance(caught.value, ZooError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_json_as_deep_as_is_allowed_is_read() -> None:
+    value = parse_json("[" * JSON_DEPTH + "]" * JSON_DEPTH, "text")
+    for _ in range(JSON_DEPTH - 1):
+        [value] = value
+    assert value == []
+
+
+def test_ordinary_json_is_read_as_by_the_standard_library() -> None:
+    text = '{"a": [1, -2.5, 1e300, null, true, "\\u00e9"], "b": {}, "c": 18446744073709551615}'
+    assert parse_json(text, "text") == {
+        "a": [1, -2.5, 1e300, None, True, "é"],
+        "b": {},
+        "c": 2**64 - 1,
+    }
+
+
+@pytest.mark.parametrize("text", ["5", '"a"', "null"])
+def test_a_text_may_be_one_value(text: str) -> None:
+    assert parse_json(text, "text") == {"5": 5, '"a"': "a", "null": None}[text]
+
+
+def test_a_word_for_no_number_is_what_the_caller_makes_of_it() -> None:
+    assert parse_json('{"loss": NaN}', "text", lambda _: None) == {"loss": None}
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)  # sparse: on the disk it takes nothing
+    with pytest.raises(FormatError, match="is larger than 1,000 bytes"):
+        read_json(file, limit=1000)
+
+
+def test_a_file_of_just_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "ten").write_bytes(b"0123456789")
+    assert read_bytes(tmp_path / "ten", limit=10) == b"0123456789"
+
+
+def test_a_fifo_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(FormatError, match=r"is a FIFO; give a regular file"):
+        read_json(tmp_path / "record.json")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(FormatError, match=r"/dev/zero is a device; give a regular file"):
+        read_bytes(Path("/dev/zero"))
+
+
+def test_a_folder_and_a_missing_file_are_the_systems_own_errors(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        read_json(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+
+
+def test_a_record_has_its_fields_in_their_types() -> None:
+    figure = as_record({"name": "a", "epochs": 3, "top1": 80, "more": 1}, Figure, "a.json")
+    assert figure == Figure(name="a", epochs=3, top1=80.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], "got `array`"),
+        ({"name": "a"}, "missing required field `epochs`"),
+        ({"name": "a", "epochs": "3"}, "got `str` - at `$.epochs`"),
+        ({"name": "a", "epochs": True}, "got `bool` - at `$.epochs`"),
+        ({"name": None, "epochs": 3}, "got `null` - at `$.name`"),
+    ],
+)
+def test_a_record_of_other_fields_or_types_is_refused_by_name(value: object, reason: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(reason)):
+        as_record(value, Figure, "a.json")
