@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import threading
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -74,11 +75,14 @@ _SAFE: list[Any] = [
     ),
 ]
 
+# torch's list of what is allowed is the process's: one thread would take back another's.
+_ALLOWANCE = threading.Lock()
+
 
 def read_pickled(file: Path) -> Any:
     """The content of a file of torch.save. Raises CheckpointError where it holds more than data."""
     try:
-        with torch.serialization.safe_globals(_SAFE), file.open("rb") as stream:
+        with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), file.open("rb") as stream:
             # By its path torch maps a file, but takes one of this suffix for what it is not.
             mapped = is_zipfile(file) and file.suffix != ".safetensors"
             source: Any = file if mapped else stream

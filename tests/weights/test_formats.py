@@ -14,6 +14,7 @@ import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def test_the_layerscale_keys_of_deit_iii_are_kept(tmp_path: Path) -> None:
     keys = ("blocks.0.gamma_1", "blocks.0.gamma_2")
     torch.save({"model": {key: torch.ones(4) for key in keys}}, tmp_path / "deit_3.pth")
     assert tuple(read_pickle(tmp_path / "deit_3.pth")) == keys
+
+
+def test_threads_may_read_at_once(tmp_path: Path) -> None:
+    # What the unpickler allows is the process's, and each reading takes its allowance back.
+    file = tmp_path / "upstream.pth"
+    many = {f"figure {number}": argparse.Namespace(lr=number) for number in range(100)}
+    torch.save({"model": {"a": torch.ones(1)}, **many}, file)
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(read_pickle, [file] * 40))
+    assert [list(state) for state in states] == 40 * [["a"]]
 
 
 class Wicked:
