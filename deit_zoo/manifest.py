@@ -20,6 +20,8 @@ from deit_zoo.registry import MODELS
 SCHEMA_VERSION = 1
 FILENAME = "weights_manifest.json"
 ENVIRONMENT = "DEIT_ZOO_MANIFEST"
+# The end of a metric's name where timm measured it.
+OF_TIMM = "_timm"
 # How an image is decoded: as a person sees it, or as upstream's loader does.
 Reading = Literal["upright", "upstream"]
 _hints = cache(get_type_hints)
@@ -96,8 +98,18 @@ class Checkpoint:
 
     @property
     def metric(self) -> Metric | None:
-        """The first metric that holds a top-1: the published one where there is one."""
-        return next((m for m in self.metrics.values() if m.top1 is not None), None)
+        """Top-1 on the own validation set: the authors' figure where there is one, else timm's."""
+        own = (metric for key, metric in self.metrics.items() if "_val" in key)
+        return next((metric for metric in own if metric.top1 is not None), None)
+
+    def metric_on(self, kind: str) -> Metric | None:
+        """The same on another of ImageNet's sets: real, v2, a, r or sketch."""
+        key = f"imagenet_{kind}"
+        return self.metrics.get(key) or self.metrics.get(key + OF_TIMM)
+
+    def is_timms(self, metric: Metric | None) -> bool:
+        """Whether a figure is one that timm measured with this transform, not the authors' own."""
+        return any(metric is its for key, its in self.metrics.items() if key.endswith(OF_TIMM))
 
     @property
     def sha256(self) -> str | None:

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError
-from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
+from deit_zoo.manifest import Checkpoint, Metric, manifest_path, manifest_record, read_manifest
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from support.tables import each_row
 
@@ -76,7 +78,7 @@ FACTS = {
         published=(74.476, 91.92, 1.021),
         crop_pct=0.875,
         repo_id="timm/deit_tiny_distilled_patch16_224.fb_in1k",
-        revision=None,
+        revision="4decab5416aad52836ffd48b5b7e5cfb78641d8d",
         sha256=None,
         bytes=None,
         file="deit_tiny_distilled_patch16_224-b40b3cf7.pth",
@@ -87,7 +89,7 @@ FACTS = {
         published=(81.164, 95.376, 0.752),
         crop_pct=0.875,
         repo_id="timm/deit_small_distilled_patch16_224.fb_in1k",
-        revision=None,
+        revision="4150668d0839f2da591b2fc5659764c796148243",
         sha256=None,
         bytes=None,
         file="deit_small_distilled_patch16_224-649709d9.pth",
@@ -109,7 +111,7 @@ FACTS = {
         published=(82.89, 96.222, 0.764),
         crop_pct=0.875,
         repo_id="timm/deit_base_patch16_384.fb_in1k",
-        revision=None,
+        revision="f3343093d6d86e5a644980dfde086eadd708cdf4",
         sha256=None,
         bytes=None,
         file="deit_base_patch16_384-8de9b5d1.pth",
@@ -120,7 +122,7 @@ FACTS = {
         published=(85.224, 97.186, 0.636),
         crop_pct=0.875,
         repo_id="timm/deit_base_distilled_patch16_384.fb_in1k",
-        revision=None,
+        revision="cb8f6fe63da08d7410513f9dac2f8a994eda0adc",
         sha256="f739dfae2bf3fdd4ef415fdb015966c515b9adca7de703a08365fb349fea82ca",
         bytes=350_534_482,
         file="deit_base_distilled_patch16_384-d0272ac0.pth",
@@ -131,7 +133,7 @@ FACTS = {
         published=(None, None, None),
         crop_pct=1.0,
         repo_id="timm/cait_xxs24_224.fb_dist_in1k",
-        revision=None,
+        revision="996bf1472d408b5685c6ec0b2f06eccaac230702",
         sha256="396b92244e28808d4bd719d7e7a9d7ca13ac903686ed4d218504a40a4d70080c",
         bytes=None,
         file="XXS24_224.pth",
@@ -153,7 +155,7 @@ FACTS = {
         published=(None, None, None),
         crop_pct=1.0,
         repo_id="timm/cait_xxs36_224.fb_dist_in1k",
-        revision=None,
+        revision="b7e71fad1cbdb257f9d2fbd41a9ffbea94a8bcc5",
         sha256=None,
         bytes=None,
         file="XXS36_224.pth",
@@ -219,7 +221,7 @@ FACTS = {
         published=(86.1, None, None),
         crop_pct=1.0,
         repo_id="timm/cait_m36_384.fb_dist_in1k",
-        revision=None,
+        revision="94bad84851df174a11626613da00c83728703721",
         sha256=None,
         bytes=None,
         file="M36_384.pth",
@@ -230,7 +232,7 @@ FACTS = {
         published=(86.5, 97.7, None),
         crop_pct=1.0,
         repo_id="timm/cait_m48_448.fb_dist_in1k",
-        revision=None,
+        revision="99963f53b552bec7fd33abe2d8d555c60c22f9f3",
         sha256="460cbe2667f0208bd39ea38f981e5d83b41bfec33ed8cefab3460ae65f4788ed",
         bytes=1_425_928_240,
         file="M48_448.pth",
@@ -250,6 +252,35 @@ MEASURED_BY_TIMM = {
     "cait_s36_384": (85.458, 97.48),
     "cait_m36_384": (86.06, 97.732),
     "cait_m48_448": (86.48, 97.748),
+}
+
+# DeiT, Table 5: top-1 on ImageNet's validation set, on ReaL and on V2, by the row.
+TABLE_5 = {
+    "DeiT-Ti, 224 px, 300 epochs": (72.2, 80.1, 60.4),
+    "DeiT-S, 224 px, 300 epochs": (79.8, 85.7, 68.5),
+    "DeiT-B, 224 px, 300 epochs": (81.8, 86.7, 71.5),
+    "DeiT-B, 384 px, 300 epochs": (83.1, 87.7, 72.4),
+    "DeiT-Ti distilled, 224 px, 300 epochs": (74.5, 82.1, 62.9),
+    "DeiT-S distilled, 224 px, 300 epochs": (81.2, 86.8, 70.0),
+    "DeiT-B distilled, 224 px, 300 epochs": (83.4, 88.3, 73.2),
+    "DeiT-Ti distilled, 224 px, 1000 epochs": (76.6, 83.9, 65.4),
+    "DeiT-S distilled, 224 px, 1000 epochs": (82.6, 87.8, 71.7),
+    "DeiT-B distilled, 224 px, 1000 epochs": (84.2, 88.7, 73.9),
+    "DeiT-B distilled, 384 px, 300 epochs": (84.5, 89.0, 74.8),
+    "DeiT-B distilled, 384 px, 1000 epochs": (85.2, 89.3, 75.2),
+}
+# timm's result tables, at the crop of the record: ReaL, V2, A, R, Sketch.
+TIMM_ELSEWHERE = {
+    "cait_xxs24_224": (85.240, 67.290, 14.880, 41.430, 29.309),
+    "cait_xxs24_384": (87.414, 70.550, 29.653, 42.153, 29.386),
+    "cait_xxs36_224": (86.323, 68.370, 18.080, 43.800, 31.272),
+    "cait_xxs36_384": (88.161, 72.140, 36.093, 44.757, 32.549),
+    "cait_xs24_384": (89.169, 74.110, 43.627, 49.507, 36.409),
+    "cait_s24_224": (88.447, 73.010, 31.187, 50.243, 37.153),
+    "cait_s24_384": (89.510, 75.380, 49.413, 51.730, 37.908),
+    "cait_s36_384": (89.829, 76.010, 54.213, 53.520, 39.767),
+    "cait_m36_384": (90.049, 76.370, 57.667, 57.417, 42.392),
+    "cait_m48_448": (90.181, 76.840, 62.067, 57.433, 44.251),
 }
 
 # A record of either origin, as the schema wants it; each broken one below changes one thing.
@@ -386,6 +417,59 @@ def test_timms_figures_stand_beside_them_where_the_transform_is_the_same(
 ) -> None:
     metric = records[name].metrics.get("imagenet1k_val_timm")
     assert (metric and (metric.top1, metric.top5)) == MEASURED_BY_TIMM.get(name)
+
+
+def first_stage(recipe: Recipe) -> Recipe:
+    """The stage that began at random."""
+    while recipe.init_from is not None:
+        recipe = RECIPES[recipe.init_from]
+    return recipe
+
+
+@each_row("name", [name for name in FACTS if name.startswith("deit")])
+def test_an_accuracy_is_that_of_the_row_with_its_epochs_and_its_size(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    letters = {"tiny": "Ti", "small": "S", "base": "B"}[name.split("_")[1]]
+    distilled = " distilled" if "distilled" in name else ""
+    epochs = first_stage(RECIPES[name]).epochs
+    row = f"DeiT-{letters}{distilled}, {MODELS[name].img_size} px, {epochs} epochs"
+    metrics = records[name].metrics
+    top1, real, v2 = TABLE_5[row]
+    # The README's figure is that of the released file: at 384 pixels by another crop.
+    assert metrics["imagenet1k_val"].top1 == pytest.approx(top1, abs=0.22)
+    for key, figure in {"imagenet_real": real, "imagenet_v2": v2}.items():
+        source = f"arXiv:2012.12877, Table 5 ({row})"
+        assert metrics[key] == Metric(top1=figure, top5=None, loss=None, source=source)
+
+
+@each_row("name", FACTS)
+def test_timms_figures_on_other_sets_stand_where_the_transform_is_the_same(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    kinds = ("real", "v2", "a", "r", "sketch")
+    found = [records[name].metrics.get(f"imagenet_{kind}_timm") for kind in kinds]
+    figures = tuple(metric.top1 for metric in found if metric is not None)
+    assert figures == TIMM_ELSEWHERE.get(name, ())
+
+
+def test_the_authors_figure_goes_before_timms(records: dict[str, Checkpoint]) -> None:
+    deit, cait = records["deit_tiny"], records["cait_s24_224"]
+    assert (deit.metric_on("v2"), deit.metric_on("a")) == (deit.metrics["imagenet_v2"], None)
+    assert cait.metric_on("a") is cait.metrics["imagenet_a_timm"]
+    assert [deit.is_timms(deit.metric_on("v2")), cait.is_timms(cait.metric_on("a"))] == [0, 1]
+
+
+def test_a_figure_on_another_set_is_none_of_the_own_validation_set(
+    records: dict[str, Checkpoint],
+) -> None:
+    others = {k: v for k, v in records["deit_tiny"].metrics.items() if k != "imagenet1k_val"}
+    assert replace(records["deit_tiny"], metrics=others).metric is None
+
+
+def test_eleven_commits_are_pinned(records: dict[str, Checkpoint]) -> None:
+    hub = [held.sources[0] for held in records.values() if held.sources[0].kind == "hub"]
+    assert (len([source for source in hub if source.revision]), len(hub)) == (11, 19)
 
 
 @each_row("name", FACTS)

@@ -118,6 +118,7 @@ def report_of(model: ModelInfo, labels: str | None, measured: Evaluation) -> dic
         "num_judged": measured.num_images - measured.num_unjudged,
         **figures,
         "source": published.source if published else None,
+        "by_timm": model.checkpoint is not None and model.checkpoint.is_timms(published),
         "reached": reached,
         "verdict": sentence,
     }
@@ -133,7 +134,8 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
         beside = "–", "–"
         if published is not None:
             difference = round(measured - published, decimals) + 0.0  # no negative zero
-            beside = f"{published:.{decimals}f}", f"{difference:+.{decimals}f}"
+            star = "*" if report["by_timm"] else ""
+            beside = f"{published:.{decimals}f}{star}", f"{difference:+.{decimals}f}"
         rows.append((figure, f"{measured:.{decimals}f}", *beside))
     print_table(rows)
     images, judged = report["num_images"], report["num_judged"]
@@ -146,7 +148,8 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
         resized = int(size / model.checkpoint.crop_pct)
         out.print(f"short side resized to {resized} pixels, centre crop of {size}")
     if report["source"]:
-        out.print(f"published: {escape(report['source'])}")
+        by = "* measured by timm" if report["by_timm"] else "published"
+        out.print(f"{by}: {escape(report['source'])}")
     colour = {True: "green", False: "red", None: "yellow"}[report["reached"]]
     out.print(f"[{colour}]{escape(report['verdict'])}[/]")
 
@@ -189,12 +192,10 @@ def started_ranks(
 
 
 def published_for(model: ModelInfo, labels: str | None) -> Metric | None:
-    """The published figures on these images."""
-    from deit_zoo.evaluation import imagenet_variants
-
+    """The published figures on these images, or those that timm measured."""
     if model.checkpoint is None:
         return None
-    return imagenet_variants.published(model.name, labels) if labels else model.checkpoint.metric
+    return model.checkpoint.metric_on(labels) if labels else model.checkpoint.metric
 
 
 def judge(

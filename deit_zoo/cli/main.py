@@ -37,12 +37,11 @@ from deit_zoo.manifest import LocalCheckpoint
 from deit_zoo.version import __version__
 from deit_zoo.zoo import ModelInfo, info, list_models
 
-MEASURED_BY_TIMM = "imagenet1k_val_timm"
 PROOFS = {
     "pinned": "{}",
-    "hub digest": "not pinned: the digest that the Hub states is checked and recorded",
+    "hub digest": "not known beforehand: the digest that the Hub states is checked and recorded",
     "prefix": "{} (prefix only)",
-    "none": "not pinned: no digest is published",
+    "none": "none is published",
 }
 
 app = typer.Typer(
@@ -228,7 +227,7 @@ def _top1(model: ModelInfo) -> str:
 
 def _is_timms(model: ModelInfo) -> bool:
     record = model.checkpoint
-    return record is not None and record.metric is record.metrics.get(MEASURED_BY_TIMM, record)
+    return record is not None and record.is_timms(record.metric)
 
 
 def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
@@ -261,8 +260,8 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     for source in record.sources:
         address = source.url or source.repo_id or f"{source.filename}, inside the package"
         yield f"from {source.kind}", address
-        if source.revision:
-            yield "  commit", source.revision
+        if source.kind == "hub":
+            yield "  commit", source.revision or "not known: the newest is taken"
         digest = source.sha256 or f"{source.sha256_prefix}…"
         yield "  SHA-256", PROOFS[source.proof].format(digest)
     if record.log is not None:

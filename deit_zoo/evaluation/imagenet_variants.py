@@ -22,7 +22,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import folder_classes, validation_folder, validation_set
 from deit_zoo.labels import labels
-from deit_zoo.manifest import Metric, Reading
+from deit_zoo.manifest import Reading
 
 TITLES = {
     "real": "ImageNet-ReaL",
@@ -36,19 +36,6 @@ REAL_IMAGES = 50_000
 SUBSET_CLASSES = 200  # of A and of R
 REAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
-# DeiT, Table 5: top-1 on ReaL and on V2 (matched frequency). Nothing is published for the others.
-SOURCE = "arXiv:2012.12877, Table 5"
-PUBLISHED: dict[str, dict[str, float]] = {
-    "deit_tiny": {"real": 80.1, "v2": 60.4},
-    "deit_small": {"real": 85.7, "v2": 68.5},
-    "deit_base": {"real": 86.7, "v2": 71.5},
-    "deit_base_384": {"real": 87.7, "v2": 72.4},
-    "deit_tiny_distilled": {"real": 82.1, "v2": 62.9},
-    "deit_small_distilled": {"real": 86.8, "v2": 70.0},
-    "deit_base_distilled": {"real": 88.3, "v2": 73.2},
-    "deit_base_distilled_384": {"real": 89.0, "v2": 74.8},
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalSet:
@@ -57,12 +44,6 @@ class EvalSet:
     images: ImageSet
     class_subset: tuple[int, ...] | None = None
     multi_labels: tuple[tuple[int, ...], ...] | None = None
-
-
-def published(name: str, kind: str) -> Metric | None:
-    """What was published for a model on one of the sets."""
-    top1 = PUBLISHED.get(name, {}).get(kind)
-    return None if top1 is None else Metric(top1=top1, top5=None, loss=None, source=SOURCE)
 
 
 def open_eval_set(

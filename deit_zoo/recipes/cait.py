@@ -16,6 +16,22 @@ NOT_STATED = "not stated; those of DeiT's node"
 KIND = "README_cait.md says 'the distilled version' and no kind; DeiT's, on CaiT's one head"
 TEACHER = "not stated for CaiT; DeiT's"
 
+# Of the second stages; the first ones are DeiT's runs, of which issue #104 says what is not.
+CODE = "not stated; the default of DeiT's code"
+DEFAULTS = {
+    "optimizer": CODE,
+    "betas": CODE,
+    "eps": CODE,
+    "warmup_lr": CODE,
+    "loss": CODE,
+    "crop_scale": CODE,
+    "crop_ratio": CODE,
+    "hflip": CODE,
+    "mixup_prob": CODE,
+    "mixup_switch_prob": CODE,
+    "alpha": CODE,
+}
+
 XXS24_224 = replace(
     DEIT_BASE,
     name="cait_xxs24_224",
@@ -102,7 +118,8 @@ M48_448 = replace(
     label_smoothing=0.1,  # issue #108
     mixup=0.8,  # issue #108
     cutmix=1.0,  # issue #108
-    assumed={
+    assumed=DEFAULTS
+    | {
         "replicas": NOT_STATED,
         "lr": "issue #108 does not say whether before or after scaling by batch / 512; after",
         "schedule": "issue #108 gives decay epochs and rate and names no schedule; timm's step",
@@ -127,7 +144,8 @@ XXS24_384 = replace(
     drop_path_rate=0.05,  # assumed: the first stage's
     band=0.5,
     band_source="no spread is published; that of deit_tiny is used",
-    assumed={
+    assumed=DEFAULTS
+    | {
         "epochs": AS_M48,
         "batch_size": AS_M48,
         "replicas": NOT_STATED,

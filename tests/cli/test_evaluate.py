@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import deit_zoo
-from deit_zoo.cli.evaluate import judge, published_for
+from deit_zoo.cli.evaluate import judge, print_report, published_for, report_of
 from deit_zoo.data.digits import write_folder
 from deit_zoo.manifest import manifest_path
 from deit_zoo.results import Evaluation
@@ -125,6 +125,17 @@ def test_other_label_sets_are_compared_and_not_judged() -> None:
         None,
         "no published figure to compare with",
     )
+
+
+def test_a_figure_that_timm_measured_has_a_star(capsys: pytest.CaptureFixture[str]) -> None:
+    model = info("cait_s24_224")
+    reached = Evaluation(top1=31.0, top5=60.0, loss=3.0, num_images=7_500)
+    print_report(report_of(model, "a", reached), model)
+    shown = capsys.readouterr().out
+    assert [line.split() for line in shown.splitlines() if "31.187" in line] == [
+        ["top1", "31.000", "31.187*", "-0.187"]
+    ]
+    assert "* measured by timm: timm results-imagenet-a.csv, the same transform" in shown
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,20 @@ def test_info_tells_sources_digests_licence_and_transform() -> None:
         assert part in out
 
 
-def test_info_says_what_is_not_pinned() -> None:
-    assert "not pinned: no digest is published" in deit_zoo("info", "cait_s24").out
+def test_info_tells_commit_and_digest_apart() -> None:
+    rows = [line.split("  ") for line in deit_zoo("info", "deit-b-384").out.splitlines()]
+    values = [(row[1].strip(), row[-1].strip()) for row in rows if not row[0]]
+    assert values == [
+        ("commit", "f3343093d6d86e5a644980dfde086eadd708cdf4"),
+        (
+            "SHA-256",
+            "not known beforehand: the digest that the Hub states is checked and recorded",
+        ),
+        ("SHA-256", "8de9b5d1… (prefix only)"),
+    ]
+    out = deit_zoo("info", "cait_s24").out
+    assert "not known: the newest is taken" in out
+    assert "none is published" in out
 
 
 def test_a_wrong_name_gets_the_three_nearest() -> None:

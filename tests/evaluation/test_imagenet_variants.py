@@ -18,14 +18,9 @@ import deit_zoo
 from deit_zoo.errors import CheckpointError, DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accuracy, cross_entropy
 from deit_zoo.evaluation.imagenet_variants import (
-    PUBLISHED,
-    SOURCE,
-    TITLES,
     open_eval_set,
-    published,
 )
 from deit_zoo.labels import labels
-from deit_zoo.manifest import Metric
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.weights.load import save_model
 
@@ -355,30 +350,6 @@ def test_a_data_set_of_the_hub_has_no_folders_to_go_by() -> None:
         SYNSETS,
         "v2",
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "top1"),
-    [
-        # DeiT, Table 5: the first and the last row of DeiT at 300 epochs.
-        ("deit_tiny", "real", 80.1),
-        ("deit_tiny", "v2", 60.4),
-        ("deit_base_distilled_384", "real", 89.0),
-        ("deit_base_distilled_384", "v2", 74.8),
-    ],
-)
-def test_the_published_figures_are_those_of_the_paper(name: str, kind: str, top1: float) -> None:
-    assert published(name, kind) == Metric(top1=top1, top5=None, loss=None, source=SOURCE)
-
-
-def test_nothing_is_published_where_nothing_is() -> None:
-    assert published("deit_tiny", "a") is None
-    assert published("cait_s24_224", "real") is None
-
-
-def test_every_published_figure_is_of_a_model_and_a_set() -> None:
-    assert PUBLISHED.keys() <= set(deit_zoo.list_models())
-    assert all(figures.keys() <= TITLES.keys() for figures in PUBLISHED.values())
 
 
 class Grey:

@@ -152,23 +152,41 @@ DISTILLED_384 = {
     "teacher",
 }
 FIRST_STAGE = {"replicas", "drop_path_rate", "distillation", "teacher"}
-NOTHING_TOLD = FIRST_STAGE | {
-    "epochs",
-    "batch_size",
-    "lr",
-    "warmup_epochs",
-    "weight_decay",
-    "schedule",
-    "decay_epochs",
-    "decay_rate",
-    "train_mode",
-    "label_smoothing",
-    "rand_augment",
-    "random_erasing",
-    "repeated_aug",
-    "mixup",
-    "cutmix",
+# What no record of a stage above 224 pixels names: DeiT's code decides it.
+CODE_DEFAULTS = {
+    "optimizer",
+    "betas",
+    "eps",
+    "warmup_lr",
+    "loss",
+    "crop_scale",
+    "crop_ratio",
+    "hflip",
+    "mixup_prob",
+    "mixup_switch_prob",
+    "alpha",
 }
+NOTHING_TOLD = (
+    FIRST_STAGE
+    | CODE_DEFAULTS
+    | {
+        "epochs",
+        "batch_size",
+        "lr",
+        "warmup_epochs",
+        "weight_decay",
+        "schedule",
+        "decay_epochs",
+        "decay_rate",
+        "train_mode",
+        "label_smoothing",
+        "rand_augment",
+        "random_erasing",
+        "repeated_aug",
+        "mixup",
+        "cutmix",
+    }
+)
 ASSUMED: dict[str, set[str]] = {
     "deit_tiny": set(),
     "deit_small": set(),
@@ -195,7 +213,8 @@ ASSUMED: dict[str, set[str]] = {
     "cait_s24_384": NOTHING_TOLD,
     "cait_s36_384": NOTHING_TOLD,
     "cait_m36_384": NOTHING_TOLD,
-    "cait_m48_448": {
+    "cait_m48_448": CODE_DEFAULTS
+    | {
         "replicas",
         "lr",
         "schedule",
