@@ -20,8 +20,8 @@ from deit_zoo.registry import MODELS
 SCHEMA_VERSION = 1
 FILENAME = "weights_manifest.json"
 ENVIRONMENT = "DEIT_ZOO_MANIFEST"
-# The end of a metric's name where timm measured it.
-OF_TIMM = "_timm"
+# How a metric's name begins on another of ImageNet's sets, and ends where timm measured it.
+ELSEWHERE, OF_TIMM = "imagenet_", "_timm"
 # How an image is decoded: as a person sees it, or as upstream's loader does.
 Reading = Literal["upright", "upstream"]
 _hints = cache(get_type_hints)
@@ -98,13 +98,13 @@ class Checkpoint:
 
     @property
     def metric(self) -> Metric | None:
-        """Top-1 on the own validation set: the authors' figure where there is one, else timm's."""
-        own = (metric for key, metric in self.metrics.items() if "_val" in key)
+        """The first metric on its own validation set that holds a top-1."""
+        own = (metric for key, metric in self.metrics.items() if not key.startswith(ELSEWHERE))
         return next((metric for metric in own if metric.top1 is not None), None)
 
     def metric_on(self, kind: str) -> Metric | None:
-        """The same on another of ImageNet's sets: real, v2, a, r or sketch."""
-        key = f"imagenet_{kind}"
+        """What is known on another of ImageNet's sets: real, v2, a, r or sketch."""
+        key = ELSEWHERE + kind
         return self.metrics.get(key) or self.metrics.get(key + OF_TIMM)
 
     def is_timms(self, metric: Metric | None) -> bool:
