@@ -1,7 +1,7 @@
 """From a slot that a worker filled to float32 images, where the model is.
 
 A crop is resized, flipped, given the operations of RandAugment, normalised, and erased in a box.
-On CUDA by kernels, elsewhere by torch operations: the same bits.
+Squares on CUDA by kernels, all else by torch operations: the same bits.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 
 def finish(slot: Tensor, records: NDArray[np.int64], images: Tensor) -> None:
-    """Write the image of each place to its row of `images`, (N, 3, S, S) float32.
+    """Write the image of each place to its row of `images`, (N, 3, H, W) float32.
 
     `slot` is uint8 on the device of `images`, `records` are its rows on the host.
     """
-    if slot.device.type == "cuda":
+    if slot.device.type == "cuda" and images.shape[-2] == images.shape[-1]:  # kernels know squares
         from deit_zoo.augment import kernels
 
         kernels.finish(slot, records, images)
         return
     places = records[:, :FIRST_LAYER].tolist()
-    pixels = [_resized(slot, place, images.shape[-1]) for place in places]
+    pixels = [_resized(slot, place, (images.shape[-2], images.shape[-1])) for place in places]
     for layer in range(FIRST_LAYER, records.shape[1], LAYER):
         operations = records[:, layer].tolist()
         if set(operations) != {NO_OPERATION}:
@@ -64,8 +64,8 @@ def finish(slot: Tensor, records: NDArray[np.int64], images: Tensor) -> None:
             _erase(slot, place, images[place[ROW]])
 
 
-def _resized(slot: Tensor, place: list[int], size: int) -> Tensor:
-    """The crop of a place, resized and flipped, (3, S, S) uint8."""
+def _resized(slot: Tensor, place: list[int], size: tuple[int, int]) -> Tensor:
+    """The crop of a place, resized and flipped, (3, *size) uint8."""
     offset, height, width = place[OFFSET], place[HEIGHT], place[WIDTH]
     crop = slot[offset : offset + height * width * 3].view(height, width, 3)
     image = resized(crop, size)

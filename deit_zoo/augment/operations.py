@@ -19,16 +19,17 @@ HALF = 1 << (FRACTION_BITS - 1)
 LUMINANCE = (19595, 38470, 7471)  # of 65536: what red, green and blue add to grey
 
 
-def resized(image: Tensor, size: int) -> Tensor:
-    """One image (H, W, 3) as (3, S, S), bicubically: columns first, as `data.transforms.resize`."""
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image (H, W, 3) as (3, *size), bicubically, columns first: `data.transforms.resize`."""
     height, width, _ = image.shape
-    if (height, width) == (size, size):
+    rows_out, columns_out = size
+    if (height, width) == size:
         return image.permute(2, 0, 1)
     if 0 in (height, width):  # a random crop of a line of pixels may be
-        return torch.zeros(3, size, size, dtype=torch.uint8, device=image.device)
-    columns = _resampled(image.transpose(0, 1).reshape(width, -1), size)  # (S, H * 3)
-    rows = columns.view(size, height, 3).transpose(0, 1).reshape(height, -1)  # (H, S * 3)
-    return _resampled(rows, size).view(size, size, 3).permute(2, 0, 1)
+        return torch.zeros(3, *size, dtype=torch.uint8, device=image.device)
+    columns = _resampled(image.transpose(0, 1).reshape(width, -1), columns_out)
+    rows = columns.view(columns_out, height, 3).transpose(0, 1).reshape(height, -1)
+    return _resampled(rows, rows_out).view(rows_out, columns_out, 3).permute(2, 0, 1)
 
 
 def augmented(images: Tensor, operations: Sequence[int], arguments: Tensor) -> Tensor:

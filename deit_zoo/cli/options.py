@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deit_zoo.errors import ImageSizeError
+from deit_zoo.recipes.recipe import Pixels, read_size
 from deit_zoo.registry import MODELS
 
 
@@ -51,11 +51,13 @@ Slurm = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
 
-def pixels(img_size: str | None) -> int | tuple[int, int] | None:
+def pixels(img_size: str | None) -> Pixels | None:
     """`224`, or `192x256` for height and width; None is the model's own."""
     if img_size is None:
         return None
-    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", img_size)):
-        raise ImageSizeError(f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)")
-    height = int(parts[1])
-    return (height, int(parts[2])) if parts[2] else height
+    try:
+        return read_size(img_size)
+    except ValueError as error:
+        raise ImageSizeError(
+            f"--img-size is {img_size!r}; give pixels as 224, or 192x256 (HxW)"
+        ) from error

@@ -19,13 +19,16 @@ from deit_zoo.cli.options import (
     Changes,
     Device,
     DryRun,
+    ImgSize,
     LogTo,
     Name,
     NameOrRun,
     Resume,
     Slurm,
     TrainWorkers,
+    pixels,
 )
+from deit_zoo.recipes.recipe import shown
 
 if TYPE_CHECKING:
     import torch
@@ -136,9 +139,7 @@ def finetune_(
     ] = None,
     device: Device = "auto",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels; positions are resampled.")
-    ] = None,
+    img_size: ImgSize = None,
     teacher: Annotated[
         str | None, typer.Option(help="A model, or a run of one, that knows these classes.")
     ] = None,
@@ -170,13 +171,15 @@ def finetune_(
 
     fields = {
         "epochs": epochs,
-        "img_size": img_size,
+        "img_size": pixels(img_size),
         "teacher": teacher,
         "layer_decay": layer_decay,
         "freeze": freeze,
         "log_to": log_to,
     }
-    all_changes = [f"{field}={value}" for field, value in fields.items() if value is not None]
+    all_changes = [
+        f"{field}={shown(value)}" for field, value in fields.items() if value is not None
+    ]
     if teacher is not None and not any(c.startswith("distillation=") for c in changes or ()):
         all_changes.append("distillation=hard")
     all_changes += changes or ()

@@ -203,7 +203,7 @@ class Plan:
 
     def _data(self) -> str:
         recipe = self.recipe
-        data = f"{recipe.data}, {self.num_images:,} training images of {recipe.img_size} px"
+        data = f"{recipe.data}, {self.num_images:,} training images of {shown(recipe.img_size)} px"
         short = short_of(recipe, self.num_images)
         return f"{data}: {short}" if short else data
 
@@ -322,7 +322,7 @@ def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:
     weights = f"train it, then --set init_from=runs/{source}"
     if source in MODELS:
         weights = "its published weights"
-    length = f"{stage.epochs} epochs at {stage.img_size} px"
+    length = f"{stage.epochs} epochs at {shown(stage.img_size)} px"
     return [("first stage", f"{source}, {length}: {weights}")]
 
 

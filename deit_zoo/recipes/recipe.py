@@ -26,6 +26,8 @@ _NOT_NEGATIVE = Bounds(0.0, math.inf, "0 or more")
 Share = Annotated[float, Bounds(0.0, 1.0, "a share from 0 to 1")]
 Amount = Annotated[float, _NOT_NEGATIVE]
 Count = Annotated[int, Bounds(1, math.inf, "at least 1")]
+Pixels = int | tuple[int, int]  # of a square's side, or (height, width)
+ImgSize = Annotated[Pixels, Bounds(1, math.inf, "at least 1")]
 _BELOW_ONE = ("drop_path_rate", "ema_decay")
 # RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
 _RAND_AUGMENT = re.compile(
@@ -54,7 +56,7 @@ class Recipe:
     source: str
     model: str | None = None  # the architecture, where it is not called as the recipe is
     data: Literal["imagenet1k", "digits", "folder"]
-    img_size: Count
+    img_size: ImgSize
     init_from: str | None = None  # the recipe of the first stage, or a checkpoint
 
     epochs: Count
@@ -212,7 +214,7 @@ def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 def shown(value: Any) -> str:
     """A value as `--set` takes it."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ("x" if all(isinstance(part, int) for part in value) else ",").join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -257,9 +259,10 @@ def check_fields(record: Any) -> None:
             raise RecipeError(f"{key} is {value!r}; it must be one of {choices}")
         for kind in (hint, *get_args(hint)):  # of `Share | None` the first
             for limit in getattr(kind, "__metadata__", ()):
-                if value is None or (limit.least <= value <= limit.most and math.isfinite(value)):
+                numbers = () if value is None else value if isinstance(value, tuple) else (value,)
+                if all(limit.least <= n <= limit.most and math.isfinite(n) for n in numbers):
                     continue
-                raise RecipeError(f"{key} is {value}; it must be {limit.words}")
+                raise RecipeError(f"{key} is {shown(value)}; it must be {limit.words}")
 
 
 def read_change(
@@ -278,7 +281,7 @@ def read_change(
         if text.lower() in nothing:
             return name, None
         hint = get_args(hint)[0]
-    if (kind := get_origin(hint) or hint) not in _READERS:
+    if (kind := hint if hint in _READERS else get_origin(hint) or hint) not in _READERS:
         return name, text
     read, words = _READERS[kind]
     try:
@@ -292,9 +295,18 @@ def _read_pair(text: str) -> tuple[float, float]:
     return float(first), float(second)
 
 
+def read_size(text: str) -> Pixels:
+    """`224`, or `192x256` for height and width. Raises ValueError for anything else."""
+    if not (parts := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
+        raise ValueError(f"{text!r} is no size")
+    height, width = int(parts[1]), int(parts[2] or parts[1])
+    return height if height == width else (height, width)
+
+
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    Pixels: (read_size, "pixels as 224, or 192x256 (HxW)"),
     tuple: (_read_pair, "two numbers such as 0.5,1.0"),
 }

@@ -149,8 +149,8 @@ def regroup_gradients(plan: Plan, state: TrainState) -> None:
 
     So a run that continues adds in the order of one that never stopped.
     """
-    size, statistics = plan.recipe.img_size, [buffer.clone() for buffer in state.model.buffers()]
-    images = torch.zeros(plan.replica_batch, 3, size, size)
+    statistics = [buffer.clone() for buffer in state.model.buffers()]
+    images = torch.zeros(plan.replica_batch, 3, *state.model.img_size)
     labels = torch.zeros(plan.replica_batch, dtype=torch.long)
     state.model.train(plan.recipe.train_mode)
     batches = repeat(Batch(images, labels, bad=[]))

@@ -103,8 +103,7 @@ class ChunkImages(Dataset[Filled]):
             if not self.on_device:
                 flip, crop = False, as_array(self.augment.by_pillow(as_image(crop), draws))
             elif not writer.fits(crop):
-                size = self.augment.img_size
-                crop = as_array(resize(as_image(crop), (size, size)))
+                crop = as_array(resize(as_image(crop), self.augment.img_size[::-1]))
         writer.add(
             crop,
             flip=flip,
@@ -298,8 +297,7 @@ class TrainLoader:
 
     def _step(self, share: Share, filled: Iterator[Filled]) -> tuple[Tensor, Tensor, list[int]]:
         """One step's, from its chunks, and from the other processes."""
-        device, size = self.group.device, self.img_size
-        images = torch.empty(share.num_rows, 3, size, size, device=device)
+        images = torch.empty(share.num_rows, 3, *self.img_size, device=self.group.device)
         of_rows = torch.empty(share.num_rows, 2, dtype=torch.int64)  # label, bad
         done = 0
         while done < share.num_rows:

@@ -20,7 +20,7 @@ from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
-from deit_zoo.recipes.recipe import Recipe, changed
+from deit_zoo.recipes.recipe import Pixels, Recipe, changed
 from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
 from deit_zoo.training.run_data import has_begun
@@ -142,7 +142,7 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
         name=f"{Path(name).resolve().name if own else spec.name}_{table}",
         model=spec.name,
         init_from=name if own else spec.name,
-        img_size=(_square_size(name, spec) if "img_size" in base.assumed else base.img_size),
+        img_size=(_own_size(name, spec) if "img_size" in base.assumed else base.img_size),
         drop_path_rate=0.0 if spec.family == "convnet" else base.drop_path_rate,
     )
     recipe = changed(recipe, changes)
@@ -159,10 +159,11 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
     return recipe
 
 
-def _square_size(name: str, spec: ModelSpec) -> int:
+def _own_size(name: str, spec: ModelSpec) -> Pixels:
     """The image size to begin with: the model's, or the one that a run ended with."""
     size = open_local(name).metadata.get("img_size") if is_path(name) else None
-    return int(max(size)) if size else spec.img_size
+    height, width = size or (spec.img_size, spec.img_size)
+    return height if height == width else (height, width)
 
 
 def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, str]:

@@ -48,15 +48,16 @@ Words = npt.NDArray[np.int64]
 
 
 class Ring:
-    """`slots` slots, each with room for so many places of images of so many pixels a side."""
+    """`slots` slots, each with room for so many places of images of this (height, width)."""
 
     def __init__(
-        self, slots: int, *, places: int, img_size: int, layers: int, pinned: bool
+        self, slots: int, *, places: int, img_size: tuple[int, int], layers: int, pinned: bool
     ) -> None:
         self.words = num_words(layers)
         # The image, and noise of 12 bytes a pixel, which covers a third of it, as rounded.
-        self.of_image = 3 * img_size**2 + WORD
-        self.of_place = self.of_image + 4 * img_size**2 + 16 * img_size + 4 * WORD
+        area, sides = img_size[0] * img_size[1], sum(img_size)
+        self.of_image = 3 * area + WORD
+        self.of_place = self.of_image + 4 * area + 8 * sides + 4 * WORD
         of_places = places * (self.words * WORD + self.of_place)
         self.slot_bytes = -(-of_places // PAGE) * PAGE
         self.arena = shared_memory(slots * self.slot_bytes)

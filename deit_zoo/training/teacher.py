@@ -22,6 +22,7 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import digest
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
+from deit_zoo.models.layers import as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest
 from deit_zoo.training import timm_bridge
@@ -63,7 +64,7 @@ def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teach
     Raises RecipeError where it knows other classes or images than the student.
     """
     teacher = find(recipe)
-    name, img_size = recipe.teacher, (recipe.img_size, recipe.img_size)
+    name, img_size = recipe.teacher, as_pair(recipe.img_size)
     if teacher.num_classes != num_classes:
         raise RecipeError(
             f"the teacher {name} knows {teacher.num_classes} classes, the student "

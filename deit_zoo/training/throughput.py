@@ -86,10 +86,10 @@ def fitting_replicas(state: TrainState, plan: Plan) -> int:
 
 def memory_of_a_pass(state: TrainState, plan: Plan) -> tuple[int, int]:
     """Bytes that a step keeps (weights, gradients, moments), and that one replica's pass adds."""
-    device, size = state.group.device, plan.recipe.img_size
+    device = state.group.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    images = torch.zeros(plan.replica_batch, 3, size, size, device=device)
+    images = torch.zeros(plan.replica_batch, 3, *state.model.img_size, device=device)
     targets = torch.zeros(plan.replica_batch, state.model.num_classes, device=device)
     state.model.train(plan.recipe.train_mode)
     with autocast(state):
@@ -189,10 +189,10 @@ def rate_of_workers(loader: TrainLoader, chunks: int = CHUNKS) -> float:
 
 def rate_of_receiving(loader: TrainLoader) -> float:
     """Images per second that a process copies to its device and finishes there."""
-    device, size = loader.group.device, loader.img_size
+    device = loader.group.device
     filled = next(loader.filled(0))
     rows = 1 + int(loader.ring.rows(filled.slot, filled.places)[:, ROW].max())
-    images = torch.empty(rows, 3, size, size, device=device)
+    images = torch.empty(rows, 3, *loader.img_size, device=device)
 
     def receive() -> int:
         for _ in range(COPIES):

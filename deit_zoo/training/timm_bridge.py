@@ -142,11 +142,13 @@ def depths_of(model: ZooModel) -> dict[str, int]:
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     """Random resized crop, flip, RandAugment, normalisation and erasing (DeiT, Table 9)."""
+    height, width = as_pair(recipe.img_size)
     pipeline = create_transform(
-        input_size=recipe.img_size,
+        input_size=(height, width),
         is_training=True,
         scale=recipe.crop_scale,
-        ratio=recipe.crop_ratio,
+        # That of a crop to the model's images: timm squeezes squares into a rectangle.
+        ratio=tuple(ratio * width / height for ratio in recipe.crop_ratio),
         hflip=recipe.hflip,
         color_jitter=None,  # inactive upstream too: timm drops it when RandAugment is on
         auto_augment=recipe.rand_augment,
@@ -205,7 +207,7 @@ class TrainAugment:
         self._crop, *parts = pipeline.transforms
         self._of_pixels = parts[: [type(part) for part in parts].index(MaybeToTensor)]
         self._erasing = next((part for part in parts if isinstance(part, RandomErasing)), None)
-        self.img_size = recipe.img_size
+        self.img_size = as_pair(recipe.img_size)
         self.layers = 0
         self.on_device = True
         for part in self._of_pixels:
@@ -224,7 +226,7 @@ class TrainAugment:
         for part in self._of_pixels:
             part(image)
         if self._erasing is not None:
-            self._erasing._erase(image, 3, self.img_size, self.img_size, torch.float32)
+            self._erasing._erase(image, 3, *self.img_size, torch.float32)
         return Draws(box, image.flip, tuple(image.operations), image.erase, image.noise)
 
     def layers_of(self, draws: Draws) -> list[Layer]:
@@ -234,7 +236,7 @@ class TrainAugment:
 
     def by_pillow(self, crop: Image.Image, draws: Draws) -> Image.Image:
         """A crop of `draws.box` as the transform leaves it before it is normalised and erased."""
-        image = resize(crop, (self.img_size, self.img_size))
+        image = resize(crop, self.img_size[::-1])
         if draws.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for operation in draws.operations:
@@ -245,7 +247,7 @@ class TrainAugment:
         number = OPERATIONS.index(_ON_DEVICE[operation.function])
         if operation.function not in _MOVING:
             return Layer(number, tuple(float(value) for value in operation.arguments))
-        moved: Any = operation(_AffineMap((self.img_size, self.img_size)))
+        moved: Any = operation(_AffineMap(self.img_size[::-1]))
         return Layer(number, moved)
 
 
@@ -347,7 +349,7 @@ class _Recorder(_Sized):
 
 
 class _AffineMap(_Sized):
-    """Answers with the map by which Pillow would move the pixels of a square image."""
+    """Answers with the map by which Pillow would move pixels; by 90 degrees those of a square."""
 
     def transform(  # type: ignore[override]
         self, size: tuple[int, int], method: Any, data: Sequence[float], *_: Any, **__: Any
@@ -358,10 +360,10 @@ class _AffineMap(_Sized):
         return (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # a rotation by 0 degrees
 
     def transpose(self, method: Image.Transpose) -> tuple[float, ...]:  # type: ignore[override]
-        side = float(self.width)
+        side, height = map(float, self.size)
         return {
             Image.Transpose.ROTATE_90: (0.0, -1.0, side, 1.0, 0.0, 0.0),
-            Image.Transpose.ROTATE_180: (-1.0, 0.0, side, 0.0, -1.0, side),
+            Image.Transpose.ROTATE_180: (-1.0, 0.0, side, 0.0, -1.0, height),
             Image.Transpose.ROTATE_270: (0.0, 1.0, 0.0, -1.0, 0.0, side),
         }[method]
 

@@ -49,7 +49,7 @@ def unequal(recipe: Recipe, numbers: range, shapes: tuple[tuple[int, int], ...])
             seed_from_key(0, 0, 0, number, "augment")
             drawn.append((image, augment.draw(*image.size)))
         slot, records = drawn_slot(drawn, augment)
-        images = torch.full((len(batch), 3, recipe.img_size, recipe.img_size), torch.nan)
+        images = torch.full((len(batch), 3, *augment.img_size), torch.nan)
         finish(slot, records, images)
         equal = (images == torch.stack(expected)).flatten(1).all(dim=1).tolist()
         differing += [number for number, same in zip(batch, equal, strict=True) if not same]
@@ -83,6 +83,11 @@ def test_other_recipes_are_finished_as_their_transforms_do(
     rand_augment: str | None, erasing: float
 ) -> None:
     recipe = replace(SMALL, img_size=32, rand_augment=rand_augment, random_erasing=erasing)
+    assert unequal(recipe, range(40), SHAPES) == []
+
+
+def test_a_rectangle_is_finished_as_its_transform_does() -> None:
+    recipe = replace(SMALL, img_size=(24, 40), rand_augment="rand-m9-n3-p1", random_erasing=1.0)
     assert unequal(recipe, range(40), SHAPES) == []
 
 

@@ -143,13 +143,15 @@ def test_images_of_a_batch_are_changed_each_by_its_own_operation() -> None:
 
 
 @each_row(("width", "height"), SIZES)
-@each_row("size", (SIDE, 7, 224))
-def test_an_image_is_resized_to_pillow_s_pixels(width: int, height: int, size: int) -> None:
+@each_row("size", ((SIDE, SIDE), (7, 7), (224, 224), (12, 40)))
+def test_an_image_is_resized_to_pillow_s_pixels(
+    width: int, height: int, size: tuple[int, int]
+) -> None:
     image = (
         photograph(width, width, height) if width * height else Image.new("RGB", (width, height))
     )
     pixels = torch.from_numpy(np.array(image)).view(height, width, 3)
-    assert torch.equal(resized(pixels, size), tensor_of(resize(image, (size, size))))
+    assert torch.equal(resized(pixels, size), tensor_of(resize(image, size[::-1])))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

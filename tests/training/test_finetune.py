@@ -22,6 +22,7 @@ from deit_zoo.errors import CheckpointError, DataError, ImageSizeError, RecipeEr
 from deit_zoo.files import ASSETS
 from deit_zoo.inference.classify import class_names
 from deit_zoo.recipes.finetune import FINETUNE
+from deit_zoo.recipes.recipe import from_dict
 from deit_zoo.training.finetune import (
     check_teacher,
     finetune,
@@ -182,6 +183,24 @@ def test_an_image_size_that_patches_do_not_tile_is_refused_before_anything_is_re
         "images of 230x230 pixels cannot be cut into patches of 16x16; the nearest size that can "
         "is img_size=(224, 224)"
     )
+
+
+def test_a_rectangle_is_trained_and_is_what_its_run_loads_as(tmp_path: Path, low: Path) -> None:
+    tuned(tmp_path / "run", PICO, low, "img_size=16x24", "epochs=1")
+    model = deit_zoo.create(checkpoint=tmp_path / "run")
+    assert model.img_size == (16, 24)
+    assert deit_zoo.transform(model).img_size == (16, 24)
+    assert recipe_for(str(tmp_path / "run")).img_size == (16, 24)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_cfg"][
+        "input_size"
+    ] == [3, 16, 24]
+
+
+@each_row(("typed", "size"), [("16x24", (16, 24)), ("16x16", 16), ("16", 16)])
+def test_a_size_is_one_number_of_a_square_or_two(typed: str, size: Any) -> None:
+    recipe = recipe_for(PICO, changes=[f"img_size={typed}"])
+    assert recipe.img_size == size
+    assert from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
