@@ -55,26 +55,21 @@ def open_set(
     part: PartName,
     classes: Sequence[str] = (),
     *,
-    reading: Reading = "upstream",
+    reading: Reading | None = None,
 ) -> ImageSet:
     """The images of a split, labelled in the order of `classes` where they are given.
 
-    "all" are those of a data set that is not parted. Raises MissingSplitError where there are none.
+    They are read as their classes say, unless told. "all" are those of a data set that is not
+    parted. Raises MissingSplitError where there are none.
     """
-    images = _open(data, part, classes, allow_empty=False)
-    images.reading = reading
-    return images
+    return _read_as(reading, _open(data, part, classes, allow_empty=False))
 
 
-def open_unchecked(data: str | Path, part: PartName, reading: Reading = "upstream") -> ImageSet:
+def open_unchecked(data: str | Path, part: PartName, reading: Reading | None = None) -> ImageSet:
     """Every image of a part, also where classes are empty, or where there are none."""
-    images: ImageSet
     if part == "all" and kind_of(data) == "folder" and FlatSet.fits(Path(data)):
-        images = FlatSet(Path(data))
-    else:
-        images = _open(data, part, (), allow_empty=True)
-    images.reading = reading
-    return images
+        return _read_as(reading, FlatSet(Path(data)))
+    return _read_as(reading, _open(data, part, (), allow_empty=True))
 
 
 def kind_of(data: str | Path) -> Kind:
@@ -133,6 +128,12 @@ def open_table(
     if is_parquet(data):  # also with hfds:, for the package would copy all of it to Arrow files
         return ParquetSet(data, split, classes, progress)
     return HubSet(data, split, classes)
+
+
+def _read_as(reading: Reading | None, images: ImageSet) -> ImageSet:
+    if reading is not None:
+        images.reading = reading
+    return images
 
 
 def _open(

@@ -9,26 +9,52 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deit_zoo.errors import DataError
+from deit_zoo.labels import labels
 from deit_zoo.manifest import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+_NAMES = ("folder", "name")  # of a label
+
+
 class MissingSplitError(DataError):
     """A data set has no split of that name; it may have another."""
+
+
+def reading_of(classes: Iterable[str]) -> Reading:
+    """How images of these classes are decoded: ImageNet's as upstream does, one's own upright.
+
+    Its classes are called by their synsets or, on the Hub, in words.
+    """
+    names, published = sorted(classes), labels("imagenet1k")
+    synsets, words = (sorted(getattr(label, key) for label in published) for key in _NAMES)
+    return "upstream" if names in (synsets, words) else "upright"
 
 
 class LabelledImages(ABC):
     """Images that are read as bytes, each with a label. `note` is a sentence about the set.
 
-    `reading` is how they are decoded: as upstream does, or upright, as a person sees them.
+    `reading` is how they are decoded: as upstream does, or upright, as a person sees them. Their
+    classes decide, unless it is set.
     """
 
     classes: list[str]
     note: str
-    reading: Reading = "upstream"
+    _reading: Reading | None = None
     _labels: array[int]
+
+    @property
+    def reading(self) -> Reading:
+        """How images are decoded."""
+        if self._reading is None:
+            self._reading = reading_of(self.classes)
+        return self._reading
+
+    @reading.setter
+    def reading(self, reading: Reading) -> None:
+        self._reading = reading
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -70,7 +70,7 @@ class EvalDataset(Dataset[tuple[Any, int]]):
 
 
 def validation_set(
-    data: str | Path, classes: Sequence[str] = (), *, reading: Reading = "upstream"
+    data: str | Path, classes: Sequence[str] = (), *, reading: Reading | None = None
 ) -> ImageSet:
     """The validation images of a data set, or of a folder that is nothing else."""
     try:

@@ -52,7 +52,7 @@ def open_eval_set(
     kind: str | None = None,
     file: Path | None = None,
     *,
-    reading: Reading = "upstream",
+    reading: Reading | None = None,
 ) -> EvalSet:
     """The images of a data set for a model with these class folders.
 
@@ -81,15 +81,17 @@ def open_eval_set(
     if place != "folder":
         raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
     root = validation_folder(Path(data))
+    subset = _subset(root, folders, kind, file) if kind in ("a", "r") else None
+    names = folders if subset is None else [folders[number] for number in subset]
     if kind == "v2":
         # By number: sorted as text, "10" comes before "2".
-        return EvalSet(images=FolderSet(root, [str(number) for number in range(len(folders))]))
-    if kind == "sketch":
-        return EvalSet(images=FolderSet(root, folders))
-    return _subset(root, folders, kind, file)
+        names = [str(number) for number in range(len(folders))]
+    images = FolderSet(root, names)
+    images.reading = "upstream"
+    return EvalSet(images=images, class_subset=subset)
 
 
-def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading) -> EvalSet:
+def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading | None) -> EvalSet:
     """Images of the model's own classes; of some of them, only those compete."""
     there = set(folder_classes(data))
     some = [folder for folder in folders if folder in there]
@@ -110,7 +112,7 @@ def _real(data: str | Path, folders: Sequence[str], file: Path | None) -> EvalSe
             "the labels 'real' are in a file of their own; give its real.json as the label file"
         )
     lists = read_real(file, len(folders))
-    images = validation_set(data, folders)
+    images = validation_set(data, folders, reading="upstream")
     multi_labels: list[tuple[int, ...]] = []
     path_of: dict[int, Path] = {}
     for index in range(len(images)):
@@ -158,8 +160,8 @@ def read_real(file: Path, num_classes: int) -> list[tuple[int, ...]]:
     return [tuple(entry) for entry in lists]
 
 
-def _subset(root: Path, folders: Sequence[str], kind: str, file: Path | None) -> EvalSet:
-    """Images of some of the classes; no other competes, as in the benchmarks' own evaluation."""
+def _subset(root: Path, folders: Sequence[str], kind: str, file: Path | None) -> tuple[int, ...]:
+    """Some of the classes; no other competes, as in the benchmarks' own evaluation."""
     synsets = class_folders(root) if file is None else read_synsets(file)
     source = f"class folders of {root}" if file is None else f"lines of {file}"
     number_of = {folder: number for number, folder in enumerate(folders)}
@@ -175,9 +177,7 @@ def _subset(root: Path, folders: Sequence[str], kind: str, file: Path | None) ->
             f"there are {len(synsets):,} {source}, and {TITLES[kind]} has {SUBSET_CLASSES} "
             "classes; give all of them and no other"
         )
-    class_subset = tuple(sorted(number_of[name] for name in synsets))
-    images = FolderSet(root, [folders[number] for number in class_subset])
-    return EvalSet(images=images, class_subset=class_subset)
+    return tuple(sorted(number_of[name] for name in synsets))
 
 
 def read_synsets(file: Path) -> list[str]:

@@ -61,7 +61,7 @@ def open_images(
     split: SplitName,
     classes: list[str],
     group: DistributedContext,
-    reading: Reading = "upstream",
+    reading: Reading,
 ) -> ImageSet:
     """The images of a split, as every process of a run has them.
 

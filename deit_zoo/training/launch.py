@@ -302,8 +302,9 @@ def check_data(plan: Plan, data: str | Path | None) -> None:
 
 def with_reading(plan: Plan, classes: Iterable[str]) -> Plan:
     """The plan for a data set of these classes: whoever trains on ImageNet reads it as upstream."""
-    is_imagenet = sorted(classes) == sorted(label.folder for label in labels("imagenet1k"))
-    return replace(plan, reading="upstream") if is_imagenet else plan
+    from deit_zoo.data.images import reading_of
+
+    return replace(plan, reading="upstream") if reading_of(classes) == "upstream" else plan
 
 
 def with_num_images(plan: Plan, content: Survey) -> Plan:

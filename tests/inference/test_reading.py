@@ -13,7 +13,8 @@ from PIL import Image
 
 import deit_zoo
 from deit_zoo import weights
-from deit_zoo.data.image_set import open_set
+from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.transforms import as_tensor, open_image, read_pixels
 from deit_zoo.errors import CheckpointError, DataError
 from deit_zoo.evaluation.accuracy import EvalDataset
@@ -80,7 +81,7 @@ def test_an_image_of_ones_own_is_read_alike_everywhere(kind: str, tmp_path: Path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     transform = deit_zoo.transform("deit_pico_digits", img_size=16)
-    measured, _ = EvalDataset(open_set(tmp_path, "val", reading="upright"), transform)[0]
+    measured, _ = EvalDataset(open_set(tmp_path, "val"), transform)[0]
     opened = Image.open(file)
     given = [file, content, opened, Image.open(file)]
     for number, image in enumerate(given):
@@ -89,6 +90,19 @@ def test_an_image_of_ones_own_is_read_alike_everywhere(kind: str, tmp_path: Path
     # What training crops from is the whole picture.
     whole = Image.fromarray(read_pixels(content, "photo", "upright"))
     assert torch.equal(transform(whole), measured)
+
+
+def test_a_set_that_is_told_nothing_is_read_as_its_classes_say(tmp_path: Path) -> None:
+    own, published = tmp_path / "own" / "train", tmp_path / "imagenet" / "train"
+    synsets = [label.folder for label in labels("imagenet1k")]
+    for root, names in ((own, ["cat"]), (published, synsets)):
+        for name in names:
+            (root / name).mkdir(parents=True)
+            (root / name / "1.jpg").write_bytes(turned("JPEG") if name == names[0] else b"")
+    assert open_set(tmp_path / "own", "train").open(0).size == (32, 24)
+    assert FolderSet(own).reading == open_unchecked(own, "all").reading == "upright"
+    assert open_set(tmp_path / "imagenet", "train").open(0).size == (24, 32)
+    assert open_set(tmp_path / "own", "train", reading="upstream").open(0).size == (24, 32)
 
 
 @each_row("kind", [kind for kind in FILES if "turned" in kind or "phone" in kind])

@@ -282,7 +282,7 @@ def listed(group: DistributedContext, data: Path) -> dict[str, Any]:
         return scandir(folder)
 
     os.scandir = counted  # type: ignore[assignment]
-    images = open_images(str(data), "train", [], group)
+    images = open_images(str(data), "train", [], group, "upright")
     os.scandir = scandir
     numbers = range(len(images))
     known = [(images.name_of(index), images.label_of(index)) for index in numbers]
