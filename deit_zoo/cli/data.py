@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
-from deit_zoo.cli.options import AsJson, complete_name
+from deit_zoo.cli.options import AsJson, LabelColumn, complete_name, with_label_column
 from deit_zoo.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def prepare_(
     devkit: Annotated[
         Path | None, typer.Option(help="ILSVRC2012_devkit_t12.tar.gz or LOC_val_solution.csv.")
     ] = None,
+    label_column: LabelColumn = None,
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Make larger images smaller: pixels of the short side."),
@@ -74,7 +75,8 @@ def prepare_(
             if train is not None and val is not None:
                 splits = imagenet_splits(train, val, devkit, bar.advance)
             else:
-                splits = {split: open_unchecked(data, split) for split in ("train", "val")}
+                place = with_label_column(data, label_column)
+                splits = {split: open_unchecked(place, split) for split in ("train", "val")}
         with Bar("images") as bar, writing(output):
             threads = workers or usable_cores()
             write_tree(splits, output, size=size, workers=threads, progress=bar)
@@ -93,6 +95,7 @@ def check_(
     data: Annotated[
         str, typer.Argument(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
+    label_column: LabelColumn = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")
     ] = None,
@@ -108,6 +111,7 @@ def check_(
     from deit_zoo.data.survey import bad_images, inspect
     from deit_zoo.machine import usable_cores
 
+    data = with_label_column(data, label_column)
     bad: list[tuple[str, str]] = []
     # A file's name may be any bytes; it is printed as it is.
     if isinstance(sys.stdout, TextIOWrapper):
@@ -141,6 +145,7 @@ def check_(
 @data_app.command("benchmark")
 def benchmark_(
     data: Annotated[str, typer.Argument(help="A folder with train/ and val/, archives, ...")],
+    label_column: LabelColumn = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,6 +170,7 @@ def benchmark_(
     from deit_zoo.training.launch import check_extra
 
     check_extra()
+    data = with_label_column(data, label_column)
     names = model or ["deit_tiny", "deit_small", "deit_base"]
     processes = workers or default_workers(1)
     with Bar("stages") as bar:

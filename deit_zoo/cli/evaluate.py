@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, Device, NameOrRun
+from deit_zoo.cli.options import AsJson, Device, LabelColumn, NameOrRun, with_label_column
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
 from deit_zoo.registry import resolve
@@ -57,6 +57,7 @@ def evaluate_(
             "predictions.csv.",
         ),
     ] = None,
+    label_column: LabelColumn = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -65,6 +66,7 @@ def evaluate_(
     Exit 0; 1: the full validation set was seen, and top-1 falls short of the published one by more
     than another machine explains; 130: stopped by Ctrl-C.
     """
+    data = with_label_column(data, label_column)
     is_main = os.environ.get("RANK", "0") == "0"
     bar = Bar("images")
     try:

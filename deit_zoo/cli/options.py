@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deit_zoo.errors import ImageSizeError
+from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.recipes.recipe import Pixels, read_size
 from deit_zoo.registry import MODELS
 
@@ -23,6 +23,10 @@ NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=comp
 Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]
 ImgSize = Annotated[
     str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="Of a table with several: the column of the labels."),
 ]
 OtherWeights = Annotated[
     str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
@@ -49,6 +53,20 @@ Slurm = Annotated[
     typer.Option(metavar="FILE", help="Write a Slurm script for this run, and stop."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def with_label_column(data: str, column: str | None) -> str:
+    """The address of a table with the column of its labels. Raises DataError for other data."""
+    if column is None:
+        return data
+    from deit_zoo.data.image_set import is_table
+
+    if not is_table(data):
+        raise DataError(
+            f"--label-column {column} is for tables, and {data} is none; leave it out: its folders "
+            "say which class an image is of"
+        )
+    return f"{data},label={column}"
 
 
 def pixels(img_size: str | None) -> Pixels | None:

@@ -20,6 +20,7 @@ from deit_zoo.cli.options import (
     Device,
     DryRun,
     ImgSize,
+    LabelColumn,
     LogTo,
     Name,
     NameOrRun,
@@ -27,6 +28,7 @@ from deit_zoo.cli.options import (
     Slurm,
     TrainWorkers,
     pixels,
+    with_label_column,
 )
 from deit_zoo.recipes.recipe import shown
 
@@ -47,6 +49,7 @@ def reproduce_(
     data: Annotated[
         str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ] = None,
+    label_column: LabelColumn = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.")
     ] = None,
@@ -71,6 +74,7 @@ def reproduce_(
     """
     from deit_zoo.training.launch import make_plan, recipe_for, reproduce, training_device
 
+    data = None if data is None else with_label_column(data, label_column)
     place = training_device(gpus, processes, device)
     machine: dict[str, Any] = {
         "gpus": gpus,
@@ -128,6 +132,7 @@ def finetune_(
     data: Annotated[
         str, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
+    label_column: LabelColumn = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
     ] = None,
@@ -169,6 +174,7 @@ def finetune_(
     from deit_zoo.training import finetune
     from deit_zoo.training.launch import training_device
 
+    data = with_label_column(data, label_column)
     fields = {
         "epochs": epochs,
         "img_size": pixels(img_size),

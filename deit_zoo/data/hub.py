@@ -1,5 +1,7 @@
 """Data sets of the Hub as sets of images: `hfds:NAME`, or `hfds:DIR` for one saved to a folder.
 
+`hfds:NAME:CONFIG@REVISION` is one of its configurations, as it was in a revision.
+
 Read with the package `datasets` from the extra `hfds`.
 """
 
@@ -92,7 +94,7 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    name = split_address(data.removeprefix(HFDS))[0]
+    name, config, revision = _named(split_address(data.removeprefix(HFDS))[0])
     if Path(name).is_dir():  # whole: a folder that is called `parquet` is else taken for a format
         name = str(Path(name).resolve())
     elif name in _PACKAGED_DATASETS_MODULES:
@@ -101,11 +103,16 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
             "hfds: and a data set of the Hub, or the folder of a saved one"
         )
     saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
-    load = datasets.load_from_disk if saved else datasets.load_dataset
+    if saved and (config or revision):
+        raise DataError(f"{data} is a saved data set, which has no configuration; type hfds:{name}")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        loaded = load(name)
+        loaded = (
+            datasets.load_from_disk(name)
+            if saved
+            else datasets.load_dataset(name, config, revision=revision)
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -120,6 +127,16 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
         f"{data} has no split {' or '.join(SPLITS[split])} (it has {', '.join(splits) or 'none'}); "
         "give a data set with one to train on and one to validate with"
     )
+
+
+def _named(place: str) -> tuple[str, str | None, str | None]:
+    """The name of a data set, or its folder; its configuration and its revision, where they are
+    given."""
+    if Path(place).is_dir():
+        return place, None, None
+    place, _, revision = place.partition("@")
+    name, _, config = place.rpartition(":")
+    return name or place, config if name else None, revision or None
 
 
 def _column(feature: Any) -> Column:

@@ -10,6 +10,7 @@ import subprocess
 from itertools import chain
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -232,3 +233,26 @@ def test_what_evaluate_and_finetune_take_is_checked_too(parts: str, folder: Path
     report = json.loads(done.out)
     assert (done.status, [bad["file"] for bad in report["bad"]]) == (1, [str(broken)])
     assert done.err.endswith("read, 1 bad\n")
+
+
+def test_the_column_of_the_labels_is_an_option_of_tables_alone(tmp_path: Path, whole: Path) -> None:
+    names = ["blue", "red"]
+    columns = {
+        "fine": datasets.ClassLabel(names=names),
+        "coarse": datasets.ClassLabel(names=["all"]),
+    }
+    image = {"bytes": photo("red"), "path": None}
+    rows = [{"img": image, "fine": number % 2, "coarse": 0} for number in range(4)]
+    table = datasets.Dataset.from_list(
+        rows, features=datasets.Features({"img": datasets.Image(), **columns})
+    )
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "saved")
+    asked = data("check", f"hfds:{tmp_path / 'saved'}")
+    assert asked.status == 2
+    assert "has 2 label columns (fine, coarse)" in asked.err
+    done = data("check", f"hfds:{tmp_path / 'saved'}", "--label-column", "fine")
+    assert done.status == 0
+    assert "4 images in 2 classes (2 each)" in done.err
+    refused = data("check", whole, "--label-column", "fine")
+    assert refused.status == 2
+    assert refused.err.endswith("leave it out: its folders say which class an image is of\n")

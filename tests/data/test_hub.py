@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -361,3 +362,44 @@ def test_without_the_extra_the_command_that_installs_it_is_said(
 def test_a_set_of_the_hub_travels_to_another_process(hub: str) -> None:
     images = pickle.loads(pickle.dumps(open_set(hub, "train")))
     assert images.open(2).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_configuration_and_the_revision_of_a_name_are_those_that_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    held = datasets.load_from_disk(
+        saved(tmp_path, {"train": TRAIN, "test": VAL}).removeprefix("hfds:")
+    )
+
+    def load(name: str, config: str | None, *, revision: str | None) -> Any:
+        asked.append((name, config, revision))
+        return held
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for words in ("org/pets", "org/pets:small", "org/pets@v1", "org/pets:small@refs/convert"):
+        assert len(open_set(f"hfds:{words},label=kind", "train")) == len(TRAIN)
+    assert asked == [
+        ("org/pets", None, None),
+        ("org/pets", "small", None),
+        ("org/pets", None, "v1"),
+        ("org/pets", "small", "refs/convert"),
+    ]
+
+
+def test_a_folder_has_configurations_too_and_a_saved_set_has_none(tmp_path: Path) -> None:
+    lines = ["---", "configs:"]
+    for config, kinds in (("two", ("cat", "dog")), ("three", ("cat", "dog", "fox"))):
+        lines += [f"- config_name: {config}", f"  data_dir: {config}"]
+        for split in ("train", "validation"):
+            for kind in kinds:
+                file = tmp_path / "pets" / config / split / kind / "1.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(encoded(Image.new("RGB", (4, 4))))
+    (tmp_path / "pets" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    for config, count in (("two", 2), ("three", 3)):
+        assert len(open_set(f"hfds:{tmp_path / 'pets'}:{config}", "train")) == count
+    data = saved(tmp_path / "saved", {"train": TRAIN, "test": VAL})
+    assert refused(lambda: open_set(f"{data}:two", "train")) == (
+        f"{data}:two is a saved data set, which has no configuration; type {data}"
+    )
