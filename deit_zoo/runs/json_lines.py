@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 
-def append_line(file: Path, record: dict[str, Any], *, sync: bool = False) -> None:
-    """Add a line; with `sync` it is on the disk when this returns.
+def append_line(file: Path, record: dict[str, Any]) -> None:
+    """Add a line."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(to_line(record))
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """A record as its line.
 
     JSON has no NaN: what is not finite is null, and `not_finite` says which it was.
     """
@@ -19,11 +25,7 @@ def append_line(file: Path, record: dict[str, Any], *, sync: bool = False) -> No
     lost = [name for name in row if row[name] is None and record[name] is not None]
     if lost:
         row["not_finite"] = {name: str(record[name]) for name in lost}
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, allow_nan=False) + "\n")
-        if sync:
-            stream.flush()
-            os.fsync(stream.fileno())
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +34,14 @@ def finite(record: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not isfinite(value) else value
         for name, value in record.items()
     }
+
+
+def first_lines(file: Path, count: int) -> list[str]:
+    """The first so many lines, as far as they are there and whole."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines[:count] if line.endswith("\n")]
 
 
 def cut_lines(file: Path, stays: Callable[[int, bytes], bool]) -> list[bytes]:

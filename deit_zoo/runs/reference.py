@@ -6,7 +6,7 @@ Epochs are counted from 0 in data, as in `log.jsonl`, and from 1 in sentences.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,16 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}); give a run's {LOG_FILE}") from error
-    rows = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            rows.append(_epoch_of(line, f"line {number} of {file}"))
-    return rows
+    return rows_of_log(text.splitlines(keepends=True), file)
+
+
+def rows_of_log(lines: Iterable[str], file: Path) -> list[dict[str, Any]]:
+    """The epochs of the lines of a log. Raises DataError naming the line that is no epoch."""
+    return [
+        _epoch_of(line, f"line {number} of {file}")
+        for number, line in enumerate(lines, start=1)
+        if line.endswith("\n")
+    ]
 
 
 def _epoch_of(line: str, where: str) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def _epoch_of(line: str, where: str) -> dict[str, Any]:
         sound = isinstance(row["epoch"], int) and all(
             isinstance(figure, int | float | None) for figure in figures
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise DataError(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.files import LOG_FILE
 from deit_zoo.recipes.plan import Plan, epoch_images
+from deit_zoo.runs.json_lines import first_lines
 from deit_zoo.training.logger import full_disk_as_error
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.rollback import (
@@ -46,8 +48,9 @@ class CheckpointManager:
     """Where a run is, and the states on disk that it can continue from.
 
     Every process has one; the first writes, on a thread of its own while training goes on.
-    `epoch` epochs are finished, `stats` is the next one's. `earlier_recipes` are the digests of
-    those that the run began with, where its recipe was changed on the way.
+    `epoch` epochs are finished, of which `log` has the lines; `stats` is the next one's.
+    `earlier_recipes` are the digests of those that the run began with, where its recipe was changed
+    on the way.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class CheckpointManager:
         self.name_of = name_of
         self.earlier_recipes = earlier_recipes
         self.epoch = 0
+        self.log: list[str] = []
         self.stats = EpochStats()
         self.history = History()
         self.rollbacks = 0  # since this start
@@ -121,9 +125,10 @@ class CheckpointManager:
         tensors = state_tensors(self.state)
         return self.state.group.run_on_main(lambda: not_finite(tensors)) is None
 
-    def finish_epoch(self) -> None:
-        """The epoch is trained, measured and logged: go on to the next."""
+    def finish_epoch(self, line: str) -> None:
+        """The epoch is trained, measured and logged with this line: go on to the next."""
         self.epoch += 1
+        self.log.append(line)
         # An epoch may be shorter than the skipped steps in a row that end it.
         self.stats = EpochStats(in_a_row=self.stats.in_a_row)
         self.save()
@@ -141,6 +146,7 @@ class CheckpointManager:
             "sums": asdict(self.stats),
             "rewinds": len(self.history.rollbacks),
             "scaler": self.state.scaler.state_dict(),
+            "log": [*self.log],
         }
         position = TrainPosition(epoch=self.epoch, step=self.stats.step, facts=facts)
         name = not_finite(state_tensors(self.state))
@@ -215,6 +221,8 @@ class CheckpointManager:
         facts = position.facts or {}
         self.epoch = position.epoch
         self.stats = EpochStats(**facts["sums"])
+        # Of version 0.2 and earlier the file alone has the log.
+        self.log = facts.get("log") or first_lines(self.output / LOG_FILE, self.epoch)
         # Another precision may have been chosen meanwhile.
         if facts["scaler"] and self.state.scaler.is_enabled():
             self.state.scaler.load_state_dict(facts["scaler"])

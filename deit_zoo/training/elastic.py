@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +28,7 @@ from deit_zoo.machine import world_size
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
 from deit_zoo.training.job import Job, read_job
+from deit_zoo.training.run_lock import run_lock
 from deit_zoo.training.signals import SIGNALS, Interrupted
 from deit_zoo.training.slurm import set_rank_variables
 
@@ -219,11 +220,13 @@ def main() -> None:
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts and os.environ["RANK"] == "0":
         count = f"restart {restarts} of {RESTARTS}"
-        print(f"a process died; all begin again from the last state ({count})", file=sys.stderr)
+        _say(f"a process died; all begin again from the last state ({count})")
     job = read_job(output)
     with init_distributed(job.plan.device, launcher) as group:
+        several = group.is_main and job.plan.nodes > 1  # else the launcher has the lock
         try:
-            train(job, output, group)
+            with run_lock(output, _say) if several else nullcontext():
+                train(job, output, group)
             if group.is_main:
                 write_exit_status(output, done=True)
         except Interrupted as interrupted:
@@ -238,3 +241,7 @@ def main() -> None:
             if not is_peer_lost(error):
                 raise
             os._exit(EXIT_PEER_LOST)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

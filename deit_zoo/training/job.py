@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ class Job:
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_whole(output / PLAN_FILE, text.encode())
 
+    def keep(self, output: Path, tell: Callable[[str], None]) -> None:
+        """Write again, in mid-run, what was removed meanwhile."""
+        files = [PLAN_FILE] if self.images is None else [PLAN_FILE, SPLIT_FILE]
+        if gone := [name for name in files if not (output / name).is_file()]:
+            try:
+                self.write(output)
+            except OSError as error:
+                tell(f"{' and '.join(gone)} cannot be written again ({error.strerror})")
+            else:
+                tell(f"{' and '.join(gone)} had gone from {output} and is written again")
+
     def source(self, output: Path) -> str:
         """The data set that is opened: the list in the run's folder, or the data."""
         return self.data if self.images is None else str(output / SPLIT_FILE)
@@ -91,5 +103,6 @@ def read_job(output: Path) -> Job:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file} is no plan of a deit_zoo run; give an empty folder as --output"
+            f"{file} is no plan of a deit_zoo run; give an empty folder as --output, or, of a run "
+            "that has states, remove it: the same command makes it again"
         ) from error

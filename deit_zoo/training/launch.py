@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,10 +33,13 @@ from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_data import (
     check_same_data,
+    check_states,
     forget_failed_start,
     has_begun,
     images_of_run,
+    is_without_plan,
 )
+from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, run_lock
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from deit_zoo.runs.receipt import Verdict
 
 DATA_FOLDER = "data"
+NODES_SECONDS = 60.0  # in which another node's launcher has prepared the same run
 _EXTRA = ("timm", "matplotlib", "tensorboard")
 
 
@@ -223,10 +228,13 @@ def run_plan(
     check_log_to(plan)
     resolve_init_from(plan.recipe)
 
-    def prepare() -> Job:
+    def prepare(stack: ExitStack) -> Job:
         try:
+            stack.enter_context(run_lock(output, tell, NODES_SECONDS if plan.nodes > 1 else 0.0))
             if fit is None:  # before the digits are written there
                 check_output(output, plan.recipe, resume)
+            if is_without_plan(output):
+                tell(f"{output} has lost its {PLAN_FILE}; this command makes it again")
             images = None
             if plan.recipe.data == "folder" and data is not None:
                 images = images_of_run(data, val_share, output, plan.reading, tell, progress)
@@ -246,12 +254,17 @@ def run_plan(
         return job
 
     if plan.processes > 1 and not rank:
-        return elastic.launch(prepare(), output, rendezvous)
+        with ExitStack() as stack:
+            job = prepare(stack)
+            if plan.nodes > 1:  # the other nodes' launchers prepare too: the first process has it
+                stack.close()
+            return elastic.launch(job, output, rendezvous)
     from deit_zoo.distributed import init_distributed
     from deit_zoo.training.trainer import train
 
-    with init_distributed(plan.device, number=device.index if device else None) as group:
-        return train(group.run_on_main(prepare), output, group)
+    number = device.index if device else None
+    with init_distributed(plan.device, number=number) as group, ExitStack() as stack:
+        return train(group.run_on_main(lambda: prepare(stack)), output, group)
 
 
 def num_processes(
@@ -364,17 +377,20 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise DataError(f"{output} is a file; give a folder as --output")
     # The digits are written before the plan, and a process may be killed between the two.
     names = {path.name for path in output.iterdir()} if output.exists() else set()
-    temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.")
+    temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.", LOCK_FILE, OWNER_FILE)
     if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
         return
-    if not (output / PLAN_FILE).is_file():
+    has_plan = (output / PLAN_FILE).is_file()
+    if not has_plan and not is_without_plan(output):
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
-    former = read_job(output)
-    if not has_begun(output):
+    former = read_job(output) if has_plan else None
+    if former is not None and not has_begun(output):
         return
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    check_changes(output, former.plan, recipe)
+    if former is not None:
+        check_changes(output, former.plan, recipe)
+    check_states(output)
 
 
 def digits_folder(output: Path) -> Path:

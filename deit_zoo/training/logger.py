@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import LOG_FILE
+from deit_zoo.files import LOG_FILE, write_whole
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import duration
-from deit_zoo.runs.json_lines import append_line, cut_lines, finite
+from deit_zoo.runs.json_lines import finite, first_lines, to_line
 from deit_zoo.runs.reference import (
     compare_to_reference,
     plan_differences,
     published_curve,
-    read_log,
+    rows_of_log,
     shown_figure,
 )
 from deit_zoo.terminal import clock
@@ -95,6 +96,7 @@ class MetricLogger:
     def __init__(self, plan: Plan, output: Path, console: Console) -> None:
         self.plan = plan
         self.log = output / LOG_FILE
+        self.lines: list[str] = []  # of the log
         self.console = console
         self.active = not console.quiet
         self.trackers = trackers_for(plan, output) if self.active else []
@@ -122,16 +124,18 @@ class MetricLogger:
         self.progress.stop()
         self._each(lambda tracker: tracker.close())
 
-    def begin(self, epoch: int, stats: EpochStats) -> None:
-        """An epoch begins, or goes on from where `stats` is."""
+    def begin(self, epoch: int, stats: EpochStats, lines: Sequence[str] | None = None) -> None:
+        """An epoch begins, or goes on from where `stats` is.
+
+        `lines` are the log so far; None means as the file has them.
+        """
         self.epoch_number, self.stats = epoch, stats
         self.meter.begin(epoch, stats)
         position = epoch, stats.step
         if self.active and (self.reached is None or position < self.reached):
-            self._cut_log(epoch)
+            self.keep_log(first_lines(self.log, epoch) if lines is None else lines)
             self._each(lambda tracker: tracker.go_to(*position))
-        if self.reached is None and self.active and self.log.is_file():
-            for row in read_log(self.log):
+            for row in rows_of_log(self.lines, self.log):
                 self._keep_best(row["val_top1"])
         self.reached = position
         self.progress.update(self.task, completed=epoch * self.total + stats.step)
@@ -170,7 +174,7 @@ class MetricLogger:
             return
         row = finite(record)
         self._keep_best(row["val_top1"])
-        log = [*read_log(self.log), row]
+        log = [*rows_of_log(self.lines, self.log), row]
         recipe = self.plan.recipe
         status = compare_to_reference(self.curve, log, recipe.band) if self.curve else None
         number, last = record["epoch"] + 1, record["epoch"] + 1 == recipe.epochs
@@ -181,8 +185,7 @@ class MetricLogger:
             if status is not None:
                 figures += f"  {status.sentence(plan_differences(self.plan))}"
             self._line(f"epoch {number}/{recipe.epochs}  {figures}")
-        with full_disk_as_error(self.log):
-            append_line(self.log, record, sync=True)
+        self.keep_log([*self.lines, to_line(record)])
         self._each(lambda tracker: tracker.log_epoch(record))
 
     def _keep_best(self, top1: float | None) -> None:
@@ -208,7 +211,24 @@ class MetricLogger:
         self.console.print(text, markup=False)
         self.last_line = time.monotonic()
 
-    def _cut_log(self, first_epoch: int) -> None:
-        """Drop what was logged beyond the state that the run continues from."""
+    def keep_log(self, rows: Sequence[str]) -> None:
+        """Have the log on the disk be these lines, whatever was done to the file.
+
+        What was logged beyond the state that the run continues from is dropped.
+        """
+        if not self.active:
+            return
+        self.lines = list(rows)
+        lines = "".join(rows).encode()
         with full_disk_as_error(self.log):
-            cut_lines(self.log, lambda number, _: number < first_epoch)
+            found = self.log.read_bytes() if self.log.is_file() else b""
+            if self.log.is_file() and lines.startswith(found):
+                with self.log.open("ab") as stream:  # who follows the file sees the line
+                    stream.write(lines[len(found) :])
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                return
+            if not found.startswith(lines):
+                self._line(f"{self.log} is not as this run wrote it; it is written again")
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.log, lines)

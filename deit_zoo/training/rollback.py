@@ -131,7 +131,7 @@ def read_history(output: Path) -> History:
 def write_history(output: Path, history: History) -> None:
     """Leave it beside the states, whole or not at all."""
     text = json.dumps(asdict(history), indent=2, allow_nan=False) + "\n"
-    (output / FOLDER).mkdir(exist_ok=True)
+    (output / FOLDER).mkdir(parents=True, exist_ok=True)
     write_whole(output / FOLDER / FILE, text.encode())
 
 

@@ -77,13 +77,35 @@ def has_begun(output: Path) -> bool:
     """Whether a run has got further than its start."""
     from deit_zoo.training.state_files import position_of, states
 
-    log = output / LOG_FILE
     return (output / PLAN_FILE).is_file() and (
-        (log.is_file() and log.stat().st_size > 0)
+        _has_content(output / LOG_FILE)
         or (output / MODEL_FILE).is_file()
         or any(position_of(file) > (0, 0) for file in states(output))
         or read_history(output).failure is not None
     )
+
+
+def is_without_plan(output: Path) -> bool:
+    """Whether a run's states are there and its plan is not, which its command makes again."""
+    from deit_zoo.training.state_files import states
+
+    return not (output / PLAN_FILE).is_file() and bool(states(output))
+
+
+def check_states(output: Path) -> None:
+    """Raises DataError where a run has finished epochs and no state to continue from."""
+    from deit_zoo.training.state_files import states
+
+    left = next((name for name in (MODEL_FILE, LOG_FILE) if _has_content(output / name)), None)
+    if left and not states(output):
+        raise DataError(
+            f"{output} holds {left} of a run, and {output / FOLDER} has no state to continue from; "
+            f"put the states back, or remove {output} to train again from the start"
+        )
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def forget_failed_start(output: Path, job: Job) -> None:

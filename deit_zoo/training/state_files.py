@@ -114,9 +114,9 @@ def save_state(
 
 def _write_state(output: Path, position: TrainPosition, data: bytes) -> Path:
     folder = output / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for torn in folder.glob(".epoch-*"):  # of a process that was killed while it wrote
-        torn.unlink()
+        torn.unlink(missing_ok=True)
     sha256 = hashlib.sha256(data).hexdigest()
     file = folder / f"{position.name}-{sha256[:DIGITS]}.safetensors"
     write_whole(file, data)

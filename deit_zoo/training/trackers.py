@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+import threading
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -98,11 +99,13 @@ class TensorBoard:
         self.total = plan.steps_per_epoch
         self.folder = output / "tensorboard"
         self.writers: list[Any] = []
+        self.excepthook = threading.excepthook
 
     def go_to(self, epoch: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
+        self.excepthook, threading.excepthook = threading.excepthook, self._leave_to_next_call
         by_epoch = SummaryWriter(self.folder, purge_step=epoch)
         by_step = SummaryWriter(self.folder / "steps", purge_step=epoch * self.total + step)
         self.writers = [by_epoch, by_step]
@@ -118,8 +121,17 @@ class TensorBoard:
             by_epoch.add_scalar(name, value, record["epoch"])
 
     def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
+        try:
+            for writer in self.writers:
+                writer.close()
+        finally:
+            threading.excepthook = self.excepthook
+
+    def _leave_to_next_call(self, thread: threading.ExceptHookArgs) -> None:
+        """What fails in a writer's own thread is raised by the next call too, and told there."""
+        of_writer = type(thread.thread).__module__.startswith("tensorboard.")
+        if not (of_writer and issubclass(thread.exc_type, self.errors)):
+            self.excepthook(thread)
 
 
 class PackageTracker:
@@ -176,9 +188,10 @@ def _read(line: bytes) -> dict[str, Any]:
     """What a line of steps.jsonl says; nothing where it is torn."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    sound = isinstance(row, dict) and {"epoch", "step", "skipped"} <= row.keys()
+    numbers = ("epoch", "step", "skipped")
+    sound = isinstance(row, dict) and all(isinstance(row.get(name), int) for name in numbers)
     return row if sound else {}
 
 

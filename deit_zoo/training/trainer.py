@@ -27,6 +27,7 @@ from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot
+from deit_zoo.runs.json_lines import to_line
 from deit_zoo.runs.receipt import Verdict, judge, write_receipt
 from deit_zoo.runs.reference import read_log
 from deit_zoo.terminal import Terminal
@@ -115,6 +116,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
 
         def keep(epoch: int, reached: Evaluation) -> None:
             if group.is_main:
+                job.keep(output, tell)
                 best.keep_best(output, model, epoch, reached, facts, tell)
 
         loader = TrainLoader(images, train_augment(recipe), plan, state.replicas, tell, group)
@@ -128,6 +130,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             while manager.epoch < recipe.epochs:
                 run_epoch(manager, loader, logger, validate, keep)
             loader.close()
+            logger.keep_log(manager.log)
             # Before trackers end, who may wait for a network.
             verdict = conclude(job, manager, facts, evaluate, teacher, say)
             if recipe.data == "folder":
@@ -156,7 +159,7 @@ def run_epoch(
         logger.step(step)
         manager.after_step(step)
 
-    logger.begin(epoch, stats)
+    logger.begin(epoch, stats, manager.log)
     try:
         train_one_epoch(
             state,
@@ -180,9 +183,10 @@ def run_epoch(
     if state.ema is not None:
         reached["ema"] = validate(state.ema.module)
     # The log first: a line beyond the last state is cut off, a missing one stays missing.
-    logger.epoch(epoch_record(plan, epoch, stats, reached))
+    record = epoch_record(plan, epoch, stats, reached)
+    logger.epoch(record)
     keep(epoch, reached["val"])
-    manager.finish_epoch()
+    manager.finish_epoch(to_line(record))
 
 
 def expected_classes(recipe: Recipe) -> list[str]:

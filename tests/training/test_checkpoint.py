@@ -97,7 +97,7 @@ class Run:
 
     def finish_epoch(self) -> None:
         """The epoch is done, and its state on disk."""
-        self.manager.finish_epoch()
+        self.manager.finish_epoch("{}\n")
         self.manager.wait()
 
     def save(self) -> None:
@@ -350,7 +350,7 @@ def test_the_next_state_waits_for_the_one_before(
 
     monkeypatch.setattr(checkpoint_module, "save_state", slowly)
     for _ in range(3):
-        run.manager.finish_epoch()
+        run.manager.finish_epoch("{}\n")
     run.manager.close()
     assert order == [1, 2, 3]
     assert places(tmp_path) == ["epoch-00002-step-000000", "epoch-00003-step-000000"]

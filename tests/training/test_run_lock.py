@@ -1,0 +1,220 @@
+"""One run in a folder at a time, and what becomes of a run whose files somebody removes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deit_zoo.errors import DataError
+from deit_zoo.runs.receipt import Verdict
+from deit_zoo.training import trainer
+from deit_zoo.training.launch import reproduce
+from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, read_owner, run_lock
+from deit_zoo.training.state_files import states
+
+CHANGES = ("epochs=2", "batch_size=32", "replicas=2", "warmup_epochs=0")
+HOLD = """
+import sys, time
+from pathlib import Path
+from deit_zoo.training.run_lock import run_lock
+with run_lock(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def begin(output: Path, data: Path, tell: Callable[[str], None] = lambda sentence: None) -> Verdict:
+    """A short run in this process."""
+    return reproduce(
+        "deit_pico_digits",
+        gpus=0,
+        output=output,
+        data=data,
+        changes=CHANGES,
+        workers=0,
+        tell=tell,
+    )
+
+
+def epochs_of(output: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def manifest(manifest_of: Callable[[float | None], Path]) -> Iterator[None]:
+    """One without a figure to compare with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(None)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
+    """A run of two epochs that has ended."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    begin(output, digits_folder)
+    return output
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A folder, and another process that has its lock."""
+    folder = tmp_path / "held"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield folder, process
+        process.kill()
+
+
+@pytest.fixture
+def on_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Have something done when the first epoch was trained and is to be measured."""
+
+    def prepare(act: Callable[[], Any]) -> None:
+        measure, todo = trainer.measure, [act]
+
+        def measured(*arguments: Any) -> Any:
+            while todo:
+                todo.pop()()
+            return measure(*arguments)
+
+        monkeypatch.setattr(trainer, "measure", measured)
+
+    return prepare
+
+
+def test_a_folder_in_which_a_run_goes_on_is_refused_with_its_process(
+    holder: tuple[Path, subprocess.Popen[str]], digits_folder: Path
+) -> None:
+    folder, process = holder
+    before = sorted(os.listdir(folder))
+    with pytest.raises(DataError) as raised:
+        begin(folder, digits_folder)
+    assert f"in use by another run (process {process.pid} on {socket.gethostname()}, since" in str(
+        raised.value
+    )
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_it_is_told(
+    holder: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    folder, process = holder
+    process.kill()
+    process.wait()
+    told: list[str] = []
+    with run_lock(folder, told.append):
+        owner = read_owner(folder)
+        assert owner is not None
+        assert owner.pid == os.getpid()
+    (sentence,) = told
+    assert f"had no end (process {process.pid} on " in sentence
+
+
+def test_a_run_that_ends_leaves_no_owner(finished: Path) -> None:
+    assert not (finished / OWNER_FILE).exists()
+
+
+def test_a_folder_that_was_made_for_a_run_that_is_refused_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), run_lock(tmp_path / "new", print):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_owner_that_is_no_json_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / OWNER_FILE).write_bytes(b"\xff[")
+    with run_lock(tmp_path, pytest.fail):
+        assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_log_that_was_removed_is_rebuilt_from_the_state(run: Path, digits_folder: Path) -> None:
+    whole = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").unlink()
+    begin(run, digits_folder)
+    assert (run / "log.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{}\n", b"[" * 100_000])
+def test_a_log_with_other_content_is_rebuilt_from_the_state_and_it_is_told(
+    run: Path, digits_folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").write_bytes(content)
+    begin(run, digits_folder)
+    assert (run / "log.jsonl").read_bytes() == whole
+    assert "log.jsonl is not as this run wrote it; it is written again" in capsys.readouterr().err
+
+
+def test_a_plan_that_was_removed_is_made_again_by_the_command_and_it_is_told(
+    run: Path, digits_folder: Path
+) -> None:
+    plan = (run / "plan.json").read_bytes()
+    (run / "plan.json").unlink()
+    told: list[str] = []
+    begin(run, digits_folder, told.append)
+    assert (run / "plan.json").read_bytes() == plan
+    assert told == [f"{run} has lost its plan.json; this command makes it again"]
+
+
+def test_states_that_were_removed_beside_a_log_are_told_and_nothing_is_trained_again(
+    run: Path, digits_folder: Path
+) -> None:
+    shutil.rmtree(run / "state")
+    weights = (run / "model.safetensors").read_bytes()
+    with pytest.raises(DataError, match="has no state to continue from; put the states back"):
+        begin(run, digits_folder)
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_files_that_are_removed_in_mid_run_are_written_again(
+    tmp_path: Path, digits_folder: Path, on_epoch: Callable[[Callable[[], Any]], None]
+) -> None:
+    output = tmp_path / "run"
+
+    def remove() -> None:
+        (output / "log.jsonl").unlink()
+        (output / "plan.json").unlink()
+
+    on_epoch(remove)
+    begin(output, digits_folder)
+    assert epochs_of(output) == [0, 1]
+    assert (output / "plan.json").is_file()
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_made_again(
+    tmp_path: Path, digits_folder: Path, on_epoch: Callable[[Callable[[], Any]], None]
+) -> None:
+    output = tmp_path / "run"
+    on_epoch(lambda: shutil.rmtree(output))
+    begin(output, digits_folder)
+    assert epochs_of(output) == [0, 1]
+    assert (output / "plan.json").is_file()
+    assert states(output)
+
+
+@pytest.mark.slow
+def test_a_log_that_is_replaced_in_mid_run_is_written_again(
+    tmp_path: Path, digits_folder: Path, on_epoch: Callable[[Callable[[], Any]], None]
+) -> None:
+    output = tmp_path / "run"
+    on_epoch(lambda: (output / "log.jsonl").write_bytes(b"\x00torn"))
+    begin(output, digits_folder)
+    assert epochs_of(output) == [0, 1]
