@@ -45,7 +45,7 @@ OUTSIDE = {
     "evaluation": {"torch", "PIL", "numpy"},
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub"},
-    "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton"},
+    "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton", "filelock"},
     "assets": {"PIL"},
     "cli": {"typer", "rich"},
 }
