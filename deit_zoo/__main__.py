@@ -1,6 +1,6 @@
 """`python -m deit_zoo` is the `deit-zoo` command."""
 
-from deit_zoo.cli.main import main
+from deit_zoo.cli import main
 
 if __name__ == "__main__":
     main()

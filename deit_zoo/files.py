@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from deit_zoo.errors import FormatError, IntegrityError
+from deit_zoo.errors import FormatError, IntegrityError, ZooError
 
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
@@ -30,6 +30,14 @@ PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
 JSON_BYTES, JSON_DEPTH = 64 << 20, 64
 _INTEGER_DIGITS = 20  # those of 64 bits, with a sign
 T = TypeVar("T")
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """A path with its `~` filled in. Raises ZooError where nobody knows that home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ZooError(f"{path}: no such home folder is known here; type the whole path") from error
 
 
 def write_whole(file: Path, data: bytes) -> None:

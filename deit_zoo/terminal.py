@@ -24,6 +24,10 @@ class Terminal(Console):
             )
         super().print(*objects, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Whoever reads has read enough: the command says what that means, not rich."""
+        raise BrokenPipeError
+
     def _fitted(self, text: str, markup: bool | None) -> Text:
         """A text with an end of line wherever the screen would break a word."""
         lines: list[Text] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.terminal import Terminal, TimeLeft
 
 out = Terminal(highlight=False, soft_wrap=True)
@@ -45,7 +46,17 @@ def chosen_device(device: str) -> str:
 
 
 def survive_any_console() -> None:
-    """What a console or a pipe has no character for is written in those that it has."""
+    """What a console or a pipe has no character for is written in those that it has.
+
+    Raises ZooError where stdout is closed.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise ZooError("stdout is closed, where the answer goes; type > FILE, or > /dev/null")
     codecs.register_error("spelled", _spelled)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

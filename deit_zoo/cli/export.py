@@ -11,6 +11,7 @@ import typer
 from deit_zoo.cli.console import out, print_error, print_json, print_rows, talk
 from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, pixels
 from deit_zoo.errors import DifferenceError, ZooError
+from deit_zoo.files import expand_user
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.zoo import create, load_model
 
@@ -97,7 +98,7 @@ def stem(name: str) -> str:
     """What a file is called unless the user says: the model's name, or that of its folder."""
     if not is_path(name):
         return resolve(name).name
-    return Path(name).expanduser().resolve().name.removesuffix(".safetensors").split("@")[0]
+    return expand_user(name).resolve().name.removesuffix(".safetensors").split("@")[0]
 
 
 def model_of(name: str, checkpoint: str | None, img_size: str | None) -> ZooModel:

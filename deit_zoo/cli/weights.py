@@ -13,6 +13,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, NameOrRun, complete_name
 from deit_zoo.errors import ZooError
+from deit_zoo.files import expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import is_path, resolve
 
@@ -163,7 +164,7 @@ def publish_(
 
     def build(folder: Path) -> list[Path]:
         if is_run:
-            return build_run(Path(name).expanduser(), repo, folder, license)
+            return build_run(expand_user(name), repo, folder, license)
         return publish.build(title, repo, folder)
 
     if dry_run:

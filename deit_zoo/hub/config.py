@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
-from deit_zoo.files import RECEIPT_FILE, write_whole
+from deit_zoo.files import RECEIPT_FILE, expand_user, write_whole
 from deit_zoo.labels import Label
 from deit_zoo.manifest import Checkpoint, read_manifest
 from deit_zoo.registry import ModelSpec, lookup
@@ -109,7 +109,7 @@ def start_record(init_from: str | None) -> Checkpoint | None:
             return None
         if (spec := lookup(init_from)) is not None:
             return read_manifest().get(spec.name)
-        receipt = Path(init_from).expanduser() / RECEIPT_FILE
+        receipt = expand_user(init_from) / RECEIPT_FILE
         try:
             init_from = json.loads(receipt.read_text(encoding="utf-8"))["plan"]["recipe"][
                 "init_from"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.files import RECEIPT_FILE
+from deit_zoo.files import RECEIPT_FILE, expand_user
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading, read_manifest
 from deit_zoo.recipes import RECIPES
@@ -455,7 +455,7 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
                 "of the same architecture"
             )
         return first.name, None
-    if source.startswith("hf://") or Path(source).expanduser().exists():
+    if source.startswith("hf://") or expand_user(source).exists():
         return recipe.architecture, source
     if source in RECIPES:
         raise RecipeError(
@@ -471,7 +471,7 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
 def is_first_stage(change: str, recipe: Recipe) -> bool:
     """Whether `--set init_from=RUN` gives just the stage that the recipe names."""
     name, _, value = change.partition("=")
-    file = Path(value).expanduser() / RECEIPT_FILE
+    file = expand_user(value) / RECEIPT_FILE
     if name != "init_from" or not file.is_file():
         return False
     try:

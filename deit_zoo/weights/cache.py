@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from deit_zoo.errors import DownloadError, ZooError
-from deit_zoo.files import verify, write_whole
+from deit_zoo.files import expand_user, verify, write_whole
 
 CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
 VERIFY_CHOICES = ("once", "always", "never")
@@ -28,9 +28,15 @@ LOCK_SECONDS = 1800.0
 def folder() -> Path:
     """Where converted files and records live: DEIT_ZOO_CACHE, or the user's cache folder."""
     if chosen := os.environ.get(CACHE_ENVIRONMENT):
-        return Path(chosen).expanduser()
+        return expand_user(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "deit_zoo"
+    try:
+        return Path(base).expanduser() / "deit_zoo"
+    except RuntimeError as error:
+        raise ZooError(
+            f"this user has no home folder, where the cache would be; set {CACHE_ENVIRONMENT} to a "
+            "folder"
+        ) from error
 
 
 def check(file: Path, sha256: str) -> None:

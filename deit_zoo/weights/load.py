@@ -29,6 +29,7 @@ from deit_zoo.files import (
     RECEIPT_FILE,
     SUMS_FILE,
     digest,
+    expand_user,
     read_sums,
     verify,
     write_whole,
@@ -88,7 +89,7 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
         return LocalCheckpoint(
             path=file, sha256=sha256, metadata=read_metadata(file), weights=weights
         )
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if file.is_dir():
         if weights is not None and (file / weights / MODEL_FILE).is_file():
             file, weights = file / weights, None

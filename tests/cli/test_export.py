@@ -60,7 +60,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done
 
 
 def program(*arguments: str, before: str = "pass") -> list[str]:
-    code = f"import sys; {before}; from deit_zoo.cli.main import main; main()"
+    code = f"import sys; {before}; from deit_zoo.cli import main; main()"
     return ["-W", "default", "-c", code, "export", *arguments]
 
 

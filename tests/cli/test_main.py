@@ -25,7 +25,7 @@ MODEL = "deit_pico_distilled_digits"
 )
 def test_a_command_that_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom deit_zoo.cli.main import main\n"
+        "import sys\nfrom deit_zoo.cli import main\n"
         f"sys.argv = ['deit-zoo', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
         "heavy = {'torch', 'timm', 'PIL', 'huggingface_hub', 'numpy'} & set(sys.modules)\n"

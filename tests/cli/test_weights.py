@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deit_zoo as zoo
-from deit_zoo.cli.main import main
+from deit_zoo.cli import main
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
 from deit_zoo.weights.formats import convert_pickle
@@ -87,7 +87,7 @@ def flip(file: Path, position: int) -> None:
 
 def test_no_command_of_it_imports_torch_to_be_parsed() -> None:
     code = (
-        "import sys\nfrom deit_zoo.cli.main import main\n"
+        "import sys\nfrom deit_zoo.cli import main\n"
         "sys.argv = ['deit-zoo', 'weights', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
         "heavy = {'torch', 'huggingface_hub', 'requests', 'PIL'} & set(sys.modules)\n"

@@ -20,7 +20,7 @@ NUM_TRAIN, FIRST_VAL, NUM_VAL = 320, 1437, 60
 HOOKED = """
 import json, os, signal, sys
 from pathlib import Path
-from deit_zoo.cli.main import main
+from deit_zoo.cli import main
 from deit_zoo.training import checkpoint, loop
 from deit_zoo.training import trainer as run
 

@@ -660,7 +660,7 @@ def test_without_room_for_tensorboard_the_run_goes_on(
         [
             "-c",
             # From when the loader has its memory on, which counts as a file.
-            "import deit_zoo.training.trainer as run; from deit_zoo.cli.main import main; "
+            "import deit_zoo.training.trainer as run; from deit_zoo.cli import main; "
             "whole = run.profile; "
             f"run.profile = lambda *a: (exec({limit!r}), whole(*a))[1]; main()",
             *words(tmp_path, digits_folder, "epochs=8", "batch_size=256"),

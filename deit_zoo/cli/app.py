@@ -28,6 +28,7 @@ from deit_zoo.cli.data import data_app
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, NameOrRun
+from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_
 from deit_zoo.cli.weights import weights_app
@@ -45,6 +46,7 @@ PROOFS = {
 }
 
 app = typer.Typer(
+    cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -54,19 +56,23 @@ app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 
 
-def main() -> None:
+def run() -> None:
     """Run the command; a ZooError is one line and exit 2, with `--debug` a traceback."""
-    survive_any_console()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    status: str | int | None = 0
     try:
+        survive_any_console()
         sys.argv[1:] = with_fields(sys.argv[1:])
         app()
+    except SystemExit as end:
+        status = end.code
     except ZooError as error:
         if debug:
             raise
         print_error(error)
-        sys.exit(2)
+        status = 2
+    sys.exit(end_output(status))
 
 
 def with_fields(words: list[str]) -> list[str]:

@@ -1,0 +1,99 @@
+"""What the machine or a library refuses becomes a sentence here, whichever command is run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from deit_zoo.cli.console import print_error
+from deit_zoo.errors import ZooError
+
+
+class Program(TyperGroup):
+    """The commands. Of what they raise, only ZooError and our own mistakes leave it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            with _interrupts():
+                return super().invoke(ctx)
+        except BrokenPipeError:  # `| head` has read enough
+            raise typer.Exit(0) from None
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            if (text := sentence(error)) is None:
+                raise
+            raise ZooError(text) from error
+
+
+def sentence(error: Exception) -> str | None:
+    """What a person can do about an error; None where it is a mistake of ours."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        where = error.filename if error.filename2 is None else error.filename2
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            cure = "make room, or write elsewhere"
+        else:
+            cure = "give another path, or mend this one" if where else "mend this and try again"
+        subject = (
+            "the system"
+            if where is None
+            else os.fsdecode(where)
+            if isinstance(where, bytes)
+            else where
+        )
+        return f"{subject} says {reason!r}; {cure}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({error}); give smaller numbers"
+    if isinstance(error, OverflowError):
+        return f"a number is too large ({error}); give a smaller one"
+    if isinstance(error, UnicodeError):
+        return f"a text or a name is not in the encoding that it should have ({error}); rename it"
+    # What a library has a class of its own for is what it was given; a bare ValueError is ours.
+    return f"{error}; give another value" if type(error) is not ValueError else None
+
+
+def end_output(status: str | int | None) -> str | int | None:
+    """The exit status once stdout and stderr have all that was written to them."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # Python would try again at its end, and show a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print_error(f"{stream.name} cannot be written ({error.strerror})")
+                status = status or 2
+    return status
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Within it Ctrl-C is a KeyboardInterrupt, so that a command can tidy up."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    sys.unraisablehook = _die_of_interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _die_of_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C that comes in a destructor, from where nothing can be raised, would not be heard.
+
+    The import system has such places. What is half written has no name yet.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.__unraisablehook__(unraisable)
