@@ -72,7 +72,13 @@ def reproduce_(
     Exit 0: reproduced, or no figure to compare with; 1: not reproduced; 75: asked to stop by
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
-    from deit_zoo.training.launch import make_plan, recipe_for, reproduce, training_device
+    from deit_zoo.training.launch import (
+        layout_of_run,
+        make_plan,
+        recipe_for,
+        reproduce,
+        training_device,
+    )
 
     data = None if data is None else with_label_column(data, label_column)
     place = training_device(gpus, processes, device)
@@ -91,6 +97,7 @@ def reproduce_(
 
             with Bar("files") as bar:
                 num_images = validate(data, bar).train.images
+        machine["changes"] += layout_of_run(output, machine["changes"])
         plan = make_plan(name, num_images=num_images, device=place, **machine)
         check_teacher_of(plan)
         print_rows(out, [*plan.lines(), ("output", str(output))])

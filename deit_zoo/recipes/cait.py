@@ -37,6 +37,7 @@ XXS24_224 = replace(
     name="cait_xxs24_224",
     source="README_cait.md; upstream's issues #104 and #108; else arXiv:2012.12877, Table 9",
     epochs=400,  # README_cait.md of 2021-04-12
+    layouts={},
     repeated_aug=3,  # issue #104
     drop_path_rate=0.05,  # second-hand; constant over the blocks (code)
     distillation="hard",  # README_cait.md: distilled; the kind is DeiT's

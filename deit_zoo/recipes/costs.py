@@ -6,6 +6,7 @@ No figure counts a teacher's pass: nobody published one that does.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deit_zoo.files import ASSETS
@@ -17,11 +18,15 @@ UNKNOWN = "unknown: nobody published it"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """GPU-hours of `epochs` epochs of ImageNet-1k; derived means arithmetic on the source."""
+    """GPU-hours of `epochs` epochs of ImageNet-1k; derived means arithmetic on the source.
+
+    `gpus` is how many they were measured on.
+    """
 
     gpu_hours: float
     hardware: str
     epochs: int
+    gpus: int = 1
     origin: str
     source: str
     at_most: bool = False
@@ -30,11 +35,12 @@ class Cost:
 _PAPER = "arXiv:2012.12877, section 6"
 
 
-def _paper(gpu_hours: float, epochs: int, duration: str, at_most: bool = False) -> Cost:
+def _paper(gpu_hours: float, gpus: int, epochs: int, duration: str, at_most: bool = False) -> Cost:
     return Cost(
         gpu_hours=gpu_hours,
         hardware="V100",
         epochs=epochs,
+        gpus=gpus,
         origin="published",
         source=f"{duration}, {_PAPER}",
         at_most=at_most,
@@ -53,26 +59,27 @@ def _timm(gpu_hours: float, epochs: int, images_per_second: float) -> Cost:
 
 COSTS: dict[str, tuple[Cost, ...]] = {
     "deit_tiny": (
-        _paper(288, 300, "less than 3 days on 4 GPUs", at_most=True),
+        _paper(288, 4, 300, "less than 3 days on 4 GPUs", at_most=True),
         Cost(
             gpu_hours=230,
             hardware="RTX 3090",
             epochs=300,
+            gpus=4,
             origin="published",
             source="2.4 days on 4 GPUs, vis4d's model zoo",
         ),
         _timm(46.6, 300, 2290.53),
     ),
     "deit_small": (
-        _paper(288, 300, "less than 3 days on 4 GPUs", at_most=True),
+        _paper(288, 4, 300, "less than 3 days on 4 GPUs", at_most=True),
         _timm(101.3, 300, 1053.64),
     ),
     "deit_base": (
-        _paper(424, 300, "53 h on 8 GPUs"),
-        _paper(592, 300, "37 h on 16 GPUs"),
+        _paper(424, 8, 300, "53 h on 8 GPUs"),
+        _paper(592, 16, 300, "37 h on 16 GPUs"),
         _timm(273.1, 300, 390.88),
     ),
-    "deit_base_384": (_paper(160, 25, "20 h on 8 GPUs for 25 epochs"), _timm(109.7, 30, 97.3)),
+    "deit_base_384": (_paper(160, 8, 25, "20 h on 8 GPUs for 25 epochs"), _timm(109.7, 30, 97.3)),
     "deit_tiny_distilled": (_timm(47.4, 300, 2253.36),),
     "deit_small_distilled": (_timm(103.4, 300, 1032.61),),
     "deit_base_distilled": (_timm(276.9, 300, 385.62),),
@@ -83,6 +90,7 @@ COSTS: dict[str, tuple[Cost, ...]] = {
             gpu_hours=1410,
             hardware="V100",
             epochs=1000,
+            gpus=8,
             origin="derived",
             source=f"53 h on 8 GPUs for 300 epochs without a teacher, {_PAPER}",
         ),
@@ -117,19 +125,27 @@ def estimate(recipe: Recipe, gpus: int, share: float = 1.0) -> list[str]:
     if recipe.data == "digits":
         seconds = _shipped_seconds(recipe.name) * recipe.epochs / shipped.epochs * share
         return [f"{seconds:.0f} s on the machine that made the shipped weights (from their log)"]
-    costs = COSTS.get(recipe.name, ())
+    costs = _of_nearest(COSTS.get(recipe.name, ()), gpus)
     return [_sentence(cost, recipe, gpus, share) for cost in costs] or [UNKNOWN]
+
+
+def _of_nearest(costs: Sequence[Cost], gpus: int) -> list[Cost]:
+    """Of the paper's several durations the one on nearly so many GPUs: they do not scale alike."""
+    papers = [cost for cost in costs if cost.hardware == "V100"]
+    nearest = min(papers, key=lambda cost: abs(cost.gpus - gpus), default=None)
+    return [cost for cost in costs if cost is nearest or cost not in papers]
 
 
 def _sentence(cost: Cost, recipe: Recipe, gpus: int, share: float) -> str:
     scale = recipe.epochs / cost.epochs * share
+    derived = scale != 1.0 or gpus not in (0, cost.gpus)
     hours = cost.gpu_hours * scale
     line = f"{'at most ' if cost.at_most else ''}{_number(hours)} GPU-hours of {cost.hardware}"
     if gpus:
         line += f", {_number(hours / gpus)} h on {gpus}"
     if recipe.teacher:
         line += ", the teacher's pass not counted"
-    return f"{line} ({'derived' if scale != 1.0 else cost.origin}: {cost.source})"
+    return f"{line} ({'derived' if derived else cost.origin}: {cost.source})"
 
 
 def _number(value: float) -> str:

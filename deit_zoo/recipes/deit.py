@@ -1,8 +1,9 @@
 """DeiT's recipes: Table 9 of the paper; where upstream's code differs, the code, which made the
 checkpoints, is followed and the line says so.
 
-Every published run is cut into 8 virtual replicas, the GPUs of the paper's node (section 6), also
-where upstream's README shows another cut of the same batch: a replica is one draw of mixup.
+A batch is cut into 8 virtual replicas, the GPUs of the paper's node (section 6): a replica is one
+draw of mixup. Where the authors' cut was another, 8 is a choice, and `layouts` has theirs; a run on
+just so many GPUs takes it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ DEIT_BASE = Recipe(
     img_size=224,  # Table 5
     epochs=300,  # Table 9
     batch_size=1024,  # Table 9
-    replicas=8,  # one node of 8 GPUs, section 6; upstream's README also shows 2 x 8 x 64
+    replicas=8,  # one node of 8 GPUs, section 6
+    layouts={
+        "8 x 128": "arXiv:2012.12877, section 6, 53 h on one node; upstream's issue #77",
+        "2 x 8 x 64": "README_deit.md; arXiv:2012.12877, section 6, 37 h on two nodes",
+    },
     lr=5e-4 * 1024 / 512,  # Table 9: 0.0005 x batch / 512
     weight_decay=0.05,  # Table 9; not on biases, norms, cls_token and pos_embed (code)
     warmup_epochs=5,  # Table 9
@@ -37,37 +42,42 @@ DEIT_BASE = Recipe(
     band_source="81.8 ± 0.2 over the authors' runs (arXiv:2012.12877, Table 8)",
 )
 
-# Upstream's README: 4 GPUs x 256; the authors' log: 16 x 64 (issue #16).
+OWN_CUT = "a choice, that of deit_base; `layouts` has what was published for this model"
 DEIT_SMALL = replace(
     DEIT_BASE,
     name="deit_small",
+    layouts={"4 x 256": "README_deit.md", "16 x 64": "the authors' log, upstream's issue #16"},
     band=0.15,
     band_source="spread of five seeds of a ViT-S/16 (AlgoPerf logs), rounded up",
+    assumed={"replicas": OWN_CUT},
 )
 
-# Upstream's README: 4 GPUs x 256.
 DEIT_TINY = replace(
     DEIT_BASE,
     name="deit_tiny",
+    layouts={"4 x 256": "README_deit.md"},
     band=0.5,
     band_source="no multi-seed figure is public; one user's two runs differ by 0.8",
+    assumed={"replicas": OWN_CUT},
 )
 
 # Section 4. The teacher sees the images that the student sees, mixed and augmented (code).
-# Upstream's README: 2 nodes x 8 GPUs x 64.
 DEIT_BASE_DISTILLED = replace(
     DEIT_BASE,
     name="deit_base_distilled",
     source="arXiv:2012.12877, Table 9 and section 4",
+    layouts={"2 x 8 x 64": "README_deit.md"},
     distillation="hard",  # equation 3; the README's command names it
     alpha=0.5,  # equation 3: one half each
     teacher="regnety_160_deit",  # RegNetY-16GF, section 5.2
     band_source="no spread is published; that of deit_base is used",
+    assumed={"replicas": OWN_CUT},
 )
 
 DEIT_SMALL_DISTILLED = replace(
     DEIT_BASE_DISTILLED,
     name="deit_small_distilled",
+    layouts={},
     band=0.15,
     band_source="no spread is published; that of deit_small is used",
     assumed={"replicas": "the GPUs are not stated; those of the paper's node"},
@@ -87,6 +97,7 @@ DEIT_BASE_DISTILLED_1000 = replace(
     name="deit_base_distilled_1000ep",
     model="deit_base_distilled",
     source="arXiv:2012.12877, Tables 5 and 9 and section 4",
+    layouts={},
     epochs=1000,  # Table 5
     assumed={
         "replicas": "the GPUs are not stated; those of the paper's node",
@@ -121,7 +132,11 @@ DEIT_BASE_384 = replace(
     img_size=384,  # README
     init_from="deit_base",  # positions resampled bicubically (code)
     epochs=30,  # README; section 6 of the paper says 25
-    batch_size=512,  # README: 2 nodes x 8 GPUs x 32; the paper's 8 GPUs take 64 each
+    batch_size=512,  # README
+    layouts={
+        "8 x 64": "arXiv:2012.12877, section 6, 20 h on one node",
+        "2 x 8 x 32": "README_deit.md",
+    },
     lr=5e-6,  # README: 0.000005 x 512 / 512
     min_lr=5e-6,  # README: as the rate, which stays constant after the warm-up
     weight_decay=1e-8,  # README
@@ -137,6 +152,7 @@ DEIT_BASE_DISTILLED_384 = replace(
     name="deit_base_distilled_384",
     source="arXiv:2012.12877, section 4; README_deit.md, fine-tuning at 384 without distillation",
     init_from="deit_base_distilled_1000ep",  # Table 5
+    layouts={},
     train_mode=True,  # upstream's network gives the two outputs to be taught in train mode only
     distillation="hard",  # section 4
     alpha=0.5,  # equation 3

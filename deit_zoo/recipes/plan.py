@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ from deit_zoo.recipes.recipe import (
     Recipe,
     check_fields,
     count,
-    differences,
+    cut_of,
     from_dict,
+    modifications,
     read_change,
     shown,
     type_hints,
@@ -189,6 +190,7 @@ class Plan:
             *_reading(self),
             ("length", self._length()),
             ("batch", self._batch()),
+            *([("layout", layout_in_words(recipe))] if recipe.layouts else []),
             ("machine", self._machine()),
             *self._memory(),
             ("precision", self._precision()),
@@ -274,11 +276,38 @@ class Plan:
 def _modified(recipe: Recipe, modified: bool) -> str:
     """The fields that are not the recipe's, with the recipe's values."""
     shipped = RECIPES.get(recipe.name)
-    changes = differences(recipe, shipped) if shipped else []
+    changes = modifications(recipe, shipped) if shipped else []
     if not changes:
         return " (modified)" if modified else ""
     fields_ = (f"{name} {shown(its)} -> {shown(value)}" for name, value, its in changes)
     return f" (modified: {', '.join(fields_)})"
+
+
+def layout_in_words(recipe: Recipe) -> str:
+    """By which layout a batch is cut, and who published it; or that it is a choice."""
+    if recipe.layout is not None:
+        return f"{recipe.layout}, as published ({recipe.layouts[recipe.layout]})"
+    own = f"{recipe.replicas} x {recipe.batch_size // recipe.replicas}, a choice"
+    published = ", ".join(f"{layout} ({source})" for layout, source in recipe.layouts.items())
+    return f"{own}; published: {published}" if published else own
+
+
+def laid_out(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe, cut as its authors cut it for so many processes.
+
+    It keeps its own cut where theirs was for other numbers; where the processes cannot share
+    that, it takes a published one that they can.
+    """
+    assumed = {key: why for key, why in recipe.assumed.items() if key != "replicas"}
+    cuts = (cut_of(layout) for layout in recipe.layouts)
+    published = [
+        replace(recipe, replicas=replicas, assumed=assumed)
+        for replicas, images in cuts
+        if replicas * images == recipe.batch_size
+    ]
+    shared = [one for one in (recipe, *published) if one.replicas % processes == 0]
+    exact = [one for one in shared if one.replicas == processes]
+    return next(iter((*exact, *shared)), recipe)
 
 
 def short_of(recipe: Recipe, num_images: int) -> str:

@@ -34,11 +34,11 @@ _RAND_AUGMENT = re.compile(
     r"rand(-((m|n|mmax)[0-9]+|inc[01]|(p|mstd)[0-9]+(\.[0-9]+)?|tweights|t3aw?))*"
 )
 # What is said about a recipe, not what it does.
-_REMARKS = ("source", "band", "band_source", "assumed")
+REMARKS = ("source", "layouts", "band", "band_source", "assumed")
 # Younger than the first digests, which are kept where these do nothing.
 _ADDED = {"class_weights": "none", "sampling": "uniform"}
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
-_FIXED = ("name", "model", "assumed")
+_FIXED = ("name", "model", "layouts", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,8 @@ class Recipe:
 
     `batch_size` images are spread over `replicas` virtual replicas, each with its own images,
     mixup draw and drop-path masks, whatever the number of processes that share them.
+    `layouts` are the cuts that were published, such as `2 x 8 x 64` (nodes, GPUs of a node, images
+    of a GPU), each with its source; a GPU's images are a replica.
     `lr` is the peak rate after scaling. `band` is the tolerance: the distance in points below the
     published top-1 that still counts as reproduced. `assumed` names the fields whose values nobody
     published and says why each was chosen.
@@ -62,6 +64,7 @@ class Recipe:
     epochs: Count
     batch_size: Count
     replicas: Count
+    layouts: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -191,13 +194,19 @@ class Recipe:
         return self.model or self.name
 
     @property
+    def layout(self) -> str | None:
+        """The published layout by which the batch is cut; None where it is cut otherwise."""
+        cut = self.replicas, self.batch_size // self.replicas
+        return next((layout for layout in self.layouts if cut_of(layout) == cut), None)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of every value that decides the training: equal trainings, equal digests."""
         hints = type_hints(Recipe)
         values = {
             key: float(value) if hints[key] is float else value  # 1 and 1.0 are one rate
             for key, value in self.to_dict().items()
-            if key not in _REMARKS and (key, value) not in _ADDED.items()
+            if key not in REMARKS and (key, value) not in _ADDED.items()
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -207,8 +216,21 @@ def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
     return [
         (f.name, getattr(recipe, f.name), getattr(other, f.name))
         for f in fields(Recipe)
-        if f.name not in _REMARKS and getattr(recipe, f.name) != getattr(other, f.name)
+        if f.name not in REMARKS and getattr(recipe, f.name) != getattr(other, f.name)
     ]
+
+
+def modifications(recipe: Recipe, shipped: Recipe) -> list[tuple[str, Any, Any]]:
+    """The same, but for what is no modification: another of the published layouts."""
+    published = replace(recipe, layouts=shipped.layouts).layout is not None
+    changes = differences(recipe, shipped)
+    return [change for change in changes if not (published and change[0] == "replicas")]
+
+
+def cut_of(layout: str) -> tuple[int, int]:
+    """The replicas and the images of each that a layout such as `2 x 8 x 64` is."""
+    *gpus, images = map(int, layout.split(" x "))
+    return math.prod(gpus), images
 
 
 def shown(value: Any) -> str:

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from deit_zoo.recipes.recipe import Recipe, shown
+from deit_zoo.recipes.recipe import REMARKS, Recipe, shown
 from deit_zoo.runs.log import Run
-
-# What is said about a recipe, not what it does.
-_REMARKS = ("source", "model", "band", "band_source", "assumed")
 
 
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -40,6 +37,6 @@ def _differing(recipes: Sequence[Recipe]) -> list[str]:
     return [
         field.name
         for field in fields(Recipe)
-        if field.name not in _REMARKS
+        if field.name not in (*REMARKS, "model")
         and len({shown(getattr(recipe, field.name)) for recipe in recipes}) > 1
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.manifest import Metric, read_manifest
-from deit_zoo.recipes.plan import IMAGENET_VAL, Plan, short_of
+from deit_zoo.recipes.plan import IMAGENET_VAL, Plan, layout_in_words, short_of
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.json_lines import finite
@@ -145,6 +145,7 @@ def write_receipt(
         "band": verdict.band,
         "band_source": verdict.band_source,
         "modified": plan.modified,
+        "layout": layout_in_words(plan.recipe),
         "assumed": plan.recipe.assumed,
         "differs": differs,
         "standing": status.to_dict(differs) if status else None,

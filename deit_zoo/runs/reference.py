@@ -16,7 +16,7 @@ from deit_zoo.files import ASSETS, LOG_FILE
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import TRAIN_IMAGES, Plan
-from deit_zoo.recipes.recipe import Recipe, differences, shown
+from deit_zoo.recipes.recipe import Recipe, modifications, shown
 from deit_zoo.registry import MODELS
 
 PUBLISHED = Path(__file__).with_name("published_curves.json")
@@ -140,7 +140,7 @@ def recipe_differences(recipe: Recipe) -> list[tuple[str, Any, Any]]:
     shipped = RECIPES.get(recipe.name)
     if shipped is None:
         return []
-    changes = differences(recipe, shipped)
+    changes = modifications(recipe, shipped)
     if recipe.band != shipped.band:
         changes.append(("band", recipe.band, shipped.band))
     return sorted(changes, key=lambda change: change[0] in _LAST)

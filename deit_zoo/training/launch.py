@@ -23,11 +23,13 @@ from deit_zoo.recipes.plan import (
     Plan,
     default_workers,
     is_first_stage,
+    laid_out,
     resolve_init_from,
     settings,
 )
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import MODELS, resolve
+from deit_zoo.runs.reference import recipe_differences
 from deit_zoo.training import elastic
 from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
@@ -35,6 +37,7 @@ from deit_zoo.training.run_data import (
     check_same_data,
     check_states,
     forget_failed_start,
+    former_job,
     has_begun,
     images_of_run,
     is_without_plan,
@@ -81,10 +84,12 @@ def make_plan(
     """
     recipe_changes, _ = settings(changes)
     recipe = recipe_for(name, recipe_changes)
+    if not any(change.startswith("replicas=") for change in recipe_changes):
+        recipe = laid_out(recipe, max(1, (gpus or processes or 1) * nodes))
     expected = DIGITS_TRAIN if recipe.data == "digits" else IMAGENET_TRAIN
     return plan_for(
         recipe,
-        modified=any(not is_first_stage(c, RECIPES[recipe.name]) for c in recipe_changes),
+        modified=any(is_modification(change, recipe) for change in recipe_changes),
         gpus=gpus,
         device=device,
         changes=changes,
@@ -93,6 +98,13 @@ def make_plan(
         nodes=nodes,
         num_images=expected if num_images is None else num_images,
     )
+
+
+def is_modification(change: str, recipe: Recipe) -> bool:
+    """Whether a recipe with this change is another than the one that was published."""
+    if change.startswith("replicas="):
+        return any(field == "replicas" for field, _, _ in recipe_differences(recipe))
+    return not is_first_stage(change, RECIPES[recipe.name])
 
 
 def training_device(
@@ -182,7 +194,7 @@ def reproduce(
         name,
         gpus=gpus,
         device=place,
-        changes=changes,
+        changes=[*changes, *layout_of_run(output, changes)],
         workers=workers,
         processes=num_processes(processes, gpus, nodes, place),
         nodes=nodes,
@@ -198,6 +210,14 @@ def reproduce(
         say=say,
         progress=progress,
     )
+
+
+def layout_of_run(output: Path, changes: Sequence[str]) -> list[str]:
+    """A run that goes on keeps its layout, on other numbers of processes too."""
+    former = former_job(output)
+    if former is None or "replicas" in {change.partition("=")[0] for change in changes}:
+        return []
+    return [f"replicas={former.plan.recipe.replicas}"]
 
 
 def run_plan(

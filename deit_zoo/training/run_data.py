@@ -75,9 +75,11 @@ def former_job(output: Path) -> Job | None:
 
 def has_begun(output: Path) -> bool:
     """Whether a run has got further than its start."""
+    if not (output / PLAN_FILE).is_file():
+        return False
     from deit_zoo.training.state_files import position_of, states
 
-    return (output / PLAN_FILE).is_file() and (
+    return (
         _has_content(output / LOG_FILE)
         or (output / MODEL_FILE).is_file()
         or any(position_of(file) > (0, 0) for file in states(output))

@@ -87,6 +87,22 @@ def test_an_upper_bound_is_told_as_one() -> None:
     )
 
 
+@each_row(
+    ("gpus", "sentence"),
+    [
+        (8, "424 GPU-hours of V100, 53 h on 8 (published: 53 h on 8 GPUs"),
+        (16, "592 GPU-hours of V100, 37 h on 16 (published: 37 h on 16 GPUs"),
+        # Arithmetic on the nearer of the two.
+        (4, "424 GPU-hours of V100, 106 h on 4 (derived: 53 h on 8 GPUs"),
+        (32, "592 GPU-hours of V100, 18.5 h on 32 (derived: 37 h on 16 GPUs"),
+    ],
+)
+def test_a_duration_is_published_for_as_many_gpus_as_it_was_on(gpus: int, sentence: str) -> None:
+    papers, timms = estimate(RECIPES["deit_base"], gpus)
+    assert papers.startswith(sentence)
+    assert timms.startswith("273.1 GPU-hours of RTX 3090")
+
+
 def test_other_epochs_scale_a_cost_which_is_then_derived() -> None:
     # 20 h on 8 for 25 epochs are 24 h for the recipe's 30; a tenth of 424 GPU-hours is 42.4.
     assert estimate(RECIPES["deit_base_384"], 8)[0].startswith(

@@ -13,8 +13,8 @@ import golden
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.plan import Plan, learning_rate, plan_from, settings
-from deit_zoo.recipes.recipe import Recipe, changed
+from deit_zoo.recipes.plan import Plan, laid_out, learning_rate, plan_from, settings
+from deit_zoo.recipes.recipe import Recipe, changed, cut_of
 from deit_zoo.training.launch import make_plan
 from support.command import run_python
 from support.tables import each_row
@@ -239,6 +239,11 @@ def test_the_plan_of_deit_base_reads_as_the_paper_does() -> None:
         ("data", "imagenet1k, 1,281,167 training images of 224 px"),
         ("length", "300 epochs of 1251 steps, 427,008 different images, each shown 3 times"),
         ("batch", "1024 = 8 replicas x 128, one to a process"),
+        (
+            "layout",
+            "8 x 128, as published (arXiv:2012.12877, section 6, 53 h on one node; upstream's "
+            "issue #77)",
+        ),
         ("machine", "8 processes on cuda, 10 workers each"),
         # 86,567,656 parameters, four times in float32.
         (
@@ -260,15 +265,59 @@ def test_the_plan_of_deit_base_reads_as_the_paper_does() -> None:
         ),
         (
             "time",
-            "592 GPU-hours of V100, 74 h on 8 (published: 37 h on 16 GPUs, arXiv:2012.12877, "
-            "section 6)",
-        ),
-        (
-            "time",
             "273.1 GPU-hours of RTX 3090, 34.1 h on 8 (derived: 390.88 images/s, timm's training "
             "benchmark, PyTorch 1.12, AMP)",
         ),
     ]
+
+
+@each_row(
+    ("name", "processes", "replicas", "layout"),
+    [
+        # Section 6 of the paper: one node of 8 GPUs, or two.
+        ("deit_base", 8, 8, "8 x 128"),
+        ("deit_base", 16, 16, "2 x 8 x 64"),
+        ("deit_base", 1, 8, "8 x 128"),
+        ("deit_base", 4, 8, "8 x 128"),
+        # README_deit.md, and the authors' log of issue #16: on other numbers 8 is a choice.
+        ("deit_small", 4, 4, "4 x 256"),
+        ("deit_small", 16, 16, "16 x 64"),
+        ("deit_small", 8, 8, None),
+        ("deit_tiny", 4, 4, "4 x 256"),
+        ("deit_tiny", 2, 8, None),
+        ("deit_base_distilled", 16, 16, "2 x 8 x 64"),
+        ("deit_base_384", 16, 16, "2 x 8 x 32"),
+        # Nobody said how these were cut.
+        ("deit_tiny_distilled", 4, 8, None),
+        ("cait_s24_224", 8, 8, None),
+    ],
+)
+def test_a_batch_is_cut_as_it_was_for_so_many_processes(
+    name: str, processes: int, replicas: int, layout: str | None
+) -> None:
+    recipe = laid_out(RECIPES[name], processes)
+    assert (recipe.replicas, recipe.layout) == (replicas, layout)
+    assert ("replicas" in recipe.assumed) == (layout is None)
+
+
+def test_where_no_published_layout_fits_nothing_is_chosen() -> None:
+    assert laid_out(RECIPES["deit_tiny"], 16) == RECIPES["deit_tiny"]
+    doubled = replace(DEIT_BASE, batch_size=2048)
+    assert laid_out(doubled, 16) == doubled
+
+
+def test_every_layout_is_a_whole_batch() -> None:
+    for recipe in RECIPES.values():
+        for layout in recipe.layouts:
+            replicas, images = cut_of(layout)
+            assert replicas * images == recipe.batch_size, f"{recipe.name}: {layout}"
+
+
+def test_a_cut_of_ones_own_is_said_to_be_a_choice() -> None:
+    assert lines_of(RECIPES["deit_small"])["layout"] == (
+        "8 x 128, a choice; published: 4 x 256 (README_deit.md), 16 x 64 (the authors' log, "
+        "upstream's issue #16)"
+    )
 
 
 def lines_of(recipe: Recipe, **machine: Any) -> dict[str, str]:

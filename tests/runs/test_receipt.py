@@ -269,6 +269,20 @@ def test_a_receipt_says_what_differs_and_what_was_assumed(tmp_path: Path) -> Non
     assert receipt["assumed"] == {"eps": "nobody said"}
 
 
+def test_a_receipt_says_which_layout_it_was(tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    assert receipt_of(tmp_path, replicas=16)["layout"] == (
+        "16 x 64, as published (the authors' log, upstream's issue #16)"
+    )
+    assert receipt_of(tmp_path, replicas=32)["layout"].startswith("32 x 32, a choice; published: 4")
+
+
+def test_another_published_layout_is_no_difference() -> None:
+    base = RECIPES["deit_base"]
+    assert judge(replace(base, replicas=16), REACHED).modified == ()
+    assert judge(replace(base, replicas=4), REACHED).modified == ("replicas",)
+
+
 def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
     receipt_of(tmp_path, replace(REACHED, loss=float("nan")))

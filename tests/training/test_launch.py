@@ -18,11 +18,13 @@ from deit_zoo.training import launch
 from deit_zoo.training.launch import (
     Job,
     check_output,
+    layout_of_run,
     make_plan,
     read_job,
     recipe_for,
     reproduce,
 )
+from support.tables import each_row
 
 
 def refused(error: type[ZooError], **changes: Any) -> str:
@@ -89,6 +91,35 @@ def test_a_plan_says_whether_its_recipe_was_changed(
     changes: tuple[str, ...], modified: bool
 ) -> None:
     assert make_plan("deit_s", gpus=1, changes=changes).modified is modified
+
+
+@each_row(
+    ("machine", "changes", "modified"),
+    [
+        ({"gpus": 8, "nodes": 2}, [], False),
+        ({"gpus": 8}, ["replicas=16"], False),
+        ({"gpus": 8}, ["replicas=8"], False),
+        ({"gpus": 4}, ["replicas=4"], True),
+        ({"gpus": 8, "nodes": 2}, ["lr=2e-3"], True),
+        ({"gpus": 8}, ["replicas=16", "batch_size=2048"], True),
+    ],
+)
+def test_a_layout_of_the_authors_is_no_modification(
+    machine: dict[str, int], changes: list[str], modified: bool
+) -> None:
+    plan = make_plan("deit_b", changes=changes, **machine)
+    assert plan.modified is modified
+    assert ("(modified: replicas" in dict(plan.lines())["recipe"]) == ("replicas=4" in changes)
+
+
+def test_a_run_that_goes_on_keeps_its_layout(tmp_path: Path) -> None:
+    assert layout_of_run(tmp_path, []) == []
+    plan = make_plan("deit_pico_digits", gpus=0, changes=["replicas=4"])
+    Job(plan=plan, data="digits", fingerprint={}).write(tmp_path)
+    assert layout_of_run(tmp_path, []) == []  # nothing has begun
+    (tmp_path / "log.jsonl").write_text("{}\n", encoding="utf-8")
+    assert layout_of_run(tmp_path, []) == ["replicas=4"]
+    assert layout_of_run(tmp_path, ["replicas=2"]) == []
 
 
 def test_a_setting_of_the_machine_does_not_change_the_recipe() -> None:
