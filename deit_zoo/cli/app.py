@@ -30,7 +30,7 @@ from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, NameOrRun
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
-from deit_zoo.cli.train import finetune_, reproduce_
+from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
@@ -78,7 +78,7 @@ def run() -> None:
 def with_fields(words: list[str]) -> list[str]:
     """`--lr 0.001` of a command that trains as `--set lr=0.001`: a field of the recipe, or of the
     machine, that has no option of its own."""
-    if not words or words[0] not in ("reproduce", "finetune"):
+    if not words or words[0] not in ("reproduce", "finetune", "teacher-labels"):
         return words
     from deit_zoo.recipes.plan import field_names
 
@@ -170,6 +170,7 @@ app.command("classify")(classify_)
 app.command("evaluate")(evaluate_)
 app.command("reproduce")(reproduce_)
 app.command("finetune")(finetune_)
+app.command("teacher-labels")(teacher_labels_)
 app.command("attention")(attention_)
 app.command("export")(export_)
 app.command("plot")(plot_)

@@ -245,6 +245,55 @@ def finetune_(
             out.print(escape(line))
 
 
+def teacher_labels_(
+    name: Name,
+    output: Annotated[Path, typer.Option(help="The folder of labels; what is there is completed.")],
+    data: Annotated[
+        str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs; 0 is the CPU. One device unless given.")
+    ] = None,
+    device: Device = "auto",
+    changes: Changes = None,
+    workers: TrainWorkers = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes, on the CPU.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Ask a recipe's teacher once for all images of a run, for every student that sees the same.
+
+    `deit-zoo reproduce NAME --teacher-labels DIR` reads them, and builds no teacher where all are
+    known.
+    """
+    from deit_zoo.training.teaching import label_images, label_plan
+
+    plan, devices = label_plan(
+        name,
+        output,
+        gpus=gpus,
+        device=device,
+        changes=changes or (),
+        workers=workers,
+        processes=processes,
+        num_images=None,
+    )
+    check_teacher_of(plan)
+    shown = ("recipe", "data", "length", "batch", "distillation", "teacher labels")
+    print_rows(out if dry_run else talk, [row for row in plan.lines() if row[0] in shown])
+    if dry_run:
+        return
+    with ExitStack() as counting, Bar("steps") as steps:
+        files = counting.enter_context(Bar("files"))
+
+        def progress(done: int, total: int) -> None:
+            counting.close()  # two bars at once would write over each other
+            steps(done, total)
+
+        sha256 = label_images(plan, data, output, devices, progress=progress, files=files)
+    out.print(f"{output} has the labels of {plan.recipe.epochs:,} epochs, SHA-256 {sha256}")
+    talk.print(f"type: deit-zoo reproduce {plan.recipe.name} --teacher-labels {output}")
+
+
 def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
     """Start a run: a bar while files are counted, then its plan by `show`.
 

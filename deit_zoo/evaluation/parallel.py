@@ -1,4 +1,4 @@
-"""An evaluation shared by new processes of this machine, or by those that torchrun started.
+"""Work shared by new processes of this machine; an evaluation also by those of torchrun.
 
 New processes read the model and the images' names from stdin: a script needs no `__main__` guard,
 and all of them see one listing. They end when stdin does, so none outlives the process that
@@ -21,7 +21,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,16 @@ START = (
 )
 
 
+class Shared(Protocol):
+    """Work that new processes share."""
+
+    def on_cpu(self) -> Shared:
+        """The work as it is handed to another process."""
+
+    def run_shard(self, device: Device, rank: int, size: int, progress: Progress) -> list[float]:
+        """What one of `size` processes does on its device, and what it counts."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalJob:
     """What every process does: this model, on its shard of these images."""
@@ -56,10 +66,16 @@ class EvalJob:
         """How many there are to share."""
         return -(-len(self.images) // self.batch_size)
 
-    def run_shard(self, rank: int, size: int, progress: Progress | None) -> list[float]:
-        """What one of `size` processes counts."""
+    def on_cpu(self) -> EvalJob:
+        """The same, of a model that another process can be handed."""
+        return replace(self, model=_on_cpu(self.model))
+
+    def run_shard(
+        self, device: Device, rank: int, size: int, progress: Progress | None
+    ) -> list[float]:
+        """What one of `size` processes counts; None is the device that the model is on."""
         return accumulate(
-            self.model,
+            self.model if device is None else self.model.to(device),
             self.images,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -92,7 +108,7 @@ def evaluate_in_group(
     """The figures, in every process of a group. What one of them raises, all of them raise."""
     sums: list[float] | ZooError
     try:
-        sums = job.run_shard(group.rank, group.size, progress)
+        sums = job.run_shard(None, group.rank, group.size, progress)
     except ZooError as error:
         sums = error
     shards: list[Any] = [sums] * group.size
@@ -104,14 +120,22 @@ def evaluate_in_group(
 def evaluate_in_processes(
     job: EvalJob, devices: Sequence[Device], progress: Progress | None = None
 ) -> Evaluation:
-    """The figures, by one new process for each device.
+    """The figures, by one new process for each device. Raises as `run_in_processes`."""
+    devices = devices[: job.num_batches]
+    return merge(job, run_in_processes(job, devices, len(job.images), progress))
+
+
+def run_in_processes(
+    job: Shared, devices: Sequence[Device], total: int, progress: Progress | None = None
+) -> list[list[float]]:
+    """What each new process counts, one for each device; together they report `total` parts.
 
     Raises what one of them raises, and ZooError where one dies.
     """
-    size = min(len(devices), job.num_batches)
+    size = len(devices)
     # The threads of one process, shared out: more of them than cores only wait for each other.
     threads = max(1, torch.get_num_threads() // size)
-    payload = pickle.dumps((replace(job, model=_on_cpu(job.model)), size, threads))
+    payload = pickle.dumps((job.on_cpu(), size, threads))
     messages: Queue[tuple[int, Any]] = Queue()
     done = [0] * size
     shards: list[Any] = [None] * size
@@ -125,7 +149,7 @@ def evaluate_in_processes(
             if isinstance(message, int):
                 done[rank] = message
                 if progress:
-                    progress(sum(done), len(job.images))
+                    progress(sum(done), total)
             elif isinstance(message, ZooError):
                 raise message
             elif message is None:
@@ -136,7 +160,7 @@ def evaluate_in_processes(
                 )
             else:
                 shards[rank] = message
-    return merge(job, shards)
+    return shards
 
 
 def merge(job: EvalJob, shards: Sequence[list[float] | ZooError]) -> Evaluation:
@@ -163,8 +187,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        job.model.to(device)
-        reply(job.run_shard(rank, size, lambda done, _: reply(done)))
+        reply(job.run_shard(device, rank, size, lambda done, _: reply(done)))
     except ZooError as error:
         reply(error)
 

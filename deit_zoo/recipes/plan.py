@@ -52,6 +52,7 @@ SETTINGS = (
     "log_steps",
     "log_to",
     "final",
+    "teacher_labels",
 )
 
 
@@ -85,6 +86,7 @@ class Plan:
     log_steps: Count = 50
     log_to: Literal["none", "trackio", "wandb"] = "none"
     final: Literal["last", "best"] = "last"
+    teacher_labels: str | None = None  # a folder
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,6 +96,12 @@ class Plan:
             raise RecipeError(
                 "augment is 'device', whose arithmetic is float64, and Apple's GPUs have none; "
                 "type --set augment=workers"
+            )
+        if self.teacher_labels is not None and self.recipe.distillation != "hard":
+            raise RecipeError(
+                f"teacher_labels is {self.teacher_labels!r} with distillation "
+                f"{self.recipe.distillation}: labels are what hard distillation learns of a "
+                "teacher; leave --teacher-labels out, or type --set distillation=hard"
             )
         if self.recipe.replicas % self.processes:
             raise RecipeError(
@@ -198,6 +206,7 @@ class Plan:
             *_warm_up_without_end(recipe),
             *_rate_by_the_rule(recipe),
             ("distillation", _distillation(recipe)),
+            *self._teacher_labels(),
             *_unusual(recipe),
             *_target(recipe),
             *(("time", sentence) for sentence in self._times()),
@@ -225,6 +234,17 @@ class Plan:
                 "images need is measured before the first step",
             )
         ]
+
+    def _teacher_labels(self) -> list[tuple[str, str]]:
+        """Where the teacher's labels are kept, their size, and what they save."""
+        if self.teacher_labels is None:
+            return []
+        images = self.recipe.epochs * self.steps_per_epoch * self.recipe.batch_size
+        line = f"{self.teacher_labels}, {2 * images / 1e6:,.1f} MB for {images:,} mixed images"
+        share = teacher_share(self.recipe)
+        if share is not None:
+            line += f"; where all are known, {share:.0%} of the multiply-accumulates are saved"
+        return [("teacher labels", line)]
 
     def _length(self) -> str:
         recipe = self.recipe
@@ -271,6 +291,19 @@ class Plan:
         full = TRAIN_IMAGES.get(self.recipe.data, self.num_images)
         gpus = self.processes if self.device == "cuda" else 0
         return estimate(self.recipe, gpus, self.num_images / full)
+
+
+def teacher_share(recipe: Recipe) -> float | None:
+    """The teacher's share of a step's multiply-accumulates; None of a teacher that is not ours.
+
+    A backward pass costs two forward passes.
+    """
+    student, teacher = MODELS.get(recipe.architecture), lookup(str(recipe.teacher))
+    if student is None or teacher is None:
+        return None
+    if not recipe.img_size == student.img_size == teacher.img_size:
+        return None
+    return teacher.gmacs / (teacher.gmacs + 3 * student.gmacs)
 
 
 def _modified(recipe: Recipe, modified: bool) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,12 +25,14 @@ from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, default_workers, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
-from deit_zoo.training.loop import TrainState, forward_backward, micro_batches
-from deit_zoo.training.losses import balanced_weights, criterion_for
+from deit_zoo.training.job import Job
+from deit_zoo.training.loop import TrainState, autocast_dtype, forward_backward, micro_batches
+from deit_zoo.training.losses import Teach, balanced_weights, criterion_for
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.seeding import seed_from_key
-from deit_zoo.training.teacher import Teacher
+from deit_zoo.training.teacher import Teacher, teacher_for
+from deit_zoo.training.teacher_labels import TeacherLabels, open_labels
 from deit_zoo.training.throughput import fitting_replicas
 from deit_zoo.training.timm_bridge import mixer
 from deit_zoo.weights.load import is_headless
@@ -106,6 +109,29 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
     return model.to(group.device)
 
 
+def teaching(
+    job: Job, num_classes: int, group: DistributedContext, say: Callable[[str], None]
+) -> tuple[Teacher | None, TeacherLabels | None]:
+    """The teacher of a run, and its labels where these are kept; no network where all are known."""
+    plan, recipe = job.plan, job.plan.recipe
+    if recipe.teacher is None:
+        return None, None
+    if plan.teacher_labels is None:
+        return teacher_for(recipe, num_classes, group.device), None
+    folder = Path(plan.teacher_labels).expanduser()
+
+    def missing_epochs() -> int:
+        labels = open_labels(folder, plan, job.fingerprint["train"], num_classes, group.device)
+        return len(labels.missing(recipe.epochs))
+
+    missing = group.run_on_main(missing_epochs)
+    if missing:
+        say(f"teacher labels: {missing} of {recipe.epochs} epochs are asked of it, and kept")
+        return teacher_for(recipe, num_classes, group.device), TeacherLabels(folder)
+    say(f"teacher labels: all are known, and {recipe.teacher} is not built")
+    return None, TeacherLabels(folder)
+
+
 def build_train_state(
     plan: Plan,
     model: ZooModel,
@@ -116,32 +142,43 @@ def build_train_state(
     """What a step is made of, on this machine; the images of each class, for balanced weights."""
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
-    dtype = autocast_dtype(plan, group)
+    dtype = autocast_dtype(plan, group.device)
     if plan.device == "cuda":
         from deit_zoo.training.kernels import use_kernels  # Triton comes with a GPU's torch
 
         use_kernels(model)
-    if teacher is not None and is_compiled(plan):
-        network: Any = torch.compile(teacher.network, dynamic=False)
-        teacher = replace(teacher, network=network)
     weights = balanced_weights(class_counts).to(group.device) if class_counts else None
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
-        criterion=criterion_for(recipe, teacher, weights),
+        criterion=criterion_for(recipe, weights),
         mix=mixer(recipe, model.num_classes),
         replicas=range(first, first + plan.replicas_per_process),
         group=group,
         network=model,
+        teacher=None if teacher is None else lesson_of(plan, teacher),
         dtype=dtype,
         scaler=GradScaler(group.device.type, enabled=dtype is torch.float16),
         ema=Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None,
     )
     state = replace(state, per_pass=fitting_replicas(state, plan))
-    state = replace(state, network=network_for(plan, state, teacher))
+    state = replace(state, network=network_for(plan, state))
     if group.size > 1:
         regroup_gradients(plan, state)
     return state
+
+
+def lesson_of(plan: Plan, teacher: Teacher) -> Teach:
+    """What a student learns of a teacher: (B,) labels where distillation is hard, else logits."""
+    if is_compiled(plan):
+        network: Any = torch.compile(teacher.network, dynamic=False)
+        teacher = replace(teacher, network=network)
+
+    def teach(images: Tensor) -> Tensor:
+        logits = teacher(images)
+        return logits.argmax(dim=1) if plan.recipe.distillation == "hard" else logits
+
+    return teach
 
 
 def regroup_gradients(plan: Plan, state: TrainState) -> None:
@@ -153,7 +190,8 @@ def regroup_gradients(plan: Plan, state: TrainState) -> None:
     images = torch.zeros(plan.replica_batch, 3, *state.model.img_size)
     labels = torch.zeros(plan.replica_batch, dtype=torch.long)
     state.model.train(plan.recipe.train_mode)
-    batches = repeat(Batch(images, labels, bad=[]))
+    taught = labels if plan.recipe.distillation == "hard" else None
+    batches = repeat(Batch(images, labels, bad=[], taught=taught))
     for part in micro_batches(state, plan.recipe.seed, 0, batches).of_step(0):
         forward_backward(state, part)
     state.optimizer.zero_grad(set_to_none=True)
@@ -161,7 +199,7 @@ def regroup_gradients(plan: Plan, state: TrainState) -> None:
         buffer.copy_(before)
 
 
-def network_for(plan: Plan, state: TrainState, teacher: Teacher | None) -> nn.Module:
+def network_for(plan: Plan, state: TrainState) -> nn.Module:
     """The model as it is called: compiled on a GPU, averaged over many processes."""
     model = state.model
     network: Any = model
@@ -177,20 +215,10 @@ def network_for(plan: Plan, state: TrainState, teacher: Teacher | None) -> nn.Mo
         network,
         gradient_as_bucket_view=True,
         # Without a teacher the distillation head learns nothing.
-        find_unused_parameters=plan.recipe.train_mode and teacher is None and two_heads,
+        find_unused_parameters=plan.recipe.train_mode and plan.recipe.teacher is None and two_heads,
     )
 
 
 def is_compiled(plan: Plan) -> bool:
     """Whether the network is: where the plan says so, else on a GPU."""
     return plan.device == "cuda" if plan.compile is None else plan.compile
-
-
-def autocast_dtype(plan: Plan, group: DistributedContext) -> torch.dtype | None:
-    """The precision of forward passes; None is float32 throughout."""
-    precision = plan.precision
-    if precision == "auto":
-        if group.device.type != "cuda":
-            return None
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]

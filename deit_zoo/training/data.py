@@ -44,6 +44,7 @@ from deit_zoo.training.places import (
 )
 from deit_zoo.training.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.training.seeding import seed_from_key
+from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.timm_bridge import TrainAugment
 
 REPLACEMENTS = 10
@@ -181,7 +182,8 @@ class TrainLoader:
 
     The processes of a node decode for each other where images are shown repeatedly. `tell` is
     called with a sentence where a worker was killed and the loader starts again. So a run whose
-    processes were all sent SIGTERM still gets the batches of its last step.
+    processes were all sent SIGTERM still gets the batches of its last step. Batches hold the labels
+    that a teacher gave, where they are `taught`.
     """
 
     def __init__(
@@ -192,9 +194,11 @@ class TrainLoader:
         replicas: range,
         tell: Callable[[str], None] = lambda sentence: None,
         group: DistributedContext | None = None,
+        taught: TeacherLabels | None = None,
     ) -> None:
         recipe = plan.recipe
         self.plan = plan
+        self.taught = taught
         self.replicas = replicas
         self.tell = tell
         self.group = group or DistributedContext(device=torch.device(plan.device))
@@ -234,10 +238,12 @@ class TrainLoader:
         for step in range(first_step, self.plan.steps_per_epoch):
             with torch.cuda.stream(self.stream):
                 images, labels, bad = self._step(places.share(step), filled)
+                taught = self._taught(epoch, step)
             ready = None if self.stream is None else self.stream.record_event()
-            for begin in range(0, len(images), size):
+            for number, begin in enumerate(range(0, len(images), size)):
                 rows = slice(begin, begin + size)
-                yield Batch(images[rows], labels[rows], [] if begin else bad, ready)
+                known = None if taught is None else taught[number]
+                yield Batch(images[rows], labels[rows], [] if begin else bad, ready, known)
 
     def filled(self, epoch: int, first_step: int = 0) -> Iterator[Filled]:
         """Slots as the workers fill them; each is read, and given back, before the next is taken.
@@ -317,6 +323,11 @@ class TrainLoader:
                 for values in (images, labels)
             )
         return images, labels, [number - 1 for number in bad.tolist() if number]
+
+    def _taught(self, epoch: int, step: int) -> Tensor | None:
+        """What a teacher said of a step's images (replicas, batch), where that is kept."""
+        known = None if self.taught is None else self.taught.read(epoch, step, self.replicas)
+        return None if known is None else self._to_device(known)
 
     def _to_device(self, values: Tensor) -> Tensor:
         """Values there, without waiting for what its stream has still to do."""

@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, learning_rate
-from deit_zoo.training.losses import Criterion
+from deit_zoo.training.losses import Criterion, Teach
 from deit_zoo.training.micro_batches import Batch, MicroBatch, MicroBatches, Mix
 from deit_zoo.training.optim import Ema
 from deit_zoo.training.steps import EpochStats, PendingSteps, Requests, StepResult, StepSums
@@ -37,6 +37,7 @@ class TrainState:
     `network` is what is called: the model itself, compiled, or wrapped for many processes.
     `replicas` are this process's virtual replicas, each with its own draws; `per_pass` of them go
     through the network together.
+    `teacher` says what the student learns of it, where it is not kept already.
     `dtype` is that of autocast, None for full precision; float16 comes with a scaler.
     """
 
@@ -48,6 +49,7 @@ class TrainState:
     per_pass: int = 1
     group: DistributedContext
     network: nn.Module
+    teacher: Teach | None = None
     dtype: torch.dtype | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     ema: Ema | None = None
@@ -107,7 +109,8 @@ def train_one_epoch(
             continue
         sums = StepSums(state.group, number, lr)
         for part in passes.of_step(number):
-            sums.add(forward_backward(state, part), part.bad)
+            loss, taught = forward_backward(state, part)
+            sums.add(loss, part.bad, taught)
         passes.look_ahead()
         state.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(state.model.parameters(), recipe.clip_grad)
@@ -120,15 +123,19 @@ def train_one_epoch(
     return stats
 
 
-def forward_backward(state: TrainState, part: MicroBatch) -> Tensor:
-    """One pass through the network and back; its share of the step's loss."""
+def forward_backward(state: TrainState, part: MicroBatch) -> tuple[Tensor, Tensor | None]:
+    """One pass through the network and back; its share of the step's loss, and what was taught."""
     network: Any = state.network
     network.require_backward_grad_sync = part.last  # DDP's; others do not ask
-    with autocast(state):
-        loss = state.criterion(network(part.images), part.images, part.targets)
+    with autocast(state.group.device, state.dtype):
+        outputs = network(part.images)
+        taught = part.taught
+        if taught is None and state.teacher is not None:
+            taught = state.teacher(part.images)
+        loss = state.criterion(outputs, taught, part.targets)
     loss = loss / state.passes
     torch.autograd.backward(state.scaler.scale(loss))
-    return loss
+    return loss, taught
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> float:
@@ -153,10 +160,19 @@ def micro_batches(
     )
 
 
-def autocast(state: TrainState) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """The precision of forward passes, the student's and the teacher's."""
-    device = state.group.device.type
-    return nullcontext() if state.dtype is None else torch.autocast(device, dtype=state.dtype)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def autocast_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
+    """The precision of forward passes on a device; None is float32 throughout."""
+    precision = plan.precision
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None) -> Tensor:

@@ -1,7 +1,8 @@
 """What is minimised: cross-entropy or its binary form, alone or with a teacher (DeiT, section 4).
 
-A criterion takes the model's outputs, the images that it saw and their soft targets, and gives the
-mean over the batch. The outputs of a distilled model are (class logits, distillation logits).
+A criterion takes the model's outputs, what a teacher says of the images, and their soft targets,
+and gives the mean over the batch. The outputs of a distilled model are (class logits, distillation
+logits). A teacher says labels where distillation is hard, else logits.
 """
 
 from __future__ import annotations
@@ -17,14 +18,11 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.recipes.recipe import Recipe
 
 Outputs = Tensor | tuple[Tensor, Tensor]
-Criterion = Callable[[Outputs, Tensor, Tensor], Tensor]
+Teach = Callable[[Tensor], Tensor]
+Criterion = Callable[[Outputs, Tensor | None, Tensor], Tensor]
 
 
-def criterion_for(
-    recipe: Recipe,
-    teacher: Callable[[Tensor], Tensor] | None = None,
-    class_weights: Tensor | None = None,
-) -> Criterion:
+def criterion_for(recipe: Recipe, class_weights: Tensor | None = None) -> Criterion:
     """The loss that a recipe asks for. Raises RecipeError where it would teach nothing.
 
     `class_weights` are those of `balanced_weights`, where the recipe wants them.
@@ -36,8 +34,7 @@ def criterion_for(
         )
     if recipe.distillation == "none":
         return partial(supervised, base=_base_for(recipe, class_weights))
-    assert teacher is not None, f"{recipe.distillation} distillation was given no teacher"
-    return Distilled(recipe, teacher, class_weights)
+    return Distilled(recipe, class_weights)
 
 
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:
@@ -77,7 +74,7 @@ def _base_for(recipe: Recipe, weights: Tensor | None) -> Callable[[Tensor, Tenso
 
 def supervised(
     outputs: Outputs,
-    _images: Tensor,
+    _taught: Tensor | None,
     targets: Tensor,
     base: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
 ) -> Tensor:
@@ -91,26 +88,19 @@ class Distilled:
     A model with one head learns from both through it: the usual distillation (Table 3).
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        teacher: Callable[[Tensor], Tensor],
-        class_weights: Tensor | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, class_weights: Tensor | None = None) -> None:
         self.base = _base_for(recipe, class_weights)
         self.alpha = recipe.alpha
         self.tau = recipe.tau
         self.hard = recipe.distillation == "hard"
         self.per_image = recipe.kl_reduction == "batchmean"
-        self.teacher = teacher
 
-    def __call__(self, outputs: Outputs, images: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Outputs, taught: Tensor | None, targets: Tensor) -> Tensor:
+        assert taught is not None, "distillation without a teacher"
         logits, logits_dist = (outputs, outputs) if isinstance(outputs, Tensor) else outputs
-        with torch.no_grad():
-            taught = self.teacher(images)
         base = self.base(logits, targets)
         if self.hard:
-            distilled = F.cross_entropy(logits_dist, taught.argmax(dim=1))
+            distilled = F.cross_entropy(logits_dist, taught)
         else:
             # Upstream's code divides by batch x classes; the paper does not say.
             terms = len(logits_dist) if self.per_image else logits_dist.numel()

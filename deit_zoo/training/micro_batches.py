@@ -26,24 +26,28 @@ class Batch(NamedTuple):
     """What the loader has of one replica in one step, as a rule on its device.
 
     `bad` are the numbers of images that could not be read: of the whole step, with its first
-    replica. On a GPU images are there when the event `ready` is.
+    replica. On a GPU images are there when the event `ready` is. `taught` are the labels that a
+    teacher gives, where they are known.
     """
 
     images: Tensor
     labels: Tensor
     bad: list[int]
     ready: torch.cuda.Event | None = None
+    taught: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
     """Images (B, C, H, W) and their soft targets; `bad` are the images that could not be read.
 
-    `last` says whether it is the last of its step.
+    `taught` are the labels that a teacher gives them, where they are known. `last` says whether it
+    is the last of its step.
     """
 
     images: Tensor
     targets: Tensor
+    taught: Tensor | None
     bad: list[int]
     last: bool
 
@@ -79,13 +83,15 @@ class MicroBatches:
         """The passes of a step. Masks are put into the model for the pass that is yielded."""
         for first in range(0, len(self.replicas), self.per_pass):
             chosen = self.replicas[first : first + self.per_pass]
-            images, targets, masks, bad = zip(
+            images, targets, masks, taught, bad = zip(
                 *(self._replica(number, r) for r in chosen), strict=True
             )
             self._put_masks(join(masks, dim=2))
+            known = tuple(labels for labels in taught if labels is not None)
             yield MicroBatch(
                 images=join(images),
                 targets=join(targets),
+                taught=join(known) if len(known) == len(chosen) else None,
                 bad=[image for of_replica in bad for image in of_replica],
                 last=chosen[-1] == self.replicas[-1],
             )
@@ -95,8 +101,10 @@ class MicroBatches:
         for _ in self.replicas:
             self._next()
 
-    def _replica(self, number: int, replica: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """A replica's images and targets on the device, its masks, and its bad images."""
+    def _replica(
+        self, number: int, replica: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[int]]:
+        """A replica's images, targets and masks, what is known to be taught, and its bad images."""
         batch = self._next()
         if batch.ready is not None:
             current = torch.cuda.current_stream(self.device)
@@ -104,13 +112,18 @@ class MicroBatches:
                 current.wait_event(batch.ready)
             batch.images.record_stream(current)
             batch.labels.record_stream(current)
+            if batch.taught is not None:
+                batch.taught.record_stream(current)
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         seed_from_key(*self.key, number, replica, "mixup")
         images, targets = self.mix(images, labels)
         seed_from_key(*self.key, number, replica, "drop_path")
         masks = draw_masks(self.drop_paths, len(images))
-        return images, targets, masks, batch.bad
+        taught = batch.taught
+        if taught is not None:
+            taught = taught.to(self.device, non_blocking=True)
+        return images, targets, masks, taught, batch.bad
 
     def look_ahead(self) -> None:
         """Have the next step's images made, while the device is busy with this one's."""

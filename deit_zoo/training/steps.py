@@ -31,8 +31,8 @@ class StepResult:
     before clipping.
 
     Where one of the two is not finite, the step moved nothing. `bad` are this process's images that
-    could not be read, `bad_images` counts everybody's. Some process requested to `save` or to
-    `stop`.
+    could not be read, `bad_images` counts everybody's. `taught` is what a teacher said of this
+    process's, on the device. Some process requested to `save` or to `stop`.
     """
 
     number: int
@@ -42,6 +42,7 @@ class StepResult:
     finite: bool = True
     bad: list[int] = field(default_factory=list)
     bad_images: int = 0
+    taught: tuple[Tensor, ...] = ()
     save: bool = False
     stop: bool = False
 
@@ -99,15 +100,18 @@ class StepSums:
         self.lr = lr
         self.loss = torch.zeros((), dtype=group.sum_dtype, device=group.device)
         self.bad: list[int] = []
+        self.taught: list[Tensor] = []
         self.sums: Tensor | None = None
         self.on_cpu: Tensor | None = None
         self.copied: torch.cuda.Event | None = None
         self.result: StepResult | None = None
 
-    def add(self, loss: Tensor, bad: list[int]) -> None:
-        """One pass's share of the loss, and the images it could not have."""
+    def add(self, loss: Tensor, bad: list[int], taught: Tensor | None = None) -> None:
+        """One pass's share of the loss, the images it could not have, what was taught of them."""
         self.loss += loss.detach()
         self.bad += bad
+        if taught is not None:
+            self.taught.append(taught)
 
     def all_reduce(self, grad_norm: Tensor, finite: Tensor, requests: Requests) -> None:
         """Add up over all processes, and begin to copy the sums to the CPU."""
@@ -144,6 +148,7 @@ class StepSums:
                 finite=not not_finite,
                 bad=self.bad,
                 bad_images=int(bad),
+                taught=tuple(self.taught),
                 save=bool(save),
                 stop=bool(stop),
             )

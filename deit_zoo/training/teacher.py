@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import digest
-from deit_zoo.manifest import LocalCheckpoint, manifest_record
+from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest
@@ -101,6 +101,12 @@ def find(recipe: Recipe) -> Teacher:
     return loader_of(recipe)()
 
 
+def facts_of(recipe: Recipe) -> dict[str, Any]:
+    """What a receipt says of a recipe's teacher. One of the zoo is not built for it."""
+    load = loader_of(recipe)
+    return load.facts() if isinstance(load, _OfZoo) else load().facts
+
+
 def loader_of(recipe: Recipe) -> Callable[[], Teacher]:
     """What gives the teacher that a recipe names."""
     text = str(recipe.teacher)
@@ -111,7 +117,7 @@ def loader_of(recipe: Recipe) -> Callable[[], Teacher]:
         return partial(_from_file, recipe, text)
     if bool(at) == bool(path):  # NAME@ alone names nothing
         if (spec := lookup(name)) is not None:
-            return partial(_zoo_teacher, recipe, spec, path or None)
+            return _OfZoo(recipe, spec, path or None)
         if timm_bridge.is_known(name):
             if path:
                 return partial(_timm_teacher_with, name, path)
@@ -143,22 +149,32 @@ def own_preprocessing(teacher: Teacher, device: torch.device) -> Callable[[Tenso
     return prepare
 
 
-def _zoo_teacher(recipe: Recipe, spec: ModelSpec, path: str | None) -> Teacher:
+@dataclass(frozen=True)
+class _OfZoo:
     """A model of the zoo at the student's image size, or at its own if that is asked for."""
-    size = None if recipe.teacher_input == "own" else recipe.img_size
-    network = create(spec.name, pretrained=True, checkpoint=path, img_size=size)
-    checkpoint: object = network.checkpoint
-    if isinstance(checkpoint, LocalCheckpoint):
-        file = checkpoint.path
-    else:
-        file = resolve_file(manifest_record(spec.name))
-    return Teacher(
-        network=network,
-        num_classes=network.num_classes,
-        # timm's RegNet averages over whatever map an image gives.
-        img_size=None if spec.family == "regnet" else network.img_size,
-        facts={"name": spec.name, "source": path or "manifest", "sha256": digest(file)},
-    )
+
+    recipe: Recipe
+    spec: ModelSpec
+    path: str | None
+
+    def __call__(self) -> Teacher:
+        size = None if self.recipe.teacher_input == "own" else self.recipe.img_size
+        network = create(self.spec.name, pretrained=True, checkpoint=self.path, img_size=size)
+        return Teacher(
+            network=network,
+            num_classes=network.num_classes,
+            # timm's RegNet averages over whatever map an image gives.
+            img_size=None if self.spec.family == "regnet" else network.img_size,
+            facts=self.facts(),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        if self.path is None:
+            file = resolve_file(manifest_record(self.spec.name))
+        else:
+            file = open_local(self.path).path
+        source = self.path or "manifest"
+        return {"name": self.spec.name, "source": source, "sha256": digest(file)}
 
 
 def _from_file(recipe: Recipe, text: str) -> Teacher:
@@ -169,14 +185,14 @@ def _from_file(recipe: Recipe, text: str) -> Teacher:
         raise CheckpointError(
             f"{checkpoint.path} does not say which model it is; give the teacher as NAME@{text}"
         )
-    return _zoo_teacher(recipe, spec, text)
+    return _OfZoo(recipe, spec, text)()
 
 
 def _from_hub(recipe: Recipe, address: str) -> Teacher:
     """A repository: the zoo's own record of it, a model that the zoo saved, or one of timm's."""
     repo = address.partition("@")[0]
     if (spec := lookup(repo)) is not None:
-        return _zoo_teacher(recipe, spec, None if address == repo else f"hf://{address}")
+        return _OfZoo(recipe, spec, None if address == repo else f"hf://{address}")()
     checkpoint = open_local(f"hf://{address}")
     if "name" in checkpoint.metadata or not _REPO.fullmatch(address):
         return _from_file(recipe, f"hf://{address}")

@@ -92,8 +92,11 @@ def memory_of_a_pass(state: TrainState, plan: Plan) -> tuple[int, int]:
     images = torch.zeros(plan.replica_batch, 3, *state.model.img_size, device=device)
     targets = torch.zeros(plan.replica_batch, state.model.num_classes, device=device)
     state.model.train(plan.recipe.train_mode)
-    with autocast(state):
-        loss = state.criterion(state.model(images), images, targets)
+    with autocast(device, state.dtype):
+        taught = torch.zeros(len(images), dtype=torch.long, device=device)
+        if state.teacher is not None:
+            taught = state.teacher(images)
+        loss = state.criterion(state.model(images), taught, targets)
     torch.autograd.backward(loss)
     state.model.zero_grad(set_to_none=True)
     weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)

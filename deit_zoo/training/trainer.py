@@ -38,6 +38,7 @@ from deit_zoo.training.build import (
     is_compiled,
     open_images,
     set_machine,
+    teaching,
 )
 from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.data import TrainLoader
@@ -52,7 +53,8 @@ from deit_zoo.training.results import write_results
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
-from deit_zoo.training.teacher import Teacher, teacher_for
+from deit_zoo.training.teacher import Teacher
+from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.throughput import profile
 from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.version import __version__
@@ -89,7 +91,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         model = build_model(recipe, classes, group)
         validation = open_images(data, "val", classes, group, plan.reading)
         held_out = EvalDataset(validation, transform(model))
-        teacher = teacher_for(recipe, len(classes), group.device) if recipe.teacher else None
+        teacher, taught = teaching(job, len(classes), group, say)
         counts: list[int] = []
         if recipe.class_weights == "balanced":
             number_of = Counter(map(images.label_of, range(len(images))))
@@ -102,7 +104,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
 
         def validate(model: ZooModel) -> Evaluation:  # as it trains: upstream's precision too
             compiles = is_compiled(plan) and len(held_out) >= IN_PROCESS
-            with autocast(state):
+            with autocast(group.device, state.dtype):
                 network: Any = torch.compile(model, dynamic=True) if compiles else model
                 return evaluate(network)
 
@@ -119,7 +121,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 job.keep(output, tell)
                 best.keep_best(output, model, epoch, reached, facts, tell)
 
-        loader = TrainLoader(images, train_augment(recipe), plan, state.replicas, tell, group)
+        augment = train_augment(recipe)
+        loader = TrainLoader(images, augment, plan, state.replicas, tell, group, taught)
         logger = MetricLogger(plan, output, console)
         with closing(manager), closing(loader), logger:
             if not resumed:
@@ -132,7 +135,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             loader.close()
             logger.keep_log(manager.log)
             # Before trackers end, who may wait for a network.
-            verdict = conclude(job, manager, facts, evaluate, teacher, say)
+            lessons = teacher_facts(teacher, taught, group)
+            verdict = conclude(job, manager, facts, evaluate, lessons, say)
             if recipe.data == "folder":
 
                 def write() -> None:
@@ -154,10 +158,17 @@ def run_epoch(
 ) -> None:
     """Train for an epoch, or from where the last state stands in it; measure, log and save it."""
     plan, state, epoch, stats = manager.plan, manager.state, manager.epoch, manager.stats
+    labels = loader.taught
 
     def on_step(step: StepResult) -> None:
         logger.step(step)
+        if labels is not None:
+            labels.add(epoch, step.number, state.replicas, step.taught)
         manager.after_step(step)
+
+    def at_rest() -> None:
+        write_labels(labels)  # a state says that what came before it is done
+        manager.at_rest()
 
     logger.begin(epoch, stats, manager.log)
     try:
@@ -170,7 +181,7 @@ def run_epoch(
             stats,
             requests=manager.requests,
             left_out=manager.left_out(),
-            at_rest=manager.at_rest,
+            at_rest=at_rest,
         )
     except NotFinite as error:
         logger.step(error.step)
@@ -179,6 +190,7 @@ def run_epoch(
     if not manager.is_finite():  # before figures are made of it
         manager.roll_back()
         return
+    write_labels(labels)
     reached = {"val": validate(state.model)}
     if state.ema is not None:
         reached["ema"] = validate(state.ema.module)
@@ -187,6 +199,27 @@ def run_epoch(
     logger.epoch(record)
     keep(epoch, reached["val"])
     manager.finish_epoch(to_line(record))
+
+
+def write_labels(labels: TeacherLabels | None) -> None:
+    """Keep on the disk what the teacher said."""
+    if labels is not None:
+        with full_disk_as_error(labels.folder):
+            labels.write()
+
+
+def teacher_facts(
+    teacher: Teacher | None, labels: TeacherLabels | None, group: DistributedContext
+) -> dict[str, Any] | None:
+    """What a receipt says of the teacher, and of the labels where they are kept and all known."""
+    if labels is None:
+        return teacher.facts if teacher else None
+
+    def finish() -> str | None:
+        with full_disk_as_error(labels.folder):
+            return labels.finish()
+
+    return labels.teacher | {"labels_sha256": group.run_on_main(finish)}
 
 
 def expected_classes(recipe: Recipe) -> list[str]:
@@ -239,7 +272,7 @@ def conclude(
     manager: CheckpointManager,
     facts: dict[str, Any],
     evaluate: Callable[[ZooModel], Evaluation],
-    teacher: Teacher | None,
+    teacher: dict[str, Any] | None,
     say: Callable[[str], None],
 ) -> Verdict:
     """Export the weights, load them as a user would, and judge what that file reaches."""
@@ -261,7 +294,7 @@ def conclude(
                 environment=environment(state),
                 data=job.fingerprint,
                 sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
-                teacher=teacher.facts if teacher else None,
+                teacher=teacher,
                 run=mishaps(job, manager),
                 epochs=epochs,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deit_zoo.training import build
+from deit_zoo.training import build, loop
 from deit_zoo.training.data import TrainLoader
-from deit_zoo.training.micro_batches import Batch
+from deit_zoo.training.loop import TrainState
+from deit_zoo.training.losses import Criterion, Outputs
+from deit_zoo.training.micro_batches import Batch, MicroBatch
 
 MARK = 77.0  # what the images of a chosen step are full of; mixed ones too
 
@@ -41,7 +44,7 @@ def spoil(
     attribute.
     """
     left = set(places)
-    real_epoch, real_criterion = TrainLoader.epoch, build.criterion_for
+    real_epoch, real_pass = TrainLoader.epoch, loop.forward_backward
     real_optimizer = build.optimizer_for
     seen = False
 
@@ -55,15 +58,16 @@ def spoil(
                 left.discard(place)
             yield batch._replace(images=torch.full_like(batch.images, MARK)) if chosen else batch
 
-    def criterion_for(*arguments: Any) -> Callable[..., Tensor]:
-        real = real_criterion(*arguments)
-
-        def criterion(outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
-            nonlocal seen
-            loss: Tensor = real(outputs, images, targets)
-            if not bool(((images - MARK).abs() < 1e-3).all()):
-                return loss
+    def forward_backward(state: TrainState, part: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        nonlocal seen
+        if bool(((part.images - MARK).abs() < 1e-3).all()):
             seen = True
+            state = dataclasses.replace(state, criterion=spoiled(state.criterion))
+        return real_pass(state, part)
+
+    def spoiled(real: Criterion) -> Criterion:
+        def criterion(outputs: Outputs, taught: Tensor | None, targets: Tensor) -> Tensor:
+            loss = real(outputs, taught, targets)
             if kind == "loss":
                 return loss * torch.nan
             return _NoGradient.apply(loss) if kind == "gradient" else loss  # type: ignore[no-untyped-call,no-any-return]
@@ -84,5 +88,5 @@ def spoil(
         return optimizer
 
     replace(TrainLoader, "epoch", epoch)
-    replace(build, "criterion_for", criterion_for)
+    replace(loop, "forward_backward", forward_backward)
     replace(build, "optimizer_for", optimizer_for)

@@ -174,11 +174,11 @@ def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
     training = Training(group, open_set(data, "train"), torch.float64)
     criterion, share, calls = training.state.criterion, training.plan.replicas_per_process, 0
 
-    def sometimes(outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
+    def sometimes(outputs: Any, taught: Tensor | None, targets: Tensor) -> Tensor:
         nonlocal calls
         step, place = divmod(calls, share)
         calls += 1
-        loss = criterion(outputs, images, targets)
+        loss = criterion(outputs, taught, targets)
         ill = step in NOT_FINITE and place == share - 1 and group.rank == group.size - 1
         return loss * math.nan if ill else loss
 

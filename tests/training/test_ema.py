@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,10 +65,11 @@ def averaged(request: pytest.FixtureRequest, float64: None) -> tuple[dict[str, A
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        criterion = criterion_for(recipe, taught_by(stored, number))
         images = double(f"{case['name']}/x{number}", (8, 3, 32, 32))
         targets = torch.from_numpy(stored["targets"][number])
-        torch.autograd.backward(criterion(model(images), images, targets))
+        taught = torch.from_numpy(stored["teacher_logits"][number]) if recipe.teacher else None
+        labels = taught.argmax(dim=1) if kind == "hard" and taught is not None else taught
+        torch.autograd.backward(criterion_for(recipe)(model(images), labels, targets))
         optimizer.step()
         ema.update()
     with torch.no_grad():
@@ -83,10 +84,6 @@ def model_of(case: dict[str, Any]) -> ZooModel:
     if "depth_token_only" in sizes:
         return golden.filled(CaiT(**sizes))
     return golden.filled(VisionTransformer(**sizes, distilled="distilled" in case["name"]))
-
-
-def taught_by(stored: dict[str, Array], number: int) -> Callable[[Tensor], Tensor]:
-    return lambda _: torch.from_numpy(stored["teacher_logits"][number])
 
 
 def double(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -162,13 +162,14 @@ def parts_of(
         return batch, torch.from_numpy(stored["targets"][number_of(batch)])
 
     def teacher(batch: Tensor) -> Tensor:
-        return torch.from_numpy(stored["teacher_logits"][number_of(batch)])
+        return torch.from_numpy(stored["teacher_logits"][number_of(batch)]).argmax(dim=1)
 
     smooths = case["criterion"].startswith("label-smoothing")
     return TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
-        criterion=Distilled(recipe, teacher) if recipe.teacher else supervised,
+        criterion=Distilled(recipe) if recipe.teacher else supervised,
+        teacher=teacher if recipe.teacher else None,
         mix=mixer(recipe, 10) if smooths else stored_targets,
         replicas=range(1),
         group=DistributedContext(device=torch.device("cpu")),

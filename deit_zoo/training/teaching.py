@@ -1,0 +1,151 @@
+"""A teacher's labels for a whole run, without a student: as the run would ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.errors import RecipeError
+from deit_zoo.evaluation.parallel import Device, run_in_processes
+from deit_zoo.machine import check_gpus
+from deit_zoo.recipes.plan import MOST_WORKERS, MOST_WORKERS_OF_GPU, Plan, default_workers
+from deit_zoo.training.build import lesson_of, open_images, set_machine
+from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.launch import (
+    check_extra,
+    make_job,
+    make_plan,
+    training_device,
+    with_num_images,
+)
+from deit_zoo.training.logger import full_disk_as_error
+from deit_zoo.training.loop import autocast, autocast_dtype
+from deit_zoo.training.micro_batches import MicroBatches
+from deit_zoo.training.teacher import teacher_for
+from deit_zoo.training.teacher_labels import TeacherLabels, open_labels
+from deit_zoo.training.timm_bridge import mixer, train_augment
+from deit_zoo.training.trainer import expected_classes
+
+
+def label_plan(
+    name: str,
+    folder: Path,
+    *,
+    gpus: int | None = None,
+    device: str | None = None,
+    changes: Sequence[str] = (),
+    workers: int | None = None,
+    processes: int | None = None,
+    num_images: int | None = None,
+) -> tuple[Plan, list[Device]]:
+    """The run whose images a teacher is asked about, and the device of each process that asks.
+
+    Raises RecipeError for a recipe without hard distillation.
+    """
+    check_extra()
+    place = training_device(gpus, processes, device)
+    number = gpus or processes or 1
+    on_gpu = bool(gpus) or (place is not None and place.type == "cuda")
+    if workers is None:
+        workers = default_workers(number, MOST_WORKERS_OF_GPU if on_gpu else MOST_WORKERS)
+    plan = make_plan(
+        name,
+        gpus=int(on_gpu) if place is None else None,
+        device=place,
+        changes=[*changes, f"teacher_labels={folder}"],
+        workers=workers,
+        num_images=num_images,
+    )
+    if place is not None:
+        return plan, [place]
+    return plan, [f"cuda:{n}" for n in range(number)] if gpus else ["cpu"] * number
+
+
+def label_images(
+    plan: Plan,
+    data: str | Path | None,
+    folder: Path,
+    devices: Sequence[Device],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    files: Callable[[int], None] = lambda files: None,
+) -> str | None:
+    """Complete the labels in a folder, by a process for each device; the digest of the file.
+
+    `files` gets the files listed so far; `progress` the steps that are done, and their number.
+    Labels that are kept already are not asked for again. Raises RecipeError where the folder's are
+    of other images, DataError where there are no images.
+    """
+    if plan.device == "cuda":
+        check_gpus(len(devices), dashes="--", error=RecipeError)
+    job = make_job(plan, data, None, folder, with_num_images, files)
+    plan = job.plan
+    place = DistributedContext(device=torch.device(devices[0] or "cpu"))
+    recipe = plan.recipe
+    images = open_images(job.data, "train", expected_classes(recipe), place, plan.reading)
+    classes = images.classes
+    labels = open_labels(folder, plan, job.fingerprint["train"], len(classes), place.device)
+    if missing := len(labels.missing(recipe.epochs)):
+        work = LabelJob(plan=plan, data=job.data, classes=classes, folder=folder)
+        run_in_processes(work, devices[:missing], missing * plan.steps_per_epoch, progress)
+    return TeacherLabels(folder).finish()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelJob:
+    """What every process does: its share of the epochs, which are independent of each other."""
+
+    plan: Plan
+    data: str
+    classes: list[str]
+    folder: Path
+
+    def on_cpu(self) -> LabelJob:
+        """The job as it is handed to another process."""
+        return self
+
+    def run_shard(
+        self, device: Device, rank: int, size: int, progress: Callable[[int, int], None]
+    ) -> list[float]:
+        """The labels of every `size`-th epoch that is not known; the number of these epochs."""
+        plan, recipe = self.plan, self.plan.recipe
+        set_machine(plan)
+        group = DistributedContext(device=torch.device(device or "cpu"))
+        if group.device.type == "cuda":
+            torch.cuda.set_device(group.device)
+        images = open_images(self.data, "train", self.classes, group, plan.reading)
+        teach = lesson_of(plan, teacher_for(recipe, len(self.classes), group.device))
+        labels = TeacherLabels(self.folder)
+        replicas = range(recipe.replicas)
+        loader = TrainLoader(
+            images, train_augment(recipe), plan, replicas, group=group, taught=labels
+        )
+        epochs = labels.missing(recipe.epochs)[rank::size]
+        with closing(loader):
+            for number, epoch in enumerate(epochs):
+                passes = MicroBatches(
+                    nn.Module(),
+                    mixer(recipe, len(self.classes)),
+                    loader.epoch(epoch),
+                    replicas=replicas,
+                    per_pass=1,
+                    key=(recipe.seed, epoch),
+                    device=group.device,
+                )
+                for step in range(plan.steps_per_epoch):
+                    taught = []
+                    for part in passes.of_step(step):
+                        with autocast(group.device, autocast_dtype(plan, group.device)):
+                            taught.append(teach(part.images))
+                    passes.look_ahead()
+                    labels.add(epoch, step, replicas, taught)
+                    progress(number * plan.steps_per_epoch + step + 1, 0)
+                with full_disk_as_error(self.folder):
+                    labels.write()
+        return [float(len(epochs))]

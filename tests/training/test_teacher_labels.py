@@ -1,0 +1,250 @@
+"""A teacher's labels that are kept: the same weights with and without, never of other images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deit_zoo
+from deit_zoo.errors import RecipeError
+from deit_zoo.training import build
+from deit_zoo.training.launch import make_plan, reproduce
+from deit_zoo.training.teacher_labels import FACTS_FILE, LABELS_FILE
+from deit_zoo.training.teaching import label_images, label_plan
+from deit_zoo.weights.load import save_model
+
+STUDENT = "deit_pico_distilled_digits"
+# Two epochs of four steps of two replicas.
+CHANGES = ("epochs=2", "batch_size=64", "replicas=2", "repeated_aug=2")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def data(digits_folder: Path) -> Path:
+    return digits_folder
+
+
+def run(output: Path, data: Path, *changes: str, **options: Any) -> str:
+    """The digest of a short run's weights."""
+    reproduce(
+        STUDENT,
+        gpus=0,
+        output=output,
+        data=data,
+        changes=(*CHANGES, *changes),
+        **{"workers": 0} | options,
+    )
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+def receipt_of(output: Path) -> dict[str, Any]:
+    receipt: dict[str, Any] = json.loads((output / "receipt.json").read_text())
+    return receipt
+
+
+@pytest.fixture(scope="module")
+def kept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that keeps what its teacher says: `run`, and `labels`."""
+    folder = tmp_path_factory.mktemp("kept")
+    run(folder / "run", data, f"teacher_labels={folder / 'labels'}")
+    return folder
+
+
+@pytest.fixture
+def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network can be built as a teacher."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a teacher is built")
+
+    monkeypatch.setattr(build, "teacher_for", refuse)
+
+
+def test_a_run_has_the_same_bytes_with_kept_labels_and_without(
+    kept: Path, data: Path, tmp_path: Path, no_teacher: None
+) -> None:
+    again = run(tmp_path / "again", data, f"teacher_labels={kept / 'labels'}")
+    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    assert again == first
+
+
+def test_a_run_that_keeps_labels_is_the_run_that_does_not(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    assert run(tmp_path / "plain", data) == first
+
+
+def test_the_receipt_states_the_digest_of_labels_that_are_all_known(kept: Path) -> None:
+    digest = hashlib.sha256((kept / "labels" / LABELS_FILE).read_bytes()).hexdigest()
+    facts = json.loads((kept / "labels" / FACTS_FILE).read_text())
+    assert facts["sha256"] == digest
+    assert receipt_of(kept / "run")["teacher"]["labels_sha256"] == digest
+    assert receipt_of(kept / "run")["teacher"]["name"] == "convnet_pico_digits"
+
+
+@pytest.mark.slow
+def test_labels_are_the_same_by_any_number_of_processes_and_without_a_student(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    plan, devices = label_plan(
+        STUDENT, tmp_path / "labels", processes=2, changes=CHANGES, workers=0
+    )
+    seen: list[tuple[int, int]] = []
+    sha256 = label_images(
+        plan,
+        data,
+        tmp_path / "labels",
+        devices,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sha256 == json.loads((kept / "labels" / FACTS_FILE).read_text())["sha256"]
+    assert seen[-1] == (2 * STEPS, 2 * STEPS)
+
+
+def test_only_what_is_not_known_is_asked_of_the_teacher(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    # As a run leaves them that was killed in its second epoch.
+    labels = tmp_path / "labels"
+    shutil.copytree(kept / "labels", labels)
+    whole = json.loads((labels / FACTS_FILE).read_text())
+    (labels / FACTS_FILE).write_text(json.dumps(whole | {"sha256": None}))
+    stored = np.load(labels / LABELS_FILE, mmap_mode="r+")
+    stored[1, 1:] = 0
+    stored.flush()
+    before = stored[0].copy()
+    run(tmp_path / "run", data, f"teacher_labels={labels}")
+    after = np.load(labels / LABELS_FILE)
+    assert (after[0] == before).all()
+    assert json.loads((labels / FACTS_FILE).read_text()) == whole
+
+
+def test_a_state_on_disk_never_is_ahead_of_the_labels(
+    kept: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Killed after a state in mid-epoch, and continued: no step's labels are lost between.
+    from deit_zoo.training.checkpoint import CheckpointManager
+
+    class Killed(Exception):
+        pass
+
+    saves = 0
+    save = CheckpointManager.save
+
+    def die_after(manager: CheckpointManager) -> None:
+        nonlocal saves
+        save(manager)
+        manager.wait()
+        saves += 1
+        if saves == 3:
+            raise Killed
+
+    options = (f"teacher_labels={tmp_path / 'labels'}", "state_minutes=0")
+    monkeypatch.setattr(CheckpointManager, "save", die_after)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", data, *options)
+    monkeypatch.setattr(CheckpointManager, "save", save)
+    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    assert run(tmp_path / "run", data, *options) == first
+    digest = json.loads((kept / "labels" / FACTS_FILE).read_text())["sha256"]
+    assert json.loads((tmp_path / "labels" / FACTS_FILE).read_text())["sha256"] == digest
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("seed=1", "seed 0 -> 1"),
+        ("crop_scale=0.5,1", "crop_scale 0.6,1.0 -> 0.5,1.0"),
+        ("mixup=0.3", "mixup 0.2 -> 0.3"),
+        ("teacher_input=own", "teacher_input student -> own"),
+        ("precision=bf16", "precision float32 -> bfloat16"),
+    ],
+)
+def test_labels_of_other_images_are_refused_by_the_field_that_differs(
+    change: str, named: str, kept: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        run(tmp_path / "run", data, change, f"teacher_labels={kept / 'labels'}")
+    assert f"({named})" in str(caught.value)
+
+
+def test_labels_of_other_training_images_are_refused(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    file = next((other / "train/0").iterdir())
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(RecipeError, match=r"\(data [0-9a-f]{12} -> [0-9a-f]{12}\)"):
+        run(tmp_path / "run", other, f"teacher_labels={kept / 'labels'}")
+
+
+def test_labels_of_another_teacher_are_refused(kept: Path, data: Path, tmp_path: Path) -> None:
+    save_model(
+        deit_zoo.create("convnet_pico_digits"), tmp_path / "other.safetensors"
+    )  # the same network, other weights
+    with pytest.raises(RecipeError, match=r"\(teacher [0-9a-f]{12} -> [0-9a-f]{12}\)"):
+        run(
+            tmp_path / "run",
+            data,
+            f"teacher={tmp_path / 'other.safetensors'}",
+            f"teacher_labels={kept / 'labels'}",
+        )
+
+
+def test_a_student_of_other_settings_reads_the_same_labels(
+    kept: Path, data: Path, tmp_path: Path, no_teacher: None
+) -> None:
+    labels = f"teacher_labels={kept / 'labels'}"
+    run(tmp_path / "run", data, "lr=0.001", "drop_path_rate=0.1", "epochs=1", labels)
+
+
+def test_labels_of_which_a_byte_was_changed_are_refused(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(kept / "labels", labels)
+    stored = np.load(labels / LABELS_FILE, mmap_mode="r+")
+    stored[1, 0, 0, 0] = 1 + stored[1, 0, 0, 0] % 10
+    stored.flush()
+    with pytest.raises(RecipeError, match="is not the file whose digest"):
+        run(tmp_path / "run", data, f"teacher_labels={labels}")
+
+
+def test_a_longer_run_than_the_labels_are_of_is_refused(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="are of 2 epochs, the run has 3"):
+        run(tmp_path / "run", data, "epochs=3", f"teacher_labels={kept / 'labels'}")
+
+
+def test_a_folder_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / FACTS_FILE).write_text("[]")
+    with pytest.raises(RecipeError, match="holds no teacher labels that can be read"):
+        run(tmp_path / "run", data, f"teacher_labels={tmp_path / 'labels'}")
+
+
+def test_soft_distillation_has_no_labels_to_keep() -> None:
+    with pytest.raises(RecipeError, match="type --set distillation=hard"):
+        make_plan(STUDENT, gpus=0, changes=["distillation=soft", "teacher_labels=labels"])
+
+
+def test_the_plan_says_what_is_saved() -> None:
+    shares = {
+        "deit_tiny_distilled": "81%",
+        "deit_small_distilled": "53%",
+        "deit_base_distilled": "23%",
+    }
+    for name, share in shares.items():
+        plan = make_plan(name, gpus=0, changes=["teacher_labels=labels"])
+        [line] = [line for title, line in plan.lines() if title == "teacher labels"]
+        assert f"{share} of the multiply-accumulates are saved" in line, name
+        assert "768.6 MB for 384,307,200 mixed images" in line, name
