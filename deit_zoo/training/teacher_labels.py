@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deit_zoo.errors import RecipeError
-from deit_zoo.files import digest, write_whole
+from deit_zoo.errors import FormatError, RecipeError
+from deit_zoo.files import as_record, digest, read_json, write_whole
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe, shown
 from deit_zoo.training.loop import autocast_dtype
@@ -65,22 +65,26 @@ def key_of(
     return key
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelFacts:
+    """What stands beside labels: their key, the teacher, and the file's digest once it is whole."""
+
+    key: dict[str, Any]
+    teacher: dict[str, Any]
+    sha256: str | None = None
+
+
 class TeacherLabels:
     """The labels in a folder (epochs, steps, replicas, batch), read and written step by step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / LABELS_FILE
-        self.facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        facts = folder / FACTS_FILE
+        self.facts = as_record(read_json(facts), LabelFacts, str(facts))
         self.labels = np.load(self.file, mmap_mode="r")
         self.unknown: set[tuple[int, int]] = set()
         self.pending: list[tuple[int, int, int, Tensor]] = []
-
-    @property
-    def teacher(self) -> dict[str, Any]:
-        """What the teacher was, for a receipt."""
-        facts: dict[str, Any] = self.facts["teacher"]
-        return facts
 
     def read(self, epoch: int, step: int, replicas: range) -> Tensor | None:
         """The labels of some replicas in a step (replicas, batch); None where not all are known."""
@@ -115,11 +119,10 @@ class TeacherLabels:
 
     def finish(self) -> str | None:
         """The digest of the file, stated beside it; None where not all labels are known."""
-        if self.facts["sha256"] is None and not self.missing(len(self.labels)):
-            self.facts["sha256"] = digest(self.file)
+        if self.facts.sha256 is None and not self.missing(len(self.labels)):
+            self.facts = replace(self.facts, sha256=digest(self.file))
             _write_facts(self.folder, self.facts)
-        sha256: str | None = self.facts["sha256"]
-        return sha256
+        return self.facts.sha256
 
 
 def open_labels(
@@ -143,7 +146,7 @@ def open_labels(
     try:
         labels = TeacherLabels(folder)
         _check(labels, plan, key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, FormatError) as error:
         raise RecipeError(
             f"{folder} holds no teacher labels that can be read ({error}); give another folder"
         ) from error
@@ -176,7 +179,7 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
         torn = folder / f".{LABELS_FILE}"
         np.lib.format.open_memmap(torn, mode="w+", dtype=np.uint16, shape=_shape(plan))
         torn.replace(folder / LABELS_FILE)
-        _write_facts(folder, {"key": key, "teacher": teacher, "sha256": None})
+        _write_facts(folder, LabelFacts(key=key, teacher=teacher))
     except OSError as error:
         raise RecipeError(
             f"{folder} cannot hold {num_bytes(plan) / 1e6:,.0f} MB of teacher labels "
@@ -184,14 +187,14 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
         ) from error
 
 
-def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    text = json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def _write_facts(folder: Path, facts: LabelFacts) -> None:
+    text = json.dumps(asdict(facts), indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_whole(folder / FACTS_FILE, text.encode())
 
 
 def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
     """Raises RecipeError naming each field that differs."""
-    kept = labels.facts["key"]
+    kept = labels.facts.key
     if differing := list(_differences(kept, key)):
         named = ", ".join(
             f"{name} {shown(before)} -> {shown(now)}" for name, before, now in differing
@@ -208,7 +211,7 @@ def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
             f"the teacher labels in {labels.folder} are of {epochs} epochs, the run has "
             f"{plan.recipe.epochs}; give another folder, or --set epochs={epochs}"
         )
-    stated = labels.facts["sha256"]
+    stated = labels.facts.sha256
     if stated is not None and digest(labels.file) != stated:
         raise ValueError(f"{LABELS_FILE} is not the file whose digest {FACTS_FILE} states")
 

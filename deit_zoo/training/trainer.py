@@ -219,7 +219,7 @@ def teacher_facts(
         with full_disk_as_error(labels.folder):
             return labels.finish()
 
-    return labels.teacher | {"labels_sha256": group.run_on_main(finish)}
+    return labels.facts.teacher | {"labels_sha256": group.run_on_main(finish)}
 
 
 def expected_classes(recipe: Recipe) -> list[str]:
