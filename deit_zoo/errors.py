@@ -1,8 +1,43 @@
-"""What can go wrong, and nothing else: every message is one sentence for the person who typed."""
+"""What can go wrong, and nothing else: every message is one sentence for the person who typed.
+
+Messages land in logs and in reports of bugs, so none shows a password or what gives access.
+"""
+
+import os
+import re
+
+# No text ends within an address but by one of these.
+_SIGN = r"[^\s'\"<>]"
+_LAST_SIGN = r"[^\s'\"<>.,:;)\]}]"
+_SECRETS = (
+    # user:password@ of an address, any sign in the password; not ORG@ of hf://ORG/REPO@REVISION.
+    (rf"(?<!hf)://(?:[^/?#@:\s'\"<>]+:(?!\d+[/?#]){_SIGN}*|[^/?#\s'\"<>]*)@", "://***@"),
+    # What an address asks by: a presigned one is a key to its file.
+    (rf"(://[^\s'\"<>?#]*)\?{_SIGN}*{_LAST_SIGN}", r"\1?***"),
+    (rf"([?#])[^\s'\"<>?#=]+={_SIGN}*", r"\1***"),
+    (r"(?i)((?:signature|credential|token|secret|password|api[_-]?key)=)[^\s'\"<>&;,)]+", r"\1***"),
+    (r"(?i)(bearer )\S{8,}", r"\1***"),
+    (r"\bhf_[A-Za-z0-9]{8,}\b", "***"),
+)
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")
+_TOKEN_SIGNS = 8  # a shorter one could be a word
+
+
+def redact(text: str) -> str:
+    """A text without passwords, tokens and the queries of addresses, for others to read."""
+    for pattern, masked in _SECRETS:
+        text = re.sub(pattern, masked, text)
+    for name in _TOKENS:
+        if len(token := os.environ.get(name, "")) >= _TOKEN_SIGNS:
+            text = text.replace(token, "***")
+    return text
 
 
 class ZooError(Exception):
     """The base of all errors that a user can mend; the command line prints it and exits 2."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(text) if isinstance(text, str) else text for text in arguments))
 
 
 class UnknownModelError(ZooError):

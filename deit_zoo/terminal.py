@@ -11,12 +11,29 @@ from rich.console import Console
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
+from deit_zoo.errors import redact
+
+# What moves the cursor, rings, recolours, or turns round the order of signs.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text that only a reader acts on: names and labels of others may hold anything."""
+    return _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """A name or a label as a part of a line."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
 
 class Terminal(Console):
     """A word that is longer than a line, mostly a path, is left whole, for copying."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Console does."""
+        """As Console does, but of a text only what can be read; secrets do not go to stderr."""
+        hide = redact if self.stderr else str
+        objects = tuple(printable(hide(one)) if isinstance(one, str) else one for one in objects)
         if self.is_terminal and "soft_wrap" not in options:
             objects = tuple(
                 self._fitted(one, options.get("markup")) if isinstance(one, str) else one

@@ -7,6 +7,7 @@ was typed cannot be done, said in one sentence.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -32,7 +33,7 @@ from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import ZooError, redact
 from deit_zoo.files import ASSETS
 from deit_zoo.manifest import LocalCheckpoint
 from deit_zoo.version import __version__
@@ -69,9 +70,10 @@ def run() -> None:
         status = end.code
     except ZooError as error:
         if debug:
-            raise
-        print_error(error)
-        status = 2
+            sys.stderr.write(redact(traceback.format_exc()))
+        else:
+            print_error(error)
+        status = 1 if debug else 2
     sys.exit(end_output(status))
 
 

@@ -16,6 +16,7 @@ from deit_zoo.cli.options import MODEL_OR_RUN, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.results import Prediction
+from deit_zoo.terminal import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,8 +125,8 @@ def _as_dict(row: Row) -> dict[str, Any]:
 
 def _lines(row: Row) -> str:
     name, classes = row
-    lines = [f"  {100 * one.probability:6.2f} %  {escape(one.label)}" for one in classes]
-    return "\n".join((f"[bold]{escape(name)}[/]", *lines))
+    lines = [f"  {100 * one.probability:6.2f} %  {escape(one_line(one.label))}" for one in classes]
+    return "\n".join((f"[bold]{escape(one_line(name))}[/]", *lines))
 
 
 def _listed(argument: str) -> Iterator[Source]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.terminal import Terminal, TimeLeft
+from deit_zoo.terminal import Terminal, TimeLeft, one_line
 
 out = Terminal(highlight=False, soft_wrap=True)
 talk = Terminal(stderr=True, highlight=False, soft_wrap=True)
@@ -72,7 +73,8 @@ def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def print_json(value: Any) -> None:
     """Data, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not is_unicode()) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode())
+    sys.stdout.write(re.sub("[\x7f-\x9f]", lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n")
 
 
 def print_text(text: str) -> None:
@@ -88,14 +90,14 @@ def is_unicode() -> bool:
 
 def print_error(error: object, label: str = "error") -> None:
     """A sentence on what went wrong."""
-    talk.print(f"[bold red]{label}:[/] {escape(str(error))}")
+    talk.print(f"[bold red]{label}:[/] {escape(one_line(str(error)))}")
 
 
 def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     """Labels and values in two columns; on a terminal a long value wraps within its own."""
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        lines = [value]
+        lines = [value := one_line(value)]
         if console.is_terminal:
             room = max(NARROWEST, console.width - width - 2)
             lines = wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
@@ -113,7 +115,7 @@ def print_table(
 
     The last column, mostly paths, is left whole however long it is.
     """
-    heading, *body = columns(rows, right)
+    heading, *body = columns([[one_line(cell) for cell in row] for row in rows], right)
     out.print(f"[bold]{escape('  '.join(heading).rstrip())}[/]", soft_wrap=True)
     for row in body:
         cells = []

@@ -16,6 +16,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
 from deit_zoo.cli.options import AsJson, LabelColumn, complete_name, with_label_column
 from deit_zoo.errors import DataError
+from deit_zoo.terminal import one_line
 
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Split
@@ -30,7 +31,8 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
 
     with Bar("images") as bar:
         write_folder(output, bar)
-    talk.print(f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images are in {output}")
+    counts = f"{NUM_IMAGES - NUM_VAL} training and {NUM_VAL} validation images"
+    talk.print(f"{counts} are in {escape(str(output))}")
 
 
 @data_app.command("prepare")
@@ -85,8 +87,8 @@ def prepare_(
         raise typer.Exit(130) from None
     talk.print(
         f"{len(splits['train']):,} training and {len(splits['val']):,} validation images of "
-        f"{_count(len(splits['train'].classes), 'class')} are in {output}; to decode them all, "
-        f"type: deit-zoo data check {shlex.quote(str(output))}"
+        f"{_count(len(splits['train'].classes), 'class')} are in {escape(str(output))}; to decode "
+        f"them all, type: deit-zoo data check {escape(shlex.quote(str(output)))}"
     )
 
 
@@ -113,7 +115,7 @@ def check_(
 
     data = with_label_column(data, label_column)
     bad: list[tuple[str, str]] = []
-    # A file's name may be any bytes; it is printed as it is.
+    # A file's name may be any bytes; it is printed as it is, but to a terminal.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
@@ -127,7 +129,7 @@ def check_(
             for name, reason in bad_images(*sets, workers=threads, progress=bar):
                 bad.append((name, reason))
                 if not as_json:
-                    sys.stdout.write(f"{name}\t{reason}\n")
+                    sys.stdout.write(f"{one_line(name) if out.is_terminal else name}\t{reason}\n")
                     sys.stdout.flush()
     except KeyboardInterrupt:
         talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")

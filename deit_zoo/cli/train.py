@@ -110,7 +110,8 @@ def reproduce_(
         print_rows(talk, [*plan.lines(), ("output", str(output))])
         if nodes > 1:
             others = "the other node" if nodes == 2 else f"the other {nodes - 1} nodes"
-            talk.print(f"type the same command on {others}; {output} must be one shared folder")
+            folder = escape(str(output))
+            talk.print(f"type the same command on {others}; {folder} must be one shared folder")
 
     verdict = run(
         lambda **callbacks: reproduce(
@@ -129,7 +130,7 @@ def reproduce_(
     if is_main_process():
         colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
         out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
-        talk.print(f"weights, receipt, log and curve are in {output}")
+        talk.print(f"weights, receipt, log and curve are in {escape(str(output))}")
     if verdict.reproduced is False:
         raise typer.Exit(1)
 
@@ -239,8 +240,9 @@ def finetune_(
     )
     if is_main_process():
         reached = verdict.reached
+        folder = escape(str(output))
         figure = f"top-1 {reached.top1:.2f} % on {reached.num_images:,} images"
-        out.print(f"[bold green]{figure}[/]; weights, labels, receipt and curve are in {output}")
+        out.print(f"[bold green]{figure}[/]; weights, labels, receipt and curve are in {folder}")
         for line in usage_lines(plan.recipe.architecture, output):
             out.print(escape(line))
 
@@ -364,7 +366,8 @@ def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
         if not word.startswith("--slurm") and words[number - 1 : number] != ["--slurm"]
     ]
     write_whole(file, slurm.script(plan, typed, elastic.PORT).encode())
-    talk.print(f"{file} asks for {slurm.asked(plan)}; type: sbatch {shlex.quote(str(file))}")
+    command = shlex.join(["sbatch", str(file)])
+    talk.print(escape(f"{file} asks for {slurm.asked(plan)}; type: {command}"))
 
 
 def finetune_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -110,7 +110,7 @@ def convert_(
 
     output = output or file.with_suffix(".safetensors")
     print_json(convert(file, output, name))
-    talk.print(f"{output} is written; its tensors are exactly the model's")
+    talk.print(f"{escape(str(output))} is written; its tensors are exactly the model's")
 
 
 @weights_app.command("pin")
@@ -134,7 +134,9 @@ def pin_(
             escape(f"{change.name}: {change.fact} {change.before or 'null'} -> {change.after}")
         )
     facts = "1 fact" if len(changes) == 1 else f"{len(changes)} facts"
-    talk.print(f"{facts} changed in {path}" if changes else f"{path} says what the Hub says")
+    talk.print(
+        escape(f"{facts} changed in {path}" if changes else f"{path} says what the Hub says")
+    )
 
 
 @weights_app.command("publish")

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from deit_zoo.errors import CheckpointError, IntegrityError, OfflineError, ZooError
+from deit_zoo.errors import CheckpointError, IntegrityError, OfflineError, ZooError, redact
 from deit_zoo.files import (
     ASSETS,
     LOG_FILE,
@@ -167,7 +167,7 @@ def model_card(context: CardContext) -> str:
     )
     template = (ASSETS / "model_card.md.jinja").read_text(encoding="utf-8")
     # It is a Jinja template; torch brings Jinja.
-    return str(ModelCard.from_template(data, template_str=template, card=context))
+    return redact(str(ModelCard.from_template(data, template_str=template, card=context)))
 
 
 def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file: Path) -> None:

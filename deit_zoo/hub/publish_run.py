@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deit_zoo.data.transforms import eval_transform
-from deit_zoo.errors import CheckpointError, IntegrityError
+from deit_zoo.errors import CheckpointError, IntegrityError, redact
 from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.hub.config import start_record, timm_name, write_run_config
 from deit_zoo.hub.publish import check_arguments, new_folder, write_sums
@@ -118,7 +118,7 @@ def run_card(card: RunCard) -> str:
         eval_results=[result],
     )
     template = (ASSETS / "run_card.md.jinja").read_text(encoding="utf-8")
-    return str(ModelCard.from_template(data, template_str=template, card=card))
+    return redact(str(ModelCard.from_template(data, template_str=template, card=card)))
 
 
 def _stated_license(run: Path) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit_zoo.errors import CheckpointError, IntegrityError
+from deit_zoo.errors import CheckpointError, IntegrityError, redact
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
@@ -145,7 +145,7 @@ def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None])
             raise IntegrityError(problem)
         records = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"]
         text = json.dumps({file.name: records[file.name]}, indent=2, ensure_ascii=False)
-        write_whole(temporary / RECORD_FILE, f"{text}\n".encode())
+        write_whole(temporary / RECORD_FILE, f"{redact(text)}\n".encode())
         write_whole(temporary / SUMS_FILE, f"{sha256}  {MODEL_FILE}\n".encode())
         if folder.exists():
             for filename in FOLDER_FILES:

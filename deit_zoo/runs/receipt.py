@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deit_zoo.errors import redact
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes.plan import IMAGENET_VAL, Plan, layout_in_words, short_of
@@ -160,4 +161,4 @@ def write_receipt(
         "sha256": sha256,
     }
     text = json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(output / RECEIPT_FILE, text.encode())
+    write_whole(output / RECEIPT_FILE, redact(text).encode())
