@@ -60,8 +60,11 @@ class ModelSpec:
         return model
 
 
+TRANSFORMERS = ("deit", "cait", "deit3")  # the families whose images have one fixed size
+
 _VIT = "deit_zoo.models.deit:VisionTransformer"
 _CAIT = "deit_zoo.models.cait:CaiT"
+_DEIT3 = "deit_zoo.models.deit3:LayerScaleTransformer"
 
 
 def _deit(
@@ -111,6 +114,41 @@ def _cait(
         gmacs=gmacs,
         source="arXiv:2103.17239; upstream cait_models.py",
         aliases=(upstream, f"{name}.fb_dist_in1k", name.removeprefix("cait_").upper()),
+    )
+
+
+# Of DeiT III: width, depth, heads, patch size.
+_DEIT3_SIZES = {
+    "small": (384, 12, 6, 16),
+    "medium": (512, 12, 8, 16),
+    "base": (768, 12, 12, 16),
+    "large": (1024, 24, 16, 16),
+    "huge": (1280, 32, 16, 14),
+}
+
+
+def _deit3(name: str, file: str, num_params: int, gmacs: float) -> ModelSpec:
+    """A row of DeiT III; `file` is upstream's stem, which says the data: `1k`, or `21k` before."""
+    size, img_size = name.split("_")[1], 384 if "_384" in name else 224
+    embed_dim, depth, num_heads, patch = _DEIT3_SIZES[size]
+    in21k = name.endswith("_in21k")
+    # Upstream has one factory for all files of a size.
+    own = f"{'_384' if img_size == 384 else ''}{'_21k' if in21k else ''}"
+    tag = "fb_in22k_ft_in1k" if in21k else "fb_in1k"
+    return ModelSpec(
+        name=name,
+        family="deit3",
+        builder=_DEIT3,
+        arch=dict(patch_size=patch, embed_dim=embed_dim, depth=depth, num_heads=num_heads),
+        img_size=img_size,
+        num_params=num_params,
+        gmacs=gmacs,
+        source="arXiv:2204.07118; upstream models_v2.py",
+        aliases=(
+            f"deit_{size}_patch{patch}_LS{own}",
+            f"deit3_{size}_patch{patch}_{img_size}.{tag}",
+            file,
+        ),
     )
 
 
@@ -166,6 +204,27 @@ _CAITS = (
     _cait("cait_s36_384", "cait_S36", 384, 36, 1e-6, 68_366_632, 47.99),
     _cait("cait_m36_384", "cait_M36", 768, 36, 1e-6, 271_221_352, 173.11),
     _cait("cait_m48_448", "cait_M48", 768, 48, 1e-6, 356_460_520, 329.41),
+)
+
+# `_in21k` was trained on ImageNet-21k, then on ImageNet-1k; nothing of 21k alone was published.
+# A row: name, upstream's file, parameters, GMACs.
+_DEIT3S = (
+    _deit3("deit3_small", "deit_3_small_224_1k", 22_059_496, 4.61),
+    _deit3("deit3_small_384", "deit_3_small_384_1k", 22_205_416, 15.52),
+    _deit3("deit3_medium", "deit_3_medium_224_1k", 38_849_512, 8.0),
+    _deit3("deit3_base", "deit_3_base_224_1k", 86_585_320, 17.58),
+    _deit3("deit3_base_384", "deit_3_base_384_1k", 86_877_160, 55.54),
+    _deit3("deit3_large", "deit_3_large_224_1k", 304_374_760, 61.6),
+    _deit3("deit3_large_384", "deit_3_large_384_1k", 304_763_880, 191.21),
+    _deit3("deit3_huge", "deit_3_huge_224_1k", 632_126_440, 167.4),
+    _deit3("deit3_small_in21k", "deit_3_small_224_21k", 22_059_496, 4.61),
+    _deit3("deit3_small_384_in21k", "deit_3_small_384_21k", 22_205_416, 15.52),
+    _deit3("deit3_medium_in21k", "deit_3_medium_224_21k", 38_849_512, 8.0),
+    _deit3("deit3_base_in21k", "deit_3_base_224_21k", 86_585_320, 17.58),
+    _deit3("deit3_base_384_in21k", "deit_3_base_384_21k", 86_877_160, 55.54),
+    _deit3("deit3_large_in21k", "deit_3_large_224_21k", 304_374_760, 61.6),
+    _deit3("deit3_large_384_in21k", "deit_3_large_384_21k", 304_763_880, 191.21),
+    _deit3("deit3_huge_in21k", "deit_3_huge_224_21k_v1", 632_126_440, 167.4),
 )
 
 # DeiT's teacher (section 5.2), the one architecture that stays timm's. timm's bare name means other
@@ -229,7 +288,9 @@ _EMBEDDED = (
     ),
 )
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (*_DEIT, *_CAITS, _TEACHER, *_EMBEDDED)}
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec for spec in (*_DEIT, *_CAITS, *_DEIT3S, _TEACHER, *_EMBEDDED)
+}
 
 # Names that mean something else, compared without their `_patch16` and timm's tag: what to say, and
 # what to offer first.
@@ -245,8 +306,35 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (),
     ),
     (
-        r"(deit_?3|deit_?iii)(_.*)?|deit_.*_ls(_.*)?|deit_(large|medium|huge|giant|l|m|h)(_.*)?",
-        "that size or family belongs to DeiT III, which this zoo does not hold yet",
+        r"deit3_(tiny|ti?)(_.*)?|deit_tiny_ls(_.*)?",
+        "no weights of a tiny DeiT III were published",
+        ("deit3_small", "deit_tiny"),
+    ),
+    *(
+        (
+            rf"(deit3_({size}|{size[0]})|deit_{size}_ls)_?384(_.*)?",
+            f"DeiT III-{size[0].upper()} was published at 224 pixels only (img_size=384 resamples "
+            "it)",
+            (f"deit3_{size}", f"deit3_{size}_in21k"),
+        )
+        for size in ("medium", "huge")
+    ),
+    (
+        r"deit3_.*_(fb_in2[12]k|2[12]k_only|in2[12]k_only)",
+        "DeiT III's weights of ImageNet-21k alone were never published",
+        (),
+    ),
+    *(
+        (
+            rf"deit_({size}|{size[0]})(_.*)?",
+            "that size is DeiT III's",
+            (f"deit3_{size}", f"deit3_{size}_in21k"),
+        )
+        for size in ("medium", "large", "huge")
+    ),
+    (
+        r"deit3(_.*)?|deit_.*_ls(_.*)?|deit_giant(_.*)?",
+        "DeiT III was published as small, medium, base, large and huge",
         (),
     ),
     (
@@ -256,7 +344,14 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (r"(dino_)?deit_?s_?16.*|dino_.*", "that is a backbone of DINO, with other weights", ()),
     (r"vit_.*", "plain ViT names mean other weights in every library", ()),
-    (r"deit_.*_\d+xb\d+.*", "that is mmpretrain's own training, not a published DeiT", ()),
+    *(
+        (
+            rf"deit_{size}_.*\d+xb\d+.*",
+            "that is mmpretrain's own training, not a published DeiT",
+            (f"deit_{size}",),
+        )
+        for size in ("tiny", "small", "base")
+    ),
     (
         r"resmlp.*|patch_?conv_?net.*|[slb](60|120)(_.*)?",
         "ResMLP and PatchConvNet are not in this zoo",
@@ -265,6 +360,12 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"regnet.*", "the one RegNet here is DeiT's teacher", ("regnety_160_deit",)),
 )
 
+
+# What others call training on ImageNet-21k and then on ImageNet-1k.
+_TAGS_21K = (
+    *("_21k", "_22k", "_in21k", "_in22k", "_in21ft1k", "_in22ft1k"),
+    "_fb_in22k_ft_in1k",
+)
 
 # What stands before a name where it is written as the Hub's, timm's or torch.hub's.
 _OWNERS = re.compile(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", re.IGNORECASE)
@@ -303,14 +404,18 @@ def lookup(name: str) -> ModelSpec | None:
 
 
 def normalize(name: str) -> str:
-    """The form in which names are compared: lower case, `_` for `-./` and spaces, no prefix."""
+    """The form in which names are compared: lower case, `_` for `-./` and spaces, no prefix.
+
+    DeiT III is `deit3`, however it is written.
+    """
     text = name.strip()
     if not text.isascii():  # the papers' signs
         text = re.sub("⚗[\ufe0e\ufe0f]?", "_distilled", text).replace("↑", "_")
         text = re.sub(r"[Υυϒ]", "", text)
     text = text.casefold()
     text = re.sub(_OWNERS, "", text)
-    return re.sub(r"[-./\s_]+", "_", text).strip("_")
+    text = re.sub(r"[-./\s_]+", "_", text).strip("_")
+    return re.sub(r"^deit_?(3|iii)(?=_|$)", "deit3", text)
 
 
 @cache
@@ -348,6 +453,8 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
             yield f"deit_{word}{dist}{patch}{img_size}"
             yield f"deit_{word}{patch}{img_size}{dist}"
         yield f"vit_deit_{size}{distilled[0]}_patch16_{spec.img_size}"  # timm before 0.5
+    elif spec.family == "deit3":
+        yield from _deit3_variants(spec)
     elif spec.family == "cait":
         letters, depth, img_size = re.findall(r"cait_([a-z]+)(\d+)_(\d+)", spec.name)[0]
         bare = f"cait_{letters}{depth}" in map(normalize, spec.aliases)
@@ -355,6 +462,23 @@ def _variants(spec: ModelSpec) -> Iterator[str]:
             yield f"cait_{letters}{gap}{depth}{patch}_{img_size}{tag}"
             if bare:
                 yield f"cait_{letters}{gap}{depth}{patch}{tag}"
+
+
+def _deit3_variants(spec: ModelSpec) -> Iterator[str]:
+    size, patch = spec.name.split("_")[1], spec.arch["patch_size"]
+    in21k = spec.name.endswith("_in21k")
+    tags = _TAGS_21K if in21k else ("", "_1k", "_in1k", "_fb_in1k")
+    sizes = ("", "_224", "224") if spec.img_size == 224 else ("_384", "384")
+    patches = ("", f"_patch{patch}", f"_p{patch}")
+    for word, cut, img_size, tag in product((size, size[0]), patches, sizes, tags):
+        yield f"deit3_{word}{cut}{img_size}{tag}"
+    for img_size, tag in product(sizes, tags):  # upstream's factory and what it is told
+        yield f"deit_{size}_patch{patch}_ls{img_size}{tag}"
+    if size == "huge" and not in21k:  # the same file in upstream's code
+        yield "deit3_huge_224_1k_v1"
+    # mmpretrain's copies of the authors' weights.
+    pretrained, pixels = "_in21k_pre" if in21k else "", "_384px" if spec.img_size == 384 else ""
+    yield f"deit3_{size}_p{patch}{pretrained}_3rdparty_in1k{pixels}"
 
 
 def _unknown(name: object) -> str:

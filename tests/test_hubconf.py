@@ -34,6 +34,16 @@ UPSTREAM = (
     "cait_S36",
     "cait_M36",
     "cait_M48",
+    *(
+        f"deit_{size}_LS{own}"
+        for size in ("small_patch16", "base_patch16", "large_patch16")
+        for own in ("", "_384", "_21k", "_384_21k")
+    ),
+    *(
+        f"deit_{size}_LS{own}"
+        for size in ("medium_patch16", "huge_patch14")
+        for own in ("", "_21k")
+    ),
 )
 
 

@@ -238,6 +238,182 @@ FACTS = {
         file="M48_448.pth",
         sha256_prefix=None,
     ),
+    "deit3_small": Facts(
+        num_params=22_059_496,
+        published=(81.4, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_small_patch16_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_small_224_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_small_384": Facts(
+        num_params=22_205_416,
+        published=(83.4, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_small_patch16_384.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_small_384_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_medium": Facts(
+        num_params=38_849_512,
+        published=(83.0, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_medium_patch16_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_medium_224_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_base": Facts(
+        num_params=86_585_320,
+        published=(83.8, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_base_patch16_224.fb_in1k",
+        revision="82eac7cae20c76230ca81f9f62c61963beeb2ab4",
+        sha256="9a6f0f93c19c3f6b05836231b9de6b07cc9eca1b002b30c3b5b0b77411687650",
+        bytes=None,
+        file="deit_3_base_224_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_base_384": Facts(
+        num_params=86_877_160,
+        published=(85.0, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_base_patch16_384.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_base_384_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_large": Facts(
+        num_params=304_374_760,
+        published=(84.9, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_large_patch16_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_large_224_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_large_384": Facts(
+        num_params=304_763_880,
+        published=(85.8, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_large_patch16_384.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_large_384_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_huge": Facts(
+        num_params=632_126_440,
+        published=(85.2, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_huge_patch14_224.fb_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_huge_224_1k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_small_in21k": Facts(
+        num_params=22_059_496,
+        published=(83.1, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_small_patch16_224.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_small_224_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_small_384_in21k": Facts(
+        num_params=22_205_416,
+        published=(84.8, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_small_patch16_384.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_small_384_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_medium_in21k": Facts(
+        num_params=38_849_512,
+        published=(84.5, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_medium_patch16_224.fb_in22k_ft_in1k",
+        revision="272cf8f22418e09b383da0c05b254c809bbfff30",
+        sha256=None,
+        bytes=None,
+        file="deit_3_medium_224_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_base_in21k": Facts(
+        num_params=86_585_320,
+        published=(85.7, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_base_patch16_224.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_base_224_21k.pth",
+        sha256_prefix="79d5ec0c4ae73dc6810aff18efae8cb50de05523d16ca904bf42975a65b39271",
+    ),
+    "deit3_base_384_in21k": Facts(
+        num_params=86_877_160,
+        published=(86.7, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_base_patch16_384.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_base_384_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_large_in21k": Facts(
+        num_params=304_374_760,
+        published=(87.0, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_large_patch16_224.fb_in22k_ft_in1k",
+        revision="51971edc9c4b1a58901ac0c441592a6e98f2b713",
+        sha256=None,
+        bytes=None,
+        file="deit_3_large_224_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_large_384_in21k": Facts(
+        num_params=304_763_880,
+        published=(87.7, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_large_patch16_384.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_large_384_21k.pth",
+        sha256_prefix=None,
+    ),
+    "deit3_huge_in21k": Facts(
+        num_params=632_126_440,
+        published=(87.2, None, None),
+        crop_pct=1.0,
+        repo_id="timm/deit3_huge_patch14_224.fb_in22k_ft_in1k",
+        revision=None,
+        sha256=None,
+        bytes=None,
+        file="deit_3_huge_224_21k_v1.pth",
+        sha256_prefix=None,
+    ),
 }
 
 # facts/models.json, timm_measured_acc1 and acc5 at crop 1.0, which is the authors' for CaiT only.
@@ -252,6 +428,17 @@ MEASURED_BY_TIMM = {
     "cait_s36_384": (85.458, 97.48),
     "cait_m36_384": (86.06, 97.732),
     "cait_m48_448": (86.48, 97.748),
+    "deit3_small_384": (83.432, 96.674),
+    "deit3_base_384": (85.088, 97.252),
+    "deit3_large_384": (85.82, 97.602),
+    "deit3_small_in21k": (83.082, 96.774),
+    "deit3_small_384_in21k": (84.846, 97.486),
+    "deit3_medium_in21k": (84.55, 97.18),
+    "deit3_base_in21k": (85.728, 97.746),
+    "deit3_base_384_in21k": (86.742, 98.11),
+    "deit3_large_in21k": (86.99, 98.246),
+    "deit3_large_384_in21k": (87.736, 98.508),
+    "deit3_huge_in21k": (87.18, 98.264),
 }
 
 # DeiT, Table 5: top-1 on ImageNet's validation set, on ReaL and on V2, by the row.
@@ -281,6 +468,36 @@ TIMM_ELSEWHERE = {
     "cait_s36_384": (89.829, 76.010, 54.213, 53.520, 39.767),
     "cait_m36_384": (90.049, 76.370, 57.667, 57.417, 42.392),
     "cait_m48_448": (90.181, 76.840, 62.067, 57.433, 44.251),
+    "deit3_small_384": (88.308, 73.010, 40.227, 48.607, 36.163),
+    "deit3_base_384": (88.940, 74.760, 53.293, 53.440, 39.417),
+    "deit3_large_384": (89.692, 76.730, 60.227, 58.323, 44.181),
+    "deit3_small_in21k": (88.343, 73.850, 41.080, 52.770, 40.184),
+    "deit3_small_384_in21k": (89.372, 75.130, 57.133, 54.590, 41.964),
+    "deit3_medium_in21k": (88.921, 74.680, 48.267, 56.687, 43.267),
+    "deit3_base_in21k": (89.472, 76.530, 57.147, 61.917, 47.370),
+    "deit3_base_384_in21k": (89.888, 77.980, 71.293, 62.677, 47.684),
+    "deit3_large_in21k": (90.008, 78.640, 68.573, 69.727, 54.385),
+    "deit3_large_384_in21k": (90.247, 79.220, 79.320, 70.620, 54.912),
+    "deit3_huge_in21k": (90.215, 79.210, 70.187, 70.843, 55.784),
+}
+# README_revenge.md, model zoo: top-1 on V2.
+REVENGE_V2 = {
+    "deit3_small": 70.5,
+    "deit3_small_384": 73.1,
+    "deit3_medium": 72.3,
+    "deit3_base": 73.6,
+    "deit3_base_384": 74.8,
+    "deit3_large": 75.1,
+    "deit3_large_384": 76.7,
+    "deit3_huge": 75.9,
+    "deit3_small_in21k": 73.8,
+    "deit3_small_384_in21k": 75.1,
+    "deit3_medium_in21k": 74.7,
+    "deit3_base_in21k": 76.5,
+    "deit3_base_384_in21k": 77.9,
+    "deit3_large_in21k": 78.6,
+    "deit3_large_384_in21k": 79.1,
+    "deit3_huge_in21k": 79.2,
 }
 
 # A record of either origin, as the schema wants it; each broken one below changes one thing.
@@ -357,7 +574,7 @@ def test_every_model_has_a_record_and_every_record_a_model(records: dict[str, Ch
     assert set(records) == set(MODELS)
 
 
-def test_the_eighteen_published_checkpoints_are_upstreams(records: dict[str, Checkpoint]) -> None:
+def test_the_published_checkpoints_are_upstreams(records: dict[str, Checkpoint]) -> None:
     upstream = {name for name, held in records.items() if held.origin == "upstream"}
     assert upstream - {"regnety_160_deit"} == set(FACTS)
 
@@ -426,7 +643,7 @@ def first_stage(recipe: Recipe) -> Recipe:
     return recipe
 
 
-@each_row("name", [name for name in FACTS if name.startswith("deit")])
+@each_row("name", [name for name in FACTS if name.startswith("deit_")])
 def test_an_accuracy_is_that_of_the_row_with_its_epochs_and_its_size(
     name: str, records: dict[str, Checkpoint]
 ) -> None:
@@ -453,6 +670,15 @@ def test_timms_figures_on_other_sets_stand_where_the_transform_is_the_same(
     assert figures == TIMM_ELSEWHERE.get(name, ())
 
 
+@each_row("name", REVENGE_V2)
+def test_the_authors_figure_of_a_deit_iii_on_v2_stands_beside_that_on_imagenet(
+    name: str, records: dict[str, Checkpoint]
+) -> None:
+    source = "README_revenge.md model zoo"
+    expected = Metric(top1=REVENGE_V2[name], top5=None, loss=None, source=source)
+    assert records[name].metrics["imagenet_v2"] == expected
+
+
 def test_the_authors_figure_goes_before_timms(records: dict[str, Checkpoint]) -> None:
     deit, cait = records["deit_tiny"], records["cait_s24_224"]
     assert (deit.metric_on("v2"), deit.metric_on("a")) == (deit.metrics["imagenet_v2"], None)
@@ -467,9 +693,9 @@ def test_a_figure_on_another_set_is_none_of_the_own_validation_set(
     assert replace(records["deit_tiny"], metrics=others).metric is None
 
 
-def test_eleven_commits_are_pinned(records: dict[str, Checkpoint]) -> None:
+def test_fourteen_commits_are_pinned(records: dict[str, Checkpoint]) -> None:
     hub = [held.sources[0] for held in records.values() if held.sources[0].kind == "hub"]
-    assert (len([source for source in hub if source.revision]), len(hub)) == (11, 19)
+    assert (len([source for source in hub if source.revision]), len(hub)) == (14, 35)
 
 
 @each_row("name", FACTS)
@@ -508,7 +734,8 @@ def test_the_second_source_is_the_authors_file(name: str, records: dict[str, Che
 
 @each_row("name", FACTS)
 def test_the_licence_is_the_authors(name: str, records: dict[str, Checkpoint]) -> None:
-    paper = "arXiv:2012.12877" if name.startswith("deit") else "arXiv:2103.17239"
+    papers = {"deit": "2012.12877", "cait": "2103.17239", "deit3": "2204.07118"}
+    paper = f"arXiv:{papers[name.split('_')[0]]}"
     assert (records[name].license, records[name].paper) == ("apache-2.0", paper)
 
 

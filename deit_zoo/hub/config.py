@@ -11,7 +11,7 @@ from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
 from deit_zoo.files import RECEIPT_FILE, expand_user, write_whole
 from deit_zoo.labels import Label
 from deit_zoo.manifest import Checkpoint, read_manifest
-from deit_zoo.registry import ModelSpec, lookup
+from deit_zoo.registry import TRANSFORMERS, ModelSpec, lookup
 from deit_zoo.weights.config import CONFIG_FILE
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
@@ -20,6 +20,7 @@ _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
 _LAYERS = {
     "deit": ("patch_embed.proj", "head"),
     "cait": ("patch_embed.proj", "head"),
+    "deit3": ("patch_embed.proj", "head"),
     "regnet": ("stem.conv", "head.fc"),
 }
 _REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
@@ -55,7 +56,7 @@ def timm_config(
         "label_names": [label.folder for label in classes],
         "label_descriptions": {label.folder: label.name for label in classes},
     }
-    fixed = spec.family in ("deit", "cait")
+    fixed = spec.family in TRANSFORMERS
     changed = size != (spec.img_size, spec.img_size)
     if architecture and fixed and (changed or not spec.aliases):
         facts["model_args"] = {"img_size": size[0] if size[0] == size[1] else list(size)}

@@ -9,7 +9,7 @@ from typing import Any
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.registry import MODELS, ModelSpec, resolve
-from deit_zoo.weights.formats import is_pickle, write_tensors
+from deit_zoo.weights.formats import is_pickle, to_file_keys, write_tensors
 from deit_zoo.weights.load import load_checkpoint, read_tensors
 
 
@@ -23,7 +23,7 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
     spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
     model = load_checkpoint(spec, file, {})
     try:
-        sha256 = write_tensors(tensors, output)
+        sha256 = write_tensors(to_file_keys(tensors, spec), output)
     except OSError as error:
         raise CheckpointError(
             f"{output} cannot be written ({error.strerror}); give another --output"

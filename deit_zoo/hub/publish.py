@@ -34,7 +34,7 @@ from deit_zoo.hub.verify import cached_file, copy_file
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.recipes import RECIPES
-from deit_zoo.registry import ModelSpec, resolve
+from deit_zoo.registry import TRANSFORMERS, ModelSpec, resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.config import CONFIG_FILE
@@ -154,7 +154,7 @@ def model_card(context: CardContext) -> str:
         for k, value in ((1, metric and metric.top1), (5, metric and metric.top5))
         if value is not None
     ]
-    family = ("vision-transformer",) if spec.family in ("deit", "cait") else ()
+    family = ("vision-transformer",) if spec.family in TRANSFORMERS else ()
     data = ModelCardData(
         license=record.license,
         library_name="timm" if context.timm_name else "deit_zoo",

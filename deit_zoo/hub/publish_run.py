@@ -22,7 +22,7 @@ from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Checkpoint
 from deit_zoo.models.layers import as_pair
-from deit_zoo.registry import ModelSpec
+from deit_zoo.registry import TRANSFORMERS, ModelSpec
 from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.load import open_local, spec_of_file
 
@@ -106,7 +106,7 @@ def run_card(card: RunCard) -> str:
         metric_name="Top-1 accuracy (%)",
         metric_value=reached["top1"],
     )
-    family = ("vision-transformer",) if spec.family in ("deit", "cait") else ()
+    family = ("vision-transformer",) if spec.family in TRANSFORMERS else ()
     data = ModelCardData(
         license=card.license,
         library_name="timm" if card.timm_name else "deit_zoo",

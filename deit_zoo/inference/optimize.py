@@ -38,7 +38,7 @@ from deit_zoo.machine import (
     has_compiler,
     missing_compiler,
 )
-from deit_zoo.models import cait, deit
+from deit_zoo.models import cait, deit, deit3
 from deit_zoo.models.layers import Mlp, ZooModel, check_input, split_heads
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def optimize(
     model: nn.Module, dtype: str | torch.dtype = "auto", compile: bool | str = "auto"
 ) -> OptimizedModel:
     """What `deit_zoo.optimize` says, without its warning."""
-    if not isinstance(model, deit.VisionTransformer | cait.CaiT):
+    if not isinstance(model, deit.Transformer | cait.CaiT):
         raise ZooError(
             f"{type(model).__name__} cannot be optimized; give a deit or cait model from create"
         )
@@ -128,7 +128,7 @@ def loses(model: OptimizedModel) -> bool:
     return half and fast is not None and model.precision not in fast
 
 
-def untouched(model: deit.VisionTransformer | cait.CaiT) -> bool:
+def untouched(model: deit.Transformer | cait.CaiT) -> bool:
     """Whether a copy would compute what the model does: it consists of the family's own parts,
     none of which is replaced, adapted or watched by a hook.
 
@@ -148,13 +148,15 @@ def untouched(model: deit.VisionTransformer | cait.CaiT) -> bool:
     )
 
 
-def build_like(model: deit.VisionTransformer | cait.CaiT) -> nn.Module:
+def build_like(model: deit.Transformer | cait.CaiT) -> nn.Module:
     """A network with the parts of a model, whatever their sizes."""
     depth, classes = len(model.blocks), model.num_classes
+    if isinstance(model, cait.CaiT):
+        few = len(model.blocks_token_only)
+        return cait.CaiT(depth=depth, num_classes=classes, depth_token_only=few)
     if isinstance(model, deit.VisionTransformer):
         return deit.VisionTransformer(depth=depth, num_classes=classes, distilled=model.distilled)
-    few = len(model.blocks_token_only)
-    return cait.CaiT(depth=depth, num_classes=classes, depth_token_only=few)
+    return deit3.LayerScaleTransformer(depth=depth, num_classes=classes)
 
 
 def _touched(part: nn.Module) -> bool:
@@ -330,11 +332,11 @@ class CudaGraph:
 class Network(nn.Module):
     """What is computed, in straight lines."""
 
-    def __init__(self, model: deit.VisionTransformer | cait.CaiT, dtype: torch.dtype) -> None:
+    def __init__(self, model: deit.Transformer | cait.CaiT, dtype: torch.dtype) -> None:
         super().__init__()
         self.patches = Patches(model, dtype)
-        if isinstance(model, deit.VisionTransformer):
-            tokens = model.pos_embed.shape[1]
+        if isinstance(model, deit.Transformer):
+            tokens = model.num_prefix_tokens + model.patch_embed.num_patches
             self.blocks = nn.ModuleList(
                 DeiTBlock(cast(deit.Block, block), tokens, dtype) for block in model.blocks[:-1]
             )
@@ -367,17 +369,18 @@ class Network(nn.Module):
 class Patches(nn.Module):
     """Pixels, or normalised images, to tokens with positions (B, N, D)."""
 
-    def __init__(self, model: deit.VisionTransformer | cait.CaiT, dtype: torch.dtype) -> None:
+    def __init__(self, model: deit.Transformer | cait.CaiT, dtype: torch.dtype) -> None:
         super().__init__()
         projection = model.patch_embed.proj
         self.patch_size = projection.kernel_size[0]
         weight, bias = projection.weight.double(), cast(Tensor, projection.bias).double()
         positions, prefix = model.pos_embed.double(), None
-        if isinstance(model, deit.VisionTransformer):
-            tokens = (model.cls_token, model.dist_token)
-            own: list[Tensor] = [token for token in tokens if token is not None]
-            prefix = torch.cat(own, dim=1).double() + positions[:, : len(own)]
-            positions, prefix = positions[:, len(own) :], prefix.to(dtype)
+        if isinstance(model, deit.Transformer):
+            prefix = torch.cat(model.prefix_tokens(), dim=1).double()
+            # Of a DeiT III only patches have positions.
+            if placed := positions.shape[1] - model.patch_embed.num_patches:
+                prefix, positions = prefix + positions[:, :placed], positions[:, placed:]
+            prefix = prefix.to(dtype)
         self.register_buffer("prefix", prefix)
         self.register_buffer("weight", weight.flatten(1).to(dtype, copy=True))
         self.register_buffer("positions", (positions + bias).to(dtype))
@@ -413,12 +416,16 @@ class Patches(nn.Module):
 
 
 class DeiTBlock(nn.Module):
-    """Self-attention and MLP; keys and values are padded where that is faster."""
+    """Self-attention and MLP, with DeiT III's LayerScale in their last projections.
+
+    Keys and values are padded where that is faster.
+    """
 
     def __init__(self, block: deit.Block, tokens: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        self.attn, self.mlp = deepcopy(block.attn).to(dtype), FastMlp(block.mlp, dtype)
+        attn, mlp = _scaled_branches(block)
+        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
         device = block.attn.qkv.weight.device
         # Whole registers are worth their mask where these are wide and products are fast.
         wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -478,11 +485,12 @@ def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias
 class LastBlock(nn.Module):
     """The last block of a DeiT, for the tokens that reach a head (B, 1 or 2, D)."""
 
-    def __init__(self, model: deit.VisionTransformer, dtype: torch.dtype) -> None:
+    def __init__(self, model: deit.Transformer, dtype: torch.dtype) -> None:
         super().__init__()
-        block = deepcopy(cast(deit.Block, model.blocks[-1])).to(dtype)
-        self.norm1, self.attn, self.norm2 = block.norm1, block.attn, block.norm2
-        self.mlp = FastMlp(block.mlp, dtype)
+        block = cast(deit.Block, model.blocks[-1])
+        self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
+        attn, mlp = _scaled_branches(block)
+        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
         self.num_prefix_tokens = model.num_prefix_tokens
 
     def forward(self, x: Tensor) -> Tensor:
@@ -503,9 +511,7 @@ class CaiTBlock(nn.Module):
     def __init__(self, block: cait.Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        attn, mlp = deepcopy(block.attn).double(), deepcopy(block.mlp).double()
-        _scale(attn.proj, block.gamma_1)
-        _scale(mlp.fc2, block.gamma_2)
+        attn, mlp = _scaled_branches(block)
         attn.proj_l.weight.mul_((attn.proj.in_features // attn.num_heads) ** -0.5)
         self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
 
@@ -559,6 +565,15 @@ def _bytes_of_scores(model: ZooModel, dtype: torch.dtype) -> int:
         return 0
     heads = max((cast(cait.Block, block).attn.num_heads for block in model.blocks), default=0)
     return heads * model.patch_embed.num_patches**2 * dtype.itemsize
+
+
+def _scaled_branches(block: deit.Block | cait.Block) -> tuple[Any, Mlp]:
+    """Attention and MLP in float64, their last projections multiplied by LayerScale, if any."""
+    attn, mlp = deepcopy(block.attn).double(), deepcopy(block.mlp).double()
+    if isinstance(block, deit3.Block | cait.Block):
+        _scale(attn.proj, block.gamma_1)
+        _scale(mlp.fc2, block.gamma_2)
+    return attn, mlp
 
 
 def _scale(linear: nn.Linear, gamma: Tensor) -> None:

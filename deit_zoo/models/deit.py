@@ -74,7 +74,77 @@ class Block(nn.Module):
         return self.attn.attention(self.norm1(x))
 
 
-class VisionTransformer(ZooModel):
+class Transformer(ZooModel):
+    """Prefix tokens and patches through pre-norm blocks: what DeiT and DeiT III have in common."""
+
+    num_prefix_tokens = 1
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+    patch_embed: PatchEmbed
+    norm: nn.LayerNorm
+
+    def prefix_tokens(self) -> list[Tensor]:
+        """The learned tokens (1, 1, D) in front of the patches, without positions."""
+        return [self.cls_token]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to tokens with positions (B, prefix + N, D)."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to all tokens after the last norm (B, prefix + N, D)."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return self.norm(x)
+
+    def forward_head(
+        self, tokens: Tensor, pre_logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens to logits; with `pre_logits` to the class token (B, D)."""
+        return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Patch tokens (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
+
+        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the class token (B, D).
+        """
+        outputs = self._block_outputs(self.embed(x), pick_layers(n, len(self.blocks)))
+        if norm:
+            outputs = [self.norm(tokens) for tokens in outputs]
+        patches = [tokens[:, self.num_prefix_tokens :] for tokens in outputs]
+        if reshape:
+            patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
+        if return_class_token:
+            return tuple(zip(patches, (tokens[:, 0] for tokens in outputs), strict=True))
+        return tuple(patches)
+
+    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused."""
+        numbers = pick_layers(tuple(layers), len(self.blocks))
+        maps: dict[int, Tensor] = {}
+        x = self.embed(x)
+        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
+            if number in numbers:
+                maps[number] = cast(Block, block).attention(x)
+            x = self._run(block, x)
+        return [maps[number] for number in numbers]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
+        as it gets."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}
+
+
+class VisionTransformer(Transformer):
     """DeiT (section 3) and, with `distilled=True`, distilled DeiT (section 4).
 
     A distilled model returns `(class_logits, distillation_logits)` in train mode and their mean
@@ -120,63 +190,26 @@ class VisionTransformer(ZooModel):
         self.head_dist = new_head(embed_dim, num_classes) if distilled else None
         self.apply(init_linear)
 
+    def prefix_tokens(self) -> list[Tensor]:
+        """The class token and, in a distilled model, the distillation token (1, 1, D)."""
+        return [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
+
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens with positions (B, N, D): class, distillation, patches."""
         patches = self.patch_embed(x)
-        prefix = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in self.prefix_tokens()]
         return torch.cat((*tokens, patches), dim=1) + self.pos_embed
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to all tokens after the last norm (B, prefix + N, D)."""
-        x = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x)
-        return self.norm(x)
 
     def forward_head(
         self, tokens: Tensor, pre_logits: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens to logits; with `pre_logits` to the class token, or the mean of both tokens."""
         if self.head_dist is None:
-            return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
+            return super().forward_head(tokens, pre_logits)
         if pre_logits:
             return (tokens[:, 0] + tokens[:, 1]) / 2
         logits, logits_dist = self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
         return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
-
-    def get_intermediate_layers(
-        self,
-        x: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_class_token: bool = False,
-        norm: bool = True,
-    ) -> tuple[Any, ...]:
-        """Patch tokens (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
-
-        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the class token (B, D).
-        """
-        outputs = self._block_outputs(self.embed(x), pick_layers(n, len(self.blocks)))
-        if norm:
-            outputs = [self.norm(tokens) for tokens in outputs]
-        patches = [tokens[:, self.num_prefix_tokens :] for tokens in outputs]
-        if reshape:
-            patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
-        if return_class_token:
-            return tuple(zip(patches, (tokens[:, 0] for tokens in outputs), strict=True))
-        return tuple(patches)
-
-    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused."""
-        numbers = pick_layers(tuple(layers), len(self.blocks))
-        maps: dict[int, Tensor] = {}
-        x = self.embed(x)
-        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
-            if number in numbers:
-                maps[number] = cast(Block, block).attention(x)
-            x = self._run(block, x)
-        return [maps[number] for number in numbers]
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head, or (head, distillation head)."""
@@ -187,9 +220,3 @@ class VisionTransformer(ZooModel):
         super().reset_classifier(num_classes)
         if self.head_dist is not None:
             self.head_dist = new_head(self.embed_dim, num_classes, like=self)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
-        as it gets."""
-        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}

@@ -3,7 +3,7 @@
 What a file is, its first bytes say, whatever it is called. Training scripts put the weights under
 one key among others, averaged ones beside them; wrappers (DataParallel, torch.compile, Lightning)
 put a word before each tensor's key. transformers' DeiT and ViT have another key layout, with
-queries, keys and values apart.
+queries, keys and values apart; timm's DeiT III calls its LayerScale `ls1.gamma`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import digest, write_whole
+from deit_zoo.registry import ModelSpec
 from deit_zoo.weights.pickles import read_pickled
 
 PICKLES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
@@ -76,6 +77,11 @@ _TRANSFORMERS = (
 _PROJECTION = re.compile(
     r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)"
 )
+
+
+# A gain of LayerScale: ours and upstream's `blocks.0.gamma_1`, timm's `blocks.0.ls1.gamma`.
+_OWN_GAIN = re.compile(r"(blocks\.\d+)\.gamma_([12])")
+_TIMM_GAIN = re.compile(r"(blocks\.\d+)\.ls([12])\.gamma")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,7 +231,8 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the zoo's keys: transformers' layout is translated."""
+    """The same tensors under the zoo's keys: transformers' and timm's layouts are translated."""
+    state = {_TIMM_GAIN.sub(r"\1.gamma_\2", key): value for key, value in state.items()}
     if not any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state):
         return state
     tensors: dict[str, Tensor] = {}
@@ -244,6 +251,13 @@ def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ordered = [parts[part] for part in ("query", "key", "value") if part in parts]
         tensors[key] = torch.cat(ordered)
     return tensors
+
+
+def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, Tensor]:
+    """A model's tensors as they are saved: under the keys of timm's model of that name."""
+    if spec is None or spec.family != "deit3":
+        return state
+    return {_OWN_GAIN.sub(r"\1.ls\2.gamma", key): value for key, value in state.items()}
 
 
 def convert_pickle(file: Path, converted: Path) -> str:

@@ -48,6 +48,7 @@ from deit_zoo.weights.formats import (
     leading_word,
     not_whole,
     read_state,
+    to_file_keys,
 )
 
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
@@ -205,7 +206,7 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
     _check_savable(own, state, facts)
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for key, value in state.items():
+    for key, value in to_file_keys(state, own.spec).items():
         tensor = value.detach().cpu().contiguous()
         # Two names of one tensor are two tensors in the file.
         start = tensor.untyped_storage().data_ptr()
@@ -426,7 +427,7 @@ def _positions(tensors: dict[str, Tensor]) -> Tensor | None:
 
 
 def _num_prefix(spec: ModelSpec) -> int:
-    if spec.family == "cait":
+    if spec.family in ("cait", "deit3"):
         return 0
     return 2 if spec.arch.get("distilled") else 1
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import deit_zoo
 from deit_zoo.models.layers import ZooModel
+from deit_zoo.registry import resolve
 
 HERE = Path(__file__).parent
 
@@ -87,6 +88,10 @@ def filled(model: Network) -> Network:
 def network(case: dict[str, Any]) -> ZooModel:
     """The model that a case was made with, in float32 and in train mode."""
     model = case["model"]
+    if model["family"] == "deit3":  # also sizes that were never published
+        sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+        with torch.device("meta"):
+            return filled(resolve("deit3_small").build(**{size: model[size] for size in sizes}))
     return filled(deit_zoo.create(model["factory"], **model["given_kwargs"], device="meta"))
 
 

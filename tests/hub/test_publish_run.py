@@ -236,7 +236,7 @@ def test_where_only_a_name_will_do_a_path_is_called_a_path(word: str) -> None:
     with pytest.raises(UnknownModelError) as caught:
         resolve(word)
     assert str(caught.value) == (
-        f"{word!r} is a path, and here a model's name is wanted; `deit-zoo list` shows all 22"
+        f"{word!r} is a path, and here a model's name is wanted; `deit-zoo list` shows all 38"
     )
 
 

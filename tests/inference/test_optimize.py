@@ -70,6 +70,8 @@ KINDS: dict[str, Callable[[], ZooModel]] = {
     "distilled, 16 tokens": lambda: small("deit_tiny_distilled", img_size=(32, 112)),
     "one block": lambda: small(depth=1),
     "37 classes": lambda: small(num_classes=37),
+    "deit3": lambda: small("deit3_small"),
+    "deit3, one block of 96x32": lambda: small("deit3_small", depth=1, img_size=(96, 32)),
     "cait": lambda: small("cait_xxs24_224"),
     "cait, 96x32": lambda: small("cait_xxs24_224", img_size=(96, 32)),
     "cait, 37 classes": lambda: small("cait_xxs24_224", num_classes=37),
@@ -93,6 +95,7 @@ QUICK = {
     "forward/deit_tiny_distilled_patch16_224",
     "forward/deit_tiny_distilled_patch16_224@img_size=160,num_classes=37",
     "forward/cait_XXS24_224",
+    "forward/deit_tiny_patch16_LS",
 }
 
 

@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deit_tiny": _TRANSFORMER | {"num_heads": 3},
     "deit_tiny_distilled": _TRANSFORMER | {"num_heads": 3},
     "cait_xxs24_224": _TRANSFORMER | {"num_heads": 4},
+    "deit3_small": _TRANSFORMER | {"num_heads": 3},
     "convnet_pico_digits": {"img_size": (8, 12), "dims": (16, 32, 48), "num_classes": 10},
 }
 

@@ -15,7 +15,12 @@ from deit_zoo.registry import resolve
 from deit_zoo.weights import load
 from support.tables import each_row
 
-PREFIX = {"deit_tiny": 1, "deit_tiny_distilled": 2, "cait_xxs24_224": 0}  # rows of pos_embed
+PREFIX = {
+    "deit_tiny": 1,
+    "deit_tiny_distilled": 2,
+    "cait_xxs24_224": 0,
+    "deit3_small": 0,
+}  # rows of pos_embed
 NAMES = list(PREFIX)
 SIZES = [384, (192, 256), 160]
 GRIDS = {384: (24, 24), (192, 256): (12, 16), 160: (10, 10)}
@@ -43,7 +48,7 @@ def test_a_model_runs_at_the_image_size_it_was_made_for(name: str, img_size: Siz
 def test_a_model_has_one_position_per_patch(name: str, img_size: Size) -> None:
     height, width = GRIDS[img_size]
     model = deit_zoo.create(name, img_size=img_size, device="meta")
-    assert model.pos_embed.shape == (1, PREFIX[name] + height * width, 192)
+    assert model.pos_embed.shape == (1, PREFIX[name] + height * width, model.embed_dim)
 
 
 @each_row("in_chans", [1, 4])

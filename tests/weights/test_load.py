@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import deit_zoo
+import golden
 from deit_zoo.errors import (
     CheckpointError,
     ImageSizeError,
@@ -514,6 +515,27 @@ def test_cait_loads_and_resamples_without_a_prefix(tmp_path: Path) -> None:
     save_file(blank("cait_xxs24_224") | {"pos_embed": table}, tmp_path / "model.safetensors")
     loaded = deit_zoo.create("cait_xxs24_224", checkpoint=tmp_path, img_size=160)
     assert torch.equal(loaded.pos_embed, resampled(table, (14, 14), (10, 10)))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_deit_iii_loads_as_upstream_or_timm_wrote_it(suffix: str, tmp_path: Path) -> None:
+    # Upstream's file says gamma_1 under "model", timm's says ls1.gamma.
+    state = golden.filled(deit_zoo.create("deit3_small", device="meta")).state_dict()
+    file = tmp_path / f"theirs.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": state}, file)
+    else:
+        names = {key: re.sub(r"gamma_(\d)", r"ls\1.gamma", key) for key in state}
+        save_file({names[key]: value for key, value in state.items()}, file)
+    loaded = deit_zoo.create("deit3_small", checkpoint=file).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_positions_of_a_deit_iii_are_of_patches_alone(tmp_path: Path) -> None:
+    table = torch.randn(1, 196, 384)
+    save_file(blank("deit3_small") | {"pos_embed": table}, tmp_path / "model.safetensors")
+    loaded = deit_zoo.create("deit3_small", checkpoint=tmp_path, img_size=384)
+    assert torch.equal(loaded.pos_embed, resampled(table, (14, 14), (24, 24)))
 
 
 def resampled(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
