@@ -496,10 +496,10 @@ def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
 
     record = manifest_record(resolve(name).name)
     if to is None:
-        return resolve_file(record)
+        return resolve_file(record).path
     folder = Path(to)
     check_free(record.name, folder)
-    write_folder(cached_file(record, resolve_file(record)), folder, lambda count: None)
+    write_folder(cached_file(record.name, resolve_file(record)), folder, lambda count: None)
     return folder
 
 

@@ -14,7 +14,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -23,8 +24,12 @@ from deit_zoo.errors import FormatError, IntegrityError, ZooError
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
+RECORD_FILE = "checkpoint.json"  # the manifest's record of weights that are carried
 PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
 
+# What files of weights are called; which kind one is, its bytes say.
+PICKLE_SUFFIXES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
+WEIGHTS_SUFFIXES = PICKLE_SUFFIXES | {".safetensors"}
 # A list of every image of ImageNet takes 100 MB; a JSON document of the zoo's or the Hub's is
 # 100 kB, and nested 8 deep.
 JSON_BYTES, JSON_DEPTH = 64 << 20, 64
@@ -77,6 +82,43 @@ def _check_regular(file: Path, mode: int) -> None:
         raise FormatError(f"{file} is {what}; give a regular file")
 
 
+class OpenedFile(os.PathLike[str]):
+    """A file that stays the one that was opened, whatever is put under its name meanwhile.
+
+    It reads as its path does and opens by its descriptor; where a system has no names for
+    descriptors, by its path.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self._stream = path, stream
+        self._name = f"/proc/self/fd/{stream.fileno()}"
+        if not os.path.exists(self._name):
+            self._name = str(path)
+
+    def __fspath__(self) -> str:
+        return self._name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def status(self) -> os.stat_result:
+        """Size, times and inode of the file that is open."""
+        return os.fstat(self._stream.fileno())
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[OpenedFile]:
+    """Within it the file is one and the same. OSError where it cannot be read; FormatError, as
+    `open_regular`."""
+    with open_regular(file) as stream:
+        yield OpenedFile(file, stream)
+
+
 def read_bytes(file: Path, limit: int = JSON_BYTES) -> bytes:
     """All bytes of a regular file. FormatError where there are more than `limit`."""
     with open_regular(file) as stream:
@@ -127,6 +169,7 @@ def as_record(value: Any, kind: type[T], where: str) -> T:
     """`value` as a dataclass, or another type that msgspec knows, every field of its type.
 
     FormatError names the field that is missing or of another type. Other fields are left out.
+    A union names list[T], not tuple[T, T]: of that msgspec 0.22 makes what ends the process.
     """
     import msgspec  # what only reads names and facts needs none
 
@@ -164,9 +207,9 @@ def _finite(text: str) -> float:
     return number
 
 
-def verify(file: Path, sha256: str) -> None:
+def verify(file: Path | OpenedFile, sha256: str) -> None:
     """Raises IntegrityError with both digests unless the file has this SHA-256."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise IntegrityError(f"{file} is missing; install deit_zoo again")
     if (actual := digest(file)) != sha256:
         raise IntegrityError(
@@ -174,10 +217,10 @@ def verify(file: Path, sha256: str) -> None:
         )
 
 
-def digest(file: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+def digest(file: Path | OpenedFile, advance: Callable[[int], None] = lambda count: None) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; `advance` is called with each count read."""
     sha256 = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open(file, "rb") as stream:
         while chunk := stream.read(1 << 20):
             sha256.update(chunk)
             advance(len(chunk))
@@ -185,10 +228,28 @@ def digest(file: Path, advance: Callable[[int], None] = lambda count: None) -> s
 
 
 def read_sums(file: Path) -> dict[str, str]:
-    """The digest of each file that a SHA256SUMS names; ValueError for what no sha256sum writes."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    entries = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in lines]
-    sums = {entry[2]: entry[1] for entry in entries if entry is not None}
-    if not sums or len(sums) < len(lines):
-        raise ValueError(f"{file} is not what sha256sum writes")
+    """The digest of each file that a SHA256SUMS names, all within its folder.
+
+    FormatError for what no sha256sum writes of a folder: other lines, names that lead out of it,
+    two digests of one file.
+    """
+    sums: dict[str, str] = {}
+    lines = read_bytes(file).decode("utf-8", "backslashreplace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        entry = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
+        if entry is None or not is_inside(entry[2]) or sums.get(entry[2], entry[1]) != entry[1]:
+            raise FormatError(
+                f"line {number} of {file} is {line!r:.120}, which is not what sha256sum writes of "
+                "this folder"
+            )
+        sums[entry[2]] = entry[1]
+    if not sums:
+        raise FormatError(f"{file} is empty, so it states no digests")
     return sums
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file's name stays in the folder that it is joined to, on every system."""
+    parts = re.split(r"[/\\]", name)
+    drive = re.match(r"[A-Za-z]:", name)
+    return name.isprintable() and not drive and not {"", ".", ".."} & set(parts)

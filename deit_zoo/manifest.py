@@ -131,13 +131,14 @@ class Checkpoint:
 class LocalCheckpoint:
     """A file that the caller named: its digest where something states it, and what it says.
 
-    `weights` are the ones meant, where it holds several.
+    `proof` is what states the digest; `weights` are the ones meant, where it holds several.
     """
 
     path: Path
     sha256: str | None
     metadata: dict[str, Any]
     weights: str | None = None
+    proof: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -179,6 +180,9 @@ def read_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
             f"the weights manifest {path} cannot be read ({error.strerror}); reinstall deit_zoo, "
             f"or set {ENVIRONMENT} to a manifest file"
         ) from error
+
+
+read = read_manifest  # by this name until 0.3
 
 
 @cache

@@ -231,16 +231,23 @@ def create(
     from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_of_file
 
     origin: Any
+    known: Any
     if checkpoint is not None:
         origin = open_local(checkpoint, weights)
         spec = spec or spec_of_file(origin, checkpoint)
-        file, metadata, weights = origin.path, origin.metadata, origin.weights
+        known, metadata, weights = origin, origin.metadata, origin.weights
     else:
         spec = _named(spec)
         origin = manifest_record(spec.name)
-        file, metadata = resolve_file(origin), {}
+        known, metadata = resolve_file(origin), {}
     model = load_checkpoint(
-        spec, file, metadata, weights=weights, drop_path_rate=drop_path_rate, **shape
+        spec,
+        known.path,
+        metadata,
+        sha256=known.sha256,
+        weights=weights,
+        drop_path_rate=drop_path_rate,
+        **shape,
     )
     model.checkpoint = origin
     # As loaded, it is in float32 on the CPU.

@@ -35,6 +35,7 @@ OUTSIDE = {
         "safetensors",
         "huggingface_hub",
         "filelock",
+        "msgspec",
         "requests",
         "urllib3",
         "rich",

@@ -47,7 +47,7 @@ def fetch_(
             check_free(record.name, target)
     rows: list[dict[str, Any]] = []
     for record, target in zip(records, targets, strict=True):
-        file = cached_file(record, resolve_file(record))
+        file = cached_file(record.name, resolve_file(record))
         size = file.path.stat().st_size
         if target is not None:
             with Bar(record.name, size=size) as bar:

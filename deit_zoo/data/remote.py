@@ -33,7 +33,7 @@ class _File(NamedTuple):
     state: dict[str, Any]
 
     def is_fetched(self) -> bool:
-        record = cache.read_record("archives", self.url)
+        record = cache.read_record("archives", self.url, dict[str, Any])
         return self.place.is_file() and record == self.state | {"key": self.url}
 
 

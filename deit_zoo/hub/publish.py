@@ -30,13 +30,14 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.hub.config import as_text, timm_config, timm_name
-from deit_zoo.hub.verify import cached_file, copy_file
+from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.registry import TRANSFORMERS, ModelSpec, resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
+from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.fetch import HTTP_ERROR, LIBRARY
 from deit_zoo.weights.load import resolve_file
@@ -170,12 +171,14 @@ def model_card(context: CardContext) -> str:
     return redact(str(ModelCard.from_template(data, template_str=template, card=context)))
 
 
-def _fill(folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, file: Path) -> None:
-    expected = cached_file(record, file).sha256
+def _fill(
+    folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, known: KnownFile
+) -> None:
+    file = known.path
     sha256 = copy_file(file, folder / MODEL_FILE)
-    if expected not in (None, sha256):
+    if known.sha256 not in (None, sha256):
         raise IntegrityError(
-            f"the copy of {file} has SHA-256 {sha256}, but {expected} is expected; type "
+            f"the copy of {file} has SHA-256 {sha256}, but {known.sha256} is expected; type "
             f"`deit-zoo weights verify {spec.name}`"
         )
     write_whole(folder / CONFIG_FILE, as_text(config(spec, record)))

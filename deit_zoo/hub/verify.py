@@ -9,26 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit_zoo.errors import CheckpointError, IntegrityError, redact
+from deit_zoo.errors import CheckpointError, FormatError, IntegrityError, redact
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
     RECEIPT_FILE,
+    RECORD_FILE,
     SUMS_FILE,
+    WEIGHTS_SUFFIXES,
     digest,
-    read_sums,
+    read_json,
     write_whole,
 )
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.weights import cache
+from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.fetch import cached_source
+from deit_zoo.weights.proof import carried_name, known_file, stated_digests
 
-RECORD_FILE = "checkpoint.json"
 # The weights come last: without them a folder is not used.
 FOLDER_FILES = (SUMS_FILE, RECORD_FILE, MODEL_FILE)
 _TEMPORARY = ".deit_zoo."
@@ -65,38 +69,52 @@ def cached_files(record: Checkpoint) -> Iterator[CachedFile]:
     """The files of a record that are on this machine; embedded ones even where they are missing."""
     for source in record.sources:
         if source.kind == "builtin":
-            path: Path | None = ASSETS / str(source.filename)
-            sha256, remedy = source.sha256, "install deit_zoo again"
+            path = ASSETS / str(source.filename)
+            file: KnownFile | None = KnownFile(path=path, sha256=source.sha256, proof=source.proof)
+            remedy = "install deit_zoo again"
         else:
-            path, sha256 = cached_source(source)
+            file = cached_source(record.name, source)
             remedy = f"type `deit-zoo weights fetch {record.name}` to get it again"
-        if path is not None:
-            yield CachedFile(
-                name=record.name, path=path, sha256=sha256, proof=source.proof, remedy=remedy
-            )
+        if file is not None:
+            yield cached_file(record.name, file, remedy)
 
 
-def cached_file(record: Checkpoint, path: Path) -> CachedFile:
-    """What is known of the file that a record was resolved to."""
-    unknown = CachedFile(name=record.name, path=path, sha256=None, proof="none", remedy="")
-    return next((file for file in cached_files(record) if file.path == path), unknown)
+def cached_file(name: str, file: KnownFile, remedy: str = "fetch it again") -> CachedFile:
+    """A file that is known, under the name of its model."""
+    return CachedFile(
+        name=name, path=file.path, sha256=file.sha256, proof=file.proof, remedy=remedy
+    )
 
 
 def listed_files(folder: Path) -> Iterator[CachedFile]:
     """The files that a folder's SHA256SUMS, or the receipt of a run, has digests of.
 
-    Raises CheckpointError where it has neither.
+    Raises CheckpointError where it has neither, lists a file that is not a regular one within it,
+    or does not list its weights; IntegrityError where it contradicts the manifest.
     """
-    receipt = folder / RECEIPT_FILE
-    is_run = receipt.is_file() and not (folder / SUMS_FILE).is_file()
-    for filename, sha256 in (_stated(receipt) if is_run else _sums(folder)).items():
-        yield CachedFile(
-            name=str(folder),
-            path=folder / filename,
-            sha256=sha256,
-            proof=RECEIPT_FILE if is_run else SUMS_FILE,
-            remedy="train it again" if is_run else "fetch the folder again",
+    digests, stating = stated_digests(folder)
+    weights = {path.name for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES}
+    listed = {name for name in digests if Path(name).suffix in WEIGHTS_SUFFIXES}
+    if unlisted := sorted(weights - listed) or ([] if listed else [MODEL_FILE]):
+        raise CheckpointError(
+            f"{folder / stating} has no digest of the weights {unlisted[0]}, so nothing says what "
+            "they should be; fetch the folder again"
         )
+    for filename, sha256 in digests.items():
+        path = folder / filename
+        _check_confined(path, folder)
+        proof = known_file(path).proof if filename in listed else stating
+        remedy = "train it again" if stating == RECEIPT_FILE else "fetch the folder again"
+        yield CachedFile(name=str(folder), path=path, sha256=sha256, proof=proof, remedy=remedy)
+
+
+def _check_confined(path: Path, folder: Path) -> None:
+    """Raises CheckpointError for a listed name that leads out of the folder, or to no file."""
+    real = path.resolve()
+    if not real.is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path} leads out of {folder}, so it was not read; copy the file")
+    if real.exists() and not stat.S_ISREG(real.stat().st_mode):
+        raise CheckpointError(f"{path} is no regular file, so it was not read; remove it")
 
 
 def files_of(name: str) -> list[CachedFile]:
@@ -110,12 +128,11 @@ def files_of(name: str) -> list[CachedFile]:
 def verify_file(file: CachedFile, advance: Callable[[int], None]) -> VerifyResult:
     """Hash a file whatever was remembered of it, and remember what it is now."""
     try:
-        sha256 = digest(file.path, advance)
-        size = file.path.stat().st_size
-    except OSError as error:
-        problem = f"{file.path} cannot be read ({error.strerror}); {file.remedy}"
+        sha256, size = cache.hash_now(file.path, advance)
+    except (OSError, FormatError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problem = f"{file.path} cannot be read ({reason}); {file.remedy}"
         return VerifyResult(file=file, bytes=0, sha256=None, problem=problem)
-    cache.remember(file.path, sha256)
     return VerifyResult(file=file, bytes=size, sha256=sha256, problem=file.mismatch(sha256))
 
 
@@ -143,7 +160,7 @@ def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None])
         sha256 = copy_file(file.path, temporary / MODEL_FILE, advance)
         if problem := file.mismatch(sha256):
             raise IntegrityError(problem)
-        records = json.loads(manifest_path().read_text(encoding="utf-8"))["checkpoints"]
+        records = read_json(manifest_path())["checkpoints"]
         text = json.dumps({file.name: records[file.name]}, indent=2, ensure_ascii=False)
         write_whole(temporary / RECORD_FILE, f"{redact(text)}\n".encode())
         write_whole(temporary / SUMS_FILE, f"{sha256}  {MODEL_FILE}\n".encode())
@@ -178,40 +195,16 @@ def _whole(folder: Path, file: CachedFile) -> str | None:
     """The digest of the weights in a folder that has all they need and is what it says."""
     if not all((folder / filename).is_file() for filename in FOLDER_FILES):
         return None
-    stated = _sums(folder).get(MODEL_FILE)
+    try:
+        stated = known_file(folder / MODEL_FILE).sha256
+    except (CheckpointError, IntegrityError):
+        return None
     same = stated == digest(folder / MODEL_FILE) and file.sha256 in (None, stated)
     return stated if same else None
 
 
 def _recorded_name(folder: Path) -> str | None:
     try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return carried_name(folder)
+    except CheckpointError:
         return None
-    return next(iter(record), None) if isinstance(record, dict) else None
-
-
-def _stated(receipt: Path) -> dict[str, str]:
-    try:
-        stated = json.loads(receipt.read_text(encoding="utf-8"))["sha256"]
-        return {str(name): str(sha256) for name, sha256 in stated.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{receipt} states no digests, so nothing says what the run's files should be; give "
-            "the folder of a run that ended"
-        ) from error
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    try:
-        return read_sums(folder / SUMS_FILE)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{folder} has no readable {SUMS_FILE}, so nothing says what its files should be; give "
-            "a folder that `deit-zoo weights fetch NAME --to DIR` made, or that of a run"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"{folder / SUMS_FILE} is not what `sha256sum` writes; fetch the folder again with "
-            "`deit-zoo weights fetch NAME --to DIR`"
-        ) from error

@@ -120,11 +120,13 @@ def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
     spec = spec_for(case.model)
     if is_path(case.model) and weights is None:
         own = open_local(case.model)
-        return load_checkpoint(spec, own.path, own.metadata, img_size=case.img_size)
+        return load_checkpoint(
+            spec, own.path, own.metadata, sha256=own.sha256, img_size=case.img_size
+        )
     if case.pretrained or weights:
         from deit_zoo.manifest import manifest_record
 
-        file = weights or resolve_file(manifest_record(spec.name))
+        file = weights or resolve_file(manifest_record(spec.name)).path
         return load_checkpoint(spec, file, {}, img_size=case.img_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -20,17 +20,15 @@ from torch import Tensor, nn
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, RecipeError
-from deit_zoo.files import digest
+from deit_zoo.files import WEIGHTS_SUFFIXES, digest
 from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest
 from deit_zoo.training import timm_bridge
-from deit_zoo.weights.formats import PICKLES
 from deit_zoo.weights.load import open_local, read_tensors, resolve_file
 from deit_zoo.zoo import create
 
-_FILES = {".safetensors", *PICKLES}
 _PATHS = ("/", "./", "../", "~")
 _HUB = re.compile(r"^(hf://|hf[-_]hub:)")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[^/@]+)?")
@@ -92,7 +90,7 @@ def check(recipe: Recipe) -> None:
     if recipe.teacher is not None:
         loader_of(recipe)
         place = recipe.teacher.partition("@")[2] or recipe.teacher
-        if place.startswith(_PATHS) or Path(place).suffix in _FILES:
+        if place.startswith(_PATHS) or Path(place).suffix in WEIGHTS_SUFFIXES:
             open_local(place)
 
 
@@ -113,7 +111,7 @@ def loader_of(recipe: Recipe) -> Callable[[], Teacher]:
     if _HUB.match(text):
         return partial(_from_hub, recipe, _HUB.sub("", text))
     name, at, path = text.partition("@")
-    if text.startswith(_PATHS) or (not path and Path(text).suffix in _FILES):
+    if text.startswith(_PATHS) or (not path and Path(text).suffix in WEIGHTS_SUFFIXES):
         return partial(_from_file, recipe, text)
     if bool(at) == bool(path):  # NAME@ alone names nothing
         if (spec := lookup(name)) is not None:
@@ -170,7 +168,7 @@ class _OfZoo:
 
     def facts(self) -> dict[str, Any]:
         if self.path is None:
-            file = resolve_file(manifest_record(self.spec.name))
+            file = resolve_file(manifest_record(self.spec.name)).path
         else:
             file = open_local(self.path).path
         source = self.path or "manifest"

@@ -291,7 +291,8 @@ def _cached(network: Any) -> Path | None:
     """The file of the Hub's cache that timm has just read, where it was one."""
     hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
     source = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
-    return cached_source(source)[0] if hub_id else None
+    file = cached_source("", source) if hub_id else None
+    return file.path if file is not None else None
 
 
 def _no_weights(name: str) -> str:

@@ -10,19 +10,34 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from msgspec import Meta
 
-from deit_zoo.errors import DownloadError, ZooError
-from deit_zoo.files import expand_user, verify, write_whole
+from deit_zoo.errors import CheckpointError, DownloadError, FormatError, IntegrityError, ZooError
+from deit_zoo.files import (
+    OpenedFile,
+    as_record,
+    digest,
+    expand_user,
+    opened,
+    read_json,
+    verify,
+    write_whole,
+)
 
 CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
 VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0
+RECORD_BYTES = 1 << 16
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+T = TypeVar("T")
 
 
 def folder() -> Path:
@@ -39,33 +54,110 @@ def folder() -> Path:
         ) from error
 
 
-def check(file: Path, sha256: str) -> None:
-    """Raises IntegrityError with both digests unless the file has this SHA-256.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownFile:
+    """A file of this machine, the SHA-256 that it must have where one is known, and its proof."""
 
-    A file that was hashed once is known by path, size, modification time and inode, and is not
-    hashed again; DEIT_ZOO_VERIFY=always hashes at every use, never not at all.
+    path: Path
+    sha256: str | None
+    proof: str
+
+
+def check(file: Path, sha256: str) -> None:
+    """Raises IntegrityError with both digests unless the file has this SHA-256."""
+    with verified(file, sha256):
+        pass
+
+
+@contextlib.contextmanager
+def verified(file: Path, sha256: str | None) -> Iterator[OpenedFile]:
+    """The open file, found to have this SHA-256: what is read within it is what was hashed.
+
+    A file that was hashed once is known by path, size, both its times and inode, and is not
+    hashed again; DEIT_ZOO_VERIFY=always hashes at every use, never not at all. None is for a file
+    of which no digest is known. CheckpointError where it cannot be read.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            same = stack.enter_context(opened(file))
+        except OSError as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({error.strerror}); give a file"
+            ) from error
+        if sha256 is not None:
+            _check(same, sha256)
+        yield same
+
+
+def _check(file: OpenedFile, sha256: str) -> None:
     policy = os.environ.get(VERIFY_ENVIRONMENT, "once")
     if policy not in VERIFY_CHOICES:
         raise ZooError(f"{VERIFY_ENVIRONMENT} is {policy!r}; set it to once, always or never")
-    if policy == "never" or (policy == "once" and _remembered(file) == sha256):
+    stamp = Stamp.of(file)
+    if policy == "never" or (policy == "once" and _remembered(file, stamp) == sha256):
         return
     verify(file, sha256)
-    remember(file, sha256)
+    if Stamp.of(file) != stamp:
+        raise IntegrityError(f"{file} was written to while it was hashed; try again")
+    _remember(file, stamp, sha256)
 
 
-def remember(file: Path, sha256: str) -> None:
-    """Record that the file as it is now has this digest."""
-    write_record("verified", str(file.resolve()), _fingerprint(file) | {"sha256": sha256})
+def hash_now(file: Path, advance: Callable[[int], None]) -> tuple[str, int]:
+    """Digest and size of a file, hashed whatever was remembered of it, and remembered."""
+    with opened(file) as same:
+        stamp = Stamp.of(same)
+        sha256 = digest(same, advance)
+        if Stamp.of(same) == stamp:
+            _remember(same, stamp, sha256)
+        return sha256, stamp.size
 
 
-def read_record(kind: str, key: str) -> dict[str, Any] | None:
-    """What was recorded under a key; None where nothing whole was."""
-    try:
-        record: Any = json.loads(_record_file(kind, key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What says that a file is still the one that was hashed. Whoever sets its modification time
+    back changes the time of its inode (`ctime`), which no program can set."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: OpenedFile) -> Stamp:
+        status = file.status
+        return cls(
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+            inode=status.st_ino,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verified(Stamp):
+    sha256: Sha256
+
+
+def _remember(file: OpenedFile, stamp: Stamp, sha256: str) -> None:
+    write_record("verified", str(file.path.resolve()), asdict(stamp) | {"sha256": sha256})
+
+
+def _remembered(file: OpenedFile, stamp: Stamp) -> str | None:
+    record = read_record("verified", str(file.path.resolve()), _Verified)
+    if record is None or not asdict(stamp).items() <= asdict(record).items():
         return None
-    return record if isinstance(record, dict) and record.get("key") == key else None
+    return record.sha256
+
+
+def read_record(kind: str, key: str, record: type[T]) -> T | None:
+    """What was recorded under a key; None where nothing whole of this kind was."""
+    try:
+        content = read_json(_record_file(kind, key), RECORD_BYTES)
+        if content["key"] != key:
+            return None
+        return as_record(content, record, kind)
+    except (OSError, FormatError, KeyError, TypeError):
+        return None
 
 
 def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
@@ -100,17 +192,5 @@ def one_at_a_time(name: str) -> Iterator[None]:
         lock.release()
 
 
-def _remembered(file: Path) -> str | None:
-    record = read_record("verified", str(file.resolve()))
-    if record is None or not _fingerprint(file).items() <= record.items():
-        return None
-    return str(record["sha256"])
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    status = file.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-
-
 def _record_file(kind: str, key: str) -> Path:
-    return folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return folder() / kind / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json"

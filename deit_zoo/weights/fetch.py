@@ -10,8 +10,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from huggingface_hub import (
@@ -39,6 +40,7 @@ from deit_zoo.files import digest
 from deit_zoo.manifest import Checkpoint, Source
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
+from deit_zoo.weights.cache import Commit, KnownFile, Sha256
 
 LIBRARY = "deit_zoo"
 ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
@@ -50,11 +52,30 @@ HTTP_ERROR: type[Exception] = next(
 )
 
 
+_COMMIT, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
+
+
 class UnavailableError(Exception):
     """A source has not got the file, and why; never leaves this module."""
 
 
-def fetch_checkpoint(record: Checkpoint) -> Path:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stated:
+    """What the Hub states of a file: the commit that holds it, and its digest where it is large."""
+
+    commit: Commit
+    sha256: Sha256 | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """What an original file became; both digests name the file in the cache and prove it."""
+
+    original_sha256: Sha256
+    sha256: Sha256
+
+
+def fetch_checkpoint(record: Checkpoint) -> KnownFile:
     """A verified safetensors file of a record, fetched if need be.
 
     Raises OfflineError where nothing is cached and the network may not be used, DownloadError with
@@ -91,40 +112,43 @@ def fetch_checkpoint(record: Checkpoint) -> Path:
     )
 
 
-def _cached_file(record: Checkpoint) -> tuple[Path | None, IntegrityError | None]:
+def _cached_file(record: Checkpoint) -> tuple[KnownFile | None, IntegrityError | None]:
     """The verified file if it is on this machine, without a request; or what is wrong with it."""
     wrong = None
     for source in record.sources:
-        file, expected = cached_source(source)
-        if file is None:
-            continue
-        try:
-            if expected is not None:
-                cache.check(file, expected)
-        except IntegrityError as error:
-            wrong = error
-        else:
+        file, problem = _checked(cached_source(record.name, source))
+        if file is not None and file.sha256 is not None:
             return file, None
+        wrong = problem or wrong
     return None, wrong
 
 
-def _from_hub(source: Source) -> Path:
+def _checked(file: KnownFile | None) -> tuple[KnownFile | None, IntegrityError | None]:
+    try:
+        if file is not None and file.sha256 is not None:
+            cache.check(file.path, file.sha256)
+    except IntegrityError as error:
+        return None, error
+    return file, None
+
+
+def _from_hub(source: Source) -> KnownFile:
     """A file of the Hub, at the pinned commit or at the one that `main` is now.
 
     Without a pinned digest the one that the Hub states is checked, and recorded: should the Hub
     ever state another, that is an IntegrityError.
     """
-    revision, expected = source.revision, source.sha256
-    if revision is None:
+    if source.revision is not None and source.sha256 is not None:
+        stated = Stated(commit=source.revision, sha256=source.sha256)
+    else:
         stated = _stated_by_hub(source)
-        revision, expected = stated["commit"], expected or stated["sha256"]
-    return _checked_download(source, revision, expected, describe(source))
+    return _checked_download(source, stated, describe(source))
 
 
-def _from_url(name: str, source: Source) -> Path:
+def _from_url(name: str, source: Source) -> KnownFile:
     """The original file, its prefix checked, converted once to safetensors in the zoo's cache."""
     url = str(source.url)
-    original = cache.folder() / "originals" / name / url.rsplit("/", 1)[-1]
+    original = cache.folder() / "originals" / name / Path(urlsplit(url).path).name
     try:
         original.parent.mkdir(parents=True, exist_ok=True)
         for attempt in (1, 2):
@@ -139,27 +163,31 @@ def _from_url(name: str, source: Source) -> Path:
                     f"{url} gave a file of SHA-256 {original_sha256} twice, but one that begins "
                     f"with {source.sha256_prefix} is expected; try another network"
                 )
-        converted = cache.folder() / "converted" / f"{name}-{original_sha256[:12]}.safetensors"
+        converted = _converted_file(name, original_sha256)
         converted.parent.mkdir(parents=True, exist_ok=True)
 
         # Imports torch, which nothing else here needs.
         from deit_zoo.weights.formats import convert_pickle
 
-        sha256 = convert_pickle(original, converted)
+        sha256 = convert_pickle(original, converted, original_sha256)
     except OSError as error:
         raise UnavailableError(f"{error.strerror or error}") from error
     except CheckpointError as error:
         original.unlink()
         raise UnavailableError(str(error)) from error
-    cache.remember(converted, sha256)
-    about = {"file": str(converted), "sha256": sha256, "original_sha256": original_sha256}
-    cache.write_record("converted", url, about)
+    cache.check(converted, sha256)
+    about = Converted(original_sha256=original_sha256, sha256=sha256)
+    cache.write_record("converted", url, asdict(about))
     original.unlink()
-    return converted
+    return KnownFile(path=converted, sha256=sha256, proof=source.proof)
 
 
-def fetch_address(text: str) -> tuple[Path, str | None]:
-    """The file of `hf://org/repo[@revision][/file]` and the digest it was checked against."""
+def fetch_address(text: str) -> KnownFile:
+    """The file of `hf://org/repo[@revision][/file]`, with the digest that the Hub states.
+
+    A commit never changes and is not asked for again; anything else is, unless offline. Only then
+    a file of unknown digest is taken.
+    """
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
     if match is None:
         raise CheckpointError(
@@ -167,25 +195,29 @@ def fetch_address(text: str) -> tuple[Path, str | None]:
             "hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/FILE"
         )
     repo_id, revision, filename = match.groups()
-    source = Source(kind="hub", repo_id=repo_id, filename=filename or "model.safetensors")
-    is_commit = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision)
-    if is_commit and (file := _from_hf_cache(source, str(revision))):
-        return file, None
+    source = Source(
+        kind="hub",
+        repo_id=repo_id,
+        filename=filename or "model.safetensors",
+        revision=revision or "main",
+    )
+    wrong = None
+    if constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(str(source.revision)):
+        file, wrong = _checked(cached_source("", source))
+        if file is not None and (file.sha256 is not None or constants.HF_HUB_OFFLINE):
+            return file
     if constants.HF_HUB_OFFLINE:
-        if file := _from_hf_cache(source, revision or "main"):
-            return file, None
-        raise OfflineError(
+        raise wrong or OfflineError(
             f"{text} is not on this machine and HF_HUB_OFFLINE is set; looked at "
             f"{_hf_folder(source)}; fetch it where there is a network"
         )
     try:
-        stated = _metadata(source, revision or "main")
-        file = _checked_download(source, stated["commit"], stated["sha256"], text)
+        stated = _metadata(source)
+        return _checked_download(source, stated, text)
     except UnavailableError as error:
         raise DownloadError(
             f"{text} could not be fetched: {error}; check it and type it again"
         ) from error
-    return file, stated["sha256"]
 
 
 def download(url: str, file: Path) -> None:
@@ -276,18 +308,36 @@ def _receive(response: requests.Response, part: Path, etag: Path, have: int) -> 
         raise _InterruptedError(f"the body ended after {size} of {total} bytes")
 
 
-def cached_source(source: Source) -> tuple[Path | None, str | None]:
-    """A source's file on this machine and the digest it must have, where one is known."""
+def cached_source(name: str, source: Source) -> KnownFile | None:
+    """A source's file on this machine and the digest that it must have; None where it is not here.
+
+    The digest is the manifest's, or the one that the Hub stated when the file came, or the name
+    that the Hub's cache gives a large file. A cache that was copied without its links has none.
+    """
     if source.kind == "hub":
-        stated = cache.read_record("stated", _key(source)) or {}
-        file = _from_hf_cache(source, source.revision or stated.get("commit") or "main")
-        expected = source.sha256 or stated.get("sha256")
-        # A file of unknown commit and digest proves nothing: the Hub is asked first.
-        return (file, expected) if source.revision or expected else (None, None)
-    record = cache.read_record("converted", str(source.url))
-    if record is None or not Path(record["file"]).is_file():
-        return None, None
-    return Path(record["file"]), record["sha256"]
+        stated = cache.read_record("stated", _key(source), Stated)
+        revision = source.revision or "main"
+        if stated is not None and not _COMMIT.fullmatch(revision):
+            revision = stated.commit
+        path = _from_hf_cache(source, revision)
+        sha256 = source.sha256 or (stated.sha256 if stated is not None else None)
+        if path is not None and sha256 is None and _SHA256.fullmatch(path.resolve().name):
+            sha256 = path.resolve().name
+    else:
+        converted = cache.read_record("converted", str(source.url), Converted)
+        if converted is None or not converted.original_sha256.startswith(
+            source.sha256_prefix or ""
+        ):
+            return None
+        path = _converted_file(name, converted.original_sha256)
+        sha256 = converted.sha256
+    if path is None or not path.is_file():
+        return None
+    return KnownFile(path=path, sha256=sha256, proof=source.proof if sha256 else "none")
+
+
+def _converted_file(name: str, original_sha256: str) -> Path:
+    return cache.folder() / "converted" / f"{name}-{original_sha256[:12]}.safetensors"
 
 
 def _from_hf_cache(source: Source, revision: str) -> Path | None:
@@ -295,29 +345,29 @@ def _from_hf_cache(source: Source, revision: str) -> Path | None:
     return Path(file) if isinstance(file, str) and Path(file).is_file() else None
 
 
-def _stated_by_hub(source: Source) -> dict[str, Any]:
-    """Commit and digest that the Hub states for `main` now; the same as ever, or IntegrityError."""
-    stated = _metadata(source, "main")
-    before = cache.read_record("stated", _key(source))
-    if before is not None and before["sha256"] != stated["sha256"]:
+def _stated_by_hub(source: Source) -> Stated:
+    """Commit and digest that the Hub states now; the same as ever, or IntegrityError."""
+    stated = _metadata(source)
+    before = cache.read_record("stated", _key(source), Stated)
+    if before is not None and stated.sha256 not in (None, before.sha256):
         raise IntegrityError(
-            f"{describe(source)} now states SHA-256 {stated['sha256']} for {source.filename}, but "
-            f"stated {before['sha256']} before; if the change is meant, remove "
+            f"{describe(source)} now states SHA-256 {stated.sha256} for {source.filename}, but "
+            f"stated {before.sha256} before; if the change is meant, remove "
             f"{cache.folder() / 'stated'}"
         )
-    cache.write_record("stated", _key(source), stated)
-    return stated
+    return before if before is not None and before.commit == stated.commit else stated
 
 
-def _metadata(source: Source, revision: str) -> dict[str, Any]:
+def _metadata(source: Source) -> Stated:
+    revision = source.revision or "main"
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
     with hub_error_context(source, revision):
         metadata = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
-    if metadata.commit_hash is None:
+    if not _COMMIT.fullmatch(metadata.commit_hash or ""):
         raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
     # The ETag of a large file is its SHA-256, of a small one its git object's SHA-1.
-    is_sha256 = metadata.etag is not None and re.fullmatch(r"[0-9a-f]{64}", metadata.etag)
-    return {"commit": metadata.commit_hash, "sha256": metadata.etag if is_sha256 else None}
+    is_sha256 = _SHA256.fullmatch(metadata.etag or "")
+    return Stated(commit=str(metadata.commit_hash), sha256=metadata.etag if is_sha256 else None)
 
 
 def _download(source: Source, revision: str, again: bool) -> Path:
@@ -350,18 +400,27 @@ def _may_pass(error: BaseException | None) -> bool:
     return isinstance(error, HTTP_ERROR) and type(error).__name__ != "TooManyRedirects"
 
 
-def _checked_download(source: Source, revision: str, expected: str | None, where: str) -> Path:
-    """The file with the expected digest; a wrong one is fetched once more, then dropped."""
+def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
+    """The file with the stated digest; a wrong one is fetched once more, then dropped.
+
+    The one that the manifest pins counts more. Of a small file the Hub states no SHA-256: the one
+    that it had when it came is recorded.
+    """
+    expected = source.sha256 or stated.sha256
     for again in (False, True):
-        file = _download(source, revision, again)
+        path = _download(source, stated.commit, again)
+        sha256 = expected or digest(path)
         try:
-            if expected is not None:
-                cache.check(file, expected)
+            cache.check(path, sha256)
         except IntegrityError:
             continue
-        return file
-    actual = digest(file)
-    for wrong in (file.resolve(), file):
+        if source.sha256 is None:
+            known = asdict(Stated(commit=stated.commit, sha256=sha256))
+            for revision in {source.revision, stated.commit}:
+                cache.write_record("stated", _key(replace(source, revision=revision)), known)
+        return KnownFile(path=path, sha256=sha256, proof=source.proof)
+    actual = digest(path)
+    for wrong in (path.resolve(), path):
         wrong.unlink(missing_ok=True)
     raise IntegrityError(
         f"{where} gave a file of SHA-256 {actual} twice, but {expected} is expected; "
@@ -398,7 +457,8 @@ def _hf_folder(source: Source) -> Path:
 
 
 def _key(source: Source) -> str:
-    return f"{source.repo_id}/{source.filename}"
+    at = f"@{source.revision}" if source.revision else ""
+    return f"{source.repo_id}{at}/{source.filename}"
 
 
 def _retry_after(response: requests.Response) -> float | None:

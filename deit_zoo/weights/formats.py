@@ -22,11 +22,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from deit_zoo.errors import CheckpointError
-from deit_zoo.files import digest, write_whole
+from deit_zoo.files import PICKLE_SUFFIXES, OpenedFile, digest, write_whole
 from deit_zoo.registry import ModelSpec
+from deit_zoo.weights import cache
 from deit_zoo.weights.pickles import read_pickled
 
-PICKLES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
 EMA = "ema"  # the word for weights that were averaged, whatever a file calls them
 
 # What the first bytes of a file say it is. A safetensors file has its length there.
@@ -92,13 +92,21 @@ class StateDict:
     names: dict[str, str]
 
 
-def read_state(file: Path, weights: str | None = None) -> StateDict:
+def read_state(file: Path, weights: str | None = None, sha256: str | None = None) -> StateDict:
     """The weights of a file: those as trained, or the ones that `weights` names.
+
+    Where `sha256` is given, they are those of the very file that was found to have it.
 
     `weights` is "ema" for averaged ones, a key of the file, or the word that its tensors' keys
     begin with. Warns where averaged weights lie beside those that are taken.
-    Raises CheckpointError where the file is not whole, holds more than data, or no such weights.
+    Raises CheckpointError where the file is not whole, holds more than data, or no such weights;
+    IntegrityError where it has another digest.
     """
+    with cache.verified(file, sha256) as same:
+        return _read_state(same, weights)
+
+
+def _read_state(file: OpenedFile, weights: str | None) -> StateDict:
     if is_pickle(file):
         states = dict(_state_dicts(read_pickled(file)))
     else:
@@ -109,11 +117,12 @@ def read_state(file: Path, weights: str | None = None) -> StateDict:
         )
     state = _as_trained(states, file) if weights is None else _chosen(states, weights, file)
     names = _without_wrappers(state)
+    _check_stored(state, file)
     tensors = to_zoo_keys({name: state[key] for name, key in names.items()})
     return StateDict(tensors=tensors, names=names)
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path | OpenedFile) -> dict[str, Tensor]:
     """All tensors under the file's own keys, mapped and not yet read."""
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -122,20 +131,20 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise not_whole(file, error) from error
 
 
-def not_whole(file: Path, error: Exception) -> CheckpointError:
+def not_whole(file: Path | OpenedFile, error: Exception) -> CheckpointError:
     """The sentence for a damaged safetensors file."""
     return CheckpointError(
         f"{file} is not a whole safetensors file ({error}); fetch or export it again"
     )
 
 
-def is_pickle(file: Path) -> bool:
+def is_pickle(file: Path | OpenedFile) -> bool:
     """Whether a file is to be unpickled: as its bytes say, or where they say nothing its suffix.
 
     Raises CheckpointError for bytes that are known to be something else.
     """
     try:
-        with file.open("rb") as stream:
+        with open(file, "rb") as stream:
             start = stream.read(24)
             size = stream.seek(0, os.SEEK_END)
     except OSError as error:
@@ -145,7 +154,7 @@ def is_pickle(file: Path) -> bool:
     for sign, what in _NO_WEIGHTS:
         if start.startswith(sign):
             raise CheckpointError(f"{file} holds no weights: it is {what}")
-    return start.startswith(_PICKLE) or file.suffix in PICKLES
+    return start.startswith(_PICKLE) or file.suffix in PICKLE_SUFFIXES
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:
@@ -170,7 +179,7 @@ def _is_state_dict(content: dict[Any, Any]) -> bool:
     )
 
 
-def _as_trained(states: dict[str, dict[str, Tensor]], file: Path) -> dict[str, Tensor]:
+def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[str, Tensor]:
     averaged = [key for key in states if _AVERAGED.fullmatch(key)]
     raw = [key for key in states if key not in averaged]
     usual = [key for key in ("", *_STATE_KEYS) if key in raw]
@@ -190,7 +199,9 @@ def _as_trained(states: dict[str, dict[str, Tensor]], file: Path) -> dict[str, T
     return states[candidates[0]]
 
 
-def _chosen(states: dict[str, dict[str, Tensor]], weights: str, file: Path) -> dict[str, Tensor]:
+def _chosen(
+    states: dict[str, dict[str, Tensor]], weights: str, file: OpenedFile
+) -> dict[str, Tensor]:
     """The weights of one name: under it in the file, or with it before their keys."""
     groups = dict(states)
     for state in states.values():
@@ -211,6 +222,23 @@ def _chosen(states: dict[str, dict[str, Tensor]], weights: str, file: Path) -> d
         f"{file} holds no weights of the name {weights!r}; "
         + (f"there are {there}" if there else "it holds one model: leave out weights=")
     )
+
+
+def _check_stored(state: dict[str, Tensor], file: OpenedFile) -> None:
+    """Raises CheckpointError for tensors whose numbers do not all lie in the file."""
+    for key, value in state.items():
+        plain = value.layout is torch.strided and not (value.is_nested or value.is_quantized)
+        if not plain or value.device.type != "cpu":
+            kind = "nested" if value.is_nested else f"{value.device.type} and {value.layout}"
+            raise CheckpointError(
+                f"{file} holds {key!r} as a tensor that is {kind}; save it as a plain one, "
+                "on the CPU"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{file} says that {key!r} is {tuple(value.shape)}, but holds fewer numbers than "
+                "that; save it with .contiguous()"
+            )
 
 
 def leading_word(names: Iterable[str]) -> str:
@@ -236,20 +264,23 @@ def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state):
         return state
     tensors: dict[str, Tensor] = {}
-    projections: dict[str, dict[str, Tensor]] = {}
+    projections: dict[str, dict[str, str]] = {}
     for key, value in state.items():
         theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layernorm)\.))", "vit.", key)
         if match := _PROJECTION.fullmatch(theirs):
             block, part, kind = match.groups()
-            projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = value
+            projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
             continue
         pattern, ours = next(
             (row for row in _TRANSFORMERS if re.fullmatch(row[0], theirs)), ("", "")
         )
         tensors[re.sub(pattern, ours, theirs) if pattern else key] = value
-    for key, parts in projections.items():
-        ordered = [parts[part] for part in ("query", "key", "value") if part in parts]
-        tensors[key] = torch.cat(ordered)
+    for ours, parts in projections.items():
+        stacked = [state[parts[part]] for part in ("query", "key", "value") if part in parts]
+        if len(stacked) == 3 and len({value.shape for value in stacked}) == 1 and stacked[0].ndim:
+            tensors[ours] = torch.cat(stacked)
+        else:  # what does not belong together keeps its keys, and is named as a misfit
+            tensors |= {key: state[key] for key in parts.values()}
     return tensors
 
 
@@ -260,9 +291,9 @@ def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, 
     return {_OWN_GAIN.sub(r"\1.ls\2.gamma", key): value for key, value in state.items()}
 
 
-def convert_pickle(file: Path, converted: Path) -> str:
-    """Write a `.pth` as safetensors. Returns its SHA-256."""
-    return write_tensors(read_pickle(file), converted)
+def convert_pickle(file: Path, converted: Path, sha256: str | None = None) -> str:
+    """Write a `.pth`, of this digest if one is given, as safetensors. Returns the new digest."""
+    return write_tensors(read_state(file, sha256=sha256).tensors, converted)
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> str:

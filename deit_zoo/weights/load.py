@@ -14,23 +14,24 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.errors import CheckpointError, FormatError, ZooError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
-    RECEIPT_FILE,
-    SUMS_FILE,
+    WEIGHTS_SUFFIXES,
+    as_record,
     digest,
     expand_user,
-    read_sums,
+    parse_json,
     verify,
     write_whole,
 )
@@ -40,9 +41,9 @@ from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed, unwrappe
 from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
+from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import read_config
 from deit_zoo.weights.formats import (
-    PICKLES,
     StateDict,
     is_pickle,
     leading_word,
@@ -50,16 +51,29 @@ from deit_zoo.weights.formats import (
     read_state,
     to_file_keys,
 )
+from deit_zoo.weights.proof import known_file
 
+# Far beyond any image that a model was made for; the sizes of what is built are made of it.
+LARGEST_SIZE = 1 << 16
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 _HEADS = ("head.", "head_dist.")
 _PYTORCH_FILE = "pytorch_model.bin"
-_SUFFIXES = PICKLES | {".safetensors"}
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 
 
-def resolve_file(record: Checkpoint) -> Path:
+_Side = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What a file's metadata may say of its model; of labels and reading see `load_checkpoint`."""
+
+    name: str | None = None
+    img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
+
+
+def resolve_file(record: Checkpoint) -> KnownFile:
     """The verified file of a record: inside the package, on this machine, or fetched.
 
     Raises IntegrityError where bytes are wrong, OfflineError or DownloadError where there are none.
@@ -68,7 +82,7 @@ def resolve_file(record: Checkpoint) -> Path:
         if source.kind == "builtin":
             file = ASSETS / str(source.filename)
             verify(file, str(source.sha256))
-            return file
+            return KnownFile(path=file, sha256=source.sha256, proof=source.proof)
 
     from deit_zoo.weights.fetch import fetch_checkpoint
 
@@ -86,9 +100,13 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
     if str(path).startswith("hf://"):
         from deit_zoo.weights.fetch import fetch_address
 
-        file, sha256 = fetch_address(str(path))
+        fetched = fetch_address(str(path))
         return LocalCheckpoint(
-            path=file, sha256=sha256, metadata=read_metadata(file), weights=weights
+            path=fetched.path,
+            sha256=fetched.sha256,
+            proof=fetched.proof,
+            metadata=read_metadata(fetched.path, fetched.sha256),
+            weights=weights,
         )
     file = expand_user(path)
     if file.is_dir():
@@ -100,17 +118,17 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
             f"checkpoint {str(path)!r} does not exist; give a .safetensors or .pth file, a folder "
             f"that holds {MODEL_FILE}, or hf://ORG/REPO"
         )
-    sha256 = _stated_digest(file)
-    if sha256 is not None:
-        cache.check(file, sha256)
-    metadata = read_metadata(file) or read_config(file.parent)
-    return LocalCheckpoint(path=file, sha256=sha256, metadata=metadata, weights=weights)
+    known = known_file(file)
+    metadata = read_metadata(file, known.sha256) or read_config(file.parent)
+    return LocalCheckpoint(
+        path=file, sha256=known.sha256, proof=known.proof, metadata=metadata, weights=weights
+    )
 
 
 def is_headless(checkpoint: str | os.PathLike[str]) -> bool:
     """Whether weights have no classifier, as those of self-supervised training."""
     local = open_local(checkpoint)
-    return _num_classes(read_state(local.path, local.weights).tensors) is None
+    return _num_classes(read_state(local.path, local.weights, local.sha256).tensors) is None
 
 
 def spec_for(model: str) -> ModelSpec:
@@ -133,7 +151,7 @@ def _file_in(folder: Path) -> Path:
     usual = [folder / name for name in (MODEL_FILE, _PYTORCH_FILE)]
     if file := next((file for file in usual if file.is_file()), None):
         return file
-    others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
     if len(others) > 1:
         shown = ", ".join(path.name for path in others[:4])
         raise CheckpointError(
@@ -147,6 +165,7 @@ def load_checkpoint(
     file: Path,
     metadata: dict[str, Any],
     *,
+    sha256: str | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
@@ -154,8 +173,11 @@ def load_checkpoint(
     in_chans: int | None = None,
     drop_path_rate: float = 0.0,
 ) -> ZooModel:
-    """A model of `spec` with the tensors of `file`, in float32 and in eval mode."""
-    state = read_state(file, weights)
+    """A model of `spec` with the tensors of `file`, in float32 and in eval mode.
+
+    Raises IntegrityError where a digest is given and the file that is mapped has another.
+    """
+    state = read_state(file, weights, sha256)
     tensors = state.tensors
     own_classes = _num_classes(tensors)
     headless = own_classes is None and num_classes is not None
@@ -236,33 +258,21 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _stated_digest(file: Path) -> str | None:
-    """The SHA-256 that a receipt or SHA256SUMS beside the file states for it."""
-    sums, receipt = file.with_name(SUMS_FILE), file.with_name(RECEIPT_FILE)
-    stating = next((path for path in (sums, receipt) if path.is_file()), None)
+def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
+    """What a file of safetensors says of its model, in the very bytes that have this digest."""
+    with cache.verified(file, sha256) as same:
+        if is_pickle(same):
+            return {}
+        try:
+            with safe_open(same, framework="pt") as tensors:
+                text = (tensors.metadata() or {}).get(METADATA_KEY, "{}")
+        except (SafetensorError, OSError) as error:
+            raise not_whole(same, error) from error
     try:
-        if stating == sums:
-            return read_sums(sums)[file.name]
-        if stating == receipt:
-            return str(json.loads(receipt.read_text(encoding="utf-8"))["sha256"][file.name])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{stating} states no SHA-256 for {file.name}; remove it to load the file without proof"
-        ) from error
-    return None
-
-
-def read_metadata(file: Path) -> dict[str, Any]:
-    if is_pickle(file):
-        return {}
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            text = (tensors.metadata() or {}).get(METADATA_KEY, "{}")
-        facts: dict[str, Any] = json.loads(text)
-        if not isinstance(facts, dict):
-            raise ValueError(f"its metadata is {text}")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise not_whole(file, error) from error
+        facts: dict[str, Any] = parse_json(text, "its metadata")
+        as_record(facts, _Facts, "its metadata")
+    except FormatError as error:
+        raise not_whole(same, error) from error
     return facts
 
 

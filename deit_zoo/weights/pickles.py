@@ -23,6 +23,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from deit_zoo.errors import CheckpointError
+from deit_zoo.files import OpenedFile
 
 # A path of another system is read as one that only spells it.
 _PATHS = {
@@ -79,10 +80,10 @@ _SAFE: list[Any] = [
 _ALLOWANCE = threading.Lock()
 
 
-def read_pickled(file: Path) -> Any:
+def read_pickled(file: Path | OpenedFile) -> Any:
     """The content of a file of torch.save. Raises CheckpointError where it holds more than data."""
     try:
-        with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), file.open("rb") as stream:
+        with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), open(file, "rb") as stream:
             # By its path torch maps a file, but takes one of this suffix for what it is not.
             mapped = is_zipfile(file) and file.suffix != ".safetensors"
             source: Any = file if mapped else stream

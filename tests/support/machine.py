@@ -27,7 +27,7 @@ from deit_zoo.errors import ZooError
 from deit_zoo.weights import fetch
 from deit_zoo.files import digest
 try:
-    file = fetch.fetch_checkpoint(manifest_record("deit_pico_digits"))
+    file = fetch.fetch_checkpoint(manifest_record("deit_pico_digits")).path
     told = {{"file": str(file), "sha256": digest(file)}}
 except ZooError as error:
     told = {{"error": type(error).__name__, "message": str(error)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +35,8 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read: list[Path] = []
     digest = files.digest
 
-    def noted(path: Path) -> str:
-        read.append(path)
+    def noted(path: files.OpenedFile) -> str:
+        read.append(path.path)
         return digest(path)
 
     monkeypatch.setattr(files, "digest", noted)
@@ -47,6 +48,8 @@ def swap_bytes(file: Path) -> None:
     before = file.stat()
     with file.open("r+b") as stream:
         stream.write(WRONG)
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # the system's clock ticks in 4 ms
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -73,19 +76,64 @@ def test_another_policy_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(caught.value) == "DEIT_ZOO_VERIFY is 'sometimes'; set it to once, always or never"
 
 
-def test_once_does_not_notice_bytes_that_leave_no_trace_but_always_does(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("policy", ["once", "always"])
+def test_other_bytes_of_the_same_size_time_and_inode_are_noticed(
+    policy: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", policy)
     cache.check(file, sha256(RIGHT))
+    before = file.stat()
     swap_bytes(file)
-    cache.check(file, sha256(RIGHT))
-    monkeypatch.setenv("DEIT_ZOO_VERIFY", "always")
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert after.st_ino == before.st_ino
     with pytest.raises(IntegrityError) as caught:
         cache.check(file, sha256(RIGHT))
     assert str(caught.value) == (
         f"{file} has SHA-256 {sha256(WRONG)}, but {sha256(RIGHT)} is expected; remove it and get "
         "it again"
     )
+
+
+def test_a_file_that_is_written_to_while_it_is_hashed_is_refused(
+    file: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = cache.verify
+
+    def written_to(path: files.OpenedFile, expected: str) -> None:
+        verify(path, expected)
+        swap_bytes(file)
+
+    monkeypatch.setattr(cache, "verify", written_to)
+    with pytest.raises(IntegrityError, match="was written to while it was hashed; try again"):
+        cache.check(file, sha256(RIGHT))
+    assert not zoo.exists()
+
+
+def test_what_is_read_is_the_file_that_was_hashed_whatever_is_put_in_its_place(
+    file: Path, tmp_path: Path
+) -> None:
+    with cache.verified(file, sha256(RIGHT)) as same:
+        (tmp_path / "other").write_bytes(WRONG)
+        (tmp_path / "other").replace(file)
+        with open(same, "rb") as stream:
+            assert stream.read() == RIGHT
+    assert file.read_bytes() == WRONG
+
+
+@pytest.mark.parametrize("policy", ["once", "always"])
+def test_a_fifo_or_a_folder_in_its_place_is_refused_and_does_not_hang(
+    policy: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", policy)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ZooError, match="is a FIFO; give a regular file"):
+        cache.check(file, sha256(RIGHT))
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ZooError, match=r"cannot be read \(Is a directory\); give a file"):
+        cache.check(file, sha256(RIGHT))
 
 
 def touch(file: Path) -> None:
@@ -141,15 +189,34 @@ def test_where_nothing_can_be_remembered_each_use_hashes(
     assert hashed == [file, file]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"size": 15}', "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"size": 15}', "null", "\xff", "[" * 10_000, "a device"]
+)
 def test_a_broken_record_is_no_record(
     content: str, file: Path, zoo: Path, hashed: list[Path]
 ) -> None:
     cache.check(file, sha256(RIGHT))
     (record,) = (zoo / "verified").iterdir()
-    record.write_text(content)
+    if content == "a device":
+        record.unlink()
+        record.symlink_to("/dev/zero")
+    else:
+        record.write_text(content, encoding="latin-1")
     cache.check(file, sha256(RIGHT))
     assert hashed == [file, file]
+
+
+@pytest.mark.parametrize("field", ["key", "size", "mtime_ns", "ctime_ns", "inode", "sha256"])
+def test_a_record_without_a_field_or_with_another_type_is_no_record(
+    field: str, file: Path, zoo: Path, hashed: list[Path]
+) -> None:
+    cache.check(file, sha256(RIGHT))
+    [path] = (zoo / "verified").iterdir()
+    record = json.loads(path.read_text())
+    for changed in ({**record, field: None}, {k: v for k, v in record.items() if k != field}):
+        path.write_text(json.dumps(changed))
+        cache.check(file, sha256(RIGHT))
+    assert hashed == [file, file, file]
 
 
 def test_a_wanted_digest_is_checked_at_no_cost_the_second_time(

@@ -1,0 +1,130 @@
+"""What says which bytes a folder should hold, and which of what is said is believed.
+
+A folder's SHA256SUMS, or a run's receipt, says what its files were when it was written; whoever
+writes into the folder can write that too. Weights that were carried have a record of the manifest
+beside them (`checkpoint.json`): then the installed manifest counts most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
+from deit_zoo.files import (
+    MODEL_FILE,
+    RECEIPT_FILE,
+    RECORD_FILE,
+    SUMS_FILE,
+    as_record,
+    is_inside,
+    read_json,
+    read_sums,
+)
+from deit_zoo.manifest import manifest_path, read_manifest
+from deit_zoo.weights.cache import KnownFile, Sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Receipt:
+    sha256: dict[str, Sha256]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    sha256: Sha256 | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    sources: list[_Source]
+
+
+def stated_digests(folder: Path) -> tuple[dict[str, str], str]:
+    """The digest of each file as SHA256SUMS or a run's receipt states it, and which of them does.
+
+    Raises CheckpointError where neither is there, or one that cannot be believed.
+    """
+    sums, receipt = folder / SUMS_FILE, folder / RECEIPT_FILE
+    try:
+        if receipt.is_file() and not sums.exists():
+            return _receipt_digests(receipt), RECEIPT_FILE
+        return read_sums(sums), SUMS_FILE
+    except FormatError as error:
+        raise CheckpointError(
+            f"{error}; fetch the folder again, or remove that file to load weights without proof"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} has no readable {SUMS_FILE}, so nothing says what its files should be; give "
+            "a folder that `deit-zoo weights fetch NAME --to DIR` made, or that of a run"
+        ) from error
+
+
+def known_file(file: Path) -> KnownFile:
+    """A file of a folder with the digest that is stated for it there, if any is.
+
+    Raises CheckpointError where the folder states digests but none of this file, IntegrityError
+    where it contradicts itself or the manifest.
+    """
+    folder = file.parent
+    if not any((folder / name).exists() for name in (SUMS_FILE, RECEIPT_FILE)):
+        return KnownFile(path=file, sha256=None, proof="none")
+    digests, stating = stated_digests(folder)
+    if file.name not in digests:
+        raise CheckpointError(
+            f"{folder / stating} states no SHA-256 for {file.name}; remove it to load the file "
+            "without proof"
+        )
+    sha256, proof = digests[file.name], stating
+    if file.name == MODEL_FILE and (folder / RECORD_FILE).exists():
+        proof = _stronger_proof(folder, sha256) or stating
+    return KnownFile(path=file, sha256=sha256, proof=proof)
+
+
+def carried_name(folder: Path) -> str | None:
+    """The model whose record lies in a folder of carried weights."""
+    record = _record(folder / RECORD_FILE)
+    return next(iter(record), None)
+
+
+def _stronger_proof(folder: Path, sha256: str) -> str | None:
+    """What besides the folder's own sums states this digest of its weights."""
+    [(name, record)] = _record(folder / RECORD_FILE).items()
+    installed = read_manifest().get(name)
+    proof = None
+    for where, sources, word in (
+        (folder / RECORD_FILE, record.sources, RECORD_FILE),
+        (manifest_path(), installed.sources if installed is not None else (), "pinned"),
+    ):
+        pinned = _pinned(source.sha256 for source in sources)
+        if pinned and sha256 not in pinned:
+            raise IntegrityError(
+                f"{folder / SUMS_FILE} states SHA-256 {sha256} for {MODEL_FILE}, but {where} pins "
+                f"{' or '.join(sorted(pinned))} for {name}; fetch the folder again"
+            )
+        proof = word if pinned else proof
+    return proof
+
+
+def _pinned(digests: Iterable[str | None]) -> set[str]:
+    return {digest for digest in digests if digest is not None}
+
+
+def _record(file: Path) -> dict[str, _Record]:
+    try:
+        record = as_record(read_json(file), dict[str, _Record], str(file))
+        if len(record) != 1:
+            raise FormatError(f"{file} holds {len(record)} records, not one")
+    except (OSError, FormatError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{file} is no record ({reason}); fetch the folder again") from error
+    return record
+
+
+def _receipt_digests(file: Path) -> dict[str, str]:
+    digests = as_record(read_json(file), _Receipt, str(file)).sha256
+    if outside := next((name for name in digests if not is_inside(name)), None):
+        raise FormatError(f"{file} names {outside!r:.120}, which is not in its folder")
+    return digests
