@@ -26,6 +26,7 @@ ASSETS = Path(__file__).parent / "assets"
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
 RECORD_FILE = "checkpoint.json"  # the manifest's record of weights that are carried
 PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
+LABELS_FILE, LABEL_FACTS_FILE = "labels.npy", "labels.json"  # of a teacher
 
 # What files of weights are called; which kind one is, its bytes say.
 PICKLE_SUFFIXES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))

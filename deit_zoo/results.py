@@ -1,8 +1,9 @@
-"""What a model answers: a prediction for an image, figures for many."""
+"""What a model answers: a prediction for an image, figures for many, a teacher's labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,13 @@ class Evaluation:
     loss: float
     num_images: int
     num_unjudged: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelFacts:
+    """What stands beside a teacher's labels: everything that they depend on, by name, the teacher,
+    and the SHA-256 of their file once all are known."""
+
+    key: dict[str, Any]
+    teacher: dict[str, Any]
+    sha256: str | None = None

@@ -13,7 +13,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, NameOrRun, complete_name
 from deit_zoo.errors import ZooError
-from deit_zoo.files import expand_user
+from deit_zoo.files import LABEL_FACTS_FILE, expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import is_path, resolve
 
@@ -155,16 +155,20 @@ def publish_(
         typer.Option(help="Of a run; that of the weights it began from unless given."),
     ] = None,
 ) -> None:
-    """Make a Hub repository of a checkpoint or a run: weights, configuration, card, receipt."""
+    """Make a Hub repository of a checkpoint, of a run, or of a teacher's labels, with its card."""
     from deit_zoo.hub import publish
+    from deit_zoo.hub.publish_labels import build_labels
     from deit_zoo.hub.publish_run import build_run
 
     is_run = is_path(name)
+    is_labels = is_run and (expand_user(name) / LABEL_FACTS_FILE).is_file()
     if license is not None and not is_run:
         raise ZooError(f"--license is of a run; {name} has its own, in the manifest")
     title = repo.split("/")[-1] if is_run else resolve(name).name
 
     def build(folder: Path) -> list[Path]:
+        if is_labels:
+            return build_labels(expand_user(name), repo, folder)
         if is_run:
             return build_run(expand_user(name), repo, folder, license)
         return publish.build(title, repo, folder)
@@ -179,7 +183,7 @@ def publish_(
     with TemporaryDirectory() as temporary:
         folder = output or Path(temporary) / title
         build(folder)
-        out.print(publish.upload(folder, repo, title))
+        out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
 
 
 def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None]:

@@ -90,7 +90,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def upload(folder: Path, repo_id: str, name: str) -> str:
+def upload(folder: Path, repo_id: str, name: str, kind: str = "model") -> str:
     """Make the repository where there is none and upload the folder. Returns the commit's URL.
 
     Raises ZooError where no token is set or its owner may not write there.
@@ -98,9 +98,10 @@ def upload(folder: Path, repo_id: str, name: str) -> str:
     check_rights(repo_id)
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     with _upload_error_context(repo_id):
-        api.create_repo(repo_id, exist_ok=True)
+        api.create_repo(repo_id, repo_type=kind, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
+            repo_type=kind,
             folder_path=folder,
             commit_message=f"{name}, published by deit_zoo {__version__}",
         )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,20 @@ import torch
 from torch import Tensor
 
 from deit_zoo.errors import FormatError, RecipeError
-from deit_zoo.files import as_record, digest, read_json, write_whole
+from deit_zoo.files import (
+    LABEL_FACTS_FILE,
+    LABELS_FILE,
+    as_record,
+    digest,
+    read_json,
+    write_whole,
+)
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe, shown
+from deit_zoo.results import LabelFacts
 from deit_zoo.training.loop import autocast_dtype
 from deit_zoo.training.teacher import facts_of
 
-LABELS_FILE = "labels.npy"
-FACTS_FILE = "labels.json"
 UNKNOWN = 0  # so that a file begins without a byte on the disk; a label is kept plus one
 MOST_CLASSES = 2**16 - 1
 # Fields of a recipe that change the student and not what is shown to it. All others are in the key.
@@ -65,22 +71,13 @@ def key_of(
     return key
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelFacts:
-    """What stands beside labels: their key, the teacher, and the file's digest once it is whole."""
-
-    key: dict[str, Any]
-    teacher: dict[str, Any]
-    sha256: str | None = None
-
-
 class TeacherLabels:
     """The labels in a folder (epochs, steps, replicas, batch), read and written step by step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / LABELS_FILE
-        facts = folder / FACTS_FILE
+        facts = folder / LABEL_FACTS_FILE
         self.facts = as_record(read_json(facts), LabelFacts, str(facts))
         self.labels = np.load(self.file, mmap_mode="r")
         self.unknown: set[tuple[int, int]] = set()
@@ -141,7 +138,7 @@ def open_labels(
     check_classes(num_classes)
     teacher = facts_of(plan.recipe)
     key = key_of(plan, fingerprint, teacher, device)
-    if not (folder / FACTS_FILE).exists():
+    if not (folder / LABEL_FACTS_FILE).exists():
         _begin(folder, plan, key, teacher)
     try:
         labels = TeacherLabels(folder)
@@ -189,7 +186,7 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
 
 def _write_facts(folder: Path, facts: LabelFacts) -> None:
     text = json.dumps(asdict(facts), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(folder / FACTS_FILE, text.encode())
+    write_whole(folder / LABEL_FACTS_FILE, text.encode())
 
 
 def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
@@ -213,7 +210,7 @@ def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
         )
     stated = labels.facts.sha256
     if stated is not None and digest(labels.file) != stated:
-        raise ValueError(f"{LABELS_FILE} is not the file whose digest {FACTS_FILE} states")
+        raise ValueError(f"{LABELS_FILE} is not the file whose digest {LABEL_FACTS_FILE} states")
 
 
 def _differences(kept: dict[str, Any], key: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

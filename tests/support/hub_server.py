@@ -448,11 +448,11 @@ _ROUTES: Iterable[tuple[str, str, Callable[..., Answer]]] = (
     ("POST", r"/api/repos/create", _Handler._create),
     ("POST", rf"/api/models/{_REPO}/tag/([^/]+)", _Handler._tag),
     ("POST", r"/api/validate-yaml", _Handler._validate),
-    ("POST", rf"/api/models/{_REPO}/preupload/([^/]+)", _Handler._preupload),
-    ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler._batch),
+    ("POST", rf"/api/(?:models|datasets)/{_REPO}/preupload/([^/]+)", _Handler._preupload),
+    ("POST", rf"/(?:datasets/)?{_REPO}\.git/info/lfs/objects/batch", _Handler._batch),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler._store),
     ("POST", r"/lfs/([0-9a-f]{64})", _Handler._verify),
-    ("POST", rf"/api/models/{_REPO}/commit/([^/]+)", _Handler._commit),
+    ("POST", rf"/api/(?:models|datasets)/{_REPO}/commit/([^/]+)", _Handler._commit),
 )
 
 

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 import deit_zoo
-from deit_zoo.errors import RecipeError
+from deit_zoo.errors import CheckpointError, RecipeError
+from deit_zoo.files import LABEL_FACTS_FILE, LABELS_FILE
+from deit_zoo.hub.publish_labels import build_labels
 from deit_zoo.training import build
 from deit_zoo.training.launch import make_plan, reproduce
-from deit_zoo.training.teacher_labels import FACTS_FILE, LABELS_FILE
 from deit_zoo.training.teaching import label_images, label_plan
 from deit_zoo.weights.load import save_model
+from support.command import deit_zoo as deit_zoo_command
+from support.hub_server import HubServer
 
 STUDENT = "deit_pico_distilled_digits"
 # Two epochs of four steps of two replicas.
@@ -83,7 +86,7 @@ def test_a_run_that_keeps_labels_is_the_run_that_does_not(
 
 def test_the_receipt_states_the_digest_of_labels_that_are_all_known(kept: Path) -> None:
     digest = hashlib.sha256((kept / "labels" / LABELS_FILE).read_bytes()).hexdigest()
-    facts = json.loads((kept / "labels" / FACTS_FILE).read_text())
+    facts = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())
     assert facts["sha256"] == digest
     assert receipt_of(kept / "run")["teacher"]["labels_sha256"] == digest
     assert receipt_of(kept / "run")["teacher"]["name"] == "convnet_pico_digits"
@@ -104,7 +107,7 @@ def test_labels_are_the_same_by_any_number_of_processes_and_without_a_student(
         devices,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert sha256 == json.loads((kept / "labels" / FACTS_FILE).read_text())["sha256"]
+    assert sha256 == json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())["sha256"]
     assert seen[-1] == (2 * STEPS, 2 * STEPS)
 
 
@@ -114,8 +117,8 @@ def test_only_what_is_not_known_is_asked_of_the_teacher(
     # As a run leaves them that was killed in its second epoch.
     labels = tmp_path / "labels"
     shutil.copytree(kept / "labels", labels)
-    whole = json.loads((labels / FACTS_FILE).read_text())
-    (labels / FACTS_FILE).write_text(json.dumps(whole | {"sha256": None}))
+    whole = json.loads((labels / LABEL_FACTS_FILE).read_text())
+    (labels / LABEL_FACTS_FILE).write_text(json.dumps(whole | {"sha256": None}))
     stored = np.load(labels / LABELS_FILE, mmap_mode="r+")
     stored[1, 1:] = 0
     stored.flush()
@@ -123,7 +126,7 @@ def test_only_what_is_not_known_is_asked_of_the_teacher(
     run(tmp_path / "run", data, f"teacher_labels={labels}")
     after = np.load(labels / LABELS_FILE)
     assert (after[0] == before).all()
-    assert json.loads((labels / FACTS_FILE).read_text()) == whole
+    assert json.loads((labels / LABEL_FACTS_FILE).read_text()) == whole
 
 
 def test_a_state_on_disk_never_is_ahead_of_the_labels(
@@ -153,8 +156,8 @@ def test_a_state_on_disk_never_is_ahead_of_the_labels(
     monkeypatch.setattr(CheckpointManager, "save", save)
     first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
     assert run(tmp_path / "run", data, *options) == first
-    digest = json.loads((kept / "labels" / FACTS_FILE).read_text())["sha256"]
-    assert json.loads((tmp_path / "labels" / FACTS_FILE).read_text())["sha256"] == digest
+    digest = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())["sha256"]
+    assert json.loads((tmp_path / "labels" / LABEL_FACTS_FILE).read_text())["sha256"] == digest
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_a_longer_run_than_the_labels_are_of_is_refused(
 
 def test_a_folder_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / FACTS_FILE).write_text("[]")
+    (tmp_path / "labels" / LABEL_FACTS_FILE).write_text("[]")
     with pytest.raises(RecipeError, match="holds no teacher labels that can be read"):
         run(tmp_path / "run", data, f"teacher_labels={tmp_path / 'labels'}")
 
@@ -248,3 +251,35 @@ def test_the_plan_says_what_is_saved() -> None:
         [line] = [line for title, line in plan.lines() if title == "teacher labels"]
         assert f"{share} of the multiply-accumulates are saved" in line, name
         assert "768.6 MB for 384,307,200 mixed images" in line, name
+
+
+def test_labels_are_published_with_a_card_once_all_are_known(kept: Path, tmp_path: Path) -> None:
+    files = build_labels(kept / "labels", "org/labels", tmp_path / "new")
+    assert [file.name for file in files] == [
+        "README.md",
+        "SHA256SUMS",
+        LABEL_FACTS_FILE,
+        LABELS_FILE,
+    ]
+    card = (tmp_path / "new/README.md").read_text()
+    assert "convnet_pico_digits" in card
+    assert "| rand_augment | rand-m5-mstd0.5-inc1 |" in card
+    facts = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())
+    assert facts["sha256"] in card
+    unknown = tmp_path / "unknown"
+    shutil.copytree(kept / "labels", unknown)
+    (unknown / LABEL_FACTS_FILE).write_text(json.dumps(facts | {"sha256": None}))
+    with pytest.raises(CheckpointError, match="are not all known yet"):
+        build_labels(unknown, "org/labels", tmp_path / "other")
+
+
+def test_published_labels_are_a_data_set_of_the_hub(kept: Path, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_writes"}
+        words = ("weights", "publish", str(kept / "labels"), "--repo", "org/labels")
+        done = deit_zoo_command(*words, env=environment)
+        assert done.status == 0, done.err
+        repository = hub.repositories["org/labels"]
+        assert hub.count("POST", "/api/datasets/org/labels/commit/main") == 1
+    uploaded = repository.commits[repository.refs["main"]]
+    assert uploaded[LABELS_FILE] == (kept / "labels" / LABELS_FILE).read_bytes()
