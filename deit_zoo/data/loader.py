@@ -2,46 +2,102 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import current_thread, main_thread
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from deit_zoo.distributed import how_it_ended
 from deit_zoo.errors import ZooError
 
-
-def make_loader(
-    dataset: Dataset[Any], keys: Iterable[Any], workers: int, *, batched: bool = True
-) -> DataLoader[Any]:
-    """A loader of batches of keys, or of keys, whose workers live as long as it does."""
-    return DataLoader(
-        dataset,
-        **({"batch_sampler": keys} if batched else {"sampler": keys, "batch_size": None}),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_begin_worker,
-    )
+DYING_SECONDS = 5  # on a busy machine
+_NO_MEMORY = "memory is mostly what they lack: give fewer --workers"
+_NO_ROOM = (
+    "/dev/shm, through which they hand over images, has no room: give it more (docker run "
+    "--shm-size=8g), or type --workers 0"
+)
+_BUS_ERROR = -getattr(signal, "SIGBUS", 0)
+_END = object()
 
 
-def read_batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """One pass over a loader, whose workers start now, or go on."""
-    with _block_signals():
-        batches = iter(loader)
-    return _with_own_errors(batches)
+class WorkersDiedError(ZooError):
+    """Processes that read for a loader ended before their work: how each, and what would help."""
+
+    def __init__(self, ends: str, advice: str) -> None:
+        super().__init__(f"{ends}; {advice}")
+        self.ends, self.advice = ends, advice
 
 
-def _with_own_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    while True:
+class Loader:
+    """Batches of keys, or keys one by one, read by workers that live as long as it does."""
+
+    def __init__(
+        self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, *, batched: bool = True
+    ) -> None:
+        self.workers: list[BaseProcess] = []
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            **({"batch_sampler": keys} if batched else {"sampler": keys, "batch_size": None}),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_begin_worker,
+        )
+
+    def read(self) -> Iterator[Any]:
+        """One pass, by workers that start now, or go on. Raises WorkersDiedError."""
+        others = active_children()
+        with _block_signals(), _deaths_wait_for_the_next_batch(), self._own_errors():
+            batches = iter(self._loader)
+        self.workers = self.workers or [one for one in active_children() if one not in others]
+        return self._read(batches)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.kill()
+            worker.join()
+        self.workers = []
+
+    def _read(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self._own_errors():
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            yield batch
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Within it, what a worker raised or died of is one sentence."""
         try:
-            batch = next(batches)
-        except StopIteration:
-            return
+            yield
         except ZooError as error:
             raise _as_raised(error) from None
-        yield batch
+        except (RuntimeError, OSError, EOFError) as error:
+            if _is_about_shared_memory(error):
+                raise WorkersDiedError("loader workers cannot go on", _NO_ROOM) from error
+            # Between what a dying worker breaks off and its end.
+            wait([worker.sentinel for worker in self.workers], timeout=DYING_SECONDS)
+            codes = [worker.exitcode for worker in self.workers if worker.exitcode is not None]
+            if not codes:
+                raise
+            ends = ", ".join(f"a loader worker {how_it_ended(code)}" for code in codes)
+            raise WorkersDiedError(ends, _NO_ROOM if _BUS_ERROR in codes else _NO_MEMORY) from error
+
+
+def _is_about_shared_memory(error: Exception) -> bool:
+    """Whether torch or multiprocessing got none of it, as its words or its number say."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return "shared memory" in str(error) or "No space left on device" in str(error)
 
 
 def _as_raised(error: ZooError) -> ZooError:
@@ -76,3 +132,18 @@ def _block_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _deaths_wait_for_the_next_batch() -> Iterator[None]:
+    """Take torch's SIGCHLD handler away again: it raises wherever the program is, as in a step."""
+    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        of_torch = str(getattr(previous, "__module__", "")).startswith("torch.")
+        keep = signal.SIG_DFL if of_torch or previous is None else previous
+        signal.signal(signal.SIGCHLD, keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
 from deit_zoo.data.image_set import ImageSet, has_own_names, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError
-from deit_zoo.data.loader import make_loader, read_batches
+from deit_zoo.data.loader import Loader
+from deit_zoo.data.survey import most_unreadable
 from deit_zoo.data.transforms import error_context
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
@@ -34,7 +35,8 @@ class EvalDataset(Dataset[tuple[Any, int]]):
 
     `class_subset` are the classes of the model that compete, all unless given. With `multi_labels`
     an image's label is its own number, and its entry lists the classes that are right: several, or
-    none where the image does not count.
+    none where the image does not count. With `skips` an image that cannot be read does not count
+    either, and is labelled with minus its number, less one; without, it is an error.
     """
 
     def __init__(
@@ -44,16 +46,26 @@ class EvalDataset(Dataset[tuple[Any, int]]):
         *,
         class_subset: Sequence[int] | None = None,
         multi_labels: Sequence[Sequence[int]] | None = None,
+        skips: bool = False,
     ) -> None:
         self.images = images
         self.transform = transform
         self.class_subset = class_subset
         self.multi_labels = multi_labels
+        self.skips = skips
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            return self._read(index)
+        except DataError:
+            if not self.skips:
+                raise
+            return self.transform(Image.new("RGB", (1, 1))), -1 - index
+
+    def _read(self, index: int) -> tuple[Any, int]:
         image = self.images.open(index)
         label = self.images.label_of(index) if self.multi_labels is None else index
         with error_context(self.images.name_of(index)):
@@ -62,10 +74,9 @@ class EvalDataset(Dataset[tuple[Any, int]]):
     def label_mask(self, labels: Tensor, num_classes: int) -> Tensor:
         """Which classes are right for each image: (B, num_classes) of bool."""
         mask = torch.zeros(len(labels), num_classes, dtype=torch.bool)
-        if self.multi_labels is None:
-            return mask.scatter_(1, labels[:, None], True)
         for row, label in zip(mask, labels.tolist(), strict=True):
-            row[list(self.multi_labels[label])] = True
+            if label >= 0:
+                row[label if self.multi_labels is None else list(self.multi_labels[label])] = True
         return mask
 
 
@@ -124,13 +135,15 @@ def accuracy(
     progress: Callable[[int, int], None] | None = None,
     record: Callable[[Tensor, Tensor], None] | None = None,
     shard: tuple[int, int] = (0, 1),
+    tell: Callable[[str], None] = lambda sentence: None,
     add: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
 ) -> Evaluation:
     """Top-1, top-5 (percent) and mean cross-entropy of a model over a data set.
 
     Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
     and `add` sums over all of them. The batches are the same for any number of processes.
-    `record` is called with the logits and labels of each batch.
+    `record` is called with the logits and labels of each batch, `tell` with a sentence on images
+    that are skipped. Raises DataError where they are too many.
     """
     sums = accumulate(
         model,
@@ -140,6 +153,7 @@ def accuracy(
         progress=progress,
         record=record,
         shard=shard,
+        tell=tell,
     )
     return evaluation_of(add(sums), dataset)
 
@@ -154,6 +168,7 @@ def accumulate(
     progress: Callable[[int, int], None] | None = None,
     record: Callable[[Tensor, Tensor], None] | None = None,
     shard: tuple[int, int] = (0, 1),
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> list[float]:
     """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses.
 
@@ -165,9 +180,10 @@ def accumulate(
     total, done = sum(map(len, batches)), 0
     weight = next(model.parameters())
     sums = np.zeros(4)
-    loader = make_loader(dataset, batches, workers)
-    with eval_mode(model), oom_as_error(batch_size, weight.device):
-        for images, labels in read_batches(loader):
+    skipped: list[int] = []
+    loader = Loader(dataset, batches, workers)
+    with closing(loader), eval_mode(model), oom_as_error(batch_size, weight.device):
+        for images, labels in loader.read():
             logits = model(images.to(weight.device, weight.dtype)).float()
             if dataset.class_subset is not None:
                 logits = logits[:, list(dataset.class_subset)]
@@ -179,11 +195,25 @@ def accumulate(
             sums += correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum(), losses.sum()
             if record:
                 record(logits, labels)
+            skipped += [-1 - label for label in labels[labels < 0].tolist()]
             done += len(labels)
             if progress:
                 progress(done, total)
+    if skipped:
+        tell(_sentence_on(skipped, dataset))
     top1, top5, num_judged, loss = sums.tolist()
     return [top1, top5, num_judged, float(done), loss]
+
+
+def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
+    """What is said of images that could not be read. Raises DataError where they are too many."""
+    names = [dataset.images.name_of(index) for index in skipped]
+    more = ", ..." if len(names) > 3 else ""
+    count = f"{len(names):,} of {len(dataset):,} validation images"
+    sentence = f"{count} cannot be read ({', '.join(names[:3])}{more})"
+    if len(names) > (most := most_unreadable(len(dataset))) or len(names) == len(dataset):
+        raise DataError(f"{sentence}, and a run can do without {most:,}; mend or remove them")
+    return f"{sentence}; the figures are of the others"
 
 
 def evaluation_of(sums: Sequence[float], dataset: EvalDataset) -> Evaluation:

@@ -8,28 +8,22 @@ ends a run, both are reported.
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import active_children
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from threading import current_thread, main_thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from deit_zoo.augment.device import finish
 from deit_zoo.augment.record import BAD, LABEL, OPERATIONS, ROW
 from deit_zoo.data.image_set import ImageSet
-from deit_zoo.data.loader import make_loader, read_batches
+from deit_zoo.data.loader import Loader, WorkersDiedError
 from deit_zoo.data.transforms import error_context, read_pixels, resize
-from deit_zoo.distributed import DistributedContext, how_it_ended
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.micro_batches import Batch
@@ -49,7 +43,6 @@ from deit_zoo.training.timm_bridge import TrainAugment
 
 REPLACEMENTS = 10
 DEATHS_PER_EPOCH = 3
-DYING_SECONDS = 5  # between what a dying worker breaks off and its end, on a busy machine
 AHEAD = 2  # chunks that each worker has before it
 COPIES = 4  # chunks on their way to a GPU
 
@@ -225,8 +218,7 @@ class TrainLoader:
         self.order = ChunkOrder(plan, self.ring)
         # What is copied and augmented there goes on beside the steps of the network.
         self.stream = torch.cuda.Stream(self.group.device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._loader: DataLoader[Any] | None = None
-        self._workers: list[BaseProcess] = []
+        self.loader = Loader(self.images, self.order, plan.workers, batched=False)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batch of each replica in each step, on the device.
@@ -255,26 +247,20 @@ class TrainLoader:
         while True:
             self.order.delivered = delivered
             try:
-                for filled in self._start():
+                for filled in self.loader.read():
                     delivered += 1
                     yield filled
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                wait([worker.sentinel for worker in self._workers], timeout=DYING_SECONDS)
-                codes = [worker.exitcode for worker in self._workers]
-                ends = [how_it_ended(code) for code in codes if code is not None]
-                if not ends:
-                    raise
-                message = ", ".join(f"a loader worker {end}" for end in ends)
+            except WorkersDiedError as error:
                 deaths += 1
                 self.end_workers()
                 if deaths > DEATHS_PER_EPOCH:
                     raise ZooError(
-                        f"loader workers died {deaths} times in epoch {epoch + 1} ({message}); "
-                        "memory is mostly what they lack: give fewer --workers"
+                        f"loader workers died {deaths} times in epoch {epoch + 1} ({error.ends}); "
+                        f"{error.advice}"
                     ) from error
                 self.tell(
-                    f"{message} in epoch {epoch + 1}; loading starts again at part {delivered}"
+                    f"{error.ends} in epoch {epoch + 1}; loading starts again at part {delivered}"
                 )
 
     def finish(self, filled: Filled, images: Tensor) -> Words:
@@ -337,20 +323,8 @@ class TrainLoader:
 
     def end_workers(self) -> None:
         """Another epoch starts new ones."""
-        for worker in self._workers:
-            worker.kill()
-            worker.join()
-        self._loader, self._workers = None, []
-
-    def _start(self) -> Iterator[Filled]:
-        if self._loader is not None:
-            return read_batches(self._loader)
-        others = active_children()
-        self._loader = make_loader(self.images, self.order, self.plan.workers, batched=False)
-        with _deaths_wait_for_the_next_batch():
-            batches = read_batches(self._loader)
-        self._workers = [process for process in active_children() if process not in others]
-        return batches
+        self.loader.close()
+        self.loader = Loader(self.images, self.order, self.plan.workers, batched=False)
 
 
 def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
@@ -365,18 +339,3 @@ def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
         )
     on_device = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
     return on_device and augment.on_device
-
-
-@contextmanager
-def _deaths_wait_for_the_next_batch() -> Iterator[None]:
-    """Take torch's SIGCHLD handler away again: it raises wherever the program is, as in a step."""
-    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        of_torch = str(getattr(previous, "__module__", "")).startswith("torch.")
-        keep = signal.SIG_DFL if of_torch or previous is None else previous
-        signal.signal(signal.SIGCHLD, keep)

@@ -36,6 +36,7 @@ from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_data import (
     check_same_data,
     check_states,
+    check_validation,
     forget_failed_start,
     former_job,
     has_begun,
@@ -261,6 +262,8 @@ def run_plan(
             job = make_job(plan, data, images, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
             check_same_data(output, job)
+            if not has_begun(output):
+                check_validation(job.data, images, job.plan.reading, progress)
             job = with_changes(replace(job, val_share=val_share), output)
             forget_failed_start(output, job)
             output.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, ListSet
-from deit_zoo.data.image_set import kind_of
+from deit_zoo.data.image_set import ImageSet, kind_of, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
 from deit_zoo.data.survey import bad_images, most_unreadable
 from deit_zoo.errors import DataError
@@ -55,6 +55,25 @@ def images_of_run(
     if len(images.images) <= SMALL:
         return _without_unreadable(images, data, reading, tell, progress)
     return images if val_share is not None else None
+
+
+def check_validation(
+    data: str, images: ImageList | None, reading: Reading, progress: Callable[[int], None]
+) -> None:
+    """Raises DataError where a validation image cannot be read: figures are of all of them."""
+    if images is not None and len(images.images) <= SMALL:
+        return  # those are left out already
+    part: ImageSet
+    if images is None:
+        part = open_unchecked(data, "val", reading)
+    else:
+        part = ListSet(images, "val", allow_empty=True)
+        part.reading = reading
+    if bad := _unreadable([part], progress):
+        raise DataError(
+            f"{len(bad):,} of {len(part):,} validation images cannot be read ({_named(bad)}), and "
+            f"figures are of all of them; mend or remove them: {_check_command(data)} lists them"
+        )
 
 
 def check_same_data(output: Path, job: Job) -> None:
@@ -135,20 +154,32 @@ def _without_unreadable(
     sets = [ListSet(images, split, allow_empty=True) for split in ("train", "val")]
     for part in sets:
         part.reading = reading
-    bad = dict(bad_images(*sets, workers=usable_cores(), progress=lambda done, _: progress(done)))
+    bad = _unreadable(sets, progress)
     if not bad:
         return images
     count = len(images.images)
-    named = ", ".join(f"{file}: {why}" for file, why in sorted(bad.items())[:3])
-    more = ", ..." if len(bad) > 3 else ""
-    sentence = f"{len(bad):,} of {count:,} images cannot be read ({named}{more})"
+    sentence = f"{len(bad):,} of {count:,} images cannot be read ({_named(bad)})"
     if len(bad) > (most := most_unreadable(count)):
         raise DataError(
-            f"{sentence}, and a run can do without {most:,}; mend or remove them: deit-zoo data "
-            f"check {shlex.quote(str(data))} lists them all"
+            f"{sentence}, and a run can do without {most:,}; mend or remove them: "
+            f"{_check_command(data)} lists them all"
         )
     tell(f"{sentence}; left out")
     return images.without(bad)
+
+
+def _unreadable(sets: Sequence[ImageSet], progress: Callable[[int], None]) -> dict[str, str]:
+    """The images that cannot be read, each with a reason."""
+    return dict(bad_images(*sets, workers=usable_cores(), progress=lambda done, _: progress(done)))
+
+
+def _named(bad: dict[str, str]) -> str:
+    named = ", ".join(f"{file}: {why}" for file, why in sorted(bad.items())[:3])
+    return f"{named}, ..." if len(bad) > 3 else named
+
+
+def _check_command(data: str | Path) -> str:
+    return f"deit-zoo data check {shlex.quote(str(data))}"
 
 
 def _check_same_images(

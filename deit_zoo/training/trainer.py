@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from deit_zoo.data.jpeg import SIMPLEJPEG
+from deit_zoo.data.loader import WorkersDiedError
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
@@ -41,7 +42,7 @@ from deit_zoo.training.build import (
     teaching,
 )
 from deit_zoo.training.checkpoint import CheckpointManager
-from deit_zoo.training.data import TrainLoader
+from deit_zoo.training.data import DEATHS_PER_EPOCH, TrainLoader
 from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
 from deit_zoo.training.loop import (
@@ -90,7 +91,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         classes = images.classes
         model = build_model(recipe, classes, group)
         validation = open_images(data, "val", classes, group, plan.reading)
-        held_out = EvalDataset(validation, transform(model))
+        held_out = EvalDataset(validation, transform(model), skips=True)
         teacher, taught = teaching(job, len(classes), group, say)
         counts: list[int] = []
         if recipe.class_weights == "balanced":
@@ -100,7 +101,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         eval_workers = 0 if len(held_out) < IN_PROCESS else plan.workers
 
         def evaluate(model: ZooModel) -> Evaluation:
-            return measure(model, held_out, eval_workers, group)
+            return measure(model, held_out, eval_workers, group, tell)
 
         def validate(model: ZooModel) -> Evaluation:  # as it trains: upstream's precision too
             compiles = is_compiled(plan) and len(held_out) >= IN_PROCESS
@@ -231,17 +232,32 @@ def expected_classes(recipe: Recipe) -> list[str]:
 
 
 def measure(
-    model: ZooModel, held_out: EvalDataset, workers: int, group: DistributedContext
+    model: ZooModel,
+    held_out: EvalDataset,
+    workers: int,
+    group: DistributedContext,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
-    """The model on the validation images, each seen by exactly one process."""
-    return accuracy(
-        model,
-        held_out,
-        batch_size=256,
-        workers=workers,
-        shard=(group.rank, group.size),
-        add=group.add_up,
-    )
+    """The model on the validation images, each seen by exactly one process.
+
+    Where a worker dies, a process measures its share again.
+    """
+    for deaths in range(1 + DEATHS_PER_EPOCH):
+        try:
+            return accuracy(
+                model,
+                held_out,
+                batch_size=256,
+                workers=workers,
+                shard=(group.rank, group.size),
+                tell=tell,
+                add=group.add_up,
+            )
+        except WorkersDiedError as error:
+            if deaths == DEATHS_PER_EPOCH:
+                raise
+            tell(f"{error.ends} while the model was measured; it is measured again")
+    raise AssertionError("it returns or raises")
 
 
 def epoch_record(

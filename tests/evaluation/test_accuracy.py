@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.errors import DataError
+from deit_zoo.distributed import DistributedContext
+from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
+from deit_zoo.training.trainer import measure
 from support.tables import each_row
 
 NUM_IMAGES = 61  # a prime: no shard and no batch fits
@@ -136,3 +142,91 @@ def test_a_broken_image_is_one_sentence_also_from_a_worker(
         accuracy(model, images, batch_size=4, workers=1)
     assert str(caught.value).startswith(f"{bad} cannot be read as an image (")
     assert "\n" not in str(caught.value)
+
+
+class Deadly:
+    """A transform in whose worker the memory killer comes; the first so many times."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], notes: Path, times: int) -> None:
+        self.transform, self.notes, self.times = transform, notes, times
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        if len(list(self.notes.iterdir())) < self.times:
+            (self.notes / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.transform(image)
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where deaths are noted; torch looks every fifth of a second for them, not every five."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+def test_a_worker_that_is_killed_is_one_sentence(
+    model: ZooModel, folder: Path, notes: Path
+) -> None:
+    images = EvalDataset(FolderSet(folder), Deadly(deit_zoo.transform(model), notes, 1))
+    with pytest.raises(ZooError) as caught:
+        accuracy(model, images, batch_size=8, workers=1)
+    assert str(caught.value) == (
+        "a loader worker was killed by SIGKILL; memory is mostly what they lack: give fewer "
+        "--workers"
+    )
+
+
+def test_a_run_measures_again_where_a_worker_is_killed(
+    model: ZooModel, folder: Path, notes: Path, whole: Evaluation
+) -> None:
+    images = EvalDataset(FolderSet(folder), Deadly(deit_zoo.transform(model), notes, 2))
+    told: list[str] = []
+    alone = DistributedContext(device=torch.device("cpu"))
+    found = measure(model, images, 1, alone, told.append)
+    assert (found.top1, found.num_images) == (whole.top1, NUM_IMAGES)
+    death = "a loader worker was killed by SIGKILL while the model was measured"
+    assert told == [f"{death}; it is measured again"] * 2
+
+
+def test_shared_memory_that_is_full_is_one_sentence(
+    model: ZooModel, folder: Path, notes: Path
+) -> None:
+    def full(image: Image.Image) -> Tensor:
+        # What torch raises in a worker, as of version 2.14.
+        raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+    images = EvalDataset(FolderSet(folder), full)
+    with pytest.raises(ZooError, match=r"^loader workers cannot go on; /dev/shm, .* has no room"):
+        accuracy(model, images, batch_size=8, workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_turned_bad_is_told_and_the_others_are_measured(
+    model: ZooModel, folder: Path, tmp_path: Path, workers: int
+) -> None:
+    spoiled = shutil.copytree(folder, tmp_path / "spoiled")
+    bad = sorted(spoiled.glob("*/*.png"))[20]
+    images = FolderSet(spoiled)
+    bad.write_bytes(b"no image")
+    told: list[str] = []
+    dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
+    found = accuracy(model, dataset, batch_size=7, workers=workers, tell=told.append)
+    assert told == [
+        f"1 of 61 validation images cannot be read ({bad}); the figures are of the others"
+    ]
+    assert (found.num_images, found.num_unjudged) == (61, 1)
+    bad.unlink()
+    others = EvalDataset(FolderSet(spoiled), deit_zoo.transform(model))
+    expected = accuracy(model, others, batch_size=60, workers=0)
+    assert found.top1 == expected.top1
+
+
+def test_a_set_that_turned_bad_as_a_whole_is_one_sentence(
+    model: ZooModel, folder: Path, tmp_path: Path
+) -> None:
+    images = FolderSet(shutil.copytree(folder, tmp_path / "gone"))
+    shutil.rmtree(tmp_path / "gone")
+    dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
+    with pytest.raises(DataError, match=r"^61 of 61 validation images cannot be read \(.*, \.\.\."):
+        accuracy(model, dataset, batch_size=7, workers=0)

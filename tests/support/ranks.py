@@ -261,7 +261,7 @@ def batches(workers: int = 0, kill: bool = False) -> Callable[[DistributedContex
         seen: dict[int, list[str]] = {replica: [] for replica in replicas}
         for number, batch in enumerate(loader.epoch(EPOCH)):
             if kill and number == share and group.is_main:
-                os.kill(loader._workers[0].pid or 0, signal.SIGKILL)
+                os.kill(loader.loader.workers[0].pid or 0, signal.SIGKILL)
             tensors = (batch.images.contiguous(), batch.labels)
             content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
             seen[replicas[number % share]].append(hashlib.sha256(content).hexdigest())

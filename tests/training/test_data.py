@@ -42,7 +42,7 @@ MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create:Us
 class Small:
     """Images of 8 pixels a side; the red of a whole one is a sum of the draws of its place."""
 
-    img_size = 8
+    img_size = (8, 8)
     layers = 0
 
     def draw(self, width: int, height: int) -> Draws:
@@ -421,7 +421,7 @@ def test_a_death_does_not_interrupt_a_step(
     # torch's own handler would raise within this test, not where the next batch is asked for.
     loader = loader_of(good, 1)
     next(loader.epoch(0))
-    worker = loader._workers[0]
+    worker = loader.loader.workers[0]
     os.kill(worker.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while worker.is_alive() and time.monotonic() < deadline:

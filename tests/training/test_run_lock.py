@@ -218,3 +218,32 @@ def test_a_log_that_is_replaced_in_mid_run_is_written_again(
     on_epoch(lambda: (output / "log.jsonl").write_bytes(b"\x00torn"))
     begin(output, digits_folder)
     assert epochs_of(output) == [0, 1]
+
+
+def test_a_validation_image_that_cannot_be_read_is_told_before_the_first_epoch(
+    tmp_path: Path, digits_folder: Path
+) -> None:
+    data = shutil.copytree(digits_folder, tmp_path / "data")
+    bad = sorted((data / "val" / "3").glob("*.png"))[0]
+    bad.write_bytes(b"junk")
+    with pytest.raises(DataError) as raised:
+        begin(tmp_path / "run", data)
+    assert str(raised.value) == (
+        f"1 of 60 validation images cannot be read ({bad}: not an image), and figures are of all "
+        f"of them; mend or remove them: deit-zoo data check {data} lists them"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_image_that_turns_bad_in_mid_run_ends_no_run_and_is_told(
+    tmp_path: Path,
+    digits_folder: Path,
+    on_epoch: Callable[[Callable[[], Any]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = shutil.copytree(digits_folder, tmp_path / "data")
+    bad = sorted((data / "val" / "3").glob("*.png"))[0]
+    on_epoch(lambda: bad.write_bytes(b"junk"))
+    begin(tmp_path / "run", data)
+    assert epochs_of(tmp_path / "run") == [0, 1]
+    assert f"1 of 60 validation images cannot be read ({bad})" in capsys.readouterr().err
