@@ -133,9 +133,12 @@ def _listed(argument: str) -> Iterator[Source]:
     """The images that an argument means, none of them read but stdin."""
     from deit_zoo.cli.evaluate import note
     from deit_zoo.data.folder import images_of
+    from deit_zoo.data.image_file import MOST_BYTES
 
     if argument == "-":
-        yield sys.stdin.buffer.read()
+        content = sys.stdin.buffer.read(MOST_BYTES + 1)
+        endless = DataError(f"stdin holds over {MOST_BYTES / 1e9:.1f} GB; give one image")
+        yield content if len(content) <= MOST_BYTES else endless
     else:
         yield from images_of(argument, note)
 

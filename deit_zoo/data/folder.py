@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.formats import IMAGE_SUFFIXES
+from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
 from deit_zoo.errors import DataError
 
@@ -76,17 +77,16 @@ class FolderSet(LabelledImages):
         return str(self.path_of(index))
 
     def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
-        return self.path_of(index).stat().st_size
+        """The length of an image's file; 0 of a link to nothing."""
+        return size_of(self.path_of(index))
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming it."""
         from deit_zoo.data.transforms import image_errors
 
         path = os.path.join(self.root, self._paths[index])
-        # Unbuffered, and no pathlib: either would cost as much as the reading.
-        with image_errors(path), open(path, "rb", buffering=0) as file:
-            return file.readall()
+        with image_errors(path):
+            return read_file(path)
 
 
 class FlatSet(FolderSet):
@@ -182,6 +182,14 @@ def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) ->
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
 
 
+def size_of(file: Path | os.DirEntry[str]) -> int:
+    """The length of a file; 0 where there is none, as of a link to nothing."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
@@ -210,15 +218,23 @@ def ignored(others: int, hidden: int, suffixes: Sequence[str] = ()) -> str:
     return f"{' and '.join(groups)} {verb} ignored" if groups else ""
 
 
-def walk(
-    folder: str, prefix: str, left: Ignored, inside: tuple[str, ...] = ()
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(root: str, prefix: str, left: Ignored) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every file under a folder, with its path; links to folders are followed.
 
-    What is hidden is left out and counted. `inside` are the folders that links led here from.
+    What is hidden is left out and counted, and a folder that goes meanwhile holds nothing.
     Raises DataError for a link to a folder that it lies in.
     """
-    with os.scandir(folder) as entries:
+    # With each folder, those from which links led there.
+    folders: list[tuple[str, str, tuple[str, ...]]] = [(root, prefix, ())]
+    while folders:
+        folder, path, inside = folders.pop()
+        try:
+            with os.scandir(folder) as listing:
+                entries = list(listing)
+        except (FileNotFoundError, NotADirectoryError):
+            if folder == root:
+                raise
+            continue
         for entry in entries:
             if is_hidden(entry.name):
                 left.hidden += 1
@@ -227,9 +243,9 @@ def walk(
                 if entry.is_symlink():
                     chain = (*inside, os.path.realpath(folder))
                     _check_circle(entry.path, chain)
-                yield from walk(entry.path, f"{prefix}{entry.name}/", left, chain)
+                folders.append((entry.path, f"{path}{entry.name}/", chain))
             else:
-                yield f"{prefix}{entry.name}", entry
+                yield f"{path}{entry.name}", entry
 
 
 def images_under(root: Path, name: str, left: Ignored) -> list[str]:

@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
@@ -58,7 +59,7 @@ class HubSet(TableSet):
         if isinstance(source, bytes):
             return source
         with image_errors(self.name_of(index)):
-            return source.read_bytes()
+            return read_file(source)
 
     def _source(self, index: int) -> Path | bytes:
         """The bytes of an image, or the file that holds them; no bytes where there is no image."""

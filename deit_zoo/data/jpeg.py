@@ -29,6 +29,8 @@ def _version_in_use() -> str | None:
     return None if old else str(simplejpeg.__version__)
 
 
+# Pixels of an image that Pillow decodes itself: by way of an array there would be two of it.
+LARGE = 1 << 25
 # Of simplejpeg; None where Pillow alone decodes.
 SIMPLEJPEG = _version_in_use()
 
@@ -46,7 +48,8 @@ def decode_jpeg(image: ImageFile) -> Image.Image | None:
 def jpeg_pixels(image: ImageFile) -> Any:
     """The same as an array (H, W, 3) uint8."""
     takes = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
-    if SIMPLEJPEG is None or not takes or image.fp is None:
+    is_large = image.width * image.height > LARGE
+    if SIMPLEJPEG is None or not takes or image.fp is None or is_large:
         return None
     image.fp.seek(0)
     try:

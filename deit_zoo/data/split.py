@@ -102,18 +102,10 @@ def _draw(image: ListedImage) -> bytes:
     return hashlib.sha256(image.path_in_split.encode("utf-8", "surrogateescape")).digest()
 
 
-def _size(images: ImageSet, index: int) -> int:
-    """The bytes of an image's file; none of a link to nothing, which cannot be read."""
-    try:
-        return images.bytes_of(index)
-    except FileNotFoundError:
-        return 0
-
-
 def _listed(root: Path, images: ImageSet, split: str) -> list[ListedImage]:
     indices = range(len(images))
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        sizes = list(pool.map(lambda index: _size(images, index), indices))
+        sizes = list(pool.map(images.bytes_of, indices))
     return [
         ListedImage(
             split,

@@ -26,10 +26,12 @@ from deit_zoo.data.folder import (
     listing_errors,
     part_folder,
     path_parts,
+    size_of,
     suffix_of,
     walk,
 )
 from deit_zoo.data.heap import HeapSet, find_heap
+from deit_zoo.data.image_file import UnreadableError
 from deit_zoo.data.image_list import ImageList, listing_sha256, read_list
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked
 from deit_zoo.data.images import MissingSplitError
@@ -203,11 +205,9 @@ def bad_images(
 
 def decode_error(images: ImageSet, index: int) -> str | None:
     """Why an image cannot be read, in a few words; None where it can."""
-    from deit_zoo.data.transforms import UnknownFormatError
-
     try:
         images.open(index)
-    except UnknownFormatError as error:
+    except UnreadableError as error:
         return error.reason
     except DataError as error:
         cause = error.__cause__
@@ -365,10 +365,9 @@ def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
     with listing_errors():
         if is_class:
             entries = walk(str(root / name), f"{name}/", left)
-            sizes = {path: entry.stat().st_size for path, entry in entries if entry.is_file()}
+            sizes = {path: size_of(entry) for path, entry in entries}
         else:
-            file = root / name
-            sizes = {name: file.stat().st_size} if file.is_file() else {}
+            sizes = {} if (root / name).is_dir() else {name: size_of(root / name)}
     paths = sorted(sizes, key=path_parts)
     lines = b"".join(b"%s %d\n" % (os.fsencode(path), sizes[path]) for path in paths)
     images = sum(map(is_image, paths)) if is_class else 0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from deit_zoo.data.formats import decodable, undecodable
+from deit_zoo.data.image_file import MAX_PIXELS, UnreadableError, read_file
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, ImageSizeError
@@ -34,12 +35,17 @@ from deit_zoo.registry import ModelSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Pillow's own bound on a decoded image, applied to a resized one as well (1 x 10000 pixels grow);
-# a larger number in this variable lifts it.
-MAX_PIXELS = 178_956_970
+# The bound on a decoded image is applied to a resized one as well (1 x 10000 pixels grow); a larger
+# number in this variable lifts it.
 MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
 MOST_OF_16_BITS = 0xFFFF
 HEAD = 16  # bytes in which a file says what it is
+STRIP = 1 << 21  # pixels that are converted at once
+# Of a pixel, by the beginning of Pillow's mode; in any other, RGB among them, it takes four.
+BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
+# Of a progressive JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
 _DECODING = Lock()
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -156,6 +162,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    if image.width * image.height <= STRIP:
+        return _to_rgb(image)
+    # What it becomes on the way takes several times its memory: of a strip at a time.
+    rgb = Image.new("RGB", image.size)
+    for box in strips(image):
+        rgb.paste(_to_rgb(image.crop(box)), box[:2])
+    return rgb
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """The boxes of strips of an image, each of some million pixels."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         high_byte = 0 if image.mode.endswith("B") else 1
         return Image.frombytes("L", image.size, image.tobytes()[high_byte::2]).convert("RGB")
@@ -194,7 +217,13 @@ def read_pixels(data: bytes, name: str, reading: Reading) -> Pixels:
             pixels: Pixels | None = jpeg_pixels(image)
             if pixels is not None:
                 return pixels
-        return np.asarray(_decoded(image, reading))
+        decoded = _decoded(image, reading)
+        if decoded.width * decoded.height <= STRIP:
+            return np.asarray(decoded)
+        pixels = np.empty((decoded.height, decoded.width, 3), np.uint8)
+        for box in strips(decoded):
+            pixels[box[1] : box[3]] = np.asarray(decoded.crop(box))
+        return pixels
 
 
 def _decoded(image: ImageFile, reading: Reading) -> Image.Image:
@@ -214,15 +243,68 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
         warnings.simplefilter("ignore")
         allow_pixels_and_text()
         with open_header(source, name) as image, error_context(name):
-            yield image
+            memory = _checked_memory(image)
+            with _MEMORY.of(memory):
+                yield image
 
 
-class UnknownFormatError(DataError):
-    """A file is an image of a format that cannot be decoded here; `reason` says what would help."""
+class MemoryInUse:
+    """Bytes that threads decode into at the same time: as many as the largest image may take."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} is {reason}")
-        self.reason = reason
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is in use, as in a forked process, where the threads do not go on."""
+        self.used, self.changed = 0, Condition()
+
+    @contextmanager
+    def of(self, count: int) -> Iterator[None]:
+        """Within it so many are in use; waits until there is room, or nothing else is in use."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + count <= _most_memory())
+            self.used += count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= count
+                self.changed.notify_all()
+
+
+_MEMORY = MemoryInUse()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_MEMORY.forget)
+
+
+def _checked_memory(image: ImageFile) -> int:
+    """The bytes that decoding takes. Raises DataError where these, or the time, have no bound."""
+    pixels = image.width * image.height
+    memory = pixels * (BYTES.get(image.mode[:4], 4) + 4)  # as its file has it, and in RGB
+    if memory > _most_memory():
+        raise DataError(
+            f"{image.width}x{image.height} pixels of {image.mode} take {memory / 1e9:.1f} GB; give "
+            f"a smaller image, or set {MAX_PIXELS_ENVIRONMENT} to a larger number if you trust it"
+        )
+    by_python = any(tile[0] in Image.DECODERS for tile in image.tile)
+    if by_python and pixels > (most := max_pixels() // SLOWER):
+        raise DataError(
+            f"{image.width}x{image.height} pixels of {image.format} take minutes, where {most:,} "
+            "pixels are the most; save it as PNG"
+        )
+    if image.info.get("progressive") and image.fp is not None:
+        image.fp.seek(0)
+        if image.fp.read().count(START_OF_SCAN) > MOST_SCANS:
+            raise DataError(f"over {MOST_SCANS} scans, which take minutes; save it anew")
+    return memory
+
+
+def _most_memory() -> int:
+    return 7 * max_pixels()
+
+
+class UnknownFormatError(UnreadableError):
+    """A file is an image of a format that cannot be decoded here."""
 
 
 def open_header(source: Path | bytes, name: str) -> ImageFile:
@@ -230,20 +312,13 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
 
     Raises UnknownFormatError where a package would decode it, and whatever Pillow raises.
     """
-    file = BytesIO(source) if isinstance(source, bytes) else source
+    content = source if isinstance(source, bytes) else read_file(source)
     try:
-        return Image.open(file, formats=decodable())
+        return Image.open(BytesIO(content), formats=decodable())
     except UnidentifiedImageError as error:
-        if reason := undecodable(_head(source)):
+        if reason := undecodable(content[:HEAD]):
             raise UnknownFormatError(name, reason) from error
         raise
-
-
-def _head(source: Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source[:HEAD]
-    with source.open("rb") as stream:
-        return stream.read(HEAD)
 
 
 def max_pixels() -> int:

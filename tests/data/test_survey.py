@@ -51,10 +51,11 @@ def test_a_survey_says_how_far_it_is(folder: Path) -> None:
     assert told == [1, 2, 4, 5, 6]
 
 
-def test_a_link_to_nothing_is_an_image_but_no_file(folder: Path) -> None:
+def test_a_link_to_nothing_is_an_image_of_no_bytes_for_the_set_and_the_survey(folder: Path) -> None:
     (folder / "val" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
     assert len(open_set(folder, "val")) == 3
-    assert validate(folder).val.identity["files"] == 2
+    survey = validate(folder).val
+    assert (survey.images, survey.identity["files"]) == (3, 3)
 
 
 def test_classes_that_differ_are_named(folder: Path) -> None:

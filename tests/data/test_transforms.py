@@ -452,7 +452,7 @@ def test_a_text_named_as_a_photo_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    refused(tmp_path, UNREADABLE.format("is a directory"))
+    refused(tmp_path, "is a folder; give an image file")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""Images of others: what is no file is not opened, and time and memory have bounds."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_zoo.data import transforms
+from deit_zoo.data.folder import FolderSet, images_of
+from deit_zoo.data.image_file import MAX_PIXELS, MOST_BYTES, read_file
+from deit_zoo.data.survey import bad_images, scan
+from deit_zoo.data.transforms import MemoryInUse, open_image, read_pixels, to_rgb
+from support.images import encoded, refused, write
+
+SIDE = 13_300  # 176,890,000 pixels, within Pillow's bound
+# What the open of an image took, above what the program had taken before, in MiB.
+PEAK = """
+import resource, sys
+from pathlib import Path
+from deit_zoo.data.transforms import open_image, read_pixels
+image = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[2] == "pixels":
+    read_pixels(image.read_bytes(), "image", "upright")
+else:
+    open_image(image, reading="upright")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def grey(size: int = 8) -> bytes:
+    return encoded(Image.new("L", (size, size), 90), "PNG")
+
+
+def png_header(width: int, height: int, colour: int) -> bytes:
+    """A PNG file that has no pixels yet."""
+    content = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A data set in which a pipe, a socket and a link to a device are called images."""
+    folder = write(tmp_path / "odd", {f"{split}/a/1.png": grey() for split in ("train", "val")})
+    os.mkfifo(folder / "val" / "a" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "val" / "a" / "socket.png"))
+    (folder / "val" / "a" / "terminal.png").symlink_to("/dev/ptmx")
+    (folder / "val" / "a" / "zero.png").symlink_to("/dev/zero")
+    return folder
+
+
+def test_what_is_no_regular_file_is_named_and_not_opened(odd: Path) -> None:
+    images = FolderSet(odd / "val")
+    assert dict(bad_images(images, workers=2)) == {
+        str(odd / "val" / "a" / "pipe.png"): "a pipe; give an image file",
+        str(odd / "val" / "a" / "socket.png"): "a socket; give an image file",
+        str(odd / "val" / "a" / "terminal.png"): "a device; give an image file",
+        str(odd / "val" / "a" / "zero.png"): "a device; give an image file",
+    }
+
+
+def test_the_survey_counts_what_the_set_holds(odd: Path) -> None:
+    assert scan(odd).val.images == len(FolderSet(odd / "val")) == 5
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular = os.stat(sys.executable)
+    os.mkfifo(tmp_path / "pipe.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda path: regular)
+        told = refused(lambda: read_file(tmp_path / "pipe.png"))
+    assert told == f"{tmp_path / 'pipe.png'} is a pipe; give an image file"
+
+
+def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    told = refused(lambda: read_file(tmp_path / "a.png"))
+    assert told == f"{tmp_path / 'a.png'} is of 1.4 GB, where at most 1.4 GB are read"
+
+
+def test_no_program_is_started_for_a_drawing_that_is_called_a_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(x) print\n"
+    folder = write(tmp_path / "data", {"val/a/photo.jpg": drawing})
+    images = FolderSet(folder / "val")
+    assert [why for _, why in bad_images(images, workers=1)] == ["not an image"]
+    assert refused(lambda: read_pixels(drawing, "photo.jpg", "upstream"))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "I;16", "CMYK", "L", "I"])
+def test_an_image_that_is_converted_strip_by_strip_has_the_pixels_of_the_whole(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), np.uint8)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 250)
+        image = image if mode == "I;16" else image.convert("I")
+    else:
+        channels = {"P": 1, "L": 1, "LA": 2}.get(mode, 4)
+        pixels = noise[..., 0] if channels == 1 else noise[..., :channels]
+        image = Image.frombytes("L" if mode == "P" else mode, (23, 37), pixels.tobytes())
+        if mode == "P":
+            image = image.quantize(16)
+        if mode in ("P", "L"):
+            image.info["transparency"] = 5
+    whole = to_rgb(image).tobytes()
+    monkeypatch.setattr(transforms, "STRIP", 100)
+    assert to_rgb(image).tobytes() == whole
+
+
+def test_pixels_that_are_read_strip_by_strip_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 3), np.uint8)
+    content = encoded(Image.fromarray(noise), "PNG")
+    monkeypatch.setattr(transforms, "STRIP", 100)
+    assert np.array_equal(read_pixels(content, "a", "upstream"), noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["image", "pixels"])
+def test_a_small_file_of_many_pixels_takes_little_more_than_its_pixels(
+    how: str, tmp_path: Path
+) -> None:
+    # It took 3.2 GB; 0.9 GB are what it is made of, a byte and then four for each pixel.
+    Image.new("P", (SIDE, SIDE)).save(tmp_path / "p.png", transparency=0)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "p.png"), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1300
+
+
+@pytest.mark.parametrize(("colour", "mode", "size"), [(6, "RGBA", "1.4"), (2, "RGB", "1.4")])
+def test_pixels_beyond_the_bound_on_memory_are_refused_by_the_header(
+    colour: int, mode: str, size: str
+) -> None:
+    content = png_header(SIDE, SIDE, colour)
+    told = refused(lambda: open_image(content, "a.png", reading="upright"))
+    assert told.startswith(f"a.png: {SIDE}x{SIDE} pixels of {mode} take {size} GB; give a smaller")
+
+
+def test_pixels_that_pillow_decodes_in_python_have_a_bound_of_their_own() -> None:
+    content = b"qoif" + struct.pack(">IIBB", 5000, 5000, 3, 0) + b"\xfd" * 100
+    told = refused(lambda: open_image(content, "a.qoi", reading="upright"))
+    assert told == (
+        "a.qoi: 5000x5000 pixels of QOI take minutes, where 22,369,621 pixels are the most; save "
+        "it as PNG"
+    )
+
+
+def test_a_jpeg_file_of_very_many_scans_is_refused() -> None:
+    file = BytesIO()
+    Image.new("RGB", (32, 32), (9, 90, 200)).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(transforms.START_OF_SCAN)
+    scans, end = content[last:-2], content[-2:]
+    assert open_image(content, "a.jpg", reading="upright").size == (32, 32)
+    told = refused(lambda: open_image(content[:-2] + 500 * scans + end, "a.jpg", reading="upright"))
+    assert told == "a.jpg: over 500 scans, which take minutes; save it anew"
+
+
+def test_threads_decode_no_more_at_a_time_than_the_largest_image_takes() -> None:
+    memory, inside = MemoryInUse(), threading.Event()
+    most = 7 * MAX_PIXELS
+
+    def decode() -> None:
+        with memory.of(most // 2):
+            inside.set()
+
+    with memory.of(most // 2 + 1):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        assert not inside.wait(0.05)
+    assert inside.wait(60)
+    thread.join()
+    assert memory.used == 0
+
+
+def test_an_image_larger_than_the_bound_is_decoded_alone() -> None:
+    # Where somebody has lifted the bound meanwhile.
+    with MemoryInUse().of(100 * MAX_PIXELS):
+        pass
+
+
+def test_texts_beside_a_picture_are_bounded() -> None:
+    text = zlib.compress(bytes(80 << 20))
+    content = b"zTXtComment\0\0" + text
+    chunk = struct.pack(">I", len(content) - 4) + content
+    bomb = grey()[:33] + chunk + struct.pack(">I", zlib.crc32(content)) + grey()[33:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(lambda: open_image(bomb, "a.png", reading="upright"))
+    # Pillow stops at 64 MiB of them.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+def test_eleven_hundred_nested_folders_are_walked(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for _ in range(1100):
+        folder = folder / "d"
+        folder.mkdir()
+    (folder / "a.png").write_bytes(grey())
+    try:
+        assert list(images_of(tmp_path)) == [folder / "a.png"]
+    finally:  # in Python it would be too deep
+        subprocess.run(["rm", "-r", tmp_path / "deep"], check=True)
+
+
+def test_a_folder_that_goes_while_it_is_walked_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"a.png": grey(), "gone/b.png": grey(), "stays/c.png": grey()})
+    scandir: Callable[[str], object] = os.scandir
+
+    def scan_folder(path: str) -> object:
+        if path.endswith("gone"):
+            (tmp_path / "gone" / "b.png").unlink()
+            (tmp_path / "gone").rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan_folder)
+    assert list(images_of(tmp_path)) == [tmp_path / "a.png", tmp_path / "stays" / "c.png"]
