@@ -5,16 +5,17 @@ Plain data under a strict schema: a field too many or too few is an error that n
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from deit_zoo.errors import CheckpointError
+from deit_zoo.errors import CheckpointError, FormatError
+from deit_zoo.files import is_inside, read_json
 from deit_zoo.registry import MODELS
 
 SCHEMA_VERSION = 1
@@ -188,9 +189,9 @@ read = read_manifest  # by this name until 0.3
 @cache
 def _read(path: Path, _mtime_ns: int) -> dict[str, Checkpoint]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"the weights manifest {path} is not JSON: {error}") from error
+        data = read_json(path)
+    except FormatError as error:
+        raise CheckpointError(f"the weights manifest {error}") from error
     _check_fields(data, {"schema_version", "checkpoints"}, f"{path}")
     if data["schema_version"] != SCHEMA_VERSION:
         raise CheckpointError(
@@ -212,6 +213,7 @@ def _record(name: str, value: Any) -> Checkpoint:
     _check_types(value, Checkpoint, where)
     if reproduced:
         _check_type(value["log"], str, f"{where}: log")
+        _check_name(value["log"], _is_plain, f"{where}: log", "a file's name without a folder")
     for key in ("num_params", "num_classes", "crop_pct"):
         if value[key] <= 0:
             raise CheckpointError(f"{where}: {key} is {value[key]!r}; it must be above 0")
@@ -229,6 +231,27 @@ def _record(name: str, value: Any) -> Checkpoint:
     return Checkpoint(name=name, **(value | {"sources": sources, "metrics": metrics}))
 
 
+def _is_plain(name: str) -> bool:
+    return is_inside(name) and not {"/", "\\"} & set(name)
+
+
+def _is_repo_id(text: str) -> bool:
+    """ORG/REPO or REPO, as the Hub has them."""
+    parts = text.split("/")
+    return (
+        len(parts) <= 2
+        and len(text) <= 96
+        and all(re.fullmatch(r"\w(?:[\w.-]*\w)?", part, re.ASCII) for part in parts)
+        and not ("--" in text or ".." in text or text.endswith(".git"))
+    )
+
+
+def _is_url(text: str) -> bool:
+    """An address whose last part can be a file's name."""
+    match = re.fullmatch(r"https?://[^/?#\s]+/(?:[^?#\s]*/)?([^/?#\s]+)(?:[?#]\S*)?", text)
+    return match is not None and _is_plain(match[1])
+
+
 def _source(value: Any, where: str) -> Source:
     _check_type(value, dict, where)
     _check_type(value.get("kind"), _hints(Source)["kind"], f"{where}: kind")
@@ -236,12 +259,22 @@ def _source(value: Any, where: str) -> Source:
     _check_types(value, Source, where)
     for key in {"filename", "repo_id", "url", "format"} & value.keys():
         _check_type(value[key], str, f"{where}: {key}")
+    for key, is_right, what in (
+        ("filename", is_inside, "a file's name within its folder"),
+        ("repo_id", _is_repo_id, "ORG/REPO"),
+        ("url", _is_url, "http:// or https:// and the name of a file"),
+    ):
+        if key in value:
+            _check_name(value[key], is_right, f"{where}: {key}", what)
     for key, pattern, length in _HEX:
         if value.get(key) is not None and not re.fullmatch(pattern, value[key]):
             raise CheckpointError(
-                f"{where}: {key} is {value[key]!r}; it must be {length} hexadecimal digits, or "
-                "null where unknown"
+                f"{where}: {key} is {value[key]!r:.120}; it must be {length} hexadecimal "
+                "digits, or null where unknown"
             )
+    if value["kind"] == "builtin":
+        what = "a file's name without a folder"
+        _check_name(value["filename"], _is_plain, f"{where}: filename", what)
     if value["kind"] == "builtin" and value["sha256"] is None:
         raise CheckpointError(f"{where}: sha256 is null, but a builtin file's digest is known")
     return Source(**value)
@@ -251,6 +284,11 @@ def _metric(value: Any, where: str) -> Metric:
     _check_fields(value, {field.name for field in fields(Metric)}, where)
     _check_types(value, Metric, where)
     return Metric(**value)
+
+
+def _check_name(value: str, is_right: Callable[[str], bool], where: str, what: str) -> None:
+    if not is_right(value):
+        raise CheckpointError(f"{where} is {value!r:.120}; it must be {what}")
 
 
 def _check_fields(value: Any, expected: set[str], where: str) -> None:
@@ -275,12 +313,12 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             choices = ", ".join(get_args(hint))
-            raise CheckpointError(f"{where} is {value!r}; it must be one of {choices}")
+            raise CheckpointError(f"{where} is {value!r:.120}; it must be one of {choices}")
         return
     types = _json_types(hint)
     if not isinstance(value, types) or isinstance(value, bool):
         names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
-        raise CheckpointError(f"{where} is {value!r}; it must be of type {names}")
+        raise CheckpointError(f"{where} is {value!r:.120}; it must be of type {names}")
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:

@@ -45,7 +45,7 @@ OUTSIDE = {
     "augment": {"torch", "triton"},
     "evaluation": {"torch", "PIL", "numpy"},
     "inference": {"torch", "PIL"},
-    "hub": {"torch", "safetensors", "huggingface_hub"},
+    "hub": {"torch", "safetensors", "huggingface_hub", "msgspec"},
     "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton", "filelock"},
     "assets": {"PIL"},
     "cli": {"typer", "rich"},

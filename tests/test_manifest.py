@@ -783,6 +783,18 @@ def test_a_whole_record_is_read(record: dict[str, Any], write: Write) -> None:
             ("metrics", "imagenet1k_val", "top10", 99),
             "manifest record 'deit_small': metric 'imagenet1k_val' has unknown fields ['top10']",
         ),
+        *(
+            (("sources", 0, "filename", name), "source 0: filename is '")
+            for name in ("../x.safetensors", "/etc/passwd", "a/../../b", "", "C:x", "..\\x", "a\nb")
+        ),
+        *(
+            (("sources", 0, "repo_id", name), "source 0: repo_id is '")
+            for name in ("../../x", "/x", "a/b/c", "-a/b", "a--b/c", "a/b.git", "a b/c", 97 * "a")
+        ),
+        *(
+            (("sources", 1, "url", name), "source 1: url is '")
+            for name in ("file:///etc/passwd", "https://x", "https://x/..", "https://x/a/", "x.pth")
+        ),
         (("num_params", "22M"), "record 'deit_small': num_params is '22M'; it must be of type int"),
         (("num_params", True), "record 'deit_small': num_params is True; it must be of type int"),
         (("num_params", 0), "record 'deit_small': num_params is 0; it must be above 0"),
@@ -864,6 +876,15 @@ def test_a_source_without_a_field_is_an_error_even_where_null_would_do(
     ("change", "message"),
     [
         (("log", None), "record 'deit_small': log is None; it must be of type str"),
+        (("log", "../x.log.jsonl"), "log is '../x.log.jsonl'; it must be a file's name without"),
+        (
+            ("sources", 0, "filename", "../x.safetensors"),
+            "source 0: filename is '../x.safetensors'; it must be a file's name",
+        ),
+        (
+            ("sources", 0, "filename", "a/x.safetensors"),
+            "source 0: filename is 'a/x.safetensors'; it must be a file's name without a folder",
+        ),
         (
             ("sources", 0, "sha256", None),
             "record 'deit_small': source 0: sha256 is null, but a builtin file's digest is known",
@@ -884,9 +905,11 @@ def test_a_reproduced_record_without_a_log_is_an_error(write: Write) -> None:
 @each_row(
     ("content", "message"),
     [
-        ("", "is not JSON: Expecting value"),
+        ("", "is not JSON (Expecting value"),
         ("{", "is not JSON"),
         ("schema_version: 1", "is not JSON"),
+        ("[" * 100_000, "is nested deeper than 64 levels, so it was not read"),
+        ('{"schema_version": 1, "schema_version": 1}', "it names 'schema_version' twice"),
         ("[]", "is []; it must be of type dict"),
         ('{"checkpoints": {}}', "has missing fields ['schema_version']"),
         ('{"schema_version": 1}', "has missing fields ['checkpoints']"),

@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from huggingface_hub import HfApi, constants
+from msgspec import Meta
 
-from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
-from deit_zoo.files import write_whole
+from deit_zoo.errors import (
+    CheckpointError,
+    DownloadError,
+    FormatError,
+    IntegrityError,
+    OfflineError,
+)
+from deit_zoo.files import as_record, read_json, write_whole
 from deit_zoo.manifest import Source, read_manifest
 from deit_zoo.version import __version__
+from deit_zoo.weights.cache import Commit, Sha256
 from deit_zoo.weights.fetch import LIBRARY, UnavailableError, describe, hub_error_context
 
-FACTS = ("revision", "sha256", "bytes")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the Hub states of a file."""
+
+    revision: Commit
+    sha256: Sha256 | None
+    bytes: Annotated[int, Meta(ge=0)] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +62,7 @@ def pin(
         raise CheckpointError(f"{path} has no record of {', '.join(unknown)}; name others")
     if constants.HF_HUB_OFFLINE:
         raise OfflineError("pin asks the Hub, but HF_HUB_OFFLINE is set; unset it")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     sources = [
         (name, fields)
         for name in names or records
@@ -83,21 +98,27 @@ def pin(
 def hub_facts(source: Source) -> dict[str, Any]:
     """What the Hub states of a file, at its pinned commit or else at `main`."""
     api = HfApi(library_name=LIBRARY, library_version=__version__)
-    with hub_error_context(source, source.revision or "main"):
-        repository = api.model_info(
-            str(source.repo_id), revision=source.revision or "main", files_metadata=True
-        )
+    revision = source.revision or "main"
+    try:
+        with hub_error_context(source, revision):
+            repository = api.model_info(str(source.repo_id), revision=revision, files_metadata=True)
+    except (TypeError, AttributeError, KeyError) as error:  # what it makes of another's answer
+        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT") from error
     for file in repository.siblings or ():
         if file.rfilename == source.filename:
             sha256 = file.lfs.sha256 if file.lfs else None
-            return {"revision": repository.sha, "sha256": sha256, "bytes": file.size}
+            facts = {"revision": repository.sha, "sha256": sha256, "bytes": file.size}
+            try:
+                return asdict(as_record(facts, Facts, "what it states"))
+            except FormatError as error:
+                raise UnavailableError(str(error)) from error
     raise UnavailableError(f"{describe(source)} has no file {source.filename}")
 
 
 def _update(name: str, fields: dict[str, Any], stated: dict[str, Any]) -> Iterator[Change]:
     """Write what the Hub states into a source that did not know it."""
-    for fact in FACTS:
-        before, after = fields[fact], stated[fact]
+    for fact, after in stated.items():
+        before = fields[fact]
         if after is None or before == after:
             continue
         if before is not None:

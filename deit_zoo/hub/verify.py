@@ -103,7 +103,7 @@ def listed_files(folder: Path) -> Iterator[CachedFile]:
     for filename, sha256 in digests.items():
         path = folder / filename
         _check_confined(path, folder)
-        proof = known_file(path).proof if filename in listed else stating
+        proof = known_file(path).proof if filename == MODEL_FILE else stating
         remedy = "train it again" if stating == RECEIPT_FILE else "fetch the folder again"
         yield CachedFile(name=str(folder), path=path, sha256=sha256, proof=proof, remedy=remedy)
 

@@ -34,6 +34,7 @@ CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
 VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0
+HASHINGS = 3  # that a file is replaced meanwhile, as by another process that fetches it, is no harm
 RECORD_BYTES = 1 << 16
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
@@ -96,10 +97,13 @@ def _check(file: OpenedFile, sha256: str) -> None:
     stamp = Stamp.of(file)
     if policy == "never" or (policy == "once" and _remembered(file, stamp) == sha256):
         return
-    verify(file, sha256)
-    if Stamp.of(file) != stamp:
-        raise IntegrityError(f"{file} was written to while it was hashed; try again")
-    _remember(file, stamp, sha256)
+    for _ in range(HASHINGS):
+        verify(file, sha256)
+        before, stamp = stamp, Stamp.of(file)
+        if before == stamp:
+            _remember(file, stamp, sha256)
+            return
+    raise IntegrityError(f"{file} was changed each time it was hashed; end what writes to it")
 
 
 def hash_now(file: Path, advance: Callable[[int], None]) -> tuple[str, int]:

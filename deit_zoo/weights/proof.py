@@ -48,7 +48,7 @@ def stated_digests(folder: Path) -> tuple[dict[str, str], str]:
     """
     sums, receipt = folder / SUMS_FILE, folder / RECEIPT_FILE
     try:
-        if receipt.is_file() and not sums.exists():
+        if receipt.exists() and not sums.exists():
             return _receipt_digests(receipt), RECEIPT_FILE
         return read_sums(sums), SUMS_FILE
     except FormatError as error:

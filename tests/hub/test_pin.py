@@ -121,3 +121,34 @@ def test_pin_without_a_network_says_so(tmp_path: Path) -> None:
 def test_the_bundled_manifest_is_written_as_pin_writes_it() -> None:
     text = manifest_path().read_text(encoding="utf-8")
     assert json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n" == text
+
+
+def hub_that_states(server: HubServer, **facts: object) -> None:
+    """Every question after a repository is answered with these facts of it."""
+    lfs = {"sha256": facts.pop("sha256"), "size": 5, "pointerSize": 1}
+    file = {"rfilename": "model.safetensors", "size": facts.pop("size"), "lfs": lfs}
+    answer = {"id": REPO, "siblings": [file]} | facts
+    server.fail("GET", "/api/models/", body=json.dumps(answer).encode(), times=float("inf"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sha256": "zz"}, {"size": "5"}, {"size": -1}, {"sha": "../../x"}, {"sha": None}]
+)
+def test_a_hub_that_states_no_digest_commit_or_size_is_not_believed(
+    wrong: dict[str, object], hub: HubServer, tmp_path: Path
+) -> None:
+    manifest = write_manifest(tmp_path / "m.json", {"deit_tiny": [hub_source(REPO)]})
+    before = manifest.read_bytes()
+    hub_that_states(hub, **({"sha256": "a" * 64, "size": 5, "sha": "b" * 40} | wrong))
+    done = deit_zoo("weights", "pin", "--manifest", manifest, env=hub.environment(tmp_path))
+    assert "deit_tiny: what it states is not as it should be (" in sentence(done)
+    assert manifest.read_bytes() == before
+
+
+def test_a_hub_that_answers_with_a_list_is_no_hub(hub: HubServer, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.json", {"deit_tiny": [hub_source(REPO)]})
+    before = manifest.read_bytes()
+    hub.fail("GET", "/api/models/", body=b"[]", times=float("inf"))
+    done = deit_zoo("weights", "pin", "--manifest", manifest, env=hub.environment(tmp_path))
+    assert "deit_tiny: it does not answer as a Hub does: check HF_ENDPOINT" in sentence(done)
+    assert manifest.read_bytes() == before

@@ -1,0 +1,178 @@
+"""Every file that came from a Hub has a digest, which is checked at every use, also offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.machine import FILE, PTH, REPO, Machine, hub_source, sha256, told, url_source
+
+# Prints what `checkpoint=ADDRESS` gives.
+ADDRESS = """
+import json, time
+time.sleep = lambda seconds: None
+from deit_zoo.errors import ZooError
+from deit_zoo.weights import fetch
+from deit_zoo.files import digest
+try:
+    file = fetch.fetch_address({address!r})
+    told = {{"sha256": digest(file.path), "stated": file.sha256, "proof": file.proof}}
+except ZooError as error:
+    told = {{"error": type(error).__name__, "message": str(error)}}
+print(json.dumps(told))
+"""
+
+
+def at(machine: Machine, address: str, **environment: str) -> dict[str, Any]:
+    return told(machine.start(ADDRESS.format(address=address), **environment))
+
+
+def commit_of(machine: Machine) -> str:
+    return machine.hub.repositories[REPO].refs["main"]
+
+
+def blob_of(machine: Machine) -> Path:
+    """The file behind the Hub's cache."""
+    [blob] = (machine.hf_cache / "models--org--pico" / "blobs").iterdir()
+    return blob
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1000] + bytes([data[-1000] ^ 255]) + data[-999:]
+
+
+def replace_blob(machine: Machine) -> None:
+    """Other bytes of the same length in the Hub's cache, as a disk or a program leaves them."""
+    blob = blob_of(machine)
+    blob.chmod(0o644)
+    blob.write_bytes(flipped(blob.read_bytes()))
+
+
+def test_a_pinned_commit_without_a_digest_is_checked_against_what_the_hub_states(
+    machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine)))
+    machine.hub.fail("GET", "/cdn/", body=flipped(weights), times=2)
+    answer = machine.fetch()
+    assert answer["error"] == "IntegrityError"
+    assert (
+        f"{sha256(flipped(weights))} twice, but {sha256(weights)} is expected" in answer["message"]
+    )
+    assert machine.fetch()["sha256"] == sha256(weights)
+
+
+def test_a_pinned_commit_without_a_digest_is_checked_again_in_the_cache(
+    machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine)))
+    machine.fetch()
+    replace_blob(machine)
+    assert machine.fetch(HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
+    assert machine.fetch()["sha256"] == sha256(weights)
+
+
+@pytest.mark.parametrize("policy", ["once", "always"])
+def test_an_address_with_a_commit_is_checked_again_in_the_cache(
+    policy: str, machine: Machine, weights: bytes
+) -> None:
+    address = f"hf://{REPO}@{commit_of(machine)}"
+    first = at(machine, address)
+    assert first == {"sha256": sha256(weights), "stated": sha256(weights), "proof": "hub digest"}
+    machine.hub.requests.clear()
+    assert at(machine, address) == first
+    assert machine.hub.requests == []
+    replace_blob(machine)
+    offline = at(machine, address, HF_HUB_OFFLINE="1", DEIT_ZOO_VERIFY=policy)
+    assert offline["error"] == "IntegrityError"
+    assert at(machine, address, DEIT_ZOO_VERIFY=policy) == first
+
+
+def test_the_name_of_a_blob_is_its_digest_where_another_program_fetched_it(
+    machine: Machine, weights: bytes
+) -> None:
+    address = f"hf://{REPO}@{commit_of(machine)}"
+    at(machine, address)
+    shutil.rmtree(machine.zoo_cache)
+    assert at(machine, address, HF_HUB_OFFLINE="1")["stated"] == sha256(weights)
+    shutil.rmtree(machine.zoo_cache)
+    replace_blob(machine)
+    assert at(machine, address, HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
+
+
+def test_an_address_that_was_fetched_is_found_offline(machine: Machine, weights: bytes) -> None:
+    first = at(machine, f"hf://{REPO}")
+    assert first["sha256"] == sha256(weights)
+    assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1") == first
+    replace_blob(machine)
+    assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
+
+
+def test_an_address_follows_its_branch_and_offline_the_last_one_seen(
+    machine: Machine, weights: bytes
+) -> None:
+    at(machine, f"hf://{REPO}")
+    machine.hub.commit(REPO, {FILE: flipped(weights)})
+    assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1")["sha256"] == sha256(weights)
+    assert at(machine, f"hf://{REPO}")["sha256"] == sha256(flipped(weights))
+    assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1")["sha256"] == sha256(flipped(weights))
+
+
+def test_a_small_file_has_the_digest_that_it_had_when_it_came(machine: Machine) -> None:
+    machine.hub.commit(REPO, {"tiny.bin.txt": b"few bytes"})
+    address = f"hf://{REPO}@main/tiny.bin.txt"
+    assert at(machine, address)["stated"] == sha256(b"few bytes")
+    blob_of(machine).chmod(0o644)
+    blob_of(machine).write_bytes(b"new bytes")
+    assert at(machine, address, HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
+
+
+# Records of the zoo's cache.
+
+
+def record_of(machine: Machine, kind: str) -> Path:
+    [record] = (machine.zoo_cache / kind).glob("*.json")
+    return record
+
+
+def test_a_record_that_names_another_file_is_not_believed(
+    by_url: Machine, weights: bytes, tmp_path: Path
+) -> None:
+    right = by_url.fetch()
+    evil = tmp_path / "evil.safetensors"
+    evil.write_bytes(flipped(weights))
+    record = record_of(by_url, "converted")
+    forged = {"file": str(evil), "sha256": sha256(evil.read_bytes())}
+    record.write_text(json.dumps(json.loads(record.read_text()) | forged))
+    assert by_url.fetch()["sha256"] == right["sha256"]
+
+
+def test_a_record_of_an_original_with_another_prefix_is_not_believed(by_url: Machine) -> None:
+    right = by_url.fetch()
+    record = record_of(by_url, "converted")
+    forged = json.loads(record.read_text()) | {"original_sha256": "0" * 64}
+    record.write_text(json.dumps(forged))
+    assert by_url.fetch()["sha256"] == right["sha256"]
+    assert by_url.hub.count("GET", PTH) == 2
+
+
+@pytest.mark.parametrize("kind", ["converted", "stated"])
+def test_a_record_without_a_field_or_of_another_type_is_made_anew(
+    kind: str, machine: Machine, weights: bytes, pth: bytes
+) -> None:
+    if kind == "converted":
+        machine.publish(url_source(machine.hub.endpoint + PTH, sha256(pth)[:8]))
+    right = machine.fetch()
+    files = list((machine.zoo_cache / kind).glob("*.json"))
+    whole = {file: json.loads(file.read_text()) for file in files}
+    fields = {field for record in whole.values() for field in record}
+    for spoiled in (
+        *({field: None} for field in sorted(fields)),
+        *({field: "../../x"} for field in sorted(fields - {"key"})),
+    ):
+        for file, record in whole.items():
+            file.write_text(json.dumps(record | spoiled))
+        assert machine.fetch() == right
