@@ -19,6 +19,9 @@ def complete_name(incomplete: str) -> list[str]:
 
 MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
 Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
+RecipeName = Annotated[
+    str, typer.Argument(help="Any spelling of a model, or a recipe.", autocompletion=complete_name)
+]
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
 Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]
 ImgSize = Annotated[

@@ -22,8 +22,8 @@ from deit_zoo.cli.options import (
     ImgSize,
     LabelColumn,
     LogTo,
-    Name,
     NameOrRun,
+    RecipeName,
     Resume,
     Slurm,
     TrainWorkers,
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 
 
 def reproduce_(
-    name: Name,
+    name: RecipeName,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="A row of the paper's tables, as no-mixup; `list --recipes` has all."),
+    ] = None,
     gpus: Annotated[
         int | None, typer.Option(help="GPUs of a node; 0 is the CPU. One device unless given.")
     ] = None,
@@ -72,6 +76,7 @@ def reproduce_(
     Exit 0: reproduced, or no figure to compare with; 1: not reproduced; 75: asked to stop by
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
+    from deit_zoo.recipes import variant_name
     from deit_zoo.training.launch import (
         layout_of_run,
         make_plan,
@@ -81,6 +86,7 @@ def reproduce_(
     )
 
     data = None if data is None else with_label_column(data, label_column)
+    name = recipe_for(name).name if variant is None else variant_name(name, variant)
     place = training_device(gpus, processes, device)
     machine: dict[str, Any] = {
         "gpus": gpus,
@@ -89,7 +95,7 @@ def reproduce_(
         "processes": processes,
         "nodes": nodes,
     }
-    output = output or Path("runs") / recipe_for(name).name
+    output = output or Path("runs") / name
     if dry_run or slurm is not None:
         num_images = None
         if data is not None:
@@ -248,7 +254,7 @@ def finetune_(
 
 
 def teacher_labels_(
-    name: Name,
+    name: RecipeName,
     output: Annotated[Path, typer.Option(help="The folder of labels; what is there is completed.")],
     data: Annotated[
         str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
-from deit_zoo.recipes import cait, deit, digits
+from deit_zoo.errors import RecipeError
+from deit_zoo.recipes import cait, deit, digits, variants
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.registry import lookup, normalize, resolve
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (*deit.RECIPES, *cait.RECIPES, *digits.RECIPES)
+    recipe.name: recipe
+    for recipe in (*deit.RECIPES, *cait.RECIPES, *digits.RECIPES, *variants.RECIPES)
 }
+
+
+def find_recipe(name: str) -> Recipe | None:
+    """The recipe that a name means: its own, or any spelling of its model."""
+    if (recipe := RECIPES.get(normalize(name))) is not None:
+        return recipe
+    spec = lookup(name)
+    return None if spec is None else RECIPES.get(spec.name)
+
+
+def variants_of(name: str) -> dict[str, str]:
+    """The names of the recipes that are rows beside this one in the papers' tables."""
+    return {
+        recipe.name.removeprefix(f"{name}_").replace("_", "-"): recipe.name
+        for recipe in RECIPES.values()
+        if recipe.variant_of == name
+    }
+
+
+def variant_name(name: str, variant: str) -> str:
+    """The name of a variant's recipe. Raises RecipeError where there is none of this name."""
+    base = find_recipe(name)
+    base_name = resolve(name).name if base is None else base.name
+    known = variants_of(base_name)
+    own = normalize(variant).replace("_", "-")
+    if own not in known:
+        there = f"there are {', '.join(known)}" if known else "it has none"
+        raise RecipeError(f"{base_name} has no variant {variant!r}; {there}")
+    return known[own]

@@ -125,7 +125,11 @@ def estimate(recipe: Recipe, gpus: int, share: float = 1.0) -> list[str]:
     if recipe.data == "digits":
         seconds = _shipped_seconds(recipe.name) * recipe.epochs / shipped.epochs * share
         return [f"{seconds:.0f} s on the machine that made the shipped weights (from their log)"]
-    costs = _of_nearest(COSTS.get(recipe.name, ()), gpus)
+    known = COSTS.get(recipe.name, ())
+    plain = RECIPES.get(recipe.variant_of or "")
+    if plain is not None and not known and plain.img_size == recipe.img_size:
+        known = COSTS.get(plain.name, ())
+    costs = _of_nearest(known, gpus)
     return [_sentence(cost, recipe, gpus, share) for cost in costs] or [UNKNOWN]
 
 

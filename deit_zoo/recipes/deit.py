@@ -96,6 +96,9 @@ DEIT_BASE_DISTILLED_1000 = replace(
     DEIT_BASE_DISTILLED,
     name="deit_base_distilled_1000ep",
     model="deit_base_distilled",
+    variant_of="deit_base_distilled",
+    top1=84.2,
+    top1_source="arXiv:2012.12877, Table 5",
     source="arXiv:2012.12877, Tables 5 and 9 and section 4",
     layouts={},
     epochs=1000,  # Table 5
@@ -113,6 +116,8 @@ DEIT_SMALL_DISTILLED_1000 = replace(
     DEIT_BASE_DISTILLED_1000,
     name="deit_small_distilled_1000ep",
     model="deit_small_distilled",
+    variant_of="deit_small_distilled",
+    top1=82.6,
     band=0.15,
     band_source="no spread is published; that of deit_small is used",
 )
@@ -121,6 +126,8 @@ DEIT_TINY_DISTILLED_1000 = replace(
     DEIT_BASE_DISTILLED_1000,
     name="deit_tiny_distilled_1000ep",
     model="deit_tiny_distilled",
+    variant_of="deit_tiny_distilled",
+    top1=76.6,
     band=0.5,
     band_source="no spread is published; that of deit_tiny is used",
 )
@@ -147,6 +154,17 @@ DEIT_BASE_384 = replace(
 
 # No command for this was published, and upstream's code refuses distillation with fine-tuning.
 AS_PLAIN = "not published; as for deit_base_384"
+FINETUNING = {
+    "epochs": AS_PLAIN,
+    "batch_size": AS_PLAIN,
+    "replicas": AS_PLAIN,
+    "lr": AS_PLAIN,
+    "min_lr": AS_PLAIN,
+    "weight_decay": AS_PLAIN,
+    "train_mode": "not published; upstream's network can be distilled in train mode only",
+    "alpha": "not published; as at 224 pixels",
+    "tau": "not published; hard distillation does not use it",
+}
 DEIT_BASE_DISTILLED_384 = replace(
     DEIT_BASE_384,
     name="deit_base_distilled_384",
@@ -158,16 +176,8 @@ DEIT_BASE_DISTILLED_384 = replace(
     alpha=0.5,  # equation 3
     teacher="regnety_160_deit",  # section 4 has it fitted to 384 pixels
     band_source="no spread is published; that of deit_base_384 is used",
-    assumed={
-        "epochs": AS_PLAIN,
-        "batch_size": AS_PLAIN,
-        "replicas": AS_PLAIN,
-        "lr": AS_PLAIN,
-        "min_lr": AS_PLAIN,
-        "weight_decay": AS_PLAIN,
-        "train_mode": "not published; upstream's network can be distilled in train mode only",
-        "alpha": "not published; as at 224 pixels",
-        "tau": "not published; hard distillation does not use it",
+    assumed=FINETUNING
+    | {
         "teacher": "the one fitted to 384 pixels (FixRes) was not released; the 224-pixel one",
     },
 )
@@ -177,7 +187,10 @@ DEIT_BASE_DISTILLED_384_300 = replace(
     DEIT_BASE_DISTILLED_384,
     name="deit_base_distilled_384_300ep",
     model="deit_base_distilled_384",
+    variant_of="deit_base_distilled_384",
     init_from="deit_base_distilled",  # Table 5
+    top1=84.5,
+    top1_source="arXiv:2012.12877, Table 5",
 )
 
 RECIPES = (

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import RECEIPT_FILE, expand_user
 from deit_zoo.machine import usable_cores
-from deit_zoo.manifest import Reading, read_manifest
+from deit_zoo.manifest import Reading
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
+from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.recipe import (
     Amount,
     Count,
@@ -351,8 +352,7 @@ def short_of(recipe: Recipe, num_images: int) -> str:
 
 def _target(recipe: Recipe) -> list[tuple[str, str]]:
     """The published figure and the tolerance, by which the run will be judged."""
-    record = None if recipe.data == "folder" else read_manifest().get(recipe.name)
-    metric = record.metric if record else None
+    metric = figure_of(recipe)
     if metric is None or metric.top1 is None:
         return []
     least = metric.top1 - recipe.band
@@ -363,7 +363,7 @@ def _target(recipe: Recipe) -> list[tuple[str, str]]:
 def _assumed(recipe: Recipe) -> list[tuple[str, str]]:
     if not recipe.assumed:
         return []
-    why = f"; deit-zoo info {recipe.name} says why" if recipe.name in MODELS else ""
+    why = f"; deit-zoo info {recipe.name} says why" if recipe.name in RECIPES else ""
     names = ", ".join(recipe.assumed)
     return [("partly assumed", f"{names} (nobody published them, or second-hand only{why})")]
 

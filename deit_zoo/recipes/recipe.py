@@ -34,11 +34,20 @@ _RAND_AUGMENT = re.compile(
     r"rand(-((m|n|mmax)[0-9]+|inc[01]|(p|mstd)[0-9]+(\.[0-9]+)?|tweights|t3aw?))*"
 )
 # What is said about a recipe, not what it does.
-REMARKS = ("source", "layouts", "band", "band_source", "assumed")
+REMARKS = (
+    "source",
+    "variant_of",
+    "layouts",
+    "top1",
+    "top1_source",
+    "band",
+    "band_source",
+    "assumed",
+)
 # Younger than the first digests, which are kept where these do nothing.
 _ADDED = {"class_weights": "none", "sampling": "uniform"}
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
-_FIXED = ("name", "model", "layouts", "assumed")
+_FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +58,9 @@ class Recipe:
     mixup draw and drop-path masks, whatever the number of processes that share them.
     `layouts` are the cuts that were published, such as `2 x 8 x 64` (nodes, GPUs of a node, images
     of a GPU), each with its source; a GPU's images are a replica.
-    `lr` is the peak rate after scaling. `band` is the tolerance: the distance in points below the
+    `lr` is the peak rate after scaling. `top1` is the figure that was published for a recipe that
+    made no checkpoint (of those the manifest has it), and `variant_of` the recipe of which it is
+    a row in a paper's table. `band` is the tolerance: the distance in points below the
     published top-1 that still counts as reproduced. `assumed` names the fields whose values nobody
     published and says why each was chosen.
     """
@@ -57,6 +68,7 @@ class Recipe:
     name: str
     source: str
     model: str | None = None  # the architecture, where it is not called as the recipe is
+    variant_of: str | None = None
     data: Literal["imagenet1k", "digits", "folder"]
     img_size: ImgSize
     init_from: str | None = None  # the recipe of the first stage, or a checkpoint
@@ -113,6 +125,8 @@ class Recipe:
     # The very tensor that the student sees; own: the teacher's way.
     teacher_input: Literal["student", "own"] = "student"
 
+    top1: Amount | None = None
+    top1_source: str = ""
     band: Amount
     band_source: str
     assumed: dict[str, str] = field(default_factory=dict)
@@ -191,7 +205,7 @@ class Recipe:
     @property
     def architecture(self) -> str:
         """The name of the model in the registry."""
-        return self.model or self.name
+        return self.model or self.variant_of or self.name
 
     @property
     def layout(self) -> str | None:

@@ -15,6 +15,7 @@ from deit_zoo.errors import DataError
 from deit_zoo.files import ASSETS, LOG_FILE
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.plan import TRAIN_IMAGES, Plan
 from deit_zoo.recipes.recipe import Recipe, modifications, shown
 from deit_zoo.registry import MODELS
@@ -82,15 +83,10 @@ def published_curve(recipe: Recipe) -> Curve | None:
 
 
 def published_figure(recipe: Recipe) -> Metric | None:
-    """The figure that a recipe is judged by: the manifest's; the paper's for a stage without one.
-
-    None for training on one's own images, and where nothing was published.
-    """
-    if recipe.data == "folder":
-        return None
-    if recipe.name in MODELS:
-        record = read_manifest().get(recipe.name)
-        return record.metric if record else None
+    """The figure that a recipe is judged by: the manifest's; for what is no checkpoint the paper's,
+    or the end of its curve. None where nothing was published."""
+    if (figure := figure_of(recipe)) is not None or recipe.name in MODELS:
+        return figure
     curve = published_curve(recipe)
     if curve is None or curve.final is None:
         return None

@@ -14,7 +14,7 @@ from deit_zoo.errors import DataError, MissingExtraError, RecipeError
 from deit_zoo.files import PLAN_FILE
 from deit_zoo.labels import labels
 from deit_zoo.machine import check_gpus, check_processes, usable_device, world_size
-from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
     IMAGENET_TRAIN,
@@ -59,13 +59,14 @@ _EXTRA = ("timm", "matplotlib", "tensorboard")
 
 def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a model, with `field=value` changes. Raises RecipeError where there is none."""
-    name = name if name in RECIPES else resolve(name).name
-    if name not in RECIPES:
+    recipe = find_recipe(name)
+    if recipe is None:
+        plain = (name for name, one in RECIPES.items() if one.variant_of is None)
         raise RecipeError(
-            f"no recipe for {name} is in this version of deit_zoo; there are recipes for "
-            f"{', '.join(RECIPES)}"
+            f"no recipe for {resolve(name).name} is in this version of deit_zoo; there are recipes "
+            f"for {', '.join(plain)}"
         )
-    return changed(RECIPES[name], changes)
+    return changed(recipe, changes)
 
 
 def make_plan(
