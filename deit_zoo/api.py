@@ -372,6 +372,7 @@ def reproduce(
     name: str,
     output: str | os.PathLike[str] | None = None,
     *,
+    variant: str | None = None,
     data: str | os.PathLike[str] | None = None,
     gpus: int | None = None,
     processes: int | None = None,
@@ -386,6 +387,7 @@ def reproduce(
 
     Args:
         name: any spelling of a model, or a recipe's name.
+        variant: a row beside it in the paper's tables, such as "no-mixup".
         output: where the run lives; `runs/NAME` unless given.
         data: the images, in any form of docs/data.md; the digits of a digits model are embedded.
         gpus, processes: GPUs of this machine, or processes on its CPU, that train together.
@@ -399,11 +401,12 @@ def reproduce(
 
     >>> deit_zoo.reproduce("deit_pico_digits", "runs/digits", epochs=1).reached.top1
     """
+    from deit_zoo.recipes import variant_name
     from deit_zoo.training import launch
 
-    recipe = launch.recipe_for(name)
+    recipe = launch.recipe_for(name if variant is None else variant_name(name, variant))
     return launch.reproduce(
-        name,
+        recipe.name,
         output=Path("runs") / recipe.name if output is None else Path(output),
         data=None if data is None else os.fspath(data),
         gpus=gpus,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
 from itertools import product
@@ -428,6 +429,14 @@ def spellings() -> dict[str, ModelSpec]:
             other = table.setdefault(spelling, spec)
             assert other is spec, f"{spelling!r} means both {other.name} and {spec.name}"
     return table
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern fits a name; a plain word may stand anywhere in it."""
+    pattern = pattern.lower().replace("-", "_")
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return fnmatchcase(name, pattern)
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

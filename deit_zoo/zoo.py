@@ -9,13 +9,12 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import ZooError
 from deit_zoo.machine import usable_device
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint, manifest_record, read_manifest
-from deit_zoo.registry import MODELS, ModelSpec, is_path, resolve
+from deit_zoo.registry import MODELS, ModelSpec, is_path, matches, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +83,8 @@ def list_models(
     def passes(spec: ModelSpec) -> bool:
         record = records.get(spec.name)
         return (
-            _matches(spec.name, pattern)
-            and not any(_matches(spec.name, other) for other in excluded)
+            matches(spec.name, pattern)
+            and not any(matches(spec.name, other) for other in excluded)
             and (family is None or spec.family == family)
             and (pretrained is None or (record is not None) == pretrained)
             and (img_size is None or spec.img_size == img_size)
@@ -294,13 +293,6 @@ def _named(spec: ModelSpec | None) -> ModelSpec:
     if spec is None:
         raise ZooError("there is neither a name nor a checkpoint; give create(NAME)")
     return spec
-
-
-def _matches(name: str, pattern: str) -> bool:
-    pattern = pattern.lower().replace("-", "_")
-    if not any(sign in pattern for sign in "*?["):
-        pattern = f"*{pattern}*"
-    return fnmatchcase(name, pattern)
 
 
 def _top1(record: Checkpoint | None) -> float | None:

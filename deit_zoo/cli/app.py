@@ -33,9 +33,10 @@ from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
-from deit_zoo.errors import ZooError, redact
+from deit_zoo.errors import RecipeError, ZooError, redact
 from deit_zoo.files import ASSETS
 from deit_zoo.manifest import LocalCheckpoint
+from deit_zoo.registry import lookup, normalize, resolve
 from deit_zoo.version import __version__
 from deit_zoo.zoo import ModelInfo, info, list_models
 
@@ -130,8 +131,16 @@ def list_(
     sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/models.md.")] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="Recipes instead: of checkpoints, stages, variants.")
+    ] = False,
 ) -> None:
     """The table of models."""
+    if recipes:
+        from deit_zoo.cli.recipes import print_recipes
+
+        print_recipes(pattern, as_json=as_json)
+        return
     names = list_models(
         pattern,
         family=family,
@@ -162,8 +171,24 @@ def list_(
 
 
 @app.command("info")
-def info_(name: NameOrRun, as_json: AsJson = False) -> None:
-    """What is known of a model: architecture, checkpoint, figures, licence, recipe."""
+def info_(
+    name: NameOrRun,
+    as_recipe: Annotated[
+        bool, typer.Option("--recipe", help="Every value of the model's recipe.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What is known of a model: architecture, checkpoint, figures, licence; or of a recipe."""
+    from deit_zoo.recipes import RECIPES, find_recipe
+
+    if as_recipe or (normalize(name) in RECIPES and lookup(name) is None):
+        from deit_zoo.cli.recipes import print_recipe
+
+        recipe = find_recipe(name) or RECIPES.get(resolve(name).name)
+        if recipe is None:
+            raise RecipeError(f"{name} has no recipe; `deit-zoo list --recipes` shows all")
+        print_recipe(recipe, as_json=as_json)
+        return
     model = info(name)
     print_json(model.to_dict()) if as_json else print_rows(out, list(_facts(model)))
 
@@ -250,7 +275,8 @@ def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "architecture", f"{model.family}: {arch}" if arch else model.family
     yield "from", model.source
     yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
-    yield "recipe", model.recipe or "none yet"
+    more = f"; deit-zoo info {model.name} --recipe shows every value"
+    yield "recipe", "none" if model.recipe is None else model.recipe + more
     for number, reason in enumerate(dict.fromkeys(model.recipe_assumed.values())):
         fields = [key for key, why in model.recipe_assumed.items() if why == reason]
         yield "" if number else "partly assumed", f"{', '.join(fields)}: {reason}"

@@ -73,16 +73,21 @@ def plot_(
 
 def diff_(
     left: Annotated[
-        str, typer.Argument(metavar="RECEIPT", help="receipt.json, a run, an embedded model.")
+        str,
+        typer.Argument(metavar="RECEIPT", help="receipt.json, a run, an embedded model, a recipe."),
     ],
     right: Annotated[str, typer.Argument(metavar="RECEIPT", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
-    """What differs between two runs, by their receipts; exit 1 where more than the clock does."""
-    from deit_zoo.runs.diff import ORDER, compare
-    from deit_zoo.runs.log import read_receipt
+    """What differs between two runs, by their receipts, or between two recipes; exit 1 where more
+    than the clock does."""
+    from deit_zoo.runs.diff import ORDER, compare, compare_recipes
+    from deit_zoo.runs.log import read_receipt, recipe_named, recipe_of
 
-    differences = compare(read_receipt(left), read_receipt(right))
+    if recipe_named(left) is not None or recipe_named(right) is not None:
+        differences = compare_recipes(recipe_of(left), recipe_of(right))
+    else:
+        differences = compare(read_receipt(left), read_receipt(right))
     groups = {name: [one for one in differences if one.group == name] for name in ORDER}
     same = len(groups["clock"]) == len(differences)
     if as_json:

@@ -25,19 +25,32 @@ DEIT_BASE = Recipe(
         "8 x 128": "arXiv:2012.12877, section 6, 53 h on one node; upstream's issue #77",
         "2 x 8 x 64": "README_deit.md; arXiv:2012.12877, section 6, 37 h on two nodes",
     },
+    seed=0,  # code
+    optimizer="adamw",  # Table 9
+    betas=(0.9, 0.999),  # code: torch's
+    eps=1e-8,  # code
     lr=5e-4 * 1024 / 512,  # Table 9: 0.0005 x batch / 512
     weight_decay=0.05,  # Table 9; not on biases, norms, cls_token and pos_embed (code)
+    clip_grad=None,  # Table 9
+    schedule="cosine",  # Table 9
     warmup_epochs=5,  # Table 9
     warmup_lr=1e-6,  # code
     min_lr=1e-5,  # code
     drop_path_rate=0.1,  # Table 9; linear from 0 at the first block (code)
+    train_mode=True,  # code
+    ema_decay=None,  # Table 8; the code keeps an average and never measures it
+    loss="cross_entropy",  # code, on soft targets
     label_smoothing=0.1,  # Table 9; inside the mixup target (code)
-    hflip=0.5,  # code
+    crop_scale=(0.08, 1.0),  # timm 0.3.2
+    crop_ratio=(3 / 4, 4 / 3),  # timm 0.3.2
+    hflip=0.5,  # timm 0.3.2
     rand_augment="rand-m9-mstd0.5-inc1",  # Table 9's 9/0.5, as the code spells it
     random_erasing=0.25,  # Table 9
     repeated_aug=3,  # section 6
     mixup=0.8,  # Table 9 calls this the probability; it is the Beta parameter (code)
     cutmix=1.0,  # Table 9, likewise
+    mixup_prob=1.0,  # code
+    mixup_switch_prob=0.5,  # code
     band=0.2,
     band_source="81.8 ± 0.2 over the authors' runs (arXiv:2012.12877, Table 8)",
 )
@@ -70,6 +83,7 @@ DEIT_BASE_DISTILLED = replace(
     distillation="hard",  # equation 3; the README's command names it
     alpha=0.5,  # equation 3: one half each
     teacher="regnety_160_deit",  # RegNetY-16GF, section 5.2
+    teacher_input="student",  # code
     band_source="no spread is published; that of deit_base is used",
     assumed={"replicas": OWN_CUT},
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from deit_zoo.recipes.recipe import REMARKS, Recipe
 
 # In the order in which they are printed; a field belongs to the first of which a name begins it.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -63,6 +65,13 @@ def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Differenc
         if not _same(value := first.get(field, ABSENT), other := second.get(field, ABSENT))
     ]
     return sorted(differences, key=lambda difference: ORDER.index(difference.group))
+
+
+def compare_recipes(left: Recipe, right: Recipe) -> list[Difference]:
+    """The differences of two recipes: what they do first, then what is said of them."""
+    fields = compare({"plan": {"recipe": left.to_dict()}}, {"plan": {"recipe": right.to_dict()}})
+    named = [replace(one, field=one.field.removeprefix("plan.recipe.")) for one in fields]
+    return sorted(named, key=lambda one: one.field.partition(".")[0] in REMARKS)
 
 
 def group_of(field: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE
-from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.recipe import Recipe, from_dict
 from deit_zoo.registry import lookup
 from deit_zoo.runs.reference import (
@@ -102,6 +102,18 @@ def read_receipt(name_or_path: str) -> dict[str, Any]:
             "`deit-zoo reproduce` left"
         )
     return _in_current_words(receipt)
+
+
+def recipe_named(name_or_path: str) -> Recipe | None:
+    """The recipe of this name; None for a path, and for an embedded model, which has a receipt."""
+    if Path(name_or_path).exists() or embedded(name_or_path) is not None:
+        return None
+    return find_recipe(name_or_path)
+
+
+def recipe_of(name_or_path: str) -> Recipe:
+    """The recipe of this name, or that of a receipt."""
+    return recipe_named(name_or_path) or from_dict(read_receipt(name_or_path)["plan"]["recipe"])
 
 
 def _in_current_words(receipt: dict[str, Any]) -> dict[str, Any]:

@@ -61,10 +61,9 @@ def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a model, with `field=value` changes. Raises RecipeError where there is none."""
     recipe = find_recipe(name)
     if recipe is None:
-        plain = (name for name, one in RECIPES.items() if one.variant_of is None)
         raise RecipeError(
-            f"no recipe for {resolve(name).name} is in this version of deit_zoo; there are recipes "
-            f"for {', '.join(plain)}"
+            f"nobody published a recipe for {resolve(name).name}; `deit-zoo list --recipes` shows "
+            "all"
         )
     return changed(recipe, changes)
 
