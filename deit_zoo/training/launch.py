@@ -62,8 +62,7 @@ def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
     recipe = find_recipe(name)
     if recipe is None:
         raise RecipeError(
-            f"nobody published a recipe for {resolve(name).name}; `deit-zoo list --recipes` shows "
-            "all"
+            f"there is no recipe for {resolve(name).name}; `deit-zoo list --recipes` shows all"
         )
     return changed(recipe, changes)
 

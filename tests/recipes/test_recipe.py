@@ -292,7 +292,7 @@ ALLOWED = (
     ast.keyword,
 )
 # What a recipe is made of has logic; the recipes themselves are values.
-LOGIC = {"__init__", "recipe", "plan", "costs", "figures"}
+LOGIC = {"__init__", "recipe", "plan", "costs", "figures", "sources"}
 FILES = sorted(
     file for file in Path(recipes.__file__).parent.glob("*.py") if file.stem not in LOGIC
 )

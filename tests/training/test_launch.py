@@ -58,7 +58,7 @@ def test_a_model_without_a_recipe_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_for("regnety_160")
     assert str(caught.value) == (
-        "nobody published a recipe for regnety_160_deit; `deit-zoo list --recipes` shows all"
+        "there is no recipe for regnety_160_deit; `deit-zoo list --recipes` shows all"
     )
 
 
