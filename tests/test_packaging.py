@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from deit_zoo.version import __version__
+
 ROOT = Path(__file__).parents[1]
 SHOW = """
 import deit_zoo
@@ -111,3 +113,8 @@ def test_the_command_is_installed() -> None:
     assert program is not None
     done = subprocess.run([program, "--version"], check=True, capture_output=True, text=True)
     assert done.stdout == "0.1.0\n"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {__version__}" in lines

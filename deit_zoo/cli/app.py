@@ -26,6 +26,7 @@ from deit_zoo.cli.console import (
     talk,
 )
 from deit_zoo.cli.data import data_app
+from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, NameOrRun
@@ -46,6 +47,8 @@ PROOFS = {
     "prefix": "{} (prefix only)",
     "none": "none is published",
 }
+# The groups of --help.
+USE, TRAIN, LOOK, WEIGHTS = "Use", "Train", "Look", "Weights and machine"
 
 app = typer.Typer(
     cls=Program,
@@ -54,8 +57,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Data-efficient image Transformers: exact, verified, reproducible.",
 )
-app.add_typer(data_app, name="data")
-app.add_typer(weights_app, name="weights")
+app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
+app.add_typer(weights_app, name="weights", rich_help_panel=WEIGHTS)
 
 
 def run() -> None:
@@ -116,7 +119,7 @@ def _options(
     """Options of every command."""
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=USE)
 def list_(
     pattern: Annotated[str, typer.Argument(help="A word, or a pattern with * and ?.")] = "*",
     family: Annotated[str | None, typer.Option(help="deit, cait or convnet.")] = None,
@@ -170,7 +173,7 @@ def list_(
             talk.print("no model passes these filters; `deit-zoo list` shows all")
 
 
-@app.command("info")
+@app.command("info", rich_help_panel=USE)
 def info_(
     name: NameOrRun,
     as_recipe: Annotated[
@@ -193,17 +196,18 @@ def info_(
     print_json(model.to_dict()) if as_json else print_rows(out, list(_facts(model)))
 
 
-app.command("classify")(classify_)
-app.command("evaluate")(evaluate_)
-app.command("reproduce")(reproduce_)
-app.command("finetune")(finetune_)
-app.command("teacher-labels")(teacher_labels_)
-app.command("attention")(attention_)
-app.command("export")(export_)
-app.command("plot")(plot_)
-app.command("diff")(diff_)
-app.command("compare")(compare_)
-app.command("benchmark")(benchmark_)
+app.command("classify", rich_help_panel=USE)(classify_)
+app.command("evaluate", rich_help_panel=USE)(evaluate_)
+app.command("reproduce", rich_help_panel=TRAIN)(reproduce_)
+app.command("finetune", rich_help_panel=TRAIN)(finetune_)
+app.command("teacher-labels", rich_help_panel=TRAIN)(teacher_labels_)
+app.command("attention", rich_help_panel=LOOK)(attention_)
+app.command("export", rich_help_panel=USE)(export_)
+app.command("plot", rich_help_panel=LOOK)(plot_)
+app.command("diff", rich_help_panel=LOOK)(diff_)
+app.command("compare", rich_help_panel=LOOK)(compare_)
+app.command("benchmark", rich_help_panel=USE)(benchmark_)
+app.command("doctor", rich_help_panel=WEIGHTS)(doctor_)
 
 
 def models_page(models: Iterable[ModelInfo]) -> str:
