@@ -42,6 +42,9 @@ def classify(
 ) -> list[list[Prediction] | DataError]:
     """The `topk` most probable classes of each image, best first.
 
+    Their probabilities are together 1 (softmax); of a model that was fine-tuned on multi-label
+    images each stands for itself (sigmoid).
+
     One image among many, or of a folder, that cannot be read does not lose the others: its entry is
     the DataError that says why.
 
@@ -285,7 +288,7 @@ def evaluate(
             `r` or `sketch`, as imagenet_variants.py describes them.
         label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
         report: a folder for a page with the accuracy of each class, the confusion matrix, the
-            surest mistakes and every image's answer. One process makes it.
+            surest mistakes and every image's answer.
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
         progress: called with the images done and the images in all.
         say: called with a sentence that is worth knowing of the classes.
@@ -296,7 +299,7 @@ def evaluate(
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
     from deit_zoo.evaluation import parallel
-    from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
+    from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, evaluation_of
     from deit_zoo.evaluation.imagenet_variants import open_eval_set
     from deit_zoo.inference.classify import class_names, reading_for
     from deit_zoo.recipes.plan import default_workers
@@ -313,10 +316,10 @@ def evaluate(
             name = name_or_model
             group.run_on_main(lambda: bool(load_model(name, "cpu")))
     in_process = len(devices) == 1 or group is not None
-    if report is not None and (len(devices) > 1 or labels == "real"):
+    if report is not None and labels == "real":
         raise ZooError(
-            f"a report ({os.fspath(report)}) is made by one process, of images with one label "
-            "each; leave out gpus, processes and the labels 'real', or the report"
+            f"a report ({os.fspath(report)}) is of images with one label each or of a model that "
+            "gives several; leave out the labels 'real', or the report"
         )
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)
@@ -340,31 +343,29 @@ def evaluate(
         class_subset=eval_set.class_subset,
         multi_labels=eval_set.multi_labels,
     )
-    job = parallel.EvalJob(model=model, images=dataset, batch_size=batch_size, workers=workers)
-    if group is not None and report is None:
-        return parallel.evaluate_in_group(job, group, progress)
-    if not in_process:
-        return parallel.evaluate_in_processes(job, devices, progress)
-    if report is None:
-        return accuracy(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
-    from deit_zoo.evaluation.answers import Answers
-    from deit_zoo.evaluation.report import prepare_folder, write_report
+    keep = None
+    if report is not None:
+        from deit_zoo.evaluation.answers import answers_of, answers_to
+        from deit_zoo.evaluation.report import prepare_folder, write_report
 
-    prepare_folder(Path(report))
-    names = [label.name for label in class_names(model)]
-    competing = eval_set.class_subset or range(len(names))
-    answers = Answers("val", eval_set.images, [names[number] for number in competing])
-    reached = accuracy(
-        model,
-        dataset,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-        record=answers,
+        prepare_folder(Path(report))
+        keep = answers_to
+    job = parallel.EvalJob(
+        model=model, images=dataset, batch_size=batch_size, workers=workers, keep=keep
     )
-    name = name_or_model if isinstance(name_or_model, str) else "a model"
-    write_report(Path(report), f"{name} on {os.fspath(data)}", [answers])
-    return reached
+    if group is not None:
+        sums = parallel.evaluate_in_group(job, group, progress)
+    elif in_process:
+        sums = job.run_shard(None, 0, 1, progress)
+    else:
+        sums = parallel.evaluate_in_processes(job, devices, progress)
+    if report is not None and (group is None or group.is_main):
+        names = [label.name for label in class_names(model)]
+        competing = [names[number] for number in eval_set.class_subset or range(len(names))]
+        name = name_or_model if isinstance(name_or_model, str) else "a model"
+        answers = answers_of("val", dataset, competing, sums)
+        write_report(Path(report), f"{name} on {os.fspath(data)}", [answers])
+    return evaluation_of(sums, dataset)
 
 
 @caller_state()

@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_zoo.errors import ZooError
@@ -41,13 +43,11 @@ class DistributedContext:
             dist.all_reduce(values)
         return values
 
-    def add_up(self, values: Sequence[float]) -> Sequence[float]:
+    def add_up(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sums over all processes of numbers of the CPU's, in float64."""
         if self.size == 1:
             return values
-        return cast(
-            "list[float]", self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
-        )
+        return cast("NDArray[np.float64]", self.all_reduce(torch.from_numpy(values.copy())).numpy())
 
     @property
     def sum_dtype(self) -> torch.dtype:

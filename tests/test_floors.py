@@ -28,7 +28,7 @@ SHIMS = {"datasets", "digits", "exports", "preprocess", "training.group", "train
 # What a room imports from outside at the top of a module, beside the standard library.
 OUTSIDE = {
     "models": {"torch"},
-    "distributed": {"torch"},
+    "distributed": {"numpy", "torch"},
     "terminal": {"rich"},
     "weights": {
         "torch",

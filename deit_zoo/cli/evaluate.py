@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # 0.06 of the authors' top-1 (mmpretrain, PaddleViT, a TensorFlow port); CaiT's differ by as much.
 RERUN_TOLERANCE = 0.1
 # Each with the decimals that it is shown with.
-FIGURES = {"top1": 3, "top5": 3, "loss": 4}
+FIGURES = {"mean_ap": 3, "top1": 3, "top5": 3, "loss": 4}
 
 
 def evaluate_(
@@ -108,7 +108,7 @@ def report_of(model: ModelInfo, labels: str | None, measured: Evaluation) -> dic
     """What was measured beside what was published; `reached` is None where nobody can say."""
     published = published_for(model, labels)
     figures = {}
-    for figure in FIGURES:
+    for figure in measured.names:
         value, its = getattr(measured, figure), getattr(published, figure, None)
         difference = None if its is None else round(value - its, 6)
         figures[figure] = {"measured": value, "published": its, "difference": difference}
@@ -131,7 +131,8 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
     from deit_zoo.evaluation.imagenet_variants import TITLES
 
     rows = [("", "measured", "published", "difference")]
-    for figure, decimals in FIGURES.items():
+    for figure in (figure for figure in FIGURES if figure in report):
+        decimals = FIGURES[figure]
         measured, published, _ = report[figure].values()
         beside = "–", "–"
         if published is not None:

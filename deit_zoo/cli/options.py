@@ -62,9 +62,10 @@ def with_label_column(data: str, column: str | None) -> str:
     """The address of a table with the column of its labels. Raises DataError for other data."""
     if column is None:
         return data
+    from deit_zoo.data.image_list import is_list
     from deit_zoo.data.image_set import is_table
 
-    if not is_table(data):
+    if not is_table(data) and not is_list(data):
         raise DataError(
             f"--label-column {column} is for tables, and {data} is none; leave it out: its folders "
             "say which class an image is of"

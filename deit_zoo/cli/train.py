@@ -144,7 +144,11 @@ def reproduce_(
 def finetune_(
     name: NameOrRun,
     data: Annotated[
-        str, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
+        str,
+        typer.Option(
+            help="A folder with train/ and val/, archives, hfds:NAME, a CSV of labels (one for "
+            "each image, or multi-label) ..."
+        ),
     ],
     label_column: LabelColumn = None,
     output: Annotated[
@@ -247,8 +251,8 @@ def finetune_(
     if is_main_process():
         reached = verdict.reached
         folder = escape(str(output))
-        figure = f"top-1 {reached.top1:.2f} % on {reached.num_images:,} images"
-        out.print(f"[bold green]{figure}[/]; weights, labels, receipt and curve are in {folder}")
+        figure = f"[bold green]{reached.words()}[/]"
+        out.print(f"{figure}; weights, labels, receipt and curve are in {folder}")
         for line in usage_lines(plan.recipe.architecture, output):
             out.print(escape(line))
 

@@ -19,15 +19,22 @@ from typing import NamedTuple
 
 from deit_zoo.data.folder import FolderSet, empty_classes, wrong_classes
 from deit_zoo.data.images import Strings
+from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError
 
 SPLIT_FILE = "split.csv"
 UNREADABLE = "unreadable"
+ALL = "all"  # the split of images that are not parted
+SEPARATOR = "|"  # between the labels of an image that has several
 _COLUMNS = ["split", "class", "bytes", "file"]
+_OF_SEVERAL = ["split", "labels", "bytes", "file"]
 
 
 class ListedImage(NamedTuple):
-    """A file with its class, in `train`, in `val` or, being unreadable, in neither."""
+    """A file with its class, in `train`, in `val` or, being unreadable, in neither.
+
+    Several labels are one word, with `|` between them.
+    """
 
     split: str
     class_name: str
@@ -47,17 +54,25 @@ class ListedImage(NamedTuple):
 class ImageList:
     """Images of a folder, in the order in which a run numbers them.
 
-    `ignored` says, of a list that was just made, what else lies there.
+    An image has one class, or where `several` any number. `ignored` says, of a list that was just
+    made, what else lies there.
     """
 
     root: Path
     images: tuple[ListedImage, ...]
+    several: bool = False
     ignored: str = field(default="", compare=False)
 
     @property
     def classes(self) -> list[str]:
         """The names of all classes, sorted."""
-        return sorted({image.class_name for image in self.images})
+        return sorted({name for image in self.images for name in self.labels_of(image)})
+
+    def labels_of(self, image: ListedImage) -> list[str]:
+        """The classes of an image."""
+        if not self.several:
+            return [image.class_name]
+        return image.class_name.split(SEPARATOR) if image.class_name else []
 
     def of(self, split: str) -> list[ListedImage]:
         """The images of one split."""
@@ -76,7 +91,7 @@ class ImageList:
         """The list as a CSV file, with the whole path of every file."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(_OF_SEVERAL if self.several else _COLUMNS)
         for image in self.images:
             writer.writerow((*image[:3], self.root / image.path))
         return text.getvalue().encode("utf-8", "surrogateescape")
@@ -94,22 +109,36 @@ class ListSet(FolderSet):
         self.classes = list(classes) or of.classes
         if sorted(self.classes) != of.classes:
             raise DataError(wrong_classes(of.root, of.classes, self.classes))
-        counts = Counter(image.class_name for image in images)
+        counts = Counter(name for image in images for name in of.labels_of(image))
         empty = [name for name in self.classes if not counts[name]]
         if empty and not allow_empty:
             raise DataError(empty_classes(f"{of.root} ({split})", empty, len(self.classes)))
         number_of = {name: number for number, name in enumerate(self.classes)}
-        images.sort(key=lambda image: number_of[image.class_name])
+        if of.several:
+            self.label_sets = tuple(
+                tuple(number_of[name] for name in of.labels_of(image)) for image in images
+            )
+            first = [labels[0] if labels else 0 for labels in self.label_sets]
+        else:
+            images.sort(key=lambda image: number_of[image.class_name])
+            first = [number_of[image.class_name] for image in images]
         self._paths = Strings(image.path for image in images)
-        self._labels = array("L", (number_of[image.class_name] for image in images))
+        self._labels = array("L", first)
 
 
 def is_list(data: str | Path) -> bool:
     """Whether a data set is a list of files."""
-    return Path(data).suffix.lower() == ".csv" and Path(data).is_file()
+    place = Path(split_address(str(data))[0])
+    return place.suffix.lower() == ".csv" and place.is_file()
 
 
-def read_list(file: str | Path, root: str | Path | None = None) -> ImageList:
+def root_of(data: str | Path) -> Path:
+    """The folder from which on files are named: the data, or the folder of a list."""
+    place = Path(split_address(str(data))[0])
+    return place.parent if place.suffix.lower() == ".csv" else Path(data)
+
+
+def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
     """A list as `to_bytes` wrote it, with paths from `root` on; from none, with whole ones.
 
     Raises DataError where it is none.
@@ -117,7 +146,7 @@ def read_list(file: str | Path, root: str | Path | None = None) -> ImageList:
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             heading, *rows = csv.reader(stream)
-            if heading != _COLUMNS:
+            if heading not in (_COLUMNS, _OF_SEVERAL):
                 raise ValueError(f"its first line is {','.join(heading)!r}")
             images = tuple(
                 ListedImage(split, name, int(num_bytes), _path_from(root, path))
@@ -125,11 +154,21 @@ def read_list(file: str | Path, root: str | Path | None = None) -> ImageList:
             )
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{file} is no list of images ({error}); its first line must be {','.join(_COLUMNS)}, "
-            f"as in a run's {SPLIT_FILE}, for one class is learned of each image: no number, as in "
-            "regression, and no several labels"
+            f"{file} is no list of a run's images ({error}); its first line must be "
+            f"{','.join(_COLUMNS)}, as in a run's {SPLIT_FILE}"
         ) from error
-    return ImageList(root=Path(root or Path(file).absolute().anchor), images=images)
+    return ImageList(
+        root=Path(root or Path(file).absolute().anchor),
+        several=heading == _OF_SEVERAL,
+        images=images,
+    )
+
+
+def is_split(file: str | Path) -> bool:
+    """Whether a CSV file is a run's list, by its first line."""
+    with open(file, "rb") as stream:
+        heading = stream.readline(100).decode("utf-8-sig", "replace").strip().split(",")
+    return heading in (_COLUMNS, _OF_SEVERAL)
 
 
 def listing_sha256(images: Iterable[ListedImage]) -> str:
@@ -142,6 +181,5 @@ def listing_sha256(images: Iterable[ListedImage]) -> str:
 
 def _path_from(root: str | Path | None, file: str) -> str:
     """A whole path, or where it lies under a root; always with "/"."""
-    if root is None:
-        return Path(file).as_posix()
-    return Path(os.path.relpath(file, root)).as_posix()
+    path = Path(file)
+    return (path.relative_to(root) if root and path.is_relative_to(root) else path).as_posix()

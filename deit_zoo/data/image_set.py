@@ -11,11 +11,12 @@ from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FlatSet, FolderSet, part_folder
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
-from deit_zoo.data.image_list import ListSet, is_list, read_list
+from deit_zoo.data.image_list import ALL, ImageList, ListSet, is_list, is_split, read_split
 from deit_zoo.data.images import MissingSplitError
+from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import is_remote
-from deit_zoo.data.table import PartName, SplitName, TableSet
+from deit_zoo.data.table import PartName, SplitName, TableSet, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.manifest import Reading
 
@@ -31,6 +32,7 @@ class ImageSet(Protocol):
     classes: list[str]
     note: str
     reading: Reading
+    label_sets: tuple[tuple[int, ...], ...] | None
 
     def __len__(self) -> int: ...
 
@@ -100,6 +102,11 @@ def is_table(data: str | Path) -> bool:
     return is_hfds(data) or is_parquet(data)
 
 
+def read_list(data: str | Path) -> ImageList:
+    """The images of a list: a run's, or a user's file of labels. Raises DataError for neither."""
+    return read_split(data) if is_split(split_address(str(data))[0]) else read_labels(data)
+
+
 def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
     """Whether the classes of a data set are named otherwise than folders: by words or numbers.
 
@@ -145,9 +152,11 @@ def _open(
             raise MissingSplitError(f"{data} has splits; give one of them")
         return open_table(str(data), part, classes)
     if kind == "list":
-        if part == "all":
-            raise MissingSplitError(f"{data} lists what is in train and val; give one of them")
-        return ListSet(read_list(data), part, classes, allow_empty=allow_empty)
+        images = read_list(data)
+        if not images.of(part):
+            words = "train and val" if part == ALL else f"no image of {part}"
+            raise MissingSplitError(f"{data} lists {words}; give another split or list")
+        return ListSet(images, part, classes, allow_empty=allow_empty)
     if kind == "archives":
         index = open_index(str(data), part)
         return ArchiveSet(str(data), part, index, classes, allow_empty=allow_empty)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from deit_zoo.errors import DataError
@@ -14,6 +16,8 @@ from deit_zoo.manifest import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from deit_zoo.data.image_set import ImageSet
 
 
 _NAMES = ("folder", "name")  # of a label
@@ -37,11 +41,13 @@ class LabelledImages(ABC):
     """Images that are read as bytes, each with a label. `note` is a sentence about the set.
 
     `reading` is how they are decoded: as upstream does, or upright, as a person sees them. Their
-    classes decide, unless it is set.
+    classes decide, unless it is set. `label_sets` are the classes of each image where an image may
+    have several or none; elsewhere it is None, and each has one.
     """
 
     classes: list[str]
     note: str
+    label_sets: tuple[tuple[int, ...], ...] | None = None
     _reading: Reading | None = None
     _labels: array[int]
 
@@ -80,6 +86,15 @@ class LabelledImages(ABC):
         from deit_zoo.data.transforms import open_image
 
         return open_image(self.read(index), self.name_of(index), reading=self.reading)
+
+
+def class_counts(images: ImageSet) -> dict[str, int]:
+    """How many images each class of a set has, in the order of the classes."""
+    numbers: Iterable[int] = map(images.label_of, range(len(images)))
+    if images.label_sets is not None:
+        numbers = chain.from_iterable(images.label_sets)
+    counts = Counter(numbers)
+    return {name: counts[number] for number, name in enumerate(images.classes)}
 
 
 class Strings:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from deit_zoo.data.folder import FolderSet, class_folders, split_folder
-from deit_zoo.data.image_list import UNREADABLE, ImageList, ListedImage
-from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_unchecked
+from deit_zoo.data.image_list import ALL, UNREADABLE, ImageList, ListedImage
+from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_unchecked, read_list
 from deit_zoo.errors import DataError
 
 _STAT_THREADS = 16  # they wait for a disk
@@ -19,12 +21,16 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
 
     Raises DataError where `val_share` cannot part it.
     """
-    kind_of(data)  # of what is nothing it says so
+    if kind_of(data) == "list":
+        return _parted_list(data, val_share)
     root = Path(absolute(data))
     if val_share is not None:
         typed = _unsplit(Path(data))
         folder = FolderSet(root / typed.relative_to(data), allow_empty=True)
-        parted = _parted(_listed(root, folder, "train"), folder.classes, typed, val_share)
+        groups: dict[str, list[ListedImage]] = {str(typed / name): [] for name in folder.classes}
+        for image in _listed(root, folder, "train"):
+            groups[str(typed / image.class_name)].append(image)
+        parted = _parted(groups, val_share)
         return ImageList(root=root, images=tuple(parted), ignored=folder.note)
     train, val = open_unchecked(root, "train"), open_unchecked(root, "val")
     return ImageList(
@@ -32,6 +38,29 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
         images=(*_listed(root, train, "train"), *_listed(root, val, "val")),
         ignored="; ".join(filter(None, (train.note, val.note))),
     )
+
+
+def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
+    """A list as it says, or parted: each class, or where images have several labels all of them."""
+    images = read_list(data)
+    is_parted = not images.of(ALL)
+    if val_share is None:
+        if not is_parted:
+            raise DataError(
+                f"{data} does not say which images are for validation; type --val-share 0.2 to "
+                "keep a fifth apart, or give it a column split of train and val"
+            )
+        return images
+    if is_parted:
+        raise DataError(
+            f"--val-share parts images that are not parted, and {data} says which are for "
+            "validation; leave it out"
+        )
+    groups: dict[str, list[ListedImage]] = {}
+    for image in images.images:
+        name = str(data) if images.several else f"{data}, class {image.class_name}"
+        groups.setdefault(name, []).append(image)
+    return replace(images, images=tuple(_parted(groups, val_share)))
 
 
 def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
@@ -45,6 +74,9 @@ def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
         if path not in before:
             return f"{now.root / path} is new"
         former = before[path]
+        if former.class_name != image.class_name:
+            was, now_is = former.class_name or "nothing", image.class_name or "nothing"
+            return f"{now.root / path} was {was} and is {now_is}"
         if former.num_bytes != image.num_bytes and former.split != UNREADABLE:
             return f"{now.root / path} has {image.num_bytes:,} bytes, not {former.num_bytes:,}"
     lost = [image for path, image in before.items() if path not in after]
@@ -79,23 +111,25 @@ def _unsplit(data: Path) -> Path:
     return split_folder(data, "train") or data
 
 
-def _parted(
-    images: list[ListedImage], classes: list[str], typed: Path, val_share: float
-) -> list[ListedImage]:
-    """The images of class folders, which were typed so, in two splits."""
+def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[ListedImage]:
+    """The images of groups, which are called so, in two splits: a share of each group apart."""
     if not 0.0 < val_share < 1.0:
         raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
     val: set[str] = set()
-    for name in classes:
-        files = sorted((image for image in images if image.class_name == name), key=_draw)
+    for name, images in groups.items():
+        files = sorted(images, key=_draw)
         if len(files) < 2:
             raise DataError(
-                f"{typed / name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
+                f"{name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
                 "to keep some apart there must be 2 or more in each class"
             )
         num_val = min(max(round(val_share * len(files)), 1), len(files) - 1)
         val |= {image.path for image in files[:num_val]}
-    return [image._replace(split="val") if image.path in val else image for image in images]
+    return [
+        image._replace(split="val" if image.path in val else "train")
+        for images in groups.values()
+        for image in images
+    ]
 
 
 def _draw(image: ListedImage) -> bytes:

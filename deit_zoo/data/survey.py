@@ -32,9 +32,9 @@ from deit_zoo.data.folder import (
 )
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.image_file import UnreadableError
-from deit_zoo.data.image_list import ImageList, listing_sha256, read_list
-from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked
-from deit_zoo.data.images import MissingSplitError
+from deit_zoo.data.image_list import ALL, ImageList, listing_sha256
+from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked, read_list
+from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.table import PartName, SplitName
 from deit_zoo.errors import DataError
@@ -52,7 +52,10 @@ PARTS: tuple[PartName, ...] = ("val", "train", "all")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """What lies in one split: the images of each class, and what tells it from another."""
+    """What lies in one split: the images of each class, and what tells it from another.
+
+    `several` is the number of images, where one may have several labels or none.
+    """
 
     name: str
     classes: dict[str, int]
@@ -60,11 +63,12 @@ class Split:
     bytes: int
     identity: dict[str, Any]
     ignored: str = ""
+    several: int | None = None
 
     @property
     def images(self) -> int:
         """All images."""
-        return sum(self.classes.values())
+        return sum(self.classes.values()) if self.several is None else self.several
 
     def line(self) -> str:
         """The split in words."""
@@ -116,7 +120,10 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
     """What lies in a data set, whatever it is worth. Raises DataError where it is none."""
     kind = kind_of(data)
     if kind == "list":
-        return _scan_list(str(data), read_list(data))
+        images = read_list(data)
+        if images.of(ALL):
+            raise MissingSplitError(f"{data} does not say which images are for validation")
+        return _scan_list(str(data), images)
     if kind == "table":
         listed = _Total(progress)
         train = _scan_table(str(data), "train", listed.add)
@@ -170,10 +177,10 @@ def _scan_part(data: str | Path, part: PartName, progress: Callable[[int], None]
     if kind == "folder" and not FlatSet.fits(Path(data)):
         return _scan_folder(part_folder(Path(data), part), progress, 0)
     images = open_unchecked(data, part)
-    counts = Counter(images.label_of(index) for index in range(len(images)))
     return Split(
         name=part,
-        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        classes=class_counts(images),
+        several=None if images.label_sets is None else len(images),
         others=0,
         ignored=images.note,
         bytes=sum(map(images.bytes_of, range(len(images)))),
@@ -243,11 +250,12 @@ def _scan_list(data: str, images: ImageList) -> Survey:
 def _scan_listed(images: ImageList, split: str) -> Split:
     """What class folders with the same images would be told from others by."""
     files = images.of(split)
-    counts = Counter(image.class_name for image in files)
+    counts = Counter(name for image in files for name in images.labels_of(image))
     num_bytes = sum(image.num_bytes for image in files)
     return Split(
         name=split,
         classes={name: counts[name] for name in images.classes},
+        several=len(files) if images.several else None,
         others=0,
         bytes=num_bytes,
         identity={
@@ -260,10 +268,9 @@ def _scan_listed(images: ImageList, split: str) -> Split:
 
 def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:
     images = open_table(data, split, progress=progress)
-    counts = Counter(images.label_of(index) for index in range(len(images)))
     return Split(
         name=images.split,
-        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        classes=class_counts(images),
         others=0,
         bytes=images.bytes,
         identity=images.identity(),

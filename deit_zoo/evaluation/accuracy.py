@@ -28,6 +28,11 @@ from deit_zoo.results import Evaluation
 IN_PROCESS = 2_000  # fewer images need no processes to read them
 # Float32 rounds otherwise in batches of another size: what is beyond these tells of that alone.
 LOSS_DIGITS = 6
+NUM_SUMS = 5  # numbers of `accumulate` before those of each image
+
+Sums = NDArray[np.float64]
+# Of a batch's logits and labels, the numbers that are kept of each image.
+Keep = Callable[[Sums, NDArray[np.int64]], Sums]
 
 
 class EvalDataset(Dataset[tuple[Any, int]]):
@@ -35,8 +40,10 @@ class EvalDataset(Dataset[tuple[Any, int]]):
 
     `class_subset` are the classes of the model that compete, all unless given. With `multi_labels`
     an image's label is its own number, and its entry lists the classes that are right: several, or
-    none where the image does not count. With `skips` an image that cannot be read does not count
-    either, and is labelled with minus its number, less one; without, it is an error.
+    none where the image does not count. `by_class` says that every class is judged by itself, as
+    where the set has several labels for an image: then those are the `multi_labels`. With `skips`
+    an image that cannot be read does not count either, and is labelled with minus its number, less
+    one; without, it is an error.
     """
 
     def __init__(
@@ -51,7 +58,8 @@ class EvalDataset(Dataset[tuple[Any, int]]):
         self.images = images
         self.transform = transform
         self.class_subset = class_subset
-        self.multi_labels = multi_labels
+        self.by_class = images.label_sets is not None
+        self.multi_labels = images.label_sets if multi_labels is None else multi_labels
         self.skips = skips
 
     def __len__(self) -> int:
@@ -133,17 +141,16 @@ def accuracy(
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
-    record: Callable[[Tensor, Tensor], None] | None = None,
     shard: tuple[int, int] = (0, 1),
     tell: Callable[[str], None] = lambda sentence: None,
-    add: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
+    add: Callable[[Sums], Sums] = lambda sums: sums,
 ) -> Evaluation:
     """Top-1, top-5 (percent) and mean cross-entropy of a model over a data set.
 
     Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
     and `add` sums over all of them. The batches are the same for any number of processes.
-    `record` is called with the logits and labels of each batch, `tell` with a sentence on images
-    that are skipped. Raises DataError where they are too many.
+    `tell` is called with a sentence on images that are skipped. Raises DataError where they are too
+    many.
     """
     sums = accumulate(
         model,
@@ -151,7 +158,6 @@ def accuracy(
         batch_size=batch_size,
         workers=workers,
         progress=progress,
-        record=record,
         shard=shard,
         tell=tell,
     )
@@ -166,24 +172,27 @@ def accumulate(
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
-    record: Callable[[Tensor, Tensor], None] | None = None,
+    keep: Keep | None = None,
     shard: tuple[int, int] = (0, 1),
     tell: Callable[[str], None] = lambda sentence: None,
-) -> list[float]:
+) -> Sums:
     """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses.
 
-    Sums are float64 of NumPy's: Apple's GPUs have none.
+    What is kept of each image follows, 0 of those that are not in the shard: what `keep` gives, or
+    its logits, where each class is judged by itself. So the sum of all shards has that of all
+    images. Sums are float64 of NumPy's: Apple's GPUs have none.
     """
     rank, size = shard
     starts = range(0, len(dataset), batch_size)[rank::size]
     batches = [[*range(start, min(start + batch_size, len(dataset)))] for start in starts]
     total, done = sum(map(len, batches)), 0
     weight = next(model.parameters())
-    sums = np.zeros(4)
+    sums, kept = np.zeros(4), np.zeros((len(dataset), 0))
+    keep = all_logits if dataset.by_class else keep
     skipped: list[int] = []
     loader = Loader(dataset, batches, workers)
     with closing(loader), eval_mode(model), oom_as_error(batch_size, weight.device):
-        for images, labels in loader.read():
+        for numbers, (images, labels) in zip(batches, loader.read(), strict=True):
             logits = model(images.to(weight.device, weight.dtype)).float()
             if dataset.class_subset is not None:
                 logits = logits[:, list(dataset.class_subset)]
@@ -191,10 +200,15 @@ def accumulate(
             mask = dataset.label_mask(labels, logits.shape[1])
             counts, correct = mask.any(dim=1).numpy(), mask.gather(1, best).numpy()
             exact = logits.cpu().numpy().astype(np.float64)
-            losses = cross_entropy(exact[counts], mask.numpy()[counts])
+            if dataset.by_class:
+                losses = binary_cross_entropy(exact, mask.numpy())[labels.numpy() >= 0]
+            else:
+                losses = cross_entropy(exact[counts], mask.numpy()[counts])
             sums += correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum(), losses.sum()
-            if record:
-                record(logits, labels)
+            if keep is not None:
+                rows = keep(exact, labels.numpy())
+                kept = kept if kept.size else np.zeros((len(dataset), rows.shape[1]))
+                kept[numbers] = rows
             skipped += [-1 - label for label in labels[labels < 0].tolist()]
             done += len(labels)
             if progress:
@@ -202,7 +216,7 @@ def accumulate(
     if skipped:
         tell(_sentence_on(skipped, dataset))
     top1, top5, num_judged, loss = sums.tolist()
-    return [top1, top5, num_judged, float(done), loss]
+    return np.concatenate([(top1, top5, num_judged, float(done), loss), kept.ravel()])
 
 
 def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
@@ -216,17 +230,58 @@ def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
     return f"{sentence}; the figures are of the others"
 
 
-def evaluation_of(sums: Sequence[float], dataset: EvalDataset) -> Evaluation:
+def all_logits(logits: Sums, labels: NDArray[np.int64]) -> Sums:
+    """What is kept of a batch where each class is judged by itself: no numbers of what is skipped."""
+    return np.where(labels[:, None] < 0, np.nan, logits)
+
+
+def kept_of(sums: Sums, dataset: EvalDataset) -> Sums:
+    """What was kept of each image (images, numbers), from the sum of all shards."""
+    return sums[NUM_SUMS:].reshape(len(dataset), -1)
+
+
+def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
     """The figures from what all shards accumulated together."""
-    top1, top5, num_judged, num_images, loss = sums
+    top1, top5, num_judged, num_images, loss = sums[:NUM_SUMS].tolist()
     assert num_images == len(dataset), f"{num_images:.0f} of {len(dataset)} images were counted"
+    mean_ap, num_losses = None, num_judged
+    if dataset.by_class:
+        logits = kept_of(sums, dataset)
+        read = ~np.isnan(logits[:, 0])
+        num_losses = float(read.sum())
+        mask = dataset.label_mask(torch.arange(len(dataset)), logits.shape[1]).numpy()
+        found = [average_precision(*of) for of in zip(logits[read].T, mask[read].T, strict=True)]
+        precisions = [precision for precision in found if precision is not None]
+        mean_ap = 100.0 * sum(precisions) / len(precisions)
     return Evaluation(
-        top1=100.0 * top1 / num_judged,
-        top5=100.0 * top5 / num_judged,
-        loss=round(loss / num_judged, LOSS_DIGITS),
+        top1=100.0 * top1 / max(num_judged, 1.0),
+        top5=100.0 * top5 / max(num_judged, 1.0),
+        loss=round(loss / num_losses, LOSS_DIGITS),
         num_images=int(num_images),
-        num_unjudged=int(num_images - num_judged),
+        num_unjudged=int(num_images - (num_losses if dataset.by_class else num_judged)),
+        mean_ap=mean_ap,
     )
+
+
+def average_precision(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> float | None:
+    """Of one class over all images: the mean precision at each image that shows it, by score.
+
+    Equal scores have one rank. None where no image shows the class.
+    """
+    if not present.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0.0, True))
+    right = np.cumsum(present[order])[ends]
+    return float((np.diff(right, prepend=0) * right / (ends + 1)).sum() / right[-1])
+
+
+def binary_cross_entropy(
+    logits: NDArray[np.float64], mask: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Of each image, the mean over the classes, each judged by itself."""
+    losses: NDArray[np.float64] = np.logaddexp(0.0, np.where(mask, -logits, logits)).mean(axis=1)
+    return losses
 
 
 def cross_entropy(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:

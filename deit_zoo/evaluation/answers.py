@@ -1,4 +1,4 @@
-"""What a model answered to the images of a split, and how often it was right."""
+"""What a model answers to each image of a split: one class, or several."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from deit_zoo.data.image_list import SEPARATOR
 from deit_zoo.data.image_set import ImageSet
+from deit_zoo.evaluation.accuracy import EvalDataset, average_precision, kept_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,28 +33,29 @@ class ClassCounts:
         return 100.0 * self.right / self.taken if self.taken else None
 
 
+def answers_to(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What is kept of each image: its label, the answer, and the probability of either."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    rows, best = np.arange(len(labels)), shares.argmax(axis=1)
+    return np.stack([labels, best, shares[rows, best], shares[rows, labels]], axis=1)
+
+
 class Answers:
     """What a model answered to each image of a split, in the order of the images.
 
-    It is called with the logits and labels of a batch.
+    `kept` has a row of `answers_to` for each.
     """
 
-    def __init__(self, split: str, images: ImageSet, classes: Sequence[str]) -> None:
+    def __init__(
+        self, split: str, images: ImageSet, classes: Sequence[str], kept: NDArray[np.float64]
+    ) -> None:
         self.split = split
         self.images = images
         self.classes = list(classes)
-        self.labels: list[int] = []
-        self.predicted: list[int] = []
-        self.probability: list[float] = []
-        self.of_label: list[float] = []
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> None:
-        shares = logits.cpu().double().softmax(dim=1)  # not every GPU has float64
-        best = shares.max(dim=1)
-        self.labels += labels.tolist()
-        self.predicted += best.indices.tolist()
-        self.probability += best.values.tolist()
-        self.of_label += shares.gather(1, labels[:, None].cpu())[:, 0].tolist()
+        labels, predicted, self.probability, self.of_label = kept.T.tolist()
+        self.labels = [int(label) for label in labels]
+        self.predicted = [int(label) for label in predicted]
 
     @property
     def right(self) -> list[bool]:
@@ -78,3 +82,57 @@ class Answers:
             ClassCounts(images=images[n], right=right[n], taken=taken[n])
             for n in range(len(self.classes))
         ]
+
+
+class LabelAnswers:
+    """The probability of each class in each image, where an image may have several labels."""
+
+    def __init__(
+        self, split: str, images: ImageSet, classes: Sequence[str], logits: NDArray[np.float64]
+    ) -> None:
+        self.split = split
+        self.images = images
+        self.classes = list(classes)
+        self.probability = 1.0 / (1.0 + np.exp(-logits))
+        self.present = np.zeros(logits.shape, dtype=bool)
+        for row, labels in zip(self.present, images.label_sets or (), strict=True):
+            row[list(labels)] = True
+
+    @property
+    def taken(self) -> NDArray[np.bool_]:
+        """The classes that each image is taken to show: those that are more probable than not."""
+        return self.probability > 0.5
+
+    @property
+    def mistakes(self) -> list[tuple[int, int]]:
+        """Image and class of what is taken wrongly, the surest first."""
+        distance = np.abs(self.probability - self.present)
+        wrong = zip(*np.nonzero(self.taken != self.present), strict=True)
+        pairs = [(int(image), int(label)) for image, label in wrong]
+        return sorted(pairs, key=lambda pair: -distance[pair])
+
+    def counts(self) -> list[ClassCounts]:
+        """The figures of each class."""
+        both = (self.taken & self.present).sum(axis=0)
+        columns = self.present.sum(axis=0), both, self.taken.sum(axis=0)
+        return [
+            ClassCounts(images=images, right=right, taken=taken)
+            for images, right, taken in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def precisions(self) -> list[float | None]:
+        """The average precision of each class, in percent."""
+        found = map(average_precision, self.probability.T, self.present.T)
+        return [None if value is None else 100.0 * value for value in found]
+
+    def names_of(self, marks: NDArray[np.bool_]) -> str:
+        """The classes that are marked, in one word."""
+        return SEPARATOR.join(name for name, mark in zip(self.classes, marks, strict=True) if mark)
+
+
+def answers_of(
+    split: str, dataset: EvalDataset, classes: Sequence[str], sums: NDArray[np.float64]
+) -> Answers | LabelAnswers:
+    """What was kept of all images, as what was answered."""
+    kind = LabelAnswers if dataset.by_class else Answers
+    return kind(split, dataset.images, classes, kept_of(sums, dataset))

@@ -28,10 +28,9 @@ import torch.distributed as dist
 
 from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
+from deit_zoo.evaluation.accuracy import EvalDataset, Keep, Sums, accumulate
 from deit_zoo.machine import check_gpus, check_processes, usable_device
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.results import Evaluation
 
 Process = subprocess.Popen[bytes]
 Device = str | torch.device | None
@@ -48,7 +47,7 @@ class Shared(Protocol):
     def on_cpu(self) -> Shared:
         """The work as it is handed to another process."""
 
-    def run_shard(self, device: Device, rank: int, size: int, progress: Progress) -> list[float]:
+    def run_shard(self, device: Device, rank: int, size: int, progress: Progress) -> Any:
         """What one of `size` processes does on its device, and what it counts."""
 
 
@@ -60,6 +59,7 @@ class EvalJob:
     images: EvalDataset
     batch_size: int
     workers: int
+    keep: Keep | None = None
 
     @property
     def num_batches(self) -> int:
@@ -70,9 +70,7 @@ class EvalJob:
         """The same, of a model that another process can be handed."""
         return replace(self, model=_on_cpu(self.model))
 
-    def run_shard(
-        self, device: Device, rank: int, size: int, progress: Progress | None
-    ) -> list[float]:
+    def run_shard(self, device: Device, rank: int, size: int, progress: Progress | None) -> Sums:
         """What one of `size` processes counts; None is the device that the model is on."""
         return accumulate(
             self.model if device is None else self.model.to(device),
@@ -80,6 +78,7 @@ class EvalJob:
             batch_size=self.batch_size,
             workers=self.workers,
             progress=progress,
+            keep=self.keep,
             shard=(rank, size),
         )
 
@@ -104,9 +103,9 @@ def devices_for(device: Device, gpus: int | None, processes: int | None) -> list
 
 def evaluate_in_group(
     job: EvalJob, group: DistributedContext, progress: Progress | None = None
-) -> Evaluation:
-    """The figures, in every process of a group. What one of them raises, all of them raise."""
-    sums: list[float] | ZooError
+) -> Sums:
+    """What all count, in every process of a group. What one of them raises, all of them raise."""
+    sums: Sums | ZooError
     try:
         sums = job.run_shard(None, group.rank, group.size, progress)
     except ZooError as error:
@@ -114,20 +113,20 @@ def evaluate_in_group(
     shards: list[Any] = [sums] * group.size
     if group.size > 1:
         dist.all_gather_object(shards, sums)
-    return merge(job, shards)
+    return merge(shards)
 
 
 def evaluate_in_processes(
     job: EvalJob, devices: Sequence[Device], progress: Progress | None = None
-) -> Evaluation:
-    """The figures, by one new process for each device. Raises as `run_in_processes`."""
+) -> Sums:
+    """What all count, by one new process for each device. Raises as `run_in_processes`."""
     devices = devices[: job.num_batches]
-    return merge(job, run_in_processes(job, devices, len(job.images), progress))
+    return merge(run_in_processes(job, devices, len(job.images), progress))
 
 
 def run_in_processes(
     job: Shared, devices: Sequence[Device], total: int, progress: Progress | None = None
-) -> list[list[float]]:
+) -> list[Any]:
     """What each new process counts, one for each device; together they report `total` parts.
 
     Raises what one of them raises, and ZooError where one dies.
@@ -144,7 +143,7 @@ def run_in_processes(
             first = pickle.dumps((rank, devices[rank]))
             arguments = (rank, process, first + payload, messages)
             threading.Thread(target=_exchange, args=arguments, daemon=True).start()
-        while None in shards:
+        while any(shard is None for shard in shards):
             rank, message = messages.get()
             if isinstance(message, int):
                 done[rank] = message
@@ -163,14 +162,15 @@ def run_in_processes(
     return shards
 
 
-def merge(job: EvalJob, shards: Sequence[list[float] | ZooError]) -> Evaluation:
+def merge(shards: Sequence[Sums | ZooError]) -> Sums:
     """The sum of all counts, in the order of the ranks, or the first error."""
-    counts: list[list[float]] = []
+    total: Sums | None = None
     for shard in shards:
         if isinstance(shard, ZooError):
             raise shard
-        counts.append(shard)
-    return evaluation_of([sum(column) for column in zip(*counts, strict=True)], job.images)
+        total = shard if total is None else total + shard
+    assert total is not None, "an evaluation was shared by nobody"
+    return total
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a model knows of each class: a page with tables and pictures, and every image's answer.
 
 `index.html` shows what the other files hold: `classes.csv`, `confusion.csv` and its picture,
-`mistakes.png` and `predictions.csv`.
+`mistakes.png` and `predictions.csv`. Where images have several labels, nothing is confused.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.answers import Answers
-from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes
+from deit_zoo.evaluation.answers import Answers, LabelAnswers
+from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes, short
 from deit_zoo.files import write_whole
 
 PAGE = "index.html"
+PICTURES = ("confusion.png", "mistakes.png")
 NUM_MISTAKES = 24
 NUM_PAIRS = 12
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; }
@@ -42,28 +43,115 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def write_report(folder: Path, title: str, splits: Sequence[Answers]) -> None:
+class Contents(NamedTuple):
+    """What a report shows: tables by their files, pictures by theirs, and the parts of the page."""
+
+    tables: dict[str, list[list[Any]]]
+    pictures: dict[str, Callable[[], bytes]]
+    parts: list[str]
+
+
+def write_report(folder: Path, title: str, splits: Sequence[Answers | LabelAnswers]) -> None:
     """Write the page and what it shows; of several splits the first is the one that counts."""
     prepare_folder(folder)
+    of_labels = [split for split in splits if isinstance(split, LabelAnswers)]
+    of_classes = [split for split in splits if isinstance(split, Answers)]
+    shown = labels_contents(of_labels) if of_labels else classes_contents(of_classes)
+    for name, rows in shown.tables.items():
+        write_whole(folder / name, _csv(rows))
+    for name in PICTURES:
+        if draw := shown.pictures.get(name):
+            write_whole(folder / name, draw())
+        else:
+            (folder / name).unlink(missing_ok=True)
+    write_whole(folder / PAGE, _page(title, shown).encode("utf-8", "surrogateescape"))
+
+
+def classes_contents(splits: Sequence[Answers]) -> Contents:
+    """The report of images with one class each."""
     main = splits[0]
+    worst = main.mistakes[:NUM_MISTAKES]
+    parts = ["<ul>"]
+    for split in splits:
+        right, images = sum(split.right), len(split.labels)
+        share = f"{100 * right / images:.2f} %" if images else "nothing"
+        parts.append(_item(split.split, f"{share} right, {right:,} of {images:,} images"))
+    parts += ["</ul>", "<h2>Each class</h2>", _table(class_rows(splits))]
+    pairs = [(count, pair) for pair, count in main.confusion().items() if pair[0] != pair[1]]
+    if pairs:
+        of_class = Counter(main.labels)
+        rows: list[list[Any]] = [["class", "taken for", "images", "of"]]
+        for count, (label, predicted) in sorted(pairs, key=lambda row: (-row[0], row[1])):
+            rows.append([main.classes[label], main.classes[predicted], count, of_class[label]])
+        parts += ["<h2>What is taken for what</h2>", _table(rows[: NUM_PAIRS + 1])]
+    parts.append('<p><img src="confusion.png" alt="confusion matrix"></p>')
+    rows = [["file", "class", "taken for", "probability"]]
+    captions = []
+    for number in worst:
+        its, answer = (main.classes[of[number]] for of in (main.labels, main.predicted))
+        share = 100 * main.probability[number]
+        rows.append([main.images.name_of(number), its, answer, f"{share:.1f} %"])
+        captions.append((number, (f"{short(answer)} {share:.0f} %", f"is {short(its)}")))
+    pictures = {"confusion.png": lambda: draw_confusion(main.classes, main.confusion())}
+    if worst:
+        pictures["mistakes.png"] = lambda: draw_mistakes(main.images, captions)
     tables = {
         "classes.csv": class_rows(splits),
         "confusion.csv": confusion_rows(main),
         "predictions.csv": prediction_rows(splits),
     }
-    for name, rows in tables.items():
-        write_whole(folder / name, _csv(rows))
-    worst = main.mistakes[:NUM_MISTAKES]
-    pictures: dict[str, Callable[[], bytes]] = {
-        "confusion.png": lambda: draw_confusion(main.classes, main.confusion()),
-        "mistakes.png": lambda: draw_mistakes(main, worst),
-    }
-    for name, draw in pictures.items():
-        if worst or name != "mistakes.png":
-            write_whole(folder / name, draw())
-        else:
-            (folder / name).unlink(missing_ok=True)
-    write_whole(folder / PAGE, _page(title, splits, worst).encode("utf-8", "surrogateescape"))
+    return Contents(tables, pictures, parts + _mistakes(main.split, rows))
+
+
+def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
+    """The report of images with several labels each, or none."""
+    main = splits[0]
+    parts = ["<ul>"]
+    for split in splits:
+        found = [value for value in split.precisions() if value is not None]
+        mean = f"{sum(found) / len(found):.2f} %" if found else "nothing"
+        images = f"{len(split.present):,} images"
+        parts.append(_item(split.split, f"mean average precision {mean}, {images}"))
+    parts += ["</ul>", "<h2>Each class</h2>", _table(label_rows(splits))]
+    parts.append("<p>A class is taken to be shown where its probability is above 50 %.</p>")
+    rows: list[list[Any]] = [["file", "labels", "class", "probability"]]
+    captions = []
+    for number, label in main.mistakes[:NUM_MISTAKES]:
+        name, share = main.classes[label], 100 * main.probability[number, label]
+        labels = main.names_of(main.present[number]) or "nothing"
+        rows.append([main.images.name_of(number), labels, name, f"{share:.1f} %"])
+        captions.append((number, (f"{short(name)} {share:.0f} %", f"is {short(labels)}")))
+    pictures = {"mistakes.png": lambda: draw_mistakes(main.images, captions)} if captions else {}
+    tables = {"classes.csv": label_rows(splits), "predictions.csv": probability_rows(splits)}
+    return Contents(tables, pictures, parts + _mistakes(main.split, rows))
+
+
+def label_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
+    """A row for each class, the one with the lowest average precision first."""
+    keys = ("images", "average_precision", "recall", "precision")
+    heading = ["class", *(f"{split.split}_{key}" for split in splits for key in keys)]
+    figures = [[*zip(split.precisions(), split.counts(), strict=True)] for split in splits]
+    rows: list[list[Any]] = []
+    for number in sorted(range(len(splits[0].classes)), key=lambda n: _last(figures[0][n][0])):
+        row: list[Any] = [splits[0].classes[number]]
+        for of in figures:
+            average, found = of[number]
+            numbers = (average, found.accuracy, found.precision)
+            row += [found.images, *map(_figure, numbers)]
+        rows.append(row)
+    return [heading, *rows]
+
+
+def probability_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
+    """A row for each image, with the probability of each class."""
+    rows: list[list[Any]] = [["split", "file", "labels", "predicted", *splits[0].classes]]
+    for of in splits:
+        columns = zip(of.present, of.taken, of.probability, strict=True)
+        for number, (present, taken, shares) in enumerate(columns):
+            words = [of.names_of(present), of.names_of(taken)]
+            numbers = [f"{share:.6f}" for share in shares]
+            rows.append([of.split, of.images.name_of(number), *words, *numbers])
+    return rows
 
 
 def class_rows(splits: Sequence[Answers]) -> list[list[Any]]:
@@ -74,7 +162,7 @@ def class_rows(splits: Sequence[Answers]) -> list[list[Any]]:
     counts = [split.counts() for split in splits]
     order = sorted(
         range(len(splits[0].classes)),
-        key=lambda n: 101.0 if (found := counts[0][n].accuracy) is None else found,
+        key=lambda n: _last(counts[0][n].accuracy),
     )
     rows: list[list[Any]] = [heading]
     for number in order:
@@ -107,6 +195,24 @@ def prediction_rows(splits: Sequence[Answers]) -> list[list[Any]]:
     return rows
 
 
+def _last(percent: float | None) -> float:
+    """What sorts what there is no figure of behind all others."""
+    return 101.0 if percent is None else percent
+
+
+def _item(split: str, words: str) -> str:
+    note = " (as they are, without augmentation)" if split == "train" else ""
+    return f"<li><b>{escape(split)}</b>: {words}{note}</li>"
+
+
+def _mistakes(split: str, rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The part of the page about the surest mistakes, below the heading of their table."""
+    if len(rows) == 1:
+        return ["<h2>The surest mistakes</h2>", f"<p>None in {escape(split)}.</p>"]
+    picture = '<p><img src="mistakes.png" alt="the surest mistakes"></p>'
+    return ["<h2>The surest mistakes</h2>", picture, _table(rows)]
+
+
 def _figure(percent: float | None) -> str:
     return "" if percent is None else f"{percent:.2f}"
 
@@ -117,41 +223,9 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _page(title: str, splits: Sequence[Answers], worst: Sequence[int]) -> str:
-    main = splits[0]
-    parts = [f"<h1>{escape(title)}</h1>", "<ul>"]
-    for split in splits:
-        right, images = sum(split.right), len(split.labels)
-        share = f"{100 * right / images:.2f} %" if images else "nothing"
-        of = "as they are, without augmentation" if split.split == "train" else ""
-        note = f" ({of})" if of else ""
-        parts.append(
-            f"<li><b>{escape(split.split)}</b>: {share} right, {right:,} of {images:,} images"
-            f"{note}</li>"
-        )
-    parts += ["</ul>", "<h2>Each class</h2>", _table(class_rows(splits))]
-    pairs = [(count, pair) for pair, count in main.confusion().items() if pair[0] != pair[1]]
-    if pairs:
-        of_class = Counter(main.labels)
-        rows: list[list[Any]] = [["class", "taken for", "images", "of"]]
-        for count, (label, predicted) in sorted(pairs, key=lambda row: (-row[0], row[1])):
-            rows.append([main.classes[label], main.classes[predicted], count, of_class[label]])
-        parts += ["<h2>What is taken for what</h2>", _table(rows[: NUM_PAIRS + 1])]
-    parts.append('<p><img src="confusion.png" alt="confusion matrix"></p>')
-    parts.append("<h2>The surest mistakes</h2>")
-    if worst:
-        parts.append('<p><img src="mistakes.png" alt="the surest mistakes"></p>')
-        rows = [["file", "class", "taken for", "probability"]]
-        for number in worst:
-            names = main.classes[main.labels[number]], main.classes[main.predicted[number]]
-            share = f"{100 * main.probability[number]:.1f} %"
-            rows.append([main.images.name_of(number), *names, share])
-        parts.append(_table(rows))
-    else:
-        parts.append(f"<p>None in {escape(main.split)}.</p>")
-    files = ("classes.csv", "confusion.csv", "predictions.csv")
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
-    parts.append(f"<p>The figures as tables: {links}</p>")
+def _page(title: str, shown: Contents) -> str:
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in shown.tables)
+    parts = [f"<h1>{escape(title)}</h1>", *shown.parts, f"<p>The figures as tables: {links}</p>"]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
     return f"<!DOCTYPE html>\n<html><head>{head}</head><body>\n{body}\n</body></html>\n"
@@ -167,6 +241,6 @@ def _table(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _words(heading: str) -> str:
-    """A column's name for people: accuracy and precision are in percent."""
-    unit = " (%)" if heading.endswith(("accuracy", "precision")) else ""
+    """A column's name for people: accuracy, recall and precision are in percent."""
+    unit = " (%)" if heading.endswith(("accuracy", "recall", "precision")) else ""
     return heading.replace("_", " ") + unit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from deit_zoo.evaluation.answers import Answers
+    from deit_zoo.data.image_set import ImageSet
 
 # More classes than these, and their counts or names would be too small to read.
 WITH_COUNTS, WITH_NAMES = 25, 60
@@ -33,7 +33,7 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
     panel = figure.subplots()
     panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     if size <= WITH_NAMES:
-        names = [_short(name) for name in classes]
+        names = [short(name) for name in classes]
         panel.set_xticks(range(size), names, rotation=90, fontsize=8)
         panel.set_yticks(range(size), names, fontsize=8)
     if size <= WITH_COUNTS:
@@ -55,30 +55,25 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
     return _png(figure)
 
 
-def draw_mistakes(answers: Answers, numbers: Sequence[int]) -> bytes:
-    """Images as PNG, each with what it was taken for, how surely, and what it is."""
-    columns = min(COLUMNS, len(numbers))
-    rows = -(-len(numbers) // columns)
+def draw_mistakes(images: ImageSet, captions: Sequence[tuple[int, Sequence[str]]]) -> bytes:
+    """Images by their numbers, as PNG, each below its lines and above the name of its file."""
+    columns = min(COLUMNS, len(captions))
+    rows = -(-len(captions) // columns)
     figure = _figure(max(2.0 * columns, 4.0), 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
-    for panel, number in zip(panels[: len(numbers)], numbers, strict=True):
-        image = answers.images.open(number)
+    for panel, (number, lines) in zip(panels[: len(captions)], captions, strict=True):
+        image = images.open(number)
         image.thumbnail((320, 320))
         panel.imshow(image)
-        label, predicted = answers.labels[number], answers.predicted[number]
-        panel.set_title(
-            f"{_short(answers.classes[predicted])} {100 * answers.probability[number]:.0f} %\n"
-            f"is {_short(answers.classes[label])}\n"
-            f"{_short(os.path.basename(answers.images.name_of(number)))}",
-            fontsize=8,
-            parse_math=False,
-        )
+        name = short(os.path.basename(images.name_of(number)))
+        panel.set_title("\n".join([*lines, name]), fontsize=8, parse_math=False)
     return _png(figure)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits above a picture."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 

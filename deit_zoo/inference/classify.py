@@ -11,7 +11,7 @@ from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
+from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
 
 BATCH_SIZE = 32  # images classified at once
@@ -39,6 +39,12 @@ def reading_for(model: ZooModel) -> Reading:
     return "upstream" if own == published else "upright"
 
 
+def probabilities(model: ZooModel, logits: Tensor) -> Tensor:
+    """Of each class: all together 1, or each by itself where an image may have several labels."""
+    several = getattr(model, "problem_type", None) == SEVERAL_LABELS  # a RegNet from timm has none
+    return logits.sigmoid() if several else logits.softmax(dim=-1)
+
+
 def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list[Prediction]]:
     """The `topk` most probable classes of uint8 pixels (3, H, W), in one batch."""
     names = class_names(network)
@@ -51,7 +57,7 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         own = getattr(network, "takes_pixels", False)
         ready = pixels if own else normalized(pixels).to(where.dtype)
         logits: Tensor = network(ready.to(where.device))
-        best = logits.float().softmax(dim=-1).topk(min(topk, len(names)))
+        best = probabilities(network, logits.float()).topk(min(topk, len(names)))
     return [
         [
             Prediction(names[number].name, share, number, names[number].folder)

@@ -38,7 +38,7 @@ from deit_zoo.data.transforms import (
 )
 from deit_zoo.errors import DataError, DifferenceError, ZooError
 from deit_zoo.files import write_whole
-from deit_zoo.inference.classify import class_names
+from deit_zoo.inference.classify import class_names, reading_for
 from deit_zoo.machine import missing_compiler, require_extra, usable_device
 from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.version import __version__
@@ -240,6 +240,8 @@ def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:
         "preprocessing": json.dumps(preprocessing),
         "labels": json.dumps([label.name for label in classes], ensure_ascii=False),
         "folders": json.dumps([label.folder for label in classes], ensure_ascii=False),
+        "reading": reading_for(network),
+        "problem_type": getattr(network, "problem_type", None),  # a RegNet from timm has none
         "license": getattr(network.checkpoint, "license", None),
         "source_sha256": getattr(network.checkpoint, "sha256", None),
         "deit_zoo": __version__,

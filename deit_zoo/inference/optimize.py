@@ -215,6 +215,7 @@ class OptimizedModel(nn.Module):
     def __init__(self, model: ZooModel, kind: str) -> None:
         super().__init__()
         self.spec, self.checkpoint, self.labels = model.spec, model.checkpoint, model.labels
+        self.problem_type = getattr(model, "problem_type", None)
         self.img_size, self.num_classes = model.img_size, model.num_classes
         self.embed_dim = model.embed_dim
         self.precision = kind

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deit_zoo.registry import ModelSpec
 
 LAYER_NORM_EPS = 1e-6
+SEVERAL_LABELS = "multi_label_classification"  # as transformers' configurations say it
 INIT_STD = 0.02
 
 
@@ -29,7 +30,8 @@ class ZooModel(nn.Module):
 
     `labels` are the folders of its classes, where they are known; a new head knows others.
     `reading` is how its checkpoint says that images are decoded for it, and `adapted` what of the
-    checkpoint was computed anew to fit.
+    checkpoint was computed anew to fit. `problem_type` is SEVERAL_LABELS where a class is given by
+    a sigmoid of its own.
     """
 
     __jit_unused_properties__ = ("num_classes",)
@@ -37,6 +39,7 @@ class ZooModel(nn.Module):
     checkpoint: Checkpoint | None = None
     labels: Sequence[str] | None = None
     reading: Reading | None = None
+    problem_type: str | None = None
     adapted: tuple[str, ...] = ()
     grad_checkpointing = False
     embed_dim: int

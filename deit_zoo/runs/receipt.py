@@ -47,7 +47,7 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in one line."""
-        reached = f"top-1 {self.reached.top1:.2f} % on {self.reached.num_images:,} images"
+        reached = self.reached.words()
         modified = f"; {self.short}" if self.short else ""
         modified += f"; modified: {', '.join(self.modified)}" if self.modified else ""
         if self.published is None or self.published.top1 is None:

@@ -17,7 +17,6 @@ from deit_zoo.runs.reference import read_log
 from deit_zoo.weights.load import METADATA_KEY, save_model
 
 BEST_FOLDER, LAST_FOLDER = "best", "last"
-_FIGURES = ("top1", "top5", "loss")
 
 
 def best_epoch(output: Path) -> dict[str, Any] | None:
@@ -38,12 +37,15 @@ def keep_best(
     facts: dict[str, Any],
     tell: Callable[[str], None],
 ) -> None:
-    """Keep the weights after an epoch that is better than all before, by top-1, then by loss."""
+    """Keep the weights after an epoch that is better than all before.
+
+    By top-1, or by mean average precision where images have several labels; then by loss.
+    """
     before = best_epoch(output)
-    better = before is None or (reached.top1, -reached.loss) > (before["top1"], -before["loss"])
+    epoch = {"number": number, **{key: getattr(reached, key) for key in reached.names}}
+    better = before is None or _worth(epoch) > _worth(before)
     if not better or not math.isfinite(reached.loss):
         return
-    epoch = {"number": number, **{key: getattr(reached, key) for key in _FIGURES}}
     try:
         (output / BEST_FOLDER).mkdir(exist_ok=True)
         save_model(model, output / BEST_FOLDER / MODEL_FILE, **facts, epoch=epoch)
@@ -74,7 +76,8 @@ def epochs_of(output: Path, sha256: str) -> dict[str, Any]:
     The figures are those of the log, measured while the run went on.
     """
     row = read_log(output / LOG_FILE)[-1]
-    last = {"number": row["epoch"], **{key: row[f"val_{key}"] for key in _FIGURES}}
+    figures = {key.removeprefix("val_"): row[key] for key in row if key.startswith("val_")}
+    last = {"number": row["epoch"], **figures}
     best = best_epoch(output)
     if best is None:
         return {"exported": "last", "last": last, "best": None}
@@ -90,10 +93,20 @@ def sentence(epochs: dict[str, Any]) -> str:
         return f"the last epoch, {last['number'] + 1}, is the best"
     if epochs["exported"] == "best":
         return (
-            f"{MODEL_FILE} is of the best epoch, {best['number'] + 1}: top-1 {best['top1']:.2f} %; "
-            f"the last, {last['number'] + 1}, reached {last['top1']:.2f} % and is in {LAST_FOLDER}/"
+            f"{MODEL_FILE} is of the best epoch, {best['number'] + 1}: {_figure(best)}; "
+            f"the last, {last['number'] + 1}, reached {_figure(last)} and is in {LAST_FOLDER}/"
         )
     return (
         f"{MODEL_FILE} is of the last epoch, {last['number'] + 1}; the best, {best['number'] + 1}, "
-        f"reached top-1 {best['top1']:.2f} % and is in {BEST_FOLDER}/"
+        f"reached {_figure(best)} and is in {BEST_FOLDER}/"
     )
+
+
+def _worth(epoch: dict[str, Any]) -> tuple[float, float]:
+    return epoch.get("mean_ap", epoch["top1"]), -epoch["loss"]
+
+
+def _figure(epoch: dict[str, Any]) -> str:
+    if "mean_ap" in epoch:
+        return f"mean average precision {epoch['mean_ap']:.2f} %"
+    return f"top-1 {epoch['top1']:.2f} %"

@@ -28,7 +28,7 @@ from deit_zoo.registry import MODELS
 from deit_zoo.training.job import Job
 from deit_zoo.training.loop import TrainState, autocast_dtype, forward_backward, micro_batches
 from deit_zoo.training.losses import Teach, balanced_weights, criterion_for
-from deit_zoo.training.micro_batches import Batch
+from deit_zoo.training.micro_batches import Batch, Mix
 from deit_zoo.training.optim import Ema, freeze, optimizer_for
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher import Teacher, teacher_for
@@ -138,8 +138,12 @@ def build_train_state(
     teacher: Teacher | None,
     group: DistributedContext,
     class_counts: Sequence[int] = (),
+    label_sets: Sequence[Sequence[int]] | None = None,
 ) -> TrainState:
-    """What a step is made of, on this machine; the images of each class, for balanced weights."""
+    """What a step is made of, on this machine; the images of each class, for balanced weights.
+
+    `label_sets` are the classes of each image where it may have several.
+    """
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
     dtype = autocast_dtype(plan, group.device)
@@ -152,7 +156,9 @@ def build_train_state(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=criterion_for(recipe, weights),
-        mix=mixer(recipe, model.num_classes),
+        mix=mixer(recipe, model.num_classes)
+        if label_sets is None
+        else targets_of(label_sets, model),
         replicas=range(first, first + plan.replicas_per_process),
         group=group,
         network=model,
@@ -179,6 +185,15 @@ def lesson_of(plan: Plan, teacher: Teacher) -> Teach:
         return logits.argmax(dim=1) if plan.recipe.distillation == "hard" else logits
 
     return teach
+
+
+def targets_of(label_sets: Sequence[Sequence[int]], model: ZooModel) -> Mix:
+    """Images as they are, and the targets of the images of these numbers: 1 for each label."""
+    targets = torch.zeros(len(label_sets), model.num_classes, dtype=torch.uint8)
+    for row, labels in zip(targets, label_sets, strict=True):
+        row[list(labels)] = 1
+    table = targets.to(next(model.parameters()).device)
+    return lambda images, numbers: (images, table[numbers].float())
 
 
 def regroup_gradients(plan: Plan, state: TrainState) -> None:

@@ -105,7 +105,8 @@ class ChunkImages(Dataset[Filled]):
             erase=draws.erase,
             noise=draws.noise,
             row=place.row,
-            label=self.images.label_of(index),
+            # With several labels an image is told by its number.
+            label=self.images.label_of(index) if self.images.label_sets is None else index,
             bad=bad,
         )
 

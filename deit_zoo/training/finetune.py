@@ -20,7 +20,7 @@ from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
-from deit_zoo.recipes.recipe import Pixels, Recipe, changed
+from deit_zoo.recipes.recipe import Pixels, Recipe, changed, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
 from deit_zoo.training.run_data import has_begun
@@ -29,7 +29,7 @@ from deit_zoo.weights.load import open_local, spec_for
 if TYPE_CHECKING:
     import torch
 
-    from deit_zoo.data.survey import Survey
+    from deit_zoo.data.survey import Split, Survey
     from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.job import Job
 
@@ -80,6 +80,9 @@ def finetune(
     def fit(plan: Plan, survey: Survey) -> Plan:
         classes = list(survey.train.classes)
         check_teacher(plan.recipe, classes, data)
+        plan, several = for_several_labels(plan, survey.train, chosen_fields(changes))
+        if several:
+            tell(several)
         more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
         tell(f"{len(classes):,} classes: {', '.join(classes[:8])}{more}")
         plan, sentence = fitted(plan, survey.train.images, chosen_fields(changes))
@@ -189,6 +192,36 @@ def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, 
     return replace(plan, recipe=small, num_images=num_images), sentence
 
 
+def for_several_labels(plan: Plan, train: Split, chosen: Collection[str]) -> tuple[Plan, str]:
+    """The plan for images that may have several labels, and what that means, in a sentence.
+
+    Raises RecipeError for what was chosen and is for images with one label each.
+    """
+    if train.several is None:
+        return plan, ""
+    recipe = plan.recipe
+    values: dict[str, Any] = {
+        "loss": "binary_cross_entropy",
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "class_weights": "none",
+        "sampling": "uniform",
+        "distillation": "none",
+    }
+    for field, value in values.items():
+        if field in chosen and getattr(recipe, field) != value:
+            raise RecipeError(
+                f"{field} is {shown(getattr(recipe, field))}, which is for images with one label "
+                f"each, and these may have several; type --set {field}={shown(value)}"
+            )
+    why = "an image may have several labels: each class is learned and judged by itself"
+    assumed = recipe.assumed | {
+        field: why for field, value in values.items() if getattr(recipe, field) != value
+    }
+    return replace(plan, recipe=replace(recipe, **values, assumed=assumed)), why
+
+
 def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
     spec = lookup(recipe.teacher or "")
@@ -232,6 +265,7 @@ def planned(
     else:
         train = validate_list(str(data), list_images(data, val_share)).train
     check_teacher(plan.recipe, list(train.classes), data)
+    plan, _ = for_several_labels(plan, train, chosen)
     return fitted(launch.with_reading(plan, train.classes), train.images, chosen)
 
 

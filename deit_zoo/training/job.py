@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_list
+from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_split, root_of
 from deit_zoo.errors import DataError
 from deit_zoo.files import PLAN_FILE, write_whole
 from deit_zoo.recipes.plan import Plan, plan_from
@@ -99,7 +99,7 @@ def read_job(output: Path) -> Job:
             fingerprint=record["fingerprint"],
             changes=tuple(Change(**change) for change in record.get("changes", [])),
             val_share=record.get("val_share"),
-            images=read_list(output / SPLIT_FILE, data) if listed else None,
+            images=read_split(output / SPLIT_FILE, root_of(data)) if listed else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

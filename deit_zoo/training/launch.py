@@ -312,8 +312,14 @@ def make_job(
     check_data(plan, data)
     folder = str(data) if data is not None else str(digits_folder(output))
     content = validate(folder, progress) if images is None else validate_list(folder, images)
+    fitted = with_reading(fit(plan, content), content.train.classes)
+    if content.train.several is not None and fitted.recipe.loss != "binary_cross_entropy":
+        raise RecipeError(
+            f"an image of {folder} may have several labels, and the recipe {plan.recipe.name} "
+            "learns one of each; type deit-zoo finetune, which learns each class by itself"
+        )
     return Job(
-        plan=with_reading(fit(plan, content), content.train.classes),
+        plan=fitted,
         data=absolute(folder),
         fingerprint=content.fingerprint(),
         images=images,

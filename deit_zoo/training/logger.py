@@ -87,6 +87,13 @@ class FittedLine:
         yield line
 
 
+def counted(row: dict[str, Any]) -> tuple[str, float | None]:
+    """The figure of an epoch that counts, and what it is called."""
+    if "val_mean_ap" in row:
+        return "mean AP", row["val_mean_ap"]
+    return "top-1", row["val_top1"]
+
+
 class MetricLogger:
     """Progress on stderr (a bar on a terminal, lines elsewhere) and the logs.
 
@@ -110,7 +117,7 @@ class MetricLogger:
         )
         self.total = plan.steps_per_epoch
         self.task = self.progress.add_task("", total=self.total * plan.recipe.epochs, figures={})
-        self.best: float | None = None  # top-1 of all epochs
+        self.best: float | None = None  # of all epochs, the figure that counts
         self.memory: int | None = None  # bytes, at the last line of steps.jsonl
         self.epoch_number = 0
         self.stats = EpochStats()
@@ -136,7 +143,7 @@ class MetricLogger:
             self.keep_log(first_lines(self.log, epoch) if lines is None else lines)
             self._each(lambda tracker: tracker.go_to(*position))
             for row in rows_of_log(self.lines, self.log):
-                self._keep_best(row["val_top1"])
+                self._keep_best(counted(row)[1])
         self.reached = position
         self.progress.update(self.task, completed=epoch * self.total + stats.step)
 
@@ -173,14 +180,15 @@ class MetricLogger:
         if not self.active:
             return
         row = finite(record)
-        self._keep_best(row["val_top1"])
+        self._keep_best(counted(row)[1])
         log = [*rows_of_log(self.lines, self.log), row]
         recipe = self.plan.recipe
         status = compare_to_reference(self.curve, log, recipe.band) if self.curve else None
         number, last = record["epoch"] + 1, record["epoch"] + 1 == recipe.epochs
         if last or self._due(LINE_SECONDS):
             figures = f"loss {shown_figure(row['train_loss'], '{:.3f}')}"
-            figures += f"  top-1 {shown_figure(row['val_top1'], '{:.2f} %')}"
+            name, value = counted(row)
+            figures += f"  {name} {shown_figure(value, '{:.2f} %')}"
             figures += f"  {row['images_per_second']:,.0f} img/s"
             if status is not None:
                 figures += f"  {status.sentence(plan_differences(self.plan))}"
@@ -188,9 +196,9 @@ class MetricLogger:
         self.keep_log([*self.lines, to_line(record)])
         self._each(lambda tracker: tracker.log_epoch(record))
 
-    def _keep_best(self, top1: float | None) -> None:
-        if top1 is not None:
-            self.best = max(top1, self.best or 0.0)
+    def _keep_best(self, figure: float | None) -> None:
+        if figure is not None:
+            self.best = max(figure, self.best or 0.0)
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         """Have every tracker do something; one that fails ends itself and not the run."""

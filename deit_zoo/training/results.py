@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
-from deit_zoo.evaluation.answers import Answers
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate
+from deit_zoo.evaluation.answers import Answers, LabelAnswers, answers_of, answers_to
 from deit_zoo.evaluation.report import write_report
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.training.run_data import SMALL
@@ -36,8 +36,7 @@ def write_results(
     say(f"accuracy of each class, mistakes and predictions: {output / RESULTS_FOLDER}/index.html")
 
 
-def _answers(split: str, model: ZooModel, images: ImageSet, workers: int) -> Answers:
-    answers = Answers(split, images, images.classes)
+def _answers(split: str, model: ZooModel, images: ImageSet, workers: int) -> Answers | LabelAnswers:
     dataset = EvalDataset(images, transform(model))
-    accuracy(model, dataset, batch_size=256, workers=workers, record=answers)
-    return answers
+    sums = accumulate(model, dataset, batch_size=256, workers=workers, keep=answers_to)
+    return answers_of(split, dataset, images.classes, sums)

@@ -42,7 +42,8 @@ def images_of_run(
     if val_share is None:
         check_split(data)
         # A run of version 0.1 has no list.
-        if kind_of(data) != "folder" or (former is not None and former.images is None):
+        is_listed = kind_of(data) in ("folder", "list")
+        if not is_listed or (former is not None and former.images is None):
             return None
     images = list_images(data, val_share)
     if former is not None and former.images is not None:
@@ -54,7 +55,7 @@ def images_of_run(
         tell(images.ignored)
     if len(images.images) <= SMALL:
         return _without_unreadable(images, data, reading, tell, progress)
-    return images if val_share is not None else None
+    return images if val_share is not None or kind_of(data) == "list" else None
 
 
 def check_validation(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from deit_zoo.data.images import class_counts
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.data.loader import WorkersDiedError
 from deit_zoo.distributed import DistributedContext
@@ -23,7 +23,7 @@ from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import commit, cpu_name
-from deit_zoo.models.layers import ZooModel, spec_of
+from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, spec_of
 from deit_zoo.recipes.plan import Plan, learning_rate
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
@@ -95,9 +95,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         teacher, taught = teaching(job, len(classes), group, say)
         counts: list[int] = []
         if recipe.class_weights == "balanced":
-            number_of = Counter(map(images.label_of, range(len(images))))
-            counts = [number_of[label] for label in range(len(classes))]
-        state = build_train_state(plan, model, teacher, group, counts)
+            counts = [*class_counts(images).values()]
+        state = build_train_state(plan, model, teacher, group, counts, images.label_sets)
         eval_workers = 0 if len(held_out) < IN_PROCESS else plan.workers
 
         def evaluate(model: ZooModel) -> Evaluation:
@@ -116,6 +115,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             where = f"epoch {manager.epoch}, step {manager.stats.step}"
             say(f"continuing after {where}{job.changes_in_words()}")
         facts = facts_of(plan, classes)
+        if images.label_sets is not None:
+            facts["problem_type"] = SEVERAL_LABELS
 
         def keep(epoch: int, reached: Evaluation) -> None:
             if group.is_main:
@@ -267,7 +268,7 @@ def epoch_record(
     figures = {
         f"{split}_{figure}": getattr(evaluation, figure)
         for split, evaluation in reached.items()
-        for figure in ("top1", "top5", "loss")
+        for figure in evaluation.names
     }
     images = plan.steps_per_epoch * plan.recipe.batch_size
     return {

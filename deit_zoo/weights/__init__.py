@@ -32,6 +32,8 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
         metadata = {"reading": reading} | metadata
     elif "labels" in metadata or (own.spec and names != folders(own.spec.labels)):
         metadata = {"reading": "upright"} | metadata  # somebody's own classes
+    if (problem_type := getattr(own, "problem_type", None)) is not None:
+        metadata = {"problem_type": problem_type} | metadata
     try:
         return save_model(own, Path(file), **metadata)
     except OSError as error:

@@ -208,6 +208,8 @@ def load_checkpoint(
     elif "labels" in metadata:
         model.labels = _own_labels(metadata["labels"], file, model.num_classes)
     model.reading = _own_reading(metadata, file)
+    if num_classes in (None, own_classes):
+        model.problem_type = metadata.get("problem_type")
     return model.eval()
 
 

@@ -356,6 +356,7 @@ class Grey:
     """As many grey images, labelled 0, 1, 0, ..."""
 
     note = ""
+    label_sets = None
     classes = ("0", "1")
 
     def __init__(self, count: int) -> None:

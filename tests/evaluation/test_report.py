@@ -6,14 +6,14 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import deit_zoo
 from deit_zoo.data.folder import FolderSet
-from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.answers import Answers
+from deit_zoo.errors import DataError
+from deit_zoo.evaluation.answers import Answers, answers_to
 from deit_zoo.evaluation.report import class_rows, confusion_rows, write_report
 from deit_zoo.training.finetune import finetune
 
@@ -41,7 +41,6 @@ def images(tmp_path: Path) -> FolderSet:
 @pytest.fixture
 def answers(images: FolderSet) -> Answers:
     """A cat is taken for a dog with 90 %, the fox for a cat with 60 %."""
-    answers = Answers("val", images, images.classes)
     shares = [
         [0.8, 0.1, 0.1],
         [0.1, 0.9, 0.0],
@@ -50,10 +49,9 @@ def answers(images: FolderSet) -> Answers:
         [0.1, 0.8, 0.1],
         [0.6, 0.1, 0.3],
     ]
-    logits = torch.tensor(shares).clamp(min=1e-9).log()
-    answers(logits[:4], torch.tensor([0, 0, 0, 1]))
-    answers(logits[4:], torch.tensor([1, 2]))
-    return answers
+    logits = np.log(np.clip(shares, 1e-9, None))
+    kept = answers_to(logits, np.array([0, 0, 0, 1, 1, 2]))
+    return Answers("val", images, images.classes, kept)
 
 
 def test_a_class_has_its_recall_and_its_precision(answers: Answers) -> None:
@@ -107,9 +105,8 @@ def test_a_report_has_its_files_and_escapes_names(answers: Answers, tmp_path: Pa
 def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "mistakes.png").touch()  # of an earlier report
-    answers = Answers("val", images, images.classes)
-    labels = torch.tensor([0, 0, 0, 1, 1, 2])
-    answers(torch.eye(3)[labels] * 9, labels)
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    answers = Answers("val", images, images.classes, answers_to(np.eye(3)[labels] * 9, labels))
     write_report(tmp_path / "report", "right", [answers])
     assert not (tmp_path / "report" / "mistakes.png").exists()
     assert "None in val." in (tmp_path / "report" / "index.html").read_text()
@@ -131,8 +128,16 @@ def test_a_report_that_cannot_be_made_is_refused_at_once(
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file is no folder that a report can be written to \("):
         deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "file")
-    with pytest.raises(ZooError, match="is made by one process, of images with one label each"):
-        deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "two", processes=2)
+
+
+def test_several_processes_make_the_report_of_one(tmp_path: Path, digits_folder: Path) -> None:
+    for name, processes in (("one", None), ("two", 2)):
+        deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / name, processes=processes)
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / report).iterdir()}
+        for report in ("one", "two")
+    )
+    assert one == two
 
 
 def test_a_fine_tune_leaves_its_results_for_both_splits(

@@ -145,6 +145,7 @@ class Repeated:
         self.count = count
         self.classes, self.note = images.classes, images.note
         self.reading = images.reading
+        self.label_sets = images.label_sets
 
     def __len__(self) -> int:
         return self.count

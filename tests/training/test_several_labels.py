@@ -1,0 +1,225 @@
+"""Images with several labels: a CSV names them, each class is learned and judged by itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+import deit_zoo
+from deit_zoo.data.digits import digits
+from deit_zoo.data.image_set import open_set
+from deit_zoo.data.label_file import read_labels
+from deit_zoo.errors import DataError, RecipeError
+from deit_zoo.evaluation.accuracy import average_precision
+from deit_zoo.training.finetune import finetune
+from support.images import refused
+from support.tables import each_row
+
+PICO = "deit_pico_digits"
+TAGS = {"big": "56789", "even": "02468", "round": "0689"}
+
+
+def listed(file: Path, *rows: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 digits in one heap, and which of three things each is: some are none of them."""
+    folder = tmp_path_factory.mktemp("tagged")
+    rows = ["file,tags"]
+    for number, (image, label) in enumerate(list(digits())[:240]):
+        image.save(folder / f"{number}.png")
+        tags = [tag for tag, of in TAGS.items() if label in of]
+        rows.append(f"{number}.png,{'|'.join(tags)}")
+    return listed(folder / "labels.csv", *rows)
+
+
+@pytest.fixture(scope="module")
+def run(tagged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "tags"
+    finetune(PICO, data=tagged, val_share=0.25, output=output, changes=["epochs=6"], workers=0)
+    return output
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+# The file of labels.
+
+
+FORMS = {
+    "one column": ("file,tags", "a.png,cat|dog", "b.png,", "c.png,dog"),
+    "semicolons": ("image,tags", "a.png,cat; dog", "b.png,", "c.png, dog"),
+    "a column of each class": ("file,cat,dog", "a.png,1,1", "b.png,0,0", "c.png,0,1"),
+    "a row of each label": ("file,tag", "a.png,cat", "b.png,", "a.png,dog", "c.png,dog"),
+    "other columns": ("file,by,tags", "a.png,Ann,cat|dog", "b.png,Ann,", "c.png,Bob,dog"),
+}
+
+
+@each_row("form", FORMS)
+def test_a_file_of_labels_says_the_same_in_every_form(form: str, tmp_path: Path) -> None:
+    file = listed(tmp_path / "labels.csv", *FORMS[form])
+    images = read_labels(f"{file},label=tags" if form == "other columns" else file)
+    assert images.several
+    assert [(image.path, images.labels_of(image)) for image in images.images] == [
+        ("a.png", ["cat", "dog"]),
+        ("b.png", []),
+        ("c.png", ["dog"]),
+    ]
+
+
+def test_a_file_with_one_label_for_each_image_is_as_class_folders(
+    tmp_path: Path, digits_folder: Path
+) -> None:
+    files = [
+        path
+        for split in ("train", "val")
+        for path in sorted((digits_folder / split).rglob("*.png"))
+    ]
+    chosen = [path for path in files if path.parent.name in "37"]
+    rows = [f"{path},{path.parent.name},{path.parent.parent.name}" for path in chosen]
+    file = listed(tmp_path / "labels.csv", "file,digit,split", *rows)
+    for split in ("train", "val"):
+        images = open_set(f"{file},label=digit", split)  # type: ignore[arg-type]
+        assert images.label_sets is None
+        assert images.classes == ["3", "7"]
+        assert [images.name_of(n) for n in range(len(images))] == [
+            str(path) for path in chosen if path.parent.parent.name == split
+        ]
+
+
+@each_row(
+    ("rows", "message"),
+    [
+        (
+            ("file,age", "a.png,31", "b.png,52"),
+            "column 'age' of FILE holds numbers such as 31, and",
+        ),
+        (("file,score", "a.png,0.5"), "column 'score' of FILE holds numbers such as 0.5, and"),
+        (("file,x,y", "a.png,3,4", "b.png,5,6"), "column 'x' of FILE holds numbers such as 3, and"),
+        (("file,by,tags", "a.png,Ann,cat"), "which holds the labels by typing --label-column by"),
+        (("file", "a.png"), "FILE names no images with labels"),
+        (("file,tags", "a.png,cat,dog"), "row 2 of FILE has not the 2 columns of the first"),
+        (
+            ("file,tag,split", "a.png,cat,train"),
+            "column split of FILE says train; it must say train",
+        ),
+    ],
+)
+def test_what_is_no_file_of_labels_is_refused_in_a_sentence(
+    rows: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    file = listed(tmp_path / "labels.csv", *rows)
+    told = refused(lambda: read_labels(file))
+    assert message.replace("FILE", str(file)) in told
+
+
+# What is measured.
+
+
+def test_average_precision_is_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        scores = generator.integers(0, 6, 30) / 6  # many are equal
+        present = generator.random(30) < 0.3
+        present[0] = True
+        expected = average_precision_score(present, scores)
+        assert average_precision(scores, present) == pytest.approx(expected, abs=1e-12)
+    assert average_precision(scores, np.zeros(30, dtype=bool)) is None
+
+
+# A run, and what it leaves.
+
+
+def test_each_class_is_learned_and_the_best_epoch_is_that_of_the_highest_mean(run: Path) -> None:
+    receipt = json.loads((run / "receipt.json").read_text())
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert receipt["reached"]["mean_ap"] > 60  # 47 where nothing is learned: a half, a half and 0.4
+    assert receipt["reached"]["mean_ap"] == pytest.approx(max(row["val_mean_ap"] for row in log))
+    assert receipt["plan"]["recipe"]["loss"] == "binary_cross_entropy"
+    assert receipt["verdict"].startswith("no verdict: mean average precision ")
+
+
+def test_the_results_are_of_each_class_with_every_probability(run: Path) -> None:
+    classes = {row["class"]: row for row in rows_of(run / "results" / "classes.csv")}
+    assert sorted(classes) == sorted(TAGS)
+    predictions = [
+        row for row in rows_of(run / "results" / "predictions.csv") if row["split"] == "val"
+    ]
+    for name, row in classes.items():
+        present = [name in one["labels"].split("|") for one in predictions]
+        shares = [float(one[name]) for one in predictions]
+        expected = 100 * average_precision_score(present, shares)
+        assert float(row["val_average_precision"]) == pytest.approx(expected, abs=0.02)
+        assert int(row["val_images"]) == sum(present)
+    assert not (run / "results" / "confusion.png").exists()
+    assert "mean average precision" in (run / "results" / "index.html").read_text()
+
+
+def test_the_model_says_of_each_class_how_sure_it_is(run: Path, tagged: Path) -> None:
+    row = rows_of(run / "results" / "predictions.csv")[0]
+    for model in (str(run), deit_zoo.optimize(str(run), dtype="float32", compile=False)):
+        [answers] = deit_zoo.classify([row["file"]], model)
+        assert isinstance(answers, list)
+        for answer in answers:
+            assert answer.probability == pytest.approx(float(row[answer.label]), abs=1e-4)
+
+
+def test_an_evaluation_finds_the_figures_of_the_run_in_one_process_and_in_two(run: Path) -> None:
+    reached = json.loads((run / "receipt.json").read_text())["reached"]
+    found = [deit_zoo.evaluate(str(run), run / "split.csv", processes=n) for n in (None, 2)]
+    assert found[0] == found[1]
+    assert found[0].mean_ap == pytest.approx(reached["mean_ap"])
+    assert found[0].num_images == reached["num_images"] == 60
+
+
+def test_a_model_that_is_saved_again_still_gives_several(run: Path, tmp_path: Path) -> None:
+    deit_zoo.save(deit_zoo.create(checkpoint=run), tmp_path / "again.safetensors")
+    again = deit_zoo.create(checkpoint=tmp_path / "again.safetensors")
+    assert again.problem_type == "multi_label_classification"
+    other = deit_zoo.create(checkpoint=run, num_classes=2)
+    assert other.problem_type is None
+
+
+def test_other_labels_are_other_data(run: Path, tagged: Path, tmp_path: Path) -> None:
+    rows = tagged.read_text().splitlines()
+    number, row = next((n, row) for n, row in enumerate(rows) if row.endswith(",even|round"))
+    tagged.write_text("\n".join([*rows[:number], row.replace("even|", ""), *rows[number + 1 :]]))
+    try:
+        with pytest.raises(DataError, match=r"png was even\|round and is round"):
+            finetune(PICO, data=tagged, val_share=0.25, output=run, changes=["epochs=6"], workers=0)
+    finally:
+        tagged.write_text("\n".join(rows) + "\n")
+
+
+@each_row(
+    ("change", "value"),
+    [("mixup=0.2", "0.0"), ("class_weights=balanced", "none"), ("sampling=balanced", "uniform")],
+)
+def test_what_is_for_one_label_is_refused(
+    change: str, value: str, tagged: Path, tmp_path: Path
+) -> None:
+    field = change.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"type --set {field}={value}$"):
+        finetune(
+            PICO, data=tagged, val_share=0.2, output=tmp_path / "run", changes=[change], workers=0
+        )
+
+
+def test_a_list_that_is_not_parted_is_not_trained_on_without_a_share(
+    tagged: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"output": tmp_path / "run", "workers": 0}
+    with pytest.raises(DataError, match=r"type --val-share 0\.2 to keep a fifth apart, or give"):
+        finetune(PICO, data=tagged, **options)
