@@ -49,8 +49,8 @@ class Batch:
     def __init__(self, augment: TrainAugment, drawn: Any, device: str) -> None:
         slot, self.rows = drawn_slot(drawn, augment)
         self.slot = slot.to(device)
-        side = augment.img_size
-        self.images = torch.full((len(drawn), 3, side, side), torch.nan, device=device)
+        shape = len(drawn), 3, *augment.img_size
+        self.images = torch.full(shape, torch.nan, device=device)
 
     def finish(self) -> None:
         """As training calls it; returns before a GPU has done it."""

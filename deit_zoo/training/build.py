@@ -152,13 +152,14 @@ def build_train_state(
 
         use_kernels(model)
     weights = balanced_weights(class_counts).to(group.device) if class_counts else None
+    mix = mixer(recipe, model.num_classes)
+    if label_sets is not None:
+        mix = targets_of(label_sets, model)
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
         criterion=criterion_for(recipe, weights),
-        mix=mixer(recipe, model.num_classes)
-        if label_sets is None
-        else targets_of(label_sets, model),
+        mix=mix,
         replicas=range(first, first + plan.replicas_per_process),
         group=group,
         network=model,
