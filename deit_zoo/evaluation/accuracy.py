@@ -231,7 +231,7 @@ def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
 
 
 def all_logits(logits: Sums, labels: NDArray[np.int64]) -> Sums:
-    """What is kept of a batch where each class is judged by itself: no numbers of what is skipped."""
+    """What is kept of a batch where each class is judged by itself; NaN of what is skipped."""
     return np.where(labels[:, None] < 0, np.nan, logits)
 
 

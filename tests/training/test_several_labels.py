@@ -16,7 +16,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.evaluation.accuracy import average_precision
+from deit_zoo.evaluation.accuracy import EvalDataset, accuracy, average_precision
 from deit_zoo.training.finetune import finetune
 from support.images import refused
 from support.tables import each_row
@@ -137,6 +137,19 @@ def test_average_precision_is_scikit_learns() -> None:
         expected = average_precision_score(present, scores)
         assert average_precision(scores, present) == pytest.approx(expected, abs=1e-12)
     assert average_precision(scores, np.zeros(30, dtype=bool)) is None
+
+
+def test_an_image_that_is_skipped_is_in_no_figure(tagged: Path, run: Path, tmp_path: Path) -> None:
+    rows = [f"{tagged.parent / row}" for row in tagged.read_text().splitlines()[1:61]]
+    (tmp_path / "broken.png").touch()
+    figures = []
+    for extra in ([], ["broken.png,big"]):
+        file = listed(tmp_path / "labels.csv", "file,tags", *rows, *extra)
+        model = deit_zoo.create(checkpoint=run)
+        images = EvalDataset(open_set(file, "all"), deit_zoo.transform(model), skips=True)
+        found = accuracy(model, images, batch_size=16, workers=0)
+        figures.append((found.mean_ap, found.loss, found.num_images - found.num_unjudged))
+    assert figures[0] == pytest.approx(figures[1])
 
 
 # A run, and what it leaves.
