@@ -13,13 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from deit_zoo.errors import DataError
-from deit_zoo.version import USER_AGENT
 
 ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image "
     "| NDArray[Any] | Tensor"
 )
-URL_LIMIT = 64 * 2**20
+URL_LIMIT, URL_SECONDS = 64 * 2**20, 120.0
 KINDS = (
     "a path, a URL, the bytes of an encoded image, a file opened with 'rb', a PIL image, an array "
     "(H, W, 3) or a tensor (3, H, W)"
@@ -97,13 +96,13 @@ def fetch(url: str) -> bytes:
     """The bytes behind an address. Raises DataError with the reason where there are none."""
     import requests
 
+    from deit_zoo.weights import web
+
     try:
-        with requests.get(
-            url, timeout=30, stream=True, headers={"User-Agent": USER_AGENT}
-        ) as response:
+        with web.get(url, timeout=30, seconds=URL_SECONDS) as (response, body):
             response.raise_for_status()
             content = b""
-            for piece in response.iter_content(1 << 20):
+            for piece in body:
                 content += piece
                 if len(content) > URL_LIMIT:
                     raise DataError(
@@ -112,4 +111,4 @@ def fetch(url: str) -> bytes:
             return content
     except requests.RequestException as error:
         reason = str(error).split("(Caused by ")[-1].rstrip(")")
-        raise DataError(f"{url} could not be fetched: {reason}") from error
+    raise DataError(f"{url} could not be fetched: {reason}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +31,14 @@ from deit_zoo.files import (
 from deit_zoo.hub.config import as_text, timm_config, timm_name
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import labels
-from deit_zoo.manifest import Checkpoint, manifest_record
+from deit_zoo.manifest import Checkpoint, Source, manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.registry import TRANSFORMERS, ModelSpec, resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import CONFIG_FILE
-from deit_zoo.weights.fetch import HTTP_ERROR, LIBRARY
+from deit_zoo.weights.fetch import LIBRARY, UnavailableError, check_repo_id, hub_error_context
 from deit_zoo.weights.load import resolve_file
 
 # What the Hub calls the data sets, and their names.
@@ -121,8 +120,9 @@ def check_rights(repo_id: str) -> None:
 
 def check_arguments(repo_id: str, folder: Path) -> None:
     """Raises ZooError for what is no repository's name, or a folder that is there."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if repo_id.count("/") != 1:
         raise ZooError(f"--repo is {repo_id!r}; give ORG/NAME")
+    check_repo_id(repo_id)
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; remove it, or give a new --output")
 
@@ -228,18 +228,21 @@ def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | N
 def _upload_error_context(repo_id: str) -> Iterator[None]:
     """Within it, what the Hub answers becomes one sentence."""
     try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise ZooError(
-                f"the Hub refused to write {repo_id} ({status}); set HF_TOKEN to a token with "
-                f"write access to {repo_id.split('/')[0]}, or give another --repo"
-            ) from error
+        with hub_error_context(Source(kind="hub", repo_id=repo_id), "main"):
+            yield
+    except UnavailableError as error:
+        cause = error.__cause__
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        reason = str(error)
+    else:
+        return
+    if status in (401, 403):
         raise ZooError(
-            f"the Hub answered {status} while {repo_id} was uploaded; type it again"
-        ) from error
-    except (OSError, HTTP_ERROR) as error:
-        raise ZooError(
-            f"{repo_id} could not be uploaded ({error}); check the network and type it again"
-        ) from error
+            f"the Hub refused to write {repo_id} ({status}); set HF_TOKEN to a token with "
+            f"write access to {repo_id.split('/')[0]}, or give another --repo"
+        )
+    if status is not None:
+        raise ZooError(f"the Hub answered {status} while {repo_id} was uploaded; type it again")
+    raise ZooError(
+        f"{repo_id} could not be uploaded ({reason}); check the network and type it again"
+    )

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +26,19 @@ from deit_zoo.files import (
     digest,
     expand_user,
     opened,
+    read_bytes,
     read_json,
     verify,
     write_whole,
 )
+from deit_zoo.terminal import Terminal
 
 CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
 VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0
 HASHINGS = 3  # that a file is replaced meanwhile, as by another process that fetches it, is no harm
+SILENT_SECONDS = 5.0  # of waiting for another process
 RECORD_BYTES = 1 << 16
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
@@ -175,15 +179,17 @@ def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
     """Let one process of this machine fetch `name` while the others wait for its result."""
-    lock_folder = folder() / "locks"
+    locks = folder() / "locks"
+    holder = locks / f"{name}.holder"
     try:
-        lock_folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_folder / f"{name}.lock", timeout=LOCK_SECONDS)
-        lock.acquire()
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{name}.lock")
+        _acquire(lock, name, holder)
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
     except Timeout as error:
         raise DownloadError(
-            f"another process has been fetching {name} for {LOCK_SECONDS / 60:.0f} minutes; look "
-            f"at it, or remove {lock_folder / name}.lock if there is none"
+            f"{_text_of(holder)} has been fetching {name} for {LOCK_SECONDS / 60:.0f} minutes; "
+            f"look at it, or remove {lock.lock_file} if there is none"
         ) from error
     except OSError as error:
         raise DownloadError(
@@ -193,7 +199,29 @@ def one_at_a_time(name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: FileLock, name: str, holder: Path) -> None:
+    """Wait for the others, and after a while say for whom."""
+    try:
+        lock.acquire(timeout=min(SILENT_SECONDS, LOCK_SECONDS))
+    except Timeout:
+        Terminal(stderr=True).print(
+            f"waiting for {_text_of(holder)}, which is fetching {name}; at most "
+            f"{LOCK_SECONDS / 60:.0f} minutes",
+            markup=False,
+        )
+        lock.acquire(timeout=LOCK_SECONDS)
+
+
+def _text_of(holder: Path) -> str:
+    """Who wrote that it has the lock; a process that was killed leaves it without."""
+    try:
+        return read_bytes(holder, RECORD_BYTES).decode()
+    except (OSError, ValueError):
+        return "another process"
 
 
 def _record_file(kind: str, key: str) -> Path:

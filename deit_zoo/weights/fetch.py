@@ -6,6 +6,7 @@ and no write. A file with other bytes than its digest promises is never returned
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -26,25 +27,27 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
+from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
 from deit_zoo.files import digest
 from deit_zoo.manifest import Checkpoint, Source
-from deit_zoo.version import USER_AGENT
-from deit_zoo.weights import cache
+from deit_zoo.weights import cache, web
 from deit_zoo.weights.cache import Commit, KnownFile, Sha256
 
 LIBRARY = "deit_zoo"
 ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
 CONNECT_ATTEMPTS = 2  # a refused connection or an unknown name seldom mends itself
+LARGEST = 8 << 30  # bytes of a URL that states no size; CaiT-M48 has 1.4 GB
 RETRIED = frozenset((429, 500, 502, 503, 504))
 # httpx's base class of errors, under whichever name this huggingface_hub imports it.
 HTTP_ERROR: type[Exception] = next(
@@ -195,6 +198,12 @@ def fetch_address(text: str) -> KnownFile:
             "hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/FILE"
         )
     repo_id, revision, filename = match.groups()
+    check_repo_id(repo_id)
+    for part in filter(None, (revision, filename)):
+        if not re.fullmatch(r"(?!/|.*(?:\.\.|//))[\w./+-]+", part, re.ASCII):
+            raise CheckpointError(
+                f"checkpoint {text!r}: {part!r} is no revision or file of the Hub"
+            )
     source = Source(
         kind="hub",
         repo_id=repo_id,
@@ -215,8 +224,18 @@ def fetch_address(text: str) -> KnownFile:
         stated = _metadata(source)
         return _checked_download(source, stated, text)
     except UnavailableError as error:
-        raise DownloadError(
-            f"{text} could not be fetched: {error}; check it and type it again"
+        reason = str(error)
+    # Not from the error: its traceback would show whole addresses.
+    raise DownloadError(f"{text} could not be fetched: {reason}; check it and type it again")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises CheckpointError for what the Hub has no repository of, before it is asked."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{str(error).rstrip('.')}; give ORG/NAME as the Hub has it"
         ) from error
 
 
@@ -253,56 +272,53 @@ class _InterruptedError(Exception):
 def _continue(url: str, file: Path) -> None:
     """One attempt, from where the last one ended if the server still has the same file."""
     part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.etag")
-    have = part.stat().st_size if part.exists() and etag.exists() else 0
-    headers = {
-        "Range": f"bytes={have}-",
-        "Accept-Encoding": "identity",
-        "User-Agent": USER_AGENT,
-    }
+    tag = etag.read_bytes() if part.exists() and etag.exists() else b""
+    have = part.stat().st_size if re.fullmatch(rb"[!-~]+", tag) else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     if have:
-        headers["If-Range"] = etag.read_text(encoding="utf-8")
+        headers["If-Range"] = tag.decode("ascii")
     try:
-        response = requests.get(
-            url, headers=headers, stream=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        )
+        with web.get(url, headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as (response, body):
+            status = f"{response.status_code} {response.reason}"
+            if response.status_code == 416 and have:
+                if response.headers.get("Content-Range") != f"bytes */{have}":
+                    part.unlink()  # longer than the file: begin again
+                    raise _InterruptedError(status, pause=0.0)
+            elif response.status_code in RETRIED:
+                raise _InterruptedError(status, pause=_retry_after(response))
+            elif response.status_code >= 400:
+                raise UnavailableError(status)
+            else:
+                _receive(response, body, part, etag, have)
     except requests.TooManyRedirects as error:
         raise UnavailableError("it redirects without end") from error
+    except web.FINAL as error:
+        raise UnavailableError(_reason(error)) from error
     except requests.ConnectionError as error:
         raise _InterruptedError(_reason(error), attempts=CONNECT_ATTEMPTS) from error
     except requests.RequestException as error:
         raise _InterruptedError(_reason(error)) from error
-    with response:
-        status = f"{response.status_code} {response.reason}"
-        if response.status_code == 416 and have:
-            if response.headers.get("Content-Range") != f"bytes */{have}":
-                part.unlink()  # longer than the file: begin again
-                raise _InterruptedError(status, pause=0.0)
-        elif response.status_code in RETRIED:
-            raise _InterruptedError(status, pause=_retry_after(response))
-        elif response.status_code >= 400:
-            raise UnavailableError(status)
-        else:
-            _receive(response, part, etag, have)
     part.replace(file)
     etag.unlink(missing_ok=True)
 
 
-def _receive(response: requests.Response, part: Path, etag: Path, have: int) -> None:
+def _receive(
+    response: requests.Response, body: Iterator[bytes], part: Path, etag: Path, have: int
+) -> None:
     if response.status_code != 206 or not have:
         have = 0  # the server sends the whole file
         part.unlink(missing_ok=True)
         etag.unlink(missing_ok=True)
         if tag := response.headers.get("ETag"):
             etag.write_text(tag, encoding="utf-8")
-    length = response.headers.get("Content-Length")
-    total = None if length is None else have + int(length)
-    try:
-        with part.open("ab") as stream, download_bar(part.stem, total, have) as advance:
-            for chunk in response.iter_content(1 << 18):
-                stream.write(chunk)
-                advance(len(chunk))
-    except requests.RequestException as error:
-        raise _InterruptedError(_reason(error)) from error
+    length = web.content_length(response)
+    total = None if length is None else have + length
+    with part.open("ab") as stream, download_bar(part.stem, total, have) as advance:
+        for piece in body:
+            stream.write(piece)
+            advance(len(piece))
+            if stream.tell() > LARGEST:
+                raise UnavailableError(f"it is larger than {LARGEST >> 30} GiB")
     size = part.stat().st_size
     if total is not None and size != total:
         raise _InterruptedError(f"the body ended after {size} of {total} bytes")
@@ -371,14 +387,15 @@ def _metadata(source: Source) -> Stated:
 
 
 def _download(source: Source, revision: str, again: bool) -> Path:
-    """The file through huggingface_hub; a line that breaks or a store that is ill gets one more."""
-    try:
-        return _download_once(source, revision, again)
-    except UnavailableError as error:
-        if not _may_pass(error.__cause__):
-            raise
-        time.sleep(BACKOFF_SECONDS)
-        return _download_once(source, revision, again)
+    """The file through huggingface_hub; a line that breaks or a store that is ill gets more."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return _download_once(source, revision, again)
+        except UnavailableError as error:
+            if not _may_pass(error.__cause__):
+                raise
+        time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+    return _download_once(source, revision, again)
 
 
 def _download_once(source: Source, revision: str, again: bool) -> Path:
@@ -397,7 +414,9 @@ def _download_once(source: Source, revision: str, again: bool) -> Path:
 def _may_pass(error: BaseException | None) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in RETRIED
-    return isinstance(error, HTTP_ERROR) and type(error).__name__ != "TooManyRedirects"
+    # After a time-out huggingface_hub has tried again itself.
+    kind = type(error).__name__
+    return isinstance(error, HTTP_ERROR) and not kind.endswith(("TooManyRedirects", "Timeout"))
 
 
 def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
@@ -428,9 +447,25 @@ def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
     )
 
 
+class _Masked(logging.Filter):
+    """Lets every record pass, without its secrets."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), None
+        return True
+
+
+_MASKED = _Masked()
+
+
 @contextmanager
 def hub_error_context(source: Source, revision: str) -> Iterator[None]:
-    """Within it, what huggingface_hub raises becomes one plain reason."""
+    """Within it, what huggingface_hub raises becomes one plain reason, and what it logs is masked.
+
+    It logs whole addresses, with what they ask by.
+    """
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_MASKED)
     try:
         yield
     except GatedRepoError as error:
@@ -445,10 +480,12 @@ def hub_error_context(source: Source, revision: str) -> Iterator[None]:
         raise UnavailableError(_reason(error.__cause__ or error)) from error
     except EntryNotFoundError as error:
         raise UnavailableError(f"it has no file {source.filename}") from error
-    except ValueError as error:
+    except (OSError, RuntimeError, ValueError, HTTP_ERROR) as error:  # hf_xet: RuntimeError
         raise UnavailableError(_reason(error.__cause__ or error)) from error
-    except (OSError, RuntimeError, HTTP_ERROR) as error:  # hf_xet raises RuntimeError
-        raise UnavailableError(_reason(error)) from error
+    except Exception as error:  # what is no answer of a Hub is taken apart as if it were one
+        raise UnavailableError(
+            f"it does not answer as a Hub does ({type(error).__name__}): check HF_ENDPOINT"
+        ) from error
 
 
 def _hf_folder(source: Source) -> Path:

@@ -122,14 +122,15 @@ def test_the_hub_is_asked_once_more_when_it_resets(
     assert pinned.leftovers() == []
 
 
-def test_the_hub_is_given_up_when_it_resets_twice_and_works_next_time(
+def test_the_hub_is_given_up_when_it_always_resets_and_works_next_time(
     pinned: Machine, weights: bytes
 ) -> None:
-    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=2)
+    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=FOR_EVER)
     answer = pinned.fetch()
     assert answer["error"] == "DownloadError"
     assert "the Hub's org/pico: [Errno 104] Connection reset by peer" in answer["message"]
-    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
+    assert answer["pauses"] == [1, 2, 4, 8]
+    assert methods(pinned.hub) == 5 * ["HEAD", "GET"]
     assert pinned.leftovers() == []
     works(pinned, weights)
 
@@ -138,7 +139,7 @@ def test_the_next_source_serves_when_the_hub_resets(
     pinned: Machine, url: str, pth: bytes, weights: bytes
 ) -> None:
     pinned.publish(hub_source(sha256=sha256(weights)), url_source(url, sha256(pth)[:8]))
-    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=2)
+    pinned.hub.fail("GET", "/cdn/", reset_at=1000, times=FOR_EVER)
     assert pinned.fetch()["sha256"] == sha256(weights)
     assert pinned.hub.count("GET", PTH) == 1
 
@@ -249,11 +250,17 @@ def test_an_error_of_the_hubs_store_is_tried_once_more(
     assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
 
 
+def test_a_store_that_is_ill_for_a_while_is_waited_for(pinned: Machine, weights: bytes) -> None:
+    pinned.hub.fail("GET", "/cdn/", status=503, times=3)
+    answer = pinned.fetch()
+    assert (answer["sha256"], answer["pauses"]) == (sha256(weights), [1, 2, 4])
+
+
 def test_a_store_that_stays_ill_is_given_up(pinned: Machine, weights: bytes) -> None:
-    pinned.hub.fail("GET", "/cdn/", status=503, times=2)
+    pinned.hub.fail("GET", "/cdn/", status=503, times=FOR_EVER)
     answer = pinned.fetch()
     assert "the Hub's org/pico: Server error '503 " in answer["message"]
-    assert methods(pinned.hub) == ["HEAD", "GET", "HEAD", "GET"]
+    assert methods(pinned.hub) == 5 * ["HEAD", "GET"]
     works(pinned, weights)
 
 
@@ -653,8 +660,22 @@ def test_who_waits_too_long_for_another_process_is_told(machine: Machine) -> Non
     before = "import deit_zoo.weights.cache as cache; cache.LOCK_SECONDS = 0.1"
     answer = machine.fetch(before=before, instant=False)
     assert answer["error"] == "DownloadError"
-    assert answer["message"].startswith("another process has been fetching deit_pico_digits for")
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    assert answer["message"].startswith(f"{holder} has been fetching deit_pico_digits for")
     assert "file" in told(first)
+
+
+def test_who_waits_for_another_process_is_told_for_which(machine: Machine) -> None:
+    machine.hub.fail("GET", "/cdn/", stall=3)
+    first = machine.starts(instant=False)
+    wait_until(lambda: machine.hub.count("GET") == 1)
+    before = "import deit_zoo.weights.cache as cache; cache.SILENT_SECONDS = 0.1"
+    second = machine.starts(before=before, instant=False)
+    _, err = second.communicate(timeout=100)
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    assert err.startswith(f"waiting for {holder}, which is fetching deit_pico_digits;")
+    assert "file" in told(first)
+    assert list((machine.zoo_cache / "locks").glob("*.holder")) == []
 
 
 # The cache.

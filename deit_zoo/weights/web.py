@@ -1,0 +1,193 @@
+"""A GET of an address that others wrote. A redirect leads to no private network that the address
+was not in, and what a server sends drop by drop comes to an end.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from deit_zoo.version import USER_AGENT
+
+# A piece must come in each window: 4 kB/s.
+WINDOW_SECONDS, PIECE = 60.0, 1 << 18
+
+
+class RefusedError(requests.RequestException):
+    """An address that is not asked, however often it is tried."""
+
+
+class SlowError(requests.Timeout):
+    """A server that sends too little for too long."""
+
+
+# What another attempt does not mend.
+FINAL = (
+    RefusedError,
+    requests.TooManyRedirects,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
+
+
+@contextmanager
+def get(
+    url: str, headers: Mapping[str, str] | None = None, *, timeout: float, seconds: float = math.inf
+) -> Iterator[tuple[requests.Response, Iterator[bytes]]]:
+    """The answer of an address, and its body in pieces as they come.
+
+    `timeout` is for each wait, `seconds` for all. Raises RequestException alone.
+    """
+    with _Watch(seconds) as watch, requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _Adapter(watch))
+        session.hooks["response"].append(lambda response, **_: _check_redirect(response, url))
+        session.headers["User-Agent"] = USER_AGENT
+        with watch.errors():
+            response = session.get(url, headers=headers, stream=True, timeout=timeout)
+        with response:
+            yield response, _pieces(response, watch)
+
+
+def content_length(response: requests.Response) -> int | None:
+    """The stated number of bytes; None where there is none, or what is stated is no number."""
+    stated = response.headers.get("Content-Length", "")
+    return int(stated) if stated.isascii() and stated.isdecimal() else None
+
+
+def is_private(host: str) -> bool:
+    """Whether a host is this machine or one of a private network; what has no address is not."""
+    try:
+        found = {ipaddress.ip_address(host)}
+    except ValueError:
+        try:
+            entries = socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            return False
+        found = {ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries}
+    return any(not (getattr(one, "ipv4_mapped", None) or one).is_global for one in found)
+
+
+def _pieces(response: requests.Response, watch: _Watch) -> Iterator[bytes]:
+    with watch.errors():
+        for piece in response.iter_content(PIECE):
+            watch.received += len(piece)
+            yield piece
+
+
+class _Watch:
+    """Ends connections that are too slow: each byte that comes would prolong a time-out."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self.received = 0
+        self.reason = ""
+        self._connections: list[socket.socket] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        for connection in self._connections:
+            connection.close()
+
+    def add(self, connection: socket.socket) -> None:
+        """Watch this connection: a second handle, for TLS takes the first."""
+        self._connections.append(connection.dup())
+        if self.reason:
+            _shut(connection)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Within it what breaks off is a RequestException, and of its own doing a SlowError."""
+        try:
+            yield
+        except (requests.RequestException, HTTPError, ValueError) as error:
+            if self.reason:
+                raise SlowError(self.reason) from error
+            if isinstance(error, requests.RequestException):
+                raise
+            raise requests.exceptions.InvalidURL(str(error)) from error
+        if self.reason:  # without a length, its end looks like any other
+            raise SlowError(self.reason)
+
+    def _run(self) -> None:
+        while not self.reason:
+            before, left = self.received, self.end - time.monotonic()
+            if self._done.wait(max(0.0, min(WINDOW_SECONDS, left))):
+                return
+            if left <= WINDOW_SECONDS:
+                self.reason = f"no end in time, after {self.received:,} bytes"
+            elif self.received == before:
+                self.reason = f"less than {PIECE:,} bytes came in {WINDOW_SECONDS:g} seconds"
+        for connection in self._connections:
+            _shut(connection)
+
+
+class _Adapter(HTTPAdapter):
+    """Connections that a watch knows, those to a proxy too."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
+        """As HTTPAdapter does; the class of connections is a pool's own."""
+        pool: Any = super().get_connection_with_tls_context(*arguments, **options)
+        if "ConnectionCls" not in vars(pool):
+            pool.ConnectionCls = _watched(pool.ConnectionCls, self.watch)
+        return pool
+
+
+def _watched(kind: Any, watch: _Watch) -> Any:
+    class Connection(kind):  # type: ignore[misc]
+        def _new_conn(self) -> socket.socket:
+            connection: socket.socket = super()._new_conn()
+            watch.add(connection)
+            return connection
+
+    return Connection
+
+
+def _shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it has ended by itself
+
+
+def _check_redirect(response: requests.Response, url: str) -> None:
+    """Raises RefusedError where a redirect leads out of the web, or into a private network."""
+    if not response.is_redirect:
+        return
+    location = response.headers["Location"]
+    try:
+        target, first = urlsplit(urljoin(response.url, location)), urlsplit(url)
+        is_web = target.scheme in ("http", "https") and target.port != 0 and target.hostname
+    except ValueError:
+        is_web = None
+    if not is_web:
+        reason = f"{location!r}, which is no address of the web"
+    elif is_private(str(target.hostname)) and not is_private(str(first.hostname)):
+        reason = f"{target.hostname}, which is in a private network"
+    else:
+        return
+    response.close()
+    raise RefusedError(f"it redirects to {reason}")

@@ -1,0 +1,174 @@
+"""Addresses that others wrote: where they may lead, and how long an answer may take."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from deit_zoo.data import image_like
+from deit_zoo.errors import DataError
+from deit_zoo.weights import fetch, web
+
+PIECE = bytes(web.PIECE)
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+@contextmanager
+def server(*answers: bytes, drops: bytes = b"", every: float = 0.02) -> Iterator[str]:
+    """An address that gives one answer after another, as these bytes; the last one for ever.
+
+    After it come `drops`, one at a time, until the client has had enough.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            left = list(answers)
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        connection.recv(1 << 16)
+                        connection.sendall(left.pop(0) if len(left) > 1 else left[0])
+                        while drops:
+                            connection.sendall(drops)
+                            time.sleep(every)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def body_of(url: str, **options: Any) -> bytes:
+    with web.get(url, timeout=5, **options) as (_, body):
+        return b"".join(body)
+
+
+def redirect(location: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+@pytest.fixture
+def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "WINDOW_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("short_window")
+@pytest.mark.parametrize("part", [OK + b"X-Drop: ", OK + b"\r\n"], ids=["headers", "body"])
+def test_what_comes_drop_by_drop_ends(part: bytes) -> None:
+    told = r"less than 262,144 bytes came in 0.3 seconds"
+    with server(part, drops=b"a") as url, pytest.raises(web.SlowError, match=told):
+        body_of(url)
+
+
+def test_all_of_an_answer_has_a_time_to_come_in() -> None:
+    told = r"no end in time, after [\d,]+ bytes"
+    with server(OK + b"\r\n", drops=PIECE) as url, pytest.raises(web.SlowError, match=told):
+        body_of(url, seconds=0.3)
+
+
+@pytest.mark.usefixtures("short_window")
+def test_an_answer_that_comes_steadily_may_take_longer_than_the_window() -> None:
+    steady = pytest.raises(web.SlowError, match="no end in time")
+    with server(OK + b"\r\n", drops=PIECE, every=0.01) as url, steady:
+        body_of(url, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("http://[bad", "'http://[bad', which is no address of the web"),
+        ("file:///etc/passwd", "'file:///etc/passwd', which is no address of the web"),
+        ("http://h:99999/", "which is no address of the web"),
+    ],
+)
+def test_a_redirect_out_of_the_web_is_refused_at_once(location: str, told: str) -> None:
+    with server(redirect(location)) as url, pytest.raises(web.RefusedError) as caught:
+        body_of(url)
+    assert told in str(caught.value)
+
+
+def test_a_redirect_from_a_public_address_to_a_private_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A proxy stands for the public network.
+    with server(redirect("http://169.254.169.254/latest"), OK + b"\r\nsecret") as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        with pytest.raises(web.RefusedError, match=r"169\.254\.169\.254, which is in a private"):
+            body_of("http://public.invalid/x.png")
+    with server(redirect("http://public.invalid/y.png"), OK + b"\r\nimage") as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert body_of("http://public.invalid/x.png") == b"image"
+
+
+def test_a_private_address_may_lead_to_another() -> None:
+    with server(OK + b"\r\nimage") as second, server(redirect(second)) as first:
+        assert body_of(first) == b"image"
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("10.1.2.3", True),
+        ("::1", True),
+        ("::ffff:192.168.0.1", True),
+        ("2130706433", True),  # 127.0.0.1 as a number
+        ("8.8.8.8", False),
+        ("a..b", False),
+    ],
+)
+def test_what_is_private(host: str, private: bool) -> None:
+    assert web.is_private(host) is private
+
+
+@pytest.mark.parametrize("url", ["http://a..b/x", f"http://{'a' * 70}.x/y", "http://[bad"])
+def test_an_address_that_nobody_can_have_is_one_sentence(url: str) -> None:
+    with pytest.raises(DataError, match=r"could not be fetched: ") as caught:
+        image_like.fetch(url)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "²"])
+def test_a_length_that_is_no_number_is_none(length: str, tmp_path: Any) -> None:
+    answer = OK + f"Content-Length: {length}\r\n\r\nall of it".encode("latin-1")
+    with server(answer) as url:
+        fetch.download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+@pytest.mark.parametrize("tag", [b"\xff\xfe", b"a\nb", b""])
+def test_a_tag_that_no_server_sends_begins_the_file_again(tag: bytes, tmp_path: Any) -> None:
+    (tmp_path / "file.part").write_bytes(b"half")
+    (tmp_path / "file.etag").write_bytes(tag)
+    with server(OK + b"Content-Length: 9\r\n\r\nall of it") as url:
+        fetch.download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+def test_a_redirect_that_is_refused_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    refused = pytest.raises(fetch.UnavailableError, match="no address of the web")
+    with server(redirect("file:///etc/passwd")) as url, refused:
+        fetch.download(url, tmp_path / "file")
+    assert pauses == []
+
+
+def test_a_body_without_end_does_not_fill_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(fetch, "LARGEST", 1 << 20)
+    refused = pytest.raises(fetch.UnavailableError, match="it is larger than")
+    with server(OK + b"\r\n", drops=PIECE) as url, refused:
+        fetch.download(url, tmp_path / "file")
