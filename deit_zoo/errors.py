@@ -15,6 +15,8 @@ _SECRETS = (
     # What an address asks by: a presigned one is a key to its file.
     (rf"(://[^\s'\"<>?#]*)\?{_SIGN}*{_LAST_SIGN}", r"\1?***"),
     (rf"([?#])[^\s'\"<>?#=]+={_SIGN}*", r"\1***"),
+    # The same, as libraries cut it off in the front.
+    (r"(?:\(…\)|\b)[\w.%-]+=[^\s'\"<>&]*&[^\s'\"<>)]*|(?<=\(…\))[^\s'\"<>)]+", "***"),
     (r"(?i)((?:signature|credential|token|secret|password|api[_-]?key)=)[^\s'\"<>&;,)]+", r"\1***"),
     (r"(?i)(bearer )\S{8,}", r"\1***"),
     (r"\bhf_[A-Za-z0-9]{8,}\b", "***"),

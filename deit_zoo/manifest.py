@@ -235,7 +235,7 @@ def _is_plain(name: str) -> bool:
     return is_inside(name) and not {"/", "\\"} & set(name)
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
     """ORG/REPO or REPO, as the Hub has them."""
     parts = text.split("/")
     return (
@@ -261,7 +261,7 @@ def _source(value: Any, where: str) -> Source:
         _check_type(value[key], str, f"{where}: {key}")
     for key, is_right, what in (
         ("filename", is_inside, "a file's name within its folder"),
-        ("repo_id", _is_repo_id, "ORG/REPO"),
+        ("repo_id", is_repo_id, "ORG/REPO"),
         ("url", _is_url, "http:// or https:// and the name of a file"),
     ):
         if key in value:

@@ -99,11 +99,8 @@ def hub_facts(source: Source) -> dict[str, Any]:
     """What the Hub states of a file, at its pinned commit or else at `main`."""
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     revision = source.revision or "main"
-    try:
-        with hub_error_context(source, revision):
-            repository = api.model_info(str(source.repo_id), revision=revision, files_metadata=True)
-    except (TypeError, AttributeError, KeyError) as error:  # what it makes of another's answer
-        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT") from error
+    with hub_error_context(source, revision):
+        repository = api.model_info(str(source.repo_id), revision=revision, files_metadata=True)
     for file in repository.siblings or ():
         if file.rfilename == source.filename:
             sha256 = file.lfs.sha256 if file.lfs else None

@@ -240,9 +240,11 @@ def _upload_error_context(repo_id: str) -> Iterator[None]:
         raise ZooError(
             f"the Hub refused to write {repo_id} ({status}); set HF_TOKEN to a token with "
             f"write access to {repo_id.split('/')[0]}, or give another --repo"
-        )
+        ) from None
     if status is not None:
-        raise ZooError(f"the Hub answered {status} while {repo_id} was uploaded; type it again")
+        raise ZooError(
+            f"the Hub answered {status} while {repo_id} was uploaded; type it again"
+        ) from None
     raise ZooError(
         f"{repo_id} could not be uploaded ({reason}); check the network and type it again"
-    )
+    ) from None

@@ -27,12 +27,10 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from urllib3.exceptions import InvalidHeader
@@ -40,7 +38,7 @@ from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
 from deit_zoo.files import digest
-from deit_zoo.manifest import Checkpoint, Source
+from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
 from deit_zoo.weights.cache import Commit, KnownFile, Sha256
 
@@ -231,12 +229,10 @@ def fetch_address(text: str) -> KnownFile:
 
 def check_repo_id(repo_id: str) -> None:
     """Raises CheckpointError for what the Hub has no repository of, before it is asked."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
+    if not is_repo_id(repo_id):
         raise CheckpointError(
-            f"{str(error).rstrip('.')}; give ORG/NAME as the Hub has it"
-        ) from error
+            f"{repo_id!r:.120} is no name of a repository; give ORG/NAME as the Hub has it"
+        )
 
 
 def download(url: str, file: Path) -> None:
@@ -483,9 +479,7 @@ def hub_error_context(source: Source, revision: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, HTTP_ERROR) as error:  # hf_xet: RuntimeError
         raise UnavailableError(_reason(error.__cause__ or error)) from error
     except Exception as error:  # what is no answer of a Hub is taken apart as if it were one
-        raise UnavailableError(
-            f"it does not answer as a Hub does ({type(error).__name__}): check HF_ENDPOINT"
-        ) from error
+        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT") from error
 
 
 def _hf_folder(source: Source) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import deit_zoo as zoo
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.hub import publish
 from deit_zoo.hub.publish import CardContext, model_card
-from deit_zoo.manifest import manifest_record
+from deit_zoo.manifest import Source, manifest_record
 from deit_zoo.registry import MODELS
 from support.command import deit_zoo, python, sentence
 from support.hub_server import TOKEN, HubServer
@@ -149,6 +150,25 @@ def test_a_card_can_be_written_for_every_record(name: str) -> None:
     for source in record.sources:
         assert (source.url or source.repo_id or source.filename or "") in card.text
     assert ("```bibtex" in card.text) == (record.paper is not None)
+
+
+def test_a_card_shows_no_password_and_no_key() -> None:
+    record = manifest_record(NAME)
+    url = "https://me:PASSWORD@host/pico.pth?X-Amz-Signature=SIGNATURE"
+    source = Source(kind="url", url=url, sha256_prefix="0" * 8, format="upstream_pth")
+    context = CardContext(
+        spec=MODELS[NAME],
+        record=replace(record, sources=(source,)),
+        repo_id="org/pico",
+        sha256="0" * 64,
+        timm_name=None,
+        recipe=None,
+        receipt=None,
+        curve=False,
+    )
+    card = model_card(context)
+    assert "https://***@host/pico.pth?***" in card
+    assert not any(secret in card for secret in ("PASSWORD", "SIGNATURE"))
 
 
 @pytest.fixture

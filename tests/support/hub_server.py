@@ -98,6 +98,7 @@ class HubServer:
         self.files: dict[str, bytes] = {}  # plain files by path
         self.large: dict[str, bytes] = {}  # by SHA-256, behind the redirect
         self.gated: set[str] = set()
+        self.presigned = ""  # what the store's addresses ask by
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
@@ -347,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": commit,
             "X-Linked-ETag": f'"{sha256}"',
             "X-Linked-Size": str(len(data)),
-            "Location": f"{self.hub.cdn}/cdn/{sha256}",
+            "Location": f"{self.hub.cdn}/cdn/{sha256}?{self.hub.presigned}".rstrip("?"),
         }
         return Answer(status=302, headers=headers, body=b"Found. Redirecting")
 

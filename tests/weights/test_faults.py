@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from deit_zoo.errors import CheckpointError
+from deit_zoo.weights.fetch import fetch_address
 from support.hub_server import HubServer
 from support.machine import FILE, PTH, REPO, Machine, hub_source, sha256, told, url_source
 
@@ -904,3 +906,17 @@ def test_an_address_of_the_hub_is_a_checkpoint(text: str, machine: Machine, weig
     )
     out, err = machine.start(code, server="torch").communicate()
     assert out.strip() == sha256(weights), err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf://-a/b", "hf://a--b/c", "hf://a/b.git", "hf://a/..", "hf://a b/c", "hf://a/b."),
+        pytest.param(f"hf://a/{'b' * 96}", id="97 characters"),
+        *("hf://a/b@../../x", "hf://a/b@main/../../etc/passwd", "hf://a/b@main//x"),
+    ],
+)
+def test_what_the_hub_cannot_have_is_refused_before_it_is_asked(text: str) -> None:
+    # It would be asked offline only for what it could have.
+    with pytest.raises(CheckpointError, match=r"is no name of a repository|is no revision or file"):
+        fetch_address(text)
