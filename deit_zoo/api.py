@@ -495,7 +495,8 @@ def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
 
     >>> deit_zoo.fetch("deit_small")
     """
-    from deit_zoo.hub.verify import cached_file, check_free, write_folder
+    from deit_zoo.hub.carry import check_free, write_folder
+    from deit_zoo.hub.verify import cached_file
     from deit_zoo.weights.load import resolve_file
 
     record = manifest_record(resolve(name).name)

@@ -249,6 +249,12 @@ def read_sums(file: Path) -> dict[str, str]:
     return sums
 
 
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS of all that is in a folder."""
+    sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    write_whole(folder / SUMS_FILE, sums.encode())
+
+
 def is_inside(name: str) -> bool:
     """Whether a file's name stays in the folder that it is joined to, on every system."""
     parts = re.split(r"[/\\]", name)

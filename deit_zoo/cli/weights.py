@@ -38,7 +38,8 @@ def fetch_(
     """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
     records = [manifest_record(resolve(name).name) for name in names]
     records = list({record.name: record for record in records}.values())
-    from deit_zoo.hub.verify import cached_file, check_free, write_folder
+    from deit_zoo.hub.carry import check_free, write_folder
+    from deit_zoo.hub.verify import cached_file
     from deit_zoo.weights.load import resolve_file
 
     targets = _targets(records, to)

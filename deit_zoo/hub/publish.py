@@ -24,8 +24,7 @@ from deit_zoo.files import (
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
-    SUMS_FILE,
-    digest,
+    write_sums,
     write_whole,
 )
 from deit_zoo.hub.config import as_text, timm_config, timm_name
@@ -199,12 +198,6 @@ def _fill(
     )
     write_whole(folder / "README.md", model_card(context).encode())
     write_sums(folder)
-
-
-def write_sums(folder: Path) -> None:
-    """SHA256SUMS of all that is in a folder."""
-    sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
-    write_whole(folder / SUMS_FILE, sums.encode())
 
 
 def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from deit_zoo.files import (
     LABELS_FILE,
     as_record,
     read_json,
+    write_sums,
     write_whole,
 )
-from deit_zoo.hub.publish import check_arguments, new_folder, write_sums
+from deit_zoo.hub.publish import check_arguments, new_folder
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.results import LabelFacts
 

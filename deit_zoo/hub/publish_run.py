@@ -15,9 +15,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deit_zoo.data.transforms import eval_transform
 from deit_zoo.errors import CheckpointError, IntegrityError, redact
-from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_whole
+from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_sums, write_whole
 from deit_zoo.hub.config import start_record, timm_name, write_run_config
-from deit_zoo.hub.publish import check_arguments, new_folder, write_sums
+from deit_zoo.hub.publish import check_arguments, new_folder
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Checkpoint

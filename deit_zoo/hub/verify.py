@@ -1,41 +1,27 @@
-"""Files of this machine, read to the last byte without the network, and folders to carry them in.
-
-A folder holds weights, digest and record and needs nothing else: `create(name, checkpoint=FOLDER)`
-checks and loads it, and so does `sha256sum -c SHA256SUMS`.
-"""
+"""Files of this machine, read to the last byte without the network."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit_zoo.errors import CheckpointError, FormatError, IntegrityError, redact
+from deit_zoo.errors import CheckpointError, FormatError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
     RECEIPT_FILE,
-    RECORD_FILE,
-    SUMS_FILE,
     WEIGHTS_SUFFIXES,
     digest,
-    read_json,
-    write_whole,
 )
-from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record
+from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.fetch import cached_source
-from deit_zoo.weights.proof import carried_name, known_file, stated_digests
-
-# The weights come last: without them a folder is not used.
-FOLDER_FILES = (SUMS_FILE, RECORD_FILE, MODEL_FILE)
-_TEMPORARY = ".deit_zoo."
+from deit_zoo.weights.proof import carried_file, known_file, stated_digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +53,8 @@ class VerifyResult:
 
 def cached_files(record: Checkpoint) -> Iterator[CachedFile]:
     """The files of a record that are on this machine; embedded ones even where they are missing."""
+    if (carried := carried_file(record)) is not None:
+        yield cached_file(record.name, carried, "fetch the folder again")
     for source in record.sources:
         if source.kind == "builtin":
             path = ASSETS / str(source.filename)
@@ -136,48 +124,6 @@ def verify_file(file: CachedFile, advance: Callable[[int], None]) -> VerifyResul
     return VerifyResult(file=file, bytes=size, sha256=sha256, problem=file.mismatch(sha256))
 
 
-def check_free(name: str, folder: Path) -> None:
-    """Raises CheckpointError unless the folder is new, empty, or holds this very checkpoint."""
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give a folder as --to")
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    present = {filename for filename in names if not filename.startswith(_TEMPORARY)}
-    if present and not (present <= set(FOLDER_FILES) and _recorded_name(folder) == name):
-        raise CheckpointError(
-            f"{folder} holds other files ({', '.join(sorted(present)[:3])}); give a new or empty "
-            "folder as --to"
-        )
-
-
-def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None]) -> str:
-    """Leave the folder whole or as it was. Returns the SHA-256 of the weights in it."""
-    if folder.exists() and (sha256 := _whole(folder, file)) is not None:
-        return sha256
-    # Beside what is new, inside what is there: a mounted disk cannot be renamed.
-    temporary = (folder if folder.exists() else folder.parent) / f"{_TEMPORARY}{os.getpid()}"
-    try:
-        temporary.mkdir(parents=True)
-        sha256 = copy_file(file.path, temporary / MODEL_FILE, advance)
-        if problem := file.mismatch(sha256):
-            raise IntegrityError(problem)
-        records = read_json(manifest_path())["checkpoints"]
-        text = json.dumps({file.name: records[file.name]}, indent=2, ensure_ascii=False)
-        write_whole(temporary / RECORD_FILE, f"{redact(text)}\n".encode())
-        write_whole(temporary / SUMS_FILE, f"{sha256}  {MODEL_FILE}\n".encode())
-        if folder.exists():
-            for filename in FOLDER_FILES:
-                (temporary / filename).replace(folder / filename)
-        else:
-            temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}); give another folder as --to"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sha256
-
-
 def copy_file(
     source: Path, target: Path, advance: Callable[[int], None] = lambda count: None
 ) -> str:
@@ -189,22 +135,3 @@ def copy_file(
         writer.flush()
         os.fsync(writer.fileno())
     return digest(target)
-
-
-def _whole(folder: Path, file: CachedFile) -> str | None:
-    """The digest of the weights in a folder that has all they need and is what it says."""
-    if not all((folder / filename).is_file() for filename in FOLDER_FILES):
-        return None
-    try:
-        stated = known_file(folder / MODEL_FILE).sha256
-    except (CheckpointError, IntegrityError):
-        return None
-    same = stated == digest(folder / MODEL_FILE) and file.sha256 in (None, stated)
-    return stated if same else None
-
-
-def _recorded_name(folder: Path) -> str | None:
-    try:
-        return carried_name(folder)
-    except CheckpointError:
-        return None

@@ -34,6 +34,7 @@ from deit_zoo.files import (
 from deit_zoo.terminal import Terminal
 
 CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
+WEIGHTS_ENVIRONMENT = "DEIT_ZOO_WEIGHTS"
 VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0

@@ -40,7 +40,8 @@ from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, Offl
 from deit_zoo.files import digest
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
-from deit_zoo.weights.cache import Commit, KnownFile, Sha256
+from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, KnownFile, Sha256
+from deit_zoo.weights.reach import unreachable
 
 LIBRARY = "deit_zoo"
 ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
@@ -91,16 +92,19 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
         raise wrong or OfflineError(
             f"the weights of {record.name} are not on this machine and HF_HUB_OFFLINE is set; "
             f"looked at {', '.join(map(str, searched))}; where there is a network "
-            f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and pass "
-            "checkpoint=DIR"
+            f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and set "
+            f"{WEIGHTS_ENVIRONMENT}=DIR"
         )
     reasons = [str(wrong)] if wrong else []
+    unreached = unreachable({_server(source) for source in record.sources})
     with cache.one_at_a_time(record.name):
         file, _ = _cached_file(record)  # another process may have fetched it meanwhile
         if file is not None:
             return file
         for source in record.sources:
             try:
+                if reason := unreached.get(_server(source)):
+                    raise UnavailableError(reason)
                 if source.kind == "hub":
                     return _from_hub(source)
                 return _from_url(record.name, source)
@@ -109,7 +113,8 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
     raise DownloadError(
         f"the weights of {record.name} could not be had from any source "
         f"({'; '.join(reasons)}); mend one of these and try again, or on another machine type "
-        f"`deit-zoo weights fetch {record.name} --to DIR` and pass checkpoint=DIR"
+        f"`deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and set "
+        f"{WEIGHTS_ENVIRONMENT}=DIR"
     )
 
 
@@ -219,8 +224,9 @@ def fetch_address(text: str) -> KnownFile:
             f"{_hf_folder(source)}; fetch it where there is a network"
         )
     try:
-        stated = _metadata(source)
-        return _checked_download(source, stated, text)
+        if far := unreachable([_server(source)]).get(_server(source)):
+            raise UnavailableError(far)
+        return _checked_download(source, _metadata(source), text)
     except UnavailableError as error:
         reason = str(error)
     # Not from the error: its traceback would show whole addresses.
@@ -255,6 +261,11 @@ def download(url: str, file: Path) -> None:
 def describe(source: Source) -> str:
     """Where a source is, in words."""
     return str(source.url) if source.kind == "url" else f"the Hub's {source.repo_id}"
+
+
+def _server(source: Source) -> str:
+    """The address whose server has a source."""
+    return str(source.url) if source.kind == "url" else constants.ENDPOINT
 
 
 class _InterruptedError(Exception):

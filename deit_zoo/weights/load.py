@@ -27,6 +27,7 @@ from deit_zoo.errors import CheckpointError, FormatError, ZooError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
+    RECORD_FILE,
     WEIGHTS_SUFFIXES,
     as_record,
     digest,
@@ -51,7 +52,7 @@ from deit_zoo.weights.formats import (
     read_state,
     to_file_keys,
 )
-from deit_zoo.weights.proof import known_file
+from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 # Far beyond any image that a model was made for; the sizes of what is built are made of it.
 LARGEST_SIZE = 1 << 16
@@ -74,10 +75,13 @@ class _Facts:
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:
-    """The verified file of a record: inside the package, on this machine, or fetched.
+    """The verified file of a record: carried here, inside the package, cached, or fetched.
 
     Raises IntegrityError where bytes are wrong, OfflineError or DownloadError where there are none.
     """
+    if (carried := carried_file(record)) is not None:
+        cache.check(carried.path, str(carried.sha256))
+        return carried
     for source in record.sources:
         if source.kind == "builtin":
             file = ASSETS / str(source.filename)
@@ -120,6 +124,8 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
         )
     known = known_file(file)
     metadata = read_metadata(file, known.sha256) or read_config(file.parent)
+    if not metadata and file.name == MODEL_FILE and (file.parent / RECORD_FILE).exists():
+        metadata = {"name": carried_name(file.parent)}
     return LocalCheckpoint(
         path=file, sha256=known.sha256, proof=known.proof, metadata=metadata, weights=weights
     )

@@ -7,6 +7,7 @@ beside them (`checkpoint.json`): then the installed manifest counts most.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from deit_zoo.files import (
     RECORD_FILE,
     SUMS_FILE,
     as_record,
+    expand_user,
     is_inside,
     read_json,
     read_sums,
 )
-from deit_zoo.manifest import manifest_path, read_manifest
-from deit_zoo.weights.cache import KnownFile, Sha256
+from deit_zoo.manifest import Checkpoint, manifest_path, read_manifest
+from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, KnownFile, Sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,26 @@ def known_file(file: Path) -> KnownFile:
     if file.name == MODEL_FILE and (folder / RECORD_FILE).exists():
         proof = _stronger_proof(folder, sha256) or stating
     return KnownFile(path=file, sha256=sha256, proof=proof)
+
+
+def carried_file(record: Checkpoint) -> KnownFile | None:
+    """The weights of a record in the folders that DEIT_ZOO_WEIGHTS names, with their proof.
+
+    A folder holds one model, or one in each of its folders. Raises IntegrityError where what it
+    states is not what the manifest pins, CheckpointError where it states nothing.
+    """
+    for base in filter(None, os.environ.get(WEIGHTS_ENVIRONMENT, "").split(os.pathsep)):
+        for folder in (expand_user(base) / record.name, expand_user(base)):
+            if not (folder / RECORD_FILE).exists() or carried_name(folder) != record.name:
+                continue
+            known = known_file(folder / MODEL_FILE)
+            if known.sha256 is None:
+                raise CheckpointError(
+                    f"{folder} has no {SUMS_FILE}, so nothing says what its files should be; fetch "
+                    f"it again with `deit-zoo weights fetch {record.name} --to DIR`"
+                )
+            return known
+    return None
 
 
 def carried_name(folder: Path) -> str | None:

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 
 import deit_zoo as zoo
 from deit_zoo.cli import main
+from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import ASSETS, digest
+from deit_zoo.hub import carry
 from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
 from deit_zoo.weights.formats import convert_pickle
 from support.command import Done, deit_zoo, hub_source, python, sentence, sha256, write_manifest
@@ -119,6 +121,8 @@ def test_a_fetched_folder_works_where_there_is_no_network(
     shutil.rmtree(tmp_path / "hf")
     shutil.rmtree(tmp_path / "zoo")
     assert sorted(file.name for file in folder.iterdir()) == [
+        "LICENSE",
+        "README.md",
         "SHA256SUMS",
         "checkpoint.json",
         "model.safetensors",
@@ -138,7 +142,82 @@ def test_sha256sum_checks_a_fetched_folder(typed: Callable[..., Done], tmp_path:
     done = subprocess.run(
         ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=tmp_path / "a", capture_output=True
     )
-    assert (done.returncode, done.stdout) == (0, b"model.safetensors: OK\n")
+    names = ("LICENSE", "README.md", "checkpoint.json", "model.safetensors")
+    assert done.returncode == 0
+    assert done.stdout == "".join(f"{name}: OK\n" for name in names).encode()
+
+
+def test_a_folder_holds_the_licence_its_source_all_names_and_the_data(
+    typed: Callable[..., Done], tmp_path: Path
+) -> None:
+    typed("fetch", NAME, "--to", tmp_path / "a")
+    assert "Apache License" in (tmp_path / "a" / "LICENSE").read_text()
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "apache-2.0: trained by deit_zoo, whose licence they have" in card
+    assert "Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak" in card
+    assert f"`{NAME}`" in card
+    assert sha256(DATA) in card
+
+
+def test_the_card_of_published_weights_says_whose_licence_and_every_name() -> None:
+    record = manifest_record("deit3_small_in21k")
+    card = carry._card(record, "0" * 64)
+    assert "apache-2.0: the authors' LICENSE and README" in card
+    assert "ImageNet-21k, then ImageNet-1k (ILSVRC 2012)" in card
+    for name in ("deit_3_small_224_21k", "timm/deit3_small_patch16_224.fb_in22k_ft_in1k"):
+        assert f"`{name}`" in card
+
+
+def test_a_carried_model_goes_by_its_name(
+    online: dict[str, str], alone: dict[str, str], tmp_path: Path
+) -> None:
+    for to, path in (("one", "one"), (f"many/{NAME}", f"nothing{os.pathsep}many")):
+        assert deit_zoo("weights", "fetch", NAME, "--to", tmp_path / to, env=online).status == 0
+        shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+        shutil.rmtree(tmp_path / "zoo", ignore_errors=True)
+        folders = os.pathsep.join(str(tmp_path / part) for part in path.split(os.pathsep))
+        offline = alone | {
+            "DEIT_ZOO_MANIFEST": online["DEIT_ZOO_MANIFEST"],
+            "DEIT_ZOO_WEIGHTS": folders,
+        }
+        code = (
+            "import socket\n"
+            "socket.socket.connect = None\n"
+            "import deit_zoo\n"
+            f"print(deit_zoo.create({NAME!r}, pretrained=True).checkpoint.sha256)\n"
+        )
+        assert python(code, env=offline).strip() == sha256(DATA)
+        done = deit_zoo("weights", "verify", NAME, "--json", env=offline)
+        [row] = json.loads(done.out)
+        assert (row["status"], row["proof"]) == ("whole", "pinned")
+        assert Path(row["file"]).is_relative_to(tmp_path / to)
+
+
+def test_a_carried_model_of_other_bytes_is_refused_by_its_name_too(
+    typed: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a"
+    typed("fetch", NAME, "--to", folder)
+    monkeypatch.setenv("DEIT_ZOO_WEIGHTS", str(folder))
+    monkeypatch.setenv("DEIT_ZOO_CACHE", str(tmp_path / "zoo"))
+    assert zoo.create(NAME, pretrained=True).checkpoint.proof == "pinned"
+    flip(folder / "model.safetensors", 100_000)
+    with pytest.raises(IntegrityError, match=r"a/model\.safetensors has SHA-256"):
+        zoo.create(NAME, pretrained=True)
+    sums = digest(folder / "model.safetensors")
+    (folder / "SHA256SUMS").write_text(f"{sums}  model.safetensors\n")
+    with pytest.raises(IntegrityError, match="pins"):
+        zoo.create(NAME, pretrained=True)
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match="nothing says what its files should be"):
+        zoo.create(NAME, pretrained=True)
+
+
+def test_a_carried_folder_needs_no_name(
+    typed: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed("fetch", NAME, "--to", tmp_path / "a")
+    assert zoo.create(checkpoint=tmp_path / "a").spec.name == NAME
 
 
 def test_the_record_in_a_folder_is_the_manifests(
@@ -183,7 +262,7 @@ def test_the_folder_one_stands_in_can_be_filled(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert typed("fetch", NAME, "--to", ".").status == 0
-    assert len(list((tmp_path / "here").iterdir())) == 3
+    assert len(list((tmp_path / "here").iterdir())) == 5
 
 
 def test_a_folder_of_another_model_is_refused(typed: Callable[..., Done], tmp_path: Path) -> None:
@@ -250,7 +329,8 @@ def test_verify_finds_a_byte_that_changed_in_a_fetched_folder(
     flip(tmp_path / "b" / "model.safetensors", 100_000)
     done = typed("verify", "a", "b")
     assert done.status == 1
-    assert [line.split()[1] for line in done.out.splitlines()[1:]] == ["whole", "wrong"]
+    verdicts = [line.split()[1] for line in done.out.splitlines()[1:]]
+    assert verdicts == [*["whole"] * 4, *["whole"] * 3, "wrong"]
     assert done.err.startswith("error: b/model.safetensors has SHA-256 ")
     assert sha256(DATA) in done.err
     (tmp_path / "b" / "model.safetensors").unlink()

@@ -296,8 +296,8 @@ def test_a_pretrained_model_that_is_not_cached_names_every_path_and_the_cure_off
     assert str(caught.value) == (
         "the weights of deit_tiny are not on this machine and HF_HUB_OFFLINE is set; looked at "
         f"{hub}/models--timm--deit_tiny_patch16_224.fb_in1k, {zoo}/converted; where there is a "
-        "network type `deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and pass "
-        "checkpoint=DIR"
+        "network type `deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and set "
+        "DEIT_ZOO_WEIGHTS=DIR"
     )
 
 

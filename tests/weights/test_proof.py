@@ -49,8 +49,10 @@ def expect(error: type[Exception], message: str, checkpoint: Path) -> None:
 def test_a_carried_folder_is_proved_by_the_manifest(folder: Path) -> None:
     model = deit_zoo.create(NAME, checkpoint=folder)
     assert (model.checkpoint.proof, model.checkpoint.sha256) == ("pinned", sha256(RIGHT))
-    [file] = listed_files(folder)
-    assert (file.proof, file.sha256) == ("pinned", sha256(RIGHT))
+    proofs = {file.path.name: file.proof for file in listed_files(folder)}
+    assert proofs == dict.fromkeys(("LICENSE", "README.md", "checkpoint.json"), "SHA256SUMS") | {
+        "model.safetensors": "pinned"
+    }
 
 
 def test_a_byte_and_the_sums_that_are_changed_together_contradict_the_manifest(
@@ -91,13 +93,13 @@ def test_sums_name_files_within_their_folder(name: str, folder: Path) -> None:
     assert not is_inside(name)
     with (folder / "SHA256SUMS").open("a") as stream:
         stream.write(f"{sha256(b'secret')}  {name}\n")
-    expect(CheckpointError, "line 2 of .* is not what sha256sum writes of this folder", folder)
+    expect(CheckpointError, "line 5 of .* is not what sha256sum writes of this folder", folder)
 
 
 def test_two_digests_of_one_file_are_refused(folder: Path) -> None:
     with (folder / "SHA256SUMS").open("a") as stream:
         stream.write(f"{'0' * 64}  model.safetensors\n")
-    expect(CheckpointError, "line 2 of .*SHA256SUMS", folder)
+    expect(CheckpointError, "line 5 of .*SHA256SUMS", folder)
 
 
 @pytest.mark.parametrize("mark", ["  ", " *", "  ./"])
