@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deit_zoo.data.image_like import ImageLike
     from deit_zoo.distributed import DistributedContext
+    from deit_zoo.evaluation.agreement import Comparison
     from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.hub.verify import VerifyResult
     from deit_zoo.inference.attention import AttentionMap, Method
@@ -299,9 +300,8 @@ def evaluate(
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
     from deit_zoo.evaluation import parallel
-    from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, evaluation_of
-    from deit_zoo.evaluation.imagenet_variants import open_eval_set
-    from deit_zoo.inference.classify import class_names, reading_for
+    from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
+    from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
 
     if batch_size < 1 or (workers or 0) < 0:
@@ -327,22 +327,14 @@ def evaluate(
     model = resolve_classifier(name_or_model, own)
 
     def open_images() -> EvalSet:
-        folders = [label.folder for label in class_names(model)]
-        file = None if label_file is None else Path(label_file)
-        reading = reading_for(model)
-        return open_eval_set(os.fspath(data), folders, labels, file, reading=reading)
+        return _eval_set(model, data, labels, label_file)
 
     eval_set = open_images() if group is None else group.run_on_main(open_images)
     if eval_set.images.note:
         say(eval_set.images.note)
     if workers is None:
         workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(len(devices))
-    dataset = EvalDataset(
-        eval_set.images,
-        transform(model),
-        class_subset=eval_set.class_subset,
-        multi_labels=eval_set.multi_labels,
-    )
+    dataset = eval_set.dataset(transform(model))
     keep = None
     if report is not None:
         from deit_zoo.evaluation.answers import answers_of, answers_to
@@ -366,6 +358,79 @@ def evaluate(
         answers = answers_of("val", dataset, competing, sums)
         write_report(Path(report), f"{name} on {os.fspath(data)}", [answers])
     return evaluation_of(sums, dataset)
+
+
+@caller_state()
+def compare_answers(
+    name_or_model: str | nn.Module,
+    data: str | os.PathLike[str],
+    *,
+    beside: Sequence[str] = (),
+    heads: bool = False,
+    batch_size: int = 64,
+    workers: int | None = 0,
+    device: str | torch.device | None = None,
+    labels: str | None = None,
+    label_file: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Comparison:
+    """Models on the same images: the figures of each, and the share on which two disagree.
+
+    Args:
+        name_or_model, data, batch_size, workers, device, labels, label_file: as in `evaluate`.
+        beside: other models that tell the same classes apart, each with its own transform.
+        heads: each head of a distilled model, and both together.
+        progress, say: as in `evaluate`, for one model after another.
+
+    Raises:
+        ZooError: a model has one head or other classes; DataError as `evaluate` does.
+
+    >>> deit_zoo.compare_answers("deit_pico_distilled_digits", "digits/", heads=True)
+    """
+    from deit_zoo.evaluation.accuracy import IN_PROCESS
+    from deit_zoo.evaluation.agreement import Comparing
+    from deit_zoo.inference.classify import class_names
+    from deit_zoo.recipes.plan import default_workers
+
+    if labels == "real":
+        raise ZooError("ReaL has several labels for an image; compare answers by other labels")
+    comparing: Comparing | None = None
+    model = resolve_classifier(name_or_model, device)
+    own = [label.folder for label in class_names(model)]
+    title = name_or_model if isinstance(name_or_model, str) else "the model"
+    for name in dict.fromkeys((*beside, title)):
+        asked = model if name == title else resolve_classifier(name, device)
+        if [label.folder for label in class_names(asked)] != own:
+            raise ZooError(
+                f"{name} tells other classes apart than {title}, so their answers cannot be "
+                "compared; give models of the same classes"
+            )
+        eval_set = _eval_set(asked, data, labels, label_file)
+        if comparing is None:
+            if workers is None:
+                workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(1)
+            options = {"batch_size": batch_size, "workers": workers, "progress": progress}
+            comparing = Comparing(**options, tell=say)
+        dataset = eval_set.dataset(transform(asked))
+        comparing.add(name, asked, dataset, heads=heads and asked is model)
+    assert comparing is not None, "there is always the model itself"
+    return comparing.result()
+
+
+def _eval_set(
+    model: ZooModel,
+    data: str | os.PathLike[str],
+    labels: str | None,
+    label_file: str | os.PathLike[str] | None,
+) -> EvalSet:
+    """The images of a data set for a model, read as they are for it."""
+    from deit_zoo.evaluation.imagenet_variants import open_eval_set
+    from deit_zoo.inference.classify import class_names, reading_for
+
+    folders = [label.folder for label in class_names(model)]
+    file = None if label_file is None else Path(label_file)
+    return open_eval_set(os.fspath(data), folders, labels, file, reading=reading_for(model))
 
 
 @caller_state()

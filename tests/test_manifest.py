@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import deit_zoo
+from deit_zoo.cli.evaluate import HEAD_KEY
 from deit_zoo.errors import CheckpointError
+from deit_zoo.evaluation.agreement import HEADS
 from deit_zoo.manifest import Checkpoint, Metric, manifest_path, manifest_record, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import Recipe
@@ -658,6 +660,26 @@ def test_an_accuracy_is_that_of_the_row_with_its_epochs_and_its_size(
     for key, figure in {"imagenet_real": real, "imagenet_v2": v2}.items():
         source = f"arXiv:2012.12877, Table 5 ({row})"
         assert metrics[key] == Metric(top1=figure, top5=None, loss=None, source=source)
+
+
+@each_row(
+    ("name", "heads"),
+    [
+        # DeiT, Table 3: the class embedding, the distillation embedding.
+        ("deit_tiny_distilled", (73.9, 74.6)),
+        ("deit_small_distilled", (80.9, 81.1)),
+        ("deit_base_distilled", (83.0, 83.1)),
+        ("deit_base_distilled_384", ()),  # Table 3 has the 300-epoch model
+        ("deit_tiny", ()),
+    ],
+)
+def test_each_head_of_a_distilled_model_has_its_figure(
+    name: str, heads: tuple[float, ...], records: dict[str, Checkpoint]
+) -> None:
+    keys = (f"{HEAD_KEY}{head}" for head in HEADS)
+    found = [records[name].metrics[key] for key in keys if key in records[name].metrics]
+    assert tuple(metric.top1 for metric in found) == heads
+    assert {metric.source for metric in found} <= {"arXiv:2012.12877, Table 3"}
 
 
 @each_row("name", FACTS)

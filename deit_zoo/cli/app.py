@@ -68,7 +68,7 @@ def run() -> None:
     status: str | int | None = 0
     try:
         survive_any_console()
-        sys.argv[1:] = with_fields(sys.argv[1:])
+        sys.argv[1:] = with_fields(with_each(sys.argv[1:]))
         app()
     except SystemExit as end:
         status = end.code
@@ -79,6 +79,15 @@ def run() -> None:
             print_error(error)
         status = 1 if debug else 2
     sys.exit(end_output(status))
+
+
+def with_each(words: list[str]) -> list[str]:
+    """`evaluate NAME --beside A B` as `--beside A --beside B`."""
+    typed: list[str] = []
+    for word in words if words[:1] == ["evaluate"] else ():
+        listing = typed[-2:-1] == ["--beside"] and not word.startswith("-")
+        typed += ["--beside", word] if listing else [word]
+    return typed or words
 
 
 def with_fields(words: list[str]) -> list[str]:

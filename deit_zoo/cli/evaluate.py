@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +16,19 @@ from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, pr
 from deit_zoo.cli.options import AsJson, Device, LabelColumn, NameOrRun, with_label_column
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
-from deit_zoo.registry import resolve
+from deit_zoo.registry import lookup, resolve
 from deit_zoo.results import Evaluation
 from deit_zoo.zoo import ModelInfo, info
 
 if TYPE_CHECKING:
     from deit_zoo.distributed import DistributedContext
+    from deit_zoo.evaluation.agreement import Comparison
 
 # Others who measured the published DeiT files, with other libraries and processors, landed within
 # 0.06 of the authors' top-1 (mmpretrain, PaddleViT, a TensorFlow port); CaiT's differ by as much.
 RERUN_TOLERANCE = 0.1
+# How a metric of one head is called in the manifest, and both heads in a comparison.
+HEAD_KEY, BOTH = "imagenet1k_val_head_", "both"
 # Each with the decimals that it is shown with.
 FIGURES = {"mean_ap": 3, "top1": 3, "top5": 3, "loss": 4}
 
@@ -57,6 +61,13 @@ def evaluate_(
             "predictions.csv.",
         ),
     ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Each head of a distilled model, and both together.")
+    ] = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="How often other models answer something else."),
+    ] = None,
     label_column: LabelColumn = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -71,20 +82,24 @@ def evaluate_(
     bar = Bar("images")
     try:
         with ExitStack() as shown:
-            measured = run_evaluation(
-                name,
-                data,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                gpus=gpus,
-                processes=processes,
-                labels=labels,
-                label_file=label_file,
-                report=page,
-                progress=shown.enter_context(bar) if is_main else None,
-                say=note if is_main else ignore,
-            )
+            options: dict[str, Any] = {
+                "batch_size": batch_size,
+                "workers": workers,
+                "device": device,
+                "labels": labels,
+                "label_file": label_file,
+                "progress": shown.enter_context(bar) if is_main else None,
+                "say": note if is_main else ignore,
+            }
+            if heads or beside:
+                check_alone(gpus, processes, page)
+                comparison = run_comparison(name, data, heads, beside or (), options)
+                measured = comparison.figures[BOTH if heads else name]
+            else:
+                comparison = None
+                measured = run_evaluation(
+                    name, data, gpus=gpus, processes=processes, report=page, **options
+                )
     except KeyboardInterrupt:
         if is_main:
             progress = f" after {bar.done:,} of {bar.total:,} images" if bar.total else ""
@@ -96,10 +111,14 @@ def evaluate_(
         raise typer.Exit(2) from None
     model = info(name)
     report = report_of(model, labels, measured)
+    if comparison is not None:
+        report |= asdict(comparison)
     if is_main and as_json:
         print_json(report)
     elif is_main:
         print_report(report, model)
+        if comparison is not None:
+            print_comparison(comparison, model if labels is None else None)
     if report["reached"] is False:
         raise typer.Exit(1)
 
@@ -155,6 +174,68 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
         out.print(f"{by}: {escape(report['source'])}")
     colour = {True: "green", False: "red", None: "yellow"}[report["reached"]]
     out.print(f"[{colour}]{escape(report['verdict'])}[/]")
+
+
+def check_alone(gpus: int | None, processes: int | None, page: Path | None) -> None:
+    """Raises ZooError where answers are to be compared that several processes would give."""
+    from deit_zoo.machine import world_size
+
+    if page is not None or max(gpus or 1, processes or 1, world_size() or 1) > 1:
+        raise ZooError(
+            "--heads and --beside compare answers in one process and write no page; leave out "
+            "--gpus, --processes and --report"
+        )
+
+
+def run_comparison(
+    name: str, data: str, heads: bool, beside: Sequence[str], options: dict[str, Any]
+) -> Comparison:
+    """The figures of each classifier, and who disagrees with whom."""
+    from deit_zoo.api import compare_answers
+
+    options["device"] = chosen_device(options["device"])
+    return compare_answers(name, data, heads=heads, beside=beside, **options)
+
+
+def print_comparison(comparison: Comparison, model: ModelInfo | None) -> None:
+    """Two tables: the figures of each classifier, and the share on which two disagree."""
+    compared = {name: decimals for name, decimals in FIGURES.items() if name != "mean_ap"}
+    rows = [("answers of", *compared, "published")]
+    for key, figures in comparison.figures.items():
+        cells = (f"{getattr(figures, name):.{decimals}f}" for name, decimals in compared.items())
+        rows.append((key, *cells, published_of(key, model)))
+    out.print()
+    print_table(rows, right=range(1, 5))
+    names = list(comparison.disagreement)
+    out.print()
+    print_table(
+        [
+            ("disagreement", *names),
+            *(
+                (one, *(f"{share:.3f}" for share in others.values()))
+                for one, others in comparison.disagreement.items()
+            ),
+        ],
+        right=range(1, len(names) + 1),
+    )
+
+
+def published_of(classifier: str, model: ModelInfo | None) -> str:
+    """The published top-1 of a head, or of a model by its name."""
+    from deit_zoo.evaluation.agreement import HEADS
+
+    if model is None:
+        return "–"
+    if classifier in (*HEADS, BOTH):
+        record = model.checkpoint
+        key = f"{HEAD_KEY}{classifier}"
+        metric = None if record is None else record.metrics.get(key)
+        metric = record.metric if record is not None and classifier == BOTH else metric
+    else:
+        spec = lookup(classifier)
+        other = None if spec is None else info(spec.name).checkpoint
+        metric = None if other is None else other.metric
+    return "–" if metric is None or metric.top1 is None else f"{metric.top1:g}"
 
 
 def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:

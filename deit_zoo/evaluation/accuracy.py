@@ -196,17 +196,9 @@ def accumulate(
             logits = model(images.to(weight.device, weight.dtype)).float()
             if dataset.class_subset is not None:
                 logits = logits[:, list(dataset.class_subset)]
-            best = logits.topk(min(5, logits.shape[1])).indices.cpu()
-            mask = dataset.label_mask(labels, logits.shape[1])
-            counts, correct = mask.any(dim=1).numpy(), mask.gather(1, best).numpy()
-            exact = logits.cpu().numpy().astype(np.float64)
-            if dataset.by_class:
-                losses = binary_cross_entropy(exact, mask.numpy())[labels.numpy() >= 0]
-            else:
-                losses = cross_entropy(exact[counts], mask.numpy()[counts])
-            sums += correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum(), losses.sum()
+            sums += count_right(logits, labels, dataset)
             if keep is not None:
-                rows = keep(exact, labels.numpy())
+                rows = keep(logits.cpu().numpy().astype(np.float64), labels.numpy())
                 kept = kept if kept.size else np.zeros((len(dataset), rows.shape[1]))
                 kept[numbers] = rows
             skipped += [-1 - label for label in labels[labels < 0].tolist()]
@@ -217,6 +209,20 @@ def accumulate(
         tell(_sentence_on(skipped, dataset))
     top1, top5, num_judged, loss = sums.tolist()
     return np.concatenate([(top1, top5, num_judged, float(done), loss), kept.ravel()])
+
+
+def count_right(logits: Tensor, labels: Tensor, dataset: EvalDataset) -> Sums:
+    """Of a batch: right at 1, right at 5, images that count, and the sum of losses."""
+    best = logits.topk(min(5, logits.shape[1])).indices.cpu()
+    mask = dataset.label_mask(labels, logits.shape[1])
+    counts, correct = mask.any(dim=1).numpy(), mask.gather(1, best).numpy()
+    exact = logits.cpu().numpy().astype(np.float64)
+    if dataset.by_class:
+        losses = binary_cross_entropy(exact, mask.numpy())[labels.numpy() >= 0]
+    else:
+        losses = cross_entropy(exact[counts], mask.numpy()[counts])
+    right = correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum()
+    return np.array([*right, losses.sum()], dtype=np.float64)
 
 
 def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:

@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from deit_zoo.data.folder import FolderSet, class_folders
 from deit_zoo.data.image_set import ImageSet, kind_of
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.accuracy import folder_classes, validation_folder, validation_set
+from deit_zoo.evaluation.accuracy import (
+    EvalDataset,
+    folder_classes,
+    validation_folder,
+    validation_set,
+)
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Reading
 
@@ -44,6 +51,15 @@ class EvalSet:
     images: ImageSet
     class_subset: tuple[int, ...] | None = None
     multi_labels: tuple[tuple[int, ...], ...] | None = None
+
+    def dataset(self, transform: Callable[[Image.Image], Any]) -> EvalDataset:
+        """The images as a model sees them, with their labels."""
+        return EvalDataset(
+            self.images,
+            transform,
+            class_subset=self.class_subset,
+            multi_labels=self.multi_labels,
+        )
 
 
 def open_eval_set(
