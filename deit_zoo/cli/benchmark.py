@@ -90,8 +90,11 @@ def benchmark_(
         Path | None, typer.Option(metavar="FILE.json", help="Everything that was measured.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Images per second as bars.")
+        Path | None, typer.Option(metavar="FILE.png", help="Images per second as a picture.")
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Top-1 against images per second, all models or these.")
+    ] = False,
     as_json: AsJson = False,
     peers: Annotated[bool, typer.Option(hidden=True)] = False,
     peer: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
@@ -117,16 +120,34 @@ def benchmark_(
         raise DataError(f"--images is {str(images)!r}, which is no folder; give a folder of images")
     import torch
 
+    from deit_zoo.cli.curve import run_curve
     from deit_zoo.inference.optimize import SHORT
     from deit_zoo.inference.throughput import cases_of
 
-    rounds = (1 if quick else 7) if rounds is None else rounds
+    rounds = (1 if quick else 3 if curve else 7) if rounds is None else rounds
     seconds = (0.05 if quick else 0.5) if seconds is None else seconds
     if seconds <= 0:
         raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
+    place = chosen_device(device)
+    if curve:
+        run_curve(
+            names or ["all"],
+            mode[0] if mode else "eager",
+            rounds=rounds,
+            seconds=seconds,
+            batch_size=batch_size[0] if batch_size else None,
+            output=output,
+            plot=plot,
+            as_json=as_json,
+            precision=SHORT.get(precision[0], precision[0]) if precision else "float32",
+            img_size=pixels(img_size),
+            device=place,
+            threads=threads or torch.get_num_threads(),
+            pretrained=pretrained,
+        )
+        return
     precisions = precision or (["float32"] if train else ["float32", "bfloat16"])
     modes = mode or (["eager"] if train or quick else ["eager", "optimized"])
-    place = chosen_device(device)
     cases = cases_of(
         names or ["deit_tiny", "deit_small"],
         batch_sizes=batch_size or [1, 8],
@@ -216,7 +237,7 @@ def measured(
 
 def print_report(report: dict[str, Any]) -> None:
     """The figures for people: a table for each case."""
-    from deit_zoo.inference.throughput import title
+    from deit_zoo.inference.throughput import title, where
 
     machine = report["machine"]
     amx = " with AMX" if machine["amx"] else ""
@@ -255,7 +276,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     """Write a PNG: images per second as bars, a panel for each case."""
     from matplotlib.figure import Figure
 
-    from deit_zoo.inference.throughput import title
+    from deit_zoo.inference.throughput import title, where
 
     cases = [(case, list(rows)) for case, rows in groupby(report["rows"], key=title)]
     heights = [0.6 + 0.25 * len(rows) for _, rows in cases] or [0.6]
@@ -275,10 +296,3 @@ def draw(report: dict[str, Any], file: Path) -> None:
     with writing(file):
         write_whole(file, data.getvalue())
     talk.print(f"the picture is {escape(str(file))}")
-
-
-def where(machine: dict[str, Any]) -> str:
-    """What computes, and by how many threads."""
-    count = machine["threads"]
-    name = machine.get("gpu", machine["cpu"])
-    return f"{name}, {count} {'thread' if count == 1 else 'threads'}"

@@ -1,0 +1,228 @@
+"""Accuracy against speed: how good the published models are, and how fast on this machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from deit_zoo.errors import ZooError
+from deit_zoo.inference.throughput import Case, figures, measure, plain_model, random_images, run_of
+from deit_zoo.manifest import read_manifest
+from deit_zoo.registry import MODELS, ModelSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which are told apart by the colour-blind too.
+COLOURS = {"deit": "#0072B2", "cait": "#D55E00", "deit3": "#009E73", "convnet": "#CC79A7"}
+TEACHER = "regnety_160_deit"  # whom timm builds
+OTHER, MARKERS = "#666666", "sd^"
+DATA = {"imagenet1k": "ImageNet", "digits": "the digits"}
+TITLES = {"deit": "DeiT", "cait": "CaiT", "deit3": "DeiT III", "regnet": "RegNetY (the teacher)"}
+# Images per second that others measured, drawn behind: (hardware, source) and the speed of each.
+PUBLISHED: Mapping[tuple[str, str], Mapping[str, float]] = {
+    ("V100, float32", "arXiv:2012.12877, Table 5"): {
+        "deit_tiny": 2536.5,
+        "deit_small": 940.4,
+        "deit_base": 292.3,
+        "deit_base_384": 85.9,
+        "deit_tiny_distilled": 2529.5,
+        "deit_small_distilled": 936.2,
+        "deit_base_distilled": 290.9,
+    },
+    ("RTX 3090, AMP", "timm's inference benchmark, PyTorch 2.4"): {
+        "deit_tiny": 10236.41,
+        "deit_small": 4586.09,
+        "deit_base": 1564.98,
+        "deit_base_384": 508.8,
+        "deit3_large": 466.0,
+        "deit3_huge": 176.76,
+        "cait_xxs24_224": 1694.07,
+        "cait_s24_224": 906.1,
+    },
+    ("RTX 4090, AMP, compiled", "timm's inference benchmark, PyTorch 2.4"): {
+        "deit_tiny": 24312.15,
+        "deit_small": 9661.41,
+        "deit_base": 3344.81,
+        "deit_base_384": 1106.79,
+        "deit3_large": 1040.35,
+        "deit3_huge": 397.79,
+        "cait_xxs24_224": 4502.7,
+        "cait_s24_224": 2217.42,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A model: its published top-1 in percent, and the images per second that were measured.
+
+    `series` joins the sizes of one family: those of a resolution, distilled or not, and of the data
+    that they were trained on.
+    """
+
+    model: str
+    family: str
+    series: str
+    top1: float
+    images_per_second: float
+    round_ms: list[float]
+
+
+def models_on_curve(names: Sequence[str]) -> list[str]:
+    """The models of which a top-1 is known, in the order of their cost; all of ImageNet's for none.
+
+    Raises ZooError for a name of which none is.
+    """
+    top1 = top1_of_models()
+
+    if missing := [name for name in names if name not in top1]:
+        raise ZooError(f"no top-1 of {missing[0]} is known, so it has no place on the curve")
+    students = [n for n in MODELS if MODELS[n].labels == "imagenet1k" and n != TEACHER]
+    chosen = names or [name for name in students if name in top1]
+    return sorted(chosen, key=lambda name: MODELS[name].gmacs)
+
+
+def top1_of_models() -> dict[str, float]:
+    """The top-1 of each checkpoint of which it is known, in percent."""
+    metrics = {name: record.metric for name, record in read_manifest().items()}
+    return {n: m.top1 for n, m in metrics.items() if m is not None and m.top1 is not None}
+
+
+def measure_curve(
+    cases: Sequence[Case],
+    mode: str,
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Point]:
+    """A point for each case. What differs in its weights alone is measured once."""
+    import torch
+
+    top1 = top1_of_models()
+    measured: dict[str, dict[str, Any]] = {}
+    points = []
+    for number, case in enumerate(cases):
+        progress(number, len(cases))
+        spec = MODELS[case.model]
+        network = repr((spec.builder, spec.arch, case.img_size))
+        if network not in measured:
+            torch.set_num_threads(case.threads)
+            run = run_of(plain_model(case), mode, case, random_images(case))
+            times = measure({mode: run}, rounds=rounds, seconds=seconds, device=case.device)
+            measured[network] = figures(times[mode], case.batch_size)
+        points.append(
+            Point(
+                model=case.model,
+                family=spec.family,
+                series=series_of(spec),
+                top1=top1[case.model],
+                images_per_second=measured[network]["images_per_second"],
+                round_ms=measured[network]["round_ms"],
+            )
+        )
+    return points
+
+
+def series_of(spec: ModelSpec) -> str:
+    """What a model shares with other sizes of its kind, in words."""
+    words = [TITLES.get(spec.family, spec.family), f"{spec.img_size} px"]
+    if spec.arch.get("distilled"):
+        words.insert(1, "distilled")
+    if spec.name.endswith("_in21k"):
+        words.append("after ImageNet-21k")
+    return ", ".join(words)
+
+
+def report(points: Sequence[Point]) -> dict[str, Any]:
+    """The curve in figures, with what others measured."""
+    return {
+        "points": [asdict(point) for point in points],
+        "published": [
+            {"hardware": hardware, "source": source, "images_per_second": dict(speeds)}
+            for (hardware, source), speeds in PUBLISHED.items()
+        ],
+    }
+
+
+def draw(points: Sequence[Point], where: str) -> bytes:
+    """The curve as a PNG: top-1 over images per second, `where` they were measured, and beside it
+    what others published of the same models."""
+    from matplotlib.figure import Figure
+
+    top1 = {point.model: point.top1 for point in points}
+    published = {
+        f"{hardware}\n{source}": known
+        for (hardware, source), speeds in PUBLISHED.items()
+        if (known := sorted((speed, top1[n]) for n, speed in speeds.items() if n in top1))
+    }
+    figure = Figure(figsize=(11 if published else 8, 6.5), layout="constrained")
+    widths = [5, 3] if published else [1]
+    ours, *others = figure.subplots(
+        1, len(widths), sharey=True, squeeze=False, width_ratios=widths
+    )[0]
+    draw_series(ours, points)
+    ours.set_xlabel(f"images per second here: {where}")
+    kinds = {MODELS[point.model].labels for point in points}
+    ours.set_ylabel(f"top-1 on {' and '.join(DATA.get(kind, kind) for kind in kinds)} (%)")
+    for panel in others:
+        for (label, known), marker in zip(published.items(), MARKERS, strict=False):
+            panel.plot(*zip(*known, strict=True), marker, color=OTHER, markersize=5, label=label)
+        panel.set_xlabel("images per second elsewhere, as published")
+        panel.legend(fontsize=7, frameon=False, loc="lower left")
+    for panel in (ours, *others):
+        panel.set_xscale("log", subs=(2, 5))
+        panel.xaxis.set_major_formatter("{x:,.6g}")
+        panel.xaxis.set_minor_formatter("{x:,.6g}")
+        panel.tick_params(axis="x", which="minor", labelsize=7, colors=OTHER)
+        panel.grid(alpha=0.25, which="both", linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *ours.get_legend_handles_labels(),
+        fontsize=8,
+        frameon=False,
+        loc="outside lower left",
+        ncols=4,
+    )
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=130)
+    return data.getvalue()
+
+
+def draw_series(axes: Axes, points: Sequence[Point]) -> None:
+    """Each series as a line through its sizes, which are named."""
+    series: dict[str, list[Point]] = defaultdict(list)
+    for point in sorted(points, key=lambda point: point.images_per_second):
+        series[point.series].append(point)
+    for name, of_series in sorted(series.items()):
+        colour = COLOURS.get(of_series[0].family, OTHER)
+        distilled, large = "distilled" in name, "224" not in name
+        axes.plot(
+            [point.images_per_second for point in of_series],
+            [point.top1 for point in of_series],
+            color=colour,
+            marker="*" if distilled else "o",
+            markersize=10 if distilled else 5.5,
+            markerfacecolor="white" if large else colour,
+            linestyle="--" if "21k" in name else "-",
+            linewidth=1.2,
+            label=name,
+        )
+        for point in of_series:
+            axes.annotate(
+                size_of(point.model),
+                (point.images_per_second, point.top1),
+                (6, 3),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
+            )
+
+
+def size_of(model: str) -> str:
+    """The size in a name: S24 of cait_s24_384, tiny of deit_tiny_distilled."""
+    return model.split("_")[1]
