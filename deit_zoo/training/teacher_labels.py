@@ -30,7 +30,7 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.recipes.recipe import Recipe, shown
+from deit_zoo.recipes.recipe import REMARKS, Recipe, shown
 from deit_zoo.results import LabelFacts
 from deit_zoo.training.loop import autocast_dtype
 from deit_zoo.training.teacher import facts_of
@@ -39,7 +39,8 @@ UNKNOWN = 0  # so that a file begins without a byte on the disk; a label is kept
 MOST_CLASSES = 2**16 - 1
 # Fields of a recipe that change the student and not what is shown to it. All others are in the key.
 _OF_STUDENT = {
-    *("name", "source", "model", "data", "init_from", "epochs", "band", "band_source", "assumed"),
+    *REMARKS,
+    *("name", "model", "data", "init_from", "epochs"),
     *("optimizer", "lr", "betas", "eps", "momentum", "layer_decay", "freeze", "weight_decay"),
     *("clip_grad", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "decay_epochs"),
     *("decay_rate", "train_mode", "ema_decay", "loss", "drop_path_rate", "label_smoothing"),
