@@ -1,7 +1,8 @@
 """What the documentation says is true: every block is run, every link leads somewhere.
 
 A comment above a block of Python says what is special: `<!-- test: slow -->` leaves it to
-`make test-all`, and the name of an error says that the block ends in it for now.
+`make test-all`, and the name of an error says that the block ends in it for now. Blocks of a
+`story` are run by `test_story.py`, one after the other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deit_zoo.data import digits
 from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]
-SLOW = "slow"
+SLOW, STORY = "slow", "story"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -42,7 +43,7 @@ def blocks(language: str) -> list[Block]:
         text = page.read_text(encoding="utf-8")
         fence = re.compile(r"(?:<!-- test: (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
         for match in fence.finditer(text):
-            if match[2] == language:
+            if match[2] == language and match[1] != STORY:
                 line = text[: match.start()].count("\n") + 1
                 found.append(Block(page.name, line, language, match[3], match[1] or ""))
     return found

@@ -1,7 +1,7 @@
 """What a model knows of each class: a page with tables and pictures, and every image's answer.
 
-`index.html` shows what the other files hold: `classes.csv`, `confusion.csv` and its picture,
-`mistakes.png` and `predictions.csv`. Where images have several labels, nothing is confused.
+`index.html` shows what the other files hold: `classes.csv`, `confusion.csv` and its picture, sheets
+of mistakes and `predictions.csv`. Where images have several labels, nothing is confused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes, s
 from deit_zoo.files import write_whole
 
 PAGE = "index.html"
-PICTURES = ("confusion.png", "mistakes.png")
+SHEETS = {"val": "mistakes.png", "train": "mistakes-train.png"}
+PICTURES = ("confusion.png", *SHEETS.values())
+_SHEETS = "<h2>The surest mistakes</h2>"
 NUM_MISTAKES = 24
 NUM_PAIRS = 12
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; }
@@ -70,7 +72,6 @@ def write_report(folder: Path, title: str, splits: Sequence[Answers | LabelAnswe
 def classes_contents(splits: Sequence[Answers]) -> Contents:
     """The report of images with one class each."""
     main = splits[0]
-    worst = main.mistakes[:NUM_MISTAKES]
     parts = ["<ul>"]
     for split in splits:
         right, images = sum(split.right), len(split.labels)
@@ -85,27 +86,27 @@ def classes_contents(splits: Sequence[Answers]) -> Contents:
             rows.append([main.classes[label], main.classes[predicted], count, of_class[label]])
         parts += ["<h2>What is taken for what</h2>", _table(rows[: NUM_PAIRS + 1])]
     parts.append('<p><img src="confusion.png" alt="confusion matrix"></p>')
-    rows = [["file", "class", "taken for", "probability"]]
-    captions = []
-    for number in worst:
-        its, answer = (main.classes[of[number]] for of in (main.labels, main.predicted))
-        share = 100 * main.probability[number]
-        rows.append([main.images.name_of(number), its, answer, f"{share:.1f} %"])
-        captions.append((number, (f"{short(answer)} {share:.0f} %", f"is {short(its)}")))
+    parts.append(_SHEETS)
     pictures = {"confusion.png": lambda: draw_confusion(main.classes, main.confusion())}
-    if worst:
-        pictures["mistakes.png"] = lambda: draw_mistakes(main.images, captions)
+    for split in splits:
+        rows = [["file", "class", "taken for", "probability"]]
+        captions = []
+        for number in split.mistakes[:NUM_MISTAKES]:
+            its, answer = (split.classes[of[number]] for of in (split.labels, split.predicted))
+            share = 100 * split.probability[number]
+            rows.append([split.images.name_of(number), its, answer, f"{share:.1f} %"])
+            captions.append((number, (f"{short(answer)} {share:.0f} %", f"is {short(its)}")))
+        _add_sheet(split, captions, rows, pictures, parts)
     tables = {
         "classes.csv": class_rows(splits),
         "confusion.csv": confusion_rows(main),
         "predictions.csv": prediction_rows(splits),
     }
-    return Contents(tables, pictures, parts + _mistakes(main.split, rows))
+    return Contents(tables, pictures, parts)
 
 
 def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
     """The report of images with several labels each, or none."""
-    main = splits[0]
     parts = ["<ul>"]
     for split in splits:
         found = [value for value in split.precisions() if value is not None]
@@ -114,16 +115,19 @@ def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
         parts.append(_item(split.split, f"mean average precision {mean}, {images}"))
     parts += ["</ul>", "<h2>Each class</h2>", _table(label_rows(splits))]
     parts.append("<p>A class is taken to be shown where its probability is above 50 %.</p>")
-    rows: list[list[Any]] = [["file", "labels", "class", "probability"]]
-    captions = []
-    for number, label in main.mistakes[:NUM_MISTAKES]:
-        name, share = main.classes[label], 100 * main.probability[number, label]
-        labels = main.names_of(main.present[number]) or "nothing"
-        rows.append([main.images.name_of(number), labels, name, f"{share:.1f} %"])
-        captions.append((number, (f"{short(name)} {share:.0f} %", f"is {short(labels)}")))
-    pictures = {"mistakes.png": lambda: draw_mistakes(main.images, captions)} if captions else {}
+    parts.append(_SHEETS)
+    pictures: dict[str, Callable[[], bytes]] = {}
+    for split in splits:
+        rows: list[list[Any]] = [["file", "labels", "class", "probability"]]
+        captions = []
+        for number, label in split.mistakes[:NUM_MISTAKES]:
+            name, share = split.classes[label], 100 * split.probability[number, label]
+            labels = split.names_of(split.present[number]) or "nothing"
+            rows.append([split.images.name_of(number), labels, name, f"{share:.1f} %"])
+            captions.append((number, (f"{short(name)} {share:.0f} %", f"is {short(labels)}")))
+        _add_sheet(split, captions, rows, pictures, parts)
     tables = {"classes.csv": label_rows(splits), "predictions.csv": probability_rows(splits)}
-    return Contents(tables, pictures, parts + _mistakes(main.split, rows))
+    return Contents(tables, pictures, parts)
 
 
 def label_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
@@ -205,12 +209,21 @@ def _item(split: str, words: str) -> str:
     return f"<li><b>{escape(split)}</b>: {words}{note}</li>"
 
 
-def _mistakes(split: str, rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The part of the page about the surest mistakes, below the heading of their table."""
-    if len(rows) == 1:
-        return ["<h2>The surest mistakes</h2>", f"<p>None in {escape(split)}.</p>"]
-    picture = '<p><img src="mistakes.png" alt="the surest mistakes"></p>'
-    return ["<h2>The surest mistakes</h2>", picture, _table(rows)]
+def _add_sheet(
+    of: Answers | LabelAnswers,
+    captions: Sequence[tuple[int, Sequence[str]]],
+    rows: Sequence[Sequence[Any]],
+    pictures: dict[str, Callable[[], bytes]],
+    parts: list[str],
+) -> None:
+    """The surest mistakes of a split, as a picture and a table."""
+    parts.append(f"<h3>{escape(of.split)}</h3>")
+    if not captions:
+        parts.append(f"<p>None in {escape(of.split)}.</p>")
+        return
+    name = SHEETS[of.split]
+    pictures[name] = lambda: draw_mistakes(of.images, captions)
+    parts += [f'<p><img src="{name}" alt="the surest mistakes"></p>', _table(rows)]
 
 
 def _figure(percent: float | None) -> str:

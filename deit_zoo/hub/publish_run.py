@@ -5,6 +5,7 @@ None of the images goes with it. The words of its card are in `assets/run_card.m
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.load import open_local, spec_of_file
 
 _CURVE = "curve.png"
+CLASSES_FILE = Path("results", "classes.csv")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class RunCard:
     license: str | None
     receipt: dict[str, Any]
     curve: bool
+    of_classes: list[list[str]]  # of the validation images; a heading and a row for each class
 
 
 def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None) -> list[Path]:
@@ -85,6 +88,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
             license=license,
             receipt=receipt,
             curve=(temporary / _CURVE).is_file(),
+            of_classes=_figures_of_classes(run),
         )
         write_whole(temporary / "README.md", run_card(card).encode())
         write_sums(temporary)
@@ -95,16 +99,16 @@ def run_card(card: RunCard) -> str:
     """README.md: front matter, and the sections of `assets/run_card.md.jinja`."""
     spec, reached = card.spec, card.receipt["reached"]
     hub = [source.repo_id for source in card.start.sources if source.repo_id] if card.start else []
-    name = card.repo_id.split("/")[-1]
+    name, mean_ap = card.repo_id.split("/")[-1], reached.get("mean_ap")
     result = EvalResult(
         task_type="image-classification",
         task_name="Image classification",
         dataset_type="imagefolder",
         dataset_name="a folder of images",
         dataset_split="validation",
-        metric_type="accuracy",
-        metric_name="Top-1 accuracy (%)",
-        metric_value=reached["top1"],
+        metric_type="accuracy" if mean_ap is None else "mean_average_precision",
+        metric_name="Top-1 accuracy (%)" if mean_ap is None else "Mean average precision (%)",
+        metric_value=reached["top1"] if mean_ap is None else mean_ap,
     )
     family = ("vision-transformer",) if spec.family in TRANSFORMERS else ()
     data = ModelCardData(
@@ -113,12 +117,24 @@ def run_card(card: RunCard) -> str:
         pipeline_tag="image-classification",
         base_model=hub[0] if hub else None,
         tags=["image-classification", "deit_zoo", spec.family, *family],
-        metrics=["accuracy"],
+        metrics=[result.metric_type],
         model_name=name,
         eval_results=[result],
     )
     template = (ASSETS / "run_card.md.jinja").read_text(encoding="utf-8")
     return redact(str(ModelCard.from_template(data, template_str=template, card=card)))
+
+
+def _figures_of_classes(run: Path) -> list[list[str]]:
+    """What the results page of a run says of each class; nothing where there is none."""
+    try:
+        with (run / CLASSES_FILE).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (OSError, ValueError):
+        return []
+    columns = [n for n, name in enumerate(rows[0]) if n == 0 or name.startswith("val_")]
+    heading = [rows[0][n].removeprefix("val_").replace("_", " ") for n in columns]
+    return [heading, *([row[n] for n in columns] for row in rows[1:])]
 
 
 def _stated_license(run: Path) -> str | None:
