@@ -27,6 +27,7 @@ from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.machine import world_size
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
+from deit_zoo.training import heartbeat
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_lock import run_lock
 from deit_zoo.training.signals import SIGNALS, Interrupted
@@ -114,8 +115,8 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
     )
     command = ("-c", PROCESS, str(output.resolve()), str(os.getpid()))
     try:
-        with signals_as_exceptions():
-            elastic_launch(config, sys.executable)(*command)
+        with signals_as_exceptions(), heartbeat.watch(_say) as folder:
+            elastic_launch(config, sys.executable)(*command, str(folder))
         return read_verdict(job, output)
     except SignalException as error:
         raise Interrupted(int(error.sigval)) from error
@@ -210,8 +211,11 @@ def raise_error_of(status: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """One process of several, as the launcher starts it: OUTPUT and the launcher's process id."""
+    """One process of several, as the launcher starts it: OUTPUT, the launcher's process id, and
+    the folder in which it looks for signs of life.
+    """
     output, launcher = Path(sys.argv[1]), int(sys.argv[2])
+    heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
     if read_exit_status(output):  # another process has said why this run cannot go on
         return
     from deit_zoo.distributed import init_distributed, is_peer_lost

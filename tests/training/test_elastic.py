@@ -40,6 +40,9 @@ if os.environ.get("RANK") == os.environ.get("SPOILED", "none"):
     spoil("gradient", [(1, step) for step in range(20)])
 if os.environ.get("RANK") == os.environ.get("MORTAL", "none"):
     os.kill(os.getpid(), signal.SIGKILL)
+if "SILENT_SECONDS" in os.environ:
+    from deit_zoo.training import heartbeat
+    heartbeat.SILENT_SECONDS = float(os.environ["SILENT_SECONDS"])
 """
 SHORT, LONG, KILLED = 2, 6, 12
 EVERY_STEP = ("--set", "state_minutes=0")
@@ -348,6 +351,25 @@ def test_a_process_that_is_killed_begins_again_with_the_others_and_it_is_told(
     assert "Traceback" not in tree.stderr
     assert sha256(output) == alone(LONG)
     assert epochs_of(output) == LONG
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_is_told_and_killed_and_all_begin_again(
+    begin: Callable[..., Tree], place: Path, alone: Callable[[int], str], rank: int
+) -> None:
+    output = place / f"stopped-{rank}"
+    # With processes of its own: a forked one has not the words of its command.
+    tree = begin(output, epochs=LONG, zoo=ZOO, SILENT_SECONDS="5")
+    tree.until(lambda: epochs_of(output) == 2)
+    send(tree.ranks()[rank], signal.SIGSTOP)
+    assert tree.code() == 0, tree.stderr
+    told = tree.stderr.splitlines()
+    silence = f"process {rank} gives no sign of life for 5 seconds; it is killed"
+    assert told.count(silence) == 1
+    assert told.count("a process died; all begin again from the last state (restart 1 of 3)") == 1
+    assert "Traceback" not in tree.stderr
+    assert sha256(output) == alone(LONG)
 
 
 @pytest.mark.slow
