@@ -78,7 +78,8 @@ class FolderSet(LabelledImages):
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file; 0 of a link to nothing."""
-        return size_of(self.path_of(index))
+        state = stat_of(self.path_of(index))
+        return state.st_size if state else 0
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming it."""
@@ -182,12 +183,12 @@ def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) ->
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
 
 
-def size_of(file: Path | os.DirEntry[str]) -> int:
-    """The length of a file; 0 where there is none, as of a link to nothing."""
+def stat_of(file: Path | os.DirEntry[str]) -> os.stat_result | None:
+    """Size and time of a file; None where there is none, as of a link to nothing."""
     try:
-        return file.stat().st_size
+        return file.stat()
     except FileNotFoundError:
-        return 0
+        return None
 
 
 def is_image(name: str) -> bool:

@@ -26,7 +26,7 @@ from deit_zoo.data.folder import (
     listing_errors,
     part_folder,
     path_parts,
-    size_of,
+    stat_of,
     suffix_of,
     walk,
 )
@@ -35,7 +35,7 @@ from deit_zoo.data.image_file import UnreadableError
 from deit_zoo.data.image_list import ALL, ImageList, listing_sha256
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked, read_list
 from deit_zoo.data.images import MissingSplitError, class_counts
-from deit_zoo.data.prefetch import prefetch
+from deit_zoo.data.prefetch import ordered_map, prefetch
 from deit_zoo.data.table import PartName, SplitName
 from deit_zoo.errors import DataError
 
@@ -44,6 +44,9 @@ LISTERS = 16
 # Images that are decoded before their bad ones are reported.
 CHUNK = 64
 NO_IMAGE = "not an image"
+CONTENT = "content_sha256"  # of a fingerprint, where a set is small
+# Images whose bytes are read before a run starts; an epoch takes longer.
+SMALL, SMALL_BYTES = 5_000, 1 << 30
 # Images that cannot be read may be so many, or this share of all: more, and no run goes on.
 FEW_UNREADABLE, UNREADABLE_SHARE = 3, 0.001
 # In which a data set that lacks some is looked for.
@@ -64,6 +67,7 @@ class Split:
     identity: dict[str, Any]
     ignored: str = ""
     several: int | None = None
+    newest: int = 0  # of files in folders: when the last was changed, in nanoseconds
 
     @property
     def images(self) -> int:
@@ -225,6 +229,36 @@ def decode_error(images: ImageSet, index: int) -> str | None:
     return None
 
 
+def with_content(survey: Survey, open_split: Callable[[SplitName], ImageSet]) -> dict[str, Any]:
+    """A fingerprint that also tells images from others of the same names and sizes.
+
+    By their bytes, where a set is small and all of it can be read.
+    """
+    splits: tuple[SplitName, ...] = ("train", "val")
+    small = survey.train.images + survey.val.images <= SMALL
+    small &= survey.train.bytes + survey.val.bytes <= SMALL_BYTES
+    fingerprint = survey.fingerprint()
+    for name in splits if small else ():
+        if (content := _content_sha256(open_split(name))) is not None:
+            fingerprint[name] = fingerprint[name] | {CONTENT: content}
+    return fingerprint
+
+
+def _content_sha256(images: ImageSet) -> str | None:
+    """The digest of all images' files, in their order; None where one cannot be read."""
+    content = hashlib.sha256()
+
+    def digest(index: int) -> bytes:
+        return hashlib.sha256(images.read(index)).digest()
+
+    try:
+        for one in ordered_map(range(len(images)), digest, threads=LISTERS, ahead=CHUNK):
+            content.update(one)
+    except DataError:
+        return None
+    return content.hexdigest()
+
+
 def _problem(data: str, train: Split, val: Split) -> str | None:
     words = ("in train/ only", f"in {val.name}/ only")
     if other := differences(train.classes, val.classes, words):
@@ -337,18 +371,20 @@ def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Sp
         entries = sorted(entry.name for entry in os.scandir(root) if not is_hidden(entry.name))
     digest = hashlib.sha256()
     classes: dict[str, int] = {}
-    files = num_bytes = 0
+    files = num_bytes = newest = 0
     with ThreadPoolExecutor(LISTERS) as pool:
         listings = pool.map(lambda name: _list_entry(root, name, name in folders), entries)
         for name, listing in zip(entries, listings, strict=True):
             digest.update(listing.lines)
             files, num_bytes = files + listing.files, num_bytes + listing.bytes
+            newest = max(newest, listing.newest)
             left.add(listing.left)
             if name in folders:
                 classes[name] = listing.images
             progress(before + files)
     return Split(
         name=root.name,
+        newest=newest,
         classes=classes,
         others=files - sum(classes.values()),
         ignored=left.sentence(),
@@ -364,6 +400,7 @@ class _Listing(NamedTuple):
     files: int
     images: int
     bytes: int
+    newest: int
     left: Ignored
 
 
@@ -372,15 +409,17 @@ def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
     with listing_errors():
         if is_class:
             entries = walk(str(root / name), f"{name}/", left)
-            sizes = {path: size_of(entry) for path, entry in entries}
+            states = {path: stat_of(entry) for path, entry in entries}
         else:
-            sizes = {} if (root / name).is_dir() else {name: size_of(root / name)}
+            states = {} if (root / name).is_dir() else {name: stat_of(root / name)}
+    sizes = {path: state.st_size if state else 0 for path, state in states.items()}
+    newest = max((state.st_mtime_ns for state in states.values() if state), default=0)
     paths = sorted(sizes, key=path_parts)
     lines = b"".join(b"%s %d\n" % (os.fsencode(path), sizes[path]) for path in paths)
     images = sum(map(is_image, paths)) if is_class else 0
     if is_class:  # class_folders counts those beside the classes
         left.others.update(suffix_of(path) for path in paths if not is_image(path))
-    return _Listing(lines, len(paths), images, sum(sizes.values()), left)
+    return _Listing(lines, len(paths), images, sum(sizes.values()), newest, left)
 
 
 def _reason(error: BaseException) -> str:

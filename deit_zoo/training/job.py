@@ -32,6 +32,7 @@ class Change:
 class Job:
     """A plan, its data by a name that holds in any folder, and the fingerprint of what lies there.
 
+    `newest` is when the last of its files was written, in nanoseconds; 0 where nobody knows.
     `changes` are those of the recipe after the run had begun. `images` is the list of files that
     the run keeps of a folder, where it keeps one; `val_share` is what it was parted by.
     """
@@ -39,6 +40,7 @@ class Job:
     plan: Plan
     data: str
     fingerprint: dict[str, Any]
+    newest: int = 0
     changes: tuple[Change, ...] = ()
     val_share: float | None = None
     images: ImageList | None = None
@@ -48,6 +50,7 @@ class Job:
         record = self.plan.to_dict() | {
             "data": self.data,
             "fingerprint": self.fingerprint,
+            "newest": self.newest,
             "changes": [asdict(change) for change in self.changes],
             "val_share": self.val_share,
             "listed": self.images is not None,
@@ -96,7 +99,8 @@ def read_job(output: Path) -> Job:
         return Job(
             plan=plan_from(record),
             data=data,
-            fingerprint=record["fingerprint"],
+            fingerprint=dict(record["fingerprint"]),
+            newest=int(record.get("newest", 0)),
             changes=tuple(Change(**change) for change in record.get("changes", [])),
             val_share=record.get("val_share"),
             images=read_split(output / SPLIT_FILE, root_of(data)) if listed else None,

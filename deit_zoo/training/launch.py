@@ -42,6 +42,7 @@ from deit_zoo.training.run_data import (
     has_begun,
     images_of_run,
     is_without_plan,
+    open_part,
 )
 from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, run_lock
 
@@ -260,7 +261,7 @@ def run_plan(
                 images = images_of_run(data, val_share, output, plan.reading, tell, progress)
             job = make_job(plan, data, images, output, fit or with_num_images, progress)
             check_output(output, job.plan.recipe, resume)
-            check_same_data(output, job)
+            check_same_data(output, job, tell)
             if not has_begun(output):
                 check_validation(job.data, images, job.plan.reading, progress)
             job = with_changes(replace(job, val_share=val_share), output)
@@ -307,7 +308,7 @@ def make_job(
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
     from deit_zoo.data.image_set import absolute
-    from deit_zoo.data.survey import validate, validate_list
+    from deit_zoo.data.survey import validate, validate_list, with_content
 
     check_data(plan, data)
     folder = str(data) if data is not None else str(digits_folder(output))
@@ -321,7 +322,8 @@ def make_job(
     return Job(
         plan=fitted,
         data=absolute(folder),
-        fingerprint=content.fingerprint(),
+        fingerprint=with_content(content, lambda split: open_part(folder, split, images)),
+        newest=max(content.train.newest, content.val.newest),
         images=images,
     )
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deit_zoo.data.image_set import ImageSet
+from deit_zoo.data.survey import SMALL
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate
 from deit_zoo.evaluation.answers import Answers, LabelAnswers, answers_of, answers_to
 from deit_zoo.evaluation.report import write_report
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.training.run_data import SMALL
 from deit_zoo.zoo import transform
 
 RESULTS_FOLDER = "results"

@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, ListSet
 from deit_zoo.data.image_set import ImageSet, kind_of, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
-from deit_zoo.data.survey import bad_images, most_unreadable
+from deit_zoo.data.survey import CONTENT, SMALL, bad_images, most_unreadable
+from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
 from deit_zoo.machine import usable_cores
@@ -22,7 +24,7 @@ from deit_zoo.manifest import Reading
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.rollback import FOLDER, read_history
 
-SMALL = 5_000  # images that are decoded before the start; an epoch takes longer
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 def images_of_run(
@@ -64,12 +66,7 @@ def check_validation(
     """Raises DataError where a validation image cannot be read: figures are of all of them."""
     if images is not None and len(images.images) <= SMALL:
         return  # those are left out already
-    part: ImageSet
-    if images is None:
-        part = open_unchecked(data, "val", reading)
-    else:
-        part = ListSet(images, "val", allow_empty=True)
-        part.reading = reading
+    part = open_part(data, "val", images, reading)
     if bad := _unreadable([part], progress):
         raise DataError(
             f"{len(bad):,} of {len(part):,} validation images cannot be read ({_named(bad)}), and "
@@ -77,15 +74,46 @@ def check_validation(
         )
 
 
-def check_same_data(output: Path, job: Job) -> None:
-    """Raises DataError where a run would go on with other images than it began with."""
+def open_part(
+    data: str, split: SplitName, images: ImageList | None, reading: Reading = "upstream"
+) -> ImageSet:
+    """A split as it lies, or as the run's list, which may not be written yet, has it."""
+    if images is None:
+        return open_unchecked(data, split, reading)
+    part = ListSet(images, split, allow_empty=True)
+    part.reading = reading
+    return part
+
+
+def check_same_data(output: Path, job: Job, tell: Callable[[str], None]) -> None:
+    """Raises DataError where a run would go on with other images than it began with.
+
+    That files of a large set were written since, which a copy is too, is told.
+    """
     former = former_job(output)
-    if former is not None and former.fingerprint != job.fingerprint:
-        before, after = _files(former), _files(job)
+    if former is None:
+        return
+    before, now = former.fingerprint, job.fingerprint
+    if _without_content(before) != _without_content(now):
         raise DataError(
-            f"the run in {output} began with other data ({before}) than {job.data} holds now "
-            f"({after}); give the data that it began with, or a new --output"
+            f"the run in {output} began with other data ({_files(former)}) than {job.data} holds "
+            f"now ({_files(job)}); give the data that it began with, or a new --output"
         )
+    known = [split for split in before if CONTENT in before[split] and CONTENT in now[split]]
+    if any(before[split][CONTENT] != now[split][CONTENT] for split in known):
+        raise DataError(
+            f"images of {job.data} are not those that the run in {output} began with, though "
+            "their names and sizes are; give the data that it began with, or a new --output"
+        )
+    if not known and former.data == job.data and 0 < former.newest < job.newest:
+        tell(f"files of {job.data} were written since the run began; by name and size they are its")
+
+
+def _without_content(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    return {
+        split: {key: value for key, value in facts.items() if key != CONTENT}
+        for split, facts in fingerprint.items()
+    }
 
 
 def former_job(output: Path) -> Job | None:
@@ -152,9 +180,7 @@ def _without_unreadable(
 
     Raises DataError where they are too many.
     """
-    sets = [ListSet(images, split, allow_empty=True) for split in ("train", "val")]
-    for part in sets:
-        part.reading = reading
+    sets = [open_part(str(data), split, images, reading) for split in SPLITS]
     bad = _unreadable(sets, progress)
     if not bad:
         return images

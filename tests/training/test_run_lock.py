@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from deit_zoo.data import survey
 from deit_zoo.errors import DataError
 from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer
@@ -247,3 +248,37 @@ def test_a_validation_image_that_turns_bad_in_mid_run_ends_no_run_and_is_told(
     begin(tmp_path / "run", data)
     assert epochs_of(tmp_path / "run") == [0, 1]
     assert f"1 of 60 validation images cannot be read ({bad})" in capsys.readouterr().err
+
+
+def test_an_image_that_was_edited_to_another_of_the_same_size_is_other_data(
+    run: Path, tmp_path: Path, digits_folder: Path
+) -> None:
+    data = shutil.copytree(digits_folder, tmp_path / "data")
+    begin(run, data)  # a copy of the same images is the same data
+    edited = sorted((data / "train" / "3").glob("*.png"))[0]
+    content = bytearray(edited.read_bytes())
+    content[-20] ^= 1
+    edited.write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        begin(run, data)
+    assert str(raised.value) == (
+        f"images of {data} are not those that the run in {run} began with, though their names and "
+        "sizes are; give the data that it began with, or a new --output"
+    )
+
+
+def test_files_of_a_large_set_that_were_written_since_are_told(
+    tmp_path: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SMALL", 100)
+    data = shutil.copytree(digits_folder, tmp_path / "data")
+    output, told = tmp_path / "run", list[str]()
+    begin(output, data, told.append)
+    begin(output, data, told.append)
+    assert told == []
+    edited = sorted((data / "train" / "3").glob("*.png"))[0]
+    os.utime(edited, ns=(0, 1 + max(file.stat().st_mtime_ns for file in data.rglob("*.png"))))
+    begin(output, data, told.append)
+    assert told == [
+        f"files of {data} were written since the run began; by name and size they are its"
+    ]
