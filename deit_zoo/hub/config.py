@@ -112,9 +112,17 @@ def start_record(init_from: str | None) -> Checkpoint | None:
             return read_manifest().get(spec.name)
         receipt = expand_user(init_from) / RECEIPT_FILE
         try:
-            init_from = json.loads(receipt.read_text(encoding="utf-8"))["plan"]["recipe"][
-                "init_from"
-            ]
+            facts = json.loads(receipt.read_text(encoding="utf-8"))
+            init_from = start_of(facts)
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return None
+
+
+def start_of(receipt: dict[str, Any]) -> str | None:
+    """What a run began with: the published weights, or those of a run that is named by its path.
+
+    That path is in the receipts of version 0.2 and earlier alone.
+    """
+    start = receipt.get("start")
+    return start["published"] if start else receipt["plan"]["recipe"].get("init_from")

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from deit_zoo.data.transforms import eval_transform
 from deit_zoo.errors import CheckpointError, IntegrityError, redact
 from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_sums, write_whole
-from deit_zoo.hub.config import start_record, timm_name, write_run_config
+from deit_zoo.hub.config import start_of, start_record, timm_name, write_run_config
 from deit_zoo.hub.publish import check_arguments, new_folder
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import Label, labels
@@ -59,7 +59,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
     receipt = _receipt(run)
     local = open_local(run)
     spec = spec_of_file(local, run)
-    start = start_record(receipt["plan"]["recipe"].get("init_from"))
+    start = start_record(start_of(receipt))
     names = local.metadata.get("labels")
     known = {label.folder: label for label in labels(spec.labels)}
     classes = [known.get(name, Label(name, name)) for name in names] if names else [*known.values()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deit_zoo.runs.reference import (
     recipe_differences,
 )
 
+_ADDRESS = re.compile(r"\w+://|hf[-_]hub:")
 FIGURES = ("top1", "top5", "loss")
 
 
@@ -125,13 +127,16 @@ def write_receipt(
     teacher: dict[str, Any] | None = None,
     run: dict[str, Any] | None = None,
     epochs: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
 ) -> None:
     """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
 
     `teacher` says which weights taught; `run` what happened on the way: skipped steps, images that
     could not be read, returns to an earlier state, changes of the recipe. `epochs` has the last
-    and the best one, and which of them was exported.
+    and the best one, and which of them was exported. `start` says which weights it began with.
+    Of a local path the last part alone is told.
     """
+    recipe_sha256, plan = plan.recipe.digest, _without_paths(plan)
     differs = plan_differences(plan)
     status, log = None, read_log(output / LOG_FILE)
     if curve := published_curve(plan.recipe):
@@ -150,15 +155,32 @@ def write_receipt(
         "assumed": plan.recipe.assumed,
         "differs": differs,
         "standing": status.to_dict(differs) if status else None,
-        "teacher": teacher,
+        "teacher": teacher and {key: _last_part(value) for key, value in teacher.items()},
+        "start": start,
         "ema": ema_figures(log),
         "run": (run or {}) | times(plan, log),
         "epochs": epochs,
         "seed": plan.recipe.seed,
-        "plan": plan.to_dict(),
+        "plan": plan.to_dict() | {"recipe_sha256": recipe_sha256},
         "environment": environment,
         "data": data,
         "sha256": sha256,
     }
     text = json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_whole(output / RECEIPT_FILE, redact(text).encode())
+
+
+def _without_paths(plan: Plan) -> Plan:
+    """A plan as others may read it."""
+    own = plan.recipe
+    recipe = replace(own, init_from=_last_part(own.init_from), teacher=_last_part(own.teacher))
+    return replace(plan, recipe=recipe, teacher_labels=_last_part(plan.teacher_labels))
+
+
+def _last_part(value: Any) -> Any:
+    """Of a local path, also after the name of a model, the last part; anything else as it is."""
+    if not isinstance(value, str) or _ADDRESS.match(value):
+        return value
+    name, at, path = value.rpartition("@")
+    is_local = path.startswith(("/", ".", "~")) or Path(path).exists()
+    return f"{name}{at}{Path(path).name}" if is_local else value

@@ -23,8 +23,9 @@ from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import commit, cpu_name
+from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, spec_of
-from deit_zoo.recipes.plan import Plan, learning_rate
+from deit_zoo.recipes.plan import Plan, learning_rate, resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot
@@ -59,7 +60,7 @@ from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.throughput import profile
 from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.version import __version__
-from deit_zoo.weights.load import save_model
+from deit_zoo.weights.load import open_local, resolve_file, save_model
 from deit_zoo.zoo import create, transform
 
 EMA_FOLDER = "ema"
@@ -90,6 +91,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             say(images.note)
         classes = images.classes
         model = build_model(recipe, classes, group)
+        start = group.run_on_main(lambda: first_stage_facts(recipe))
         validation = open_images(data, "val", classes, group, plan.reading)
         held_out = EvalDataset(validation, transform(model), skips=True)
         teacher, taught = teaching(job, len(classes), group, say)
@@ -137,8 +139,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             loader.close()
             logger.keep_log(manager.log)
             # Before trackers end, who may wait for a network.
-            lessons = teacher_facts(teacher, taught, group)
-            verdict = conclude(job, manager, facts, evaluate, lessons, say)
+            origins = {"teacher": teacher_facts(teacher, taught, group), "start": start}
+            verdict = conclude(job, manager, facts, evaluate, origins, say)
             if recipe.data == "folder":
 
                 def write() -> None:
@@ -289,7 +291,7 @@ def conclude(
     manager: CheckpointManager,
     facts: dict[str, Any],
     evaluate: Callable[[ZooModel], Evaluation],
-    teacher: dict[str, Any] | None,
+    origins: dict[str, Any],
     say: Callable[[str], None],
 ) -> Verdict:
     """Export the weights, load them as a user would, and judge what that file reaches."""
@@ -311,9 +313,9 @@ def conclude(
                 environment=environment(state),
                 data=job.fingerprint,
                 sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
-                teacher=teacher,
                 run=mishaps(job, manager),
                 epochs=epochs,
+                **origins,
             )
             plot.draw_run(output, recipe.name)
         return verdict
@@ -328,6 +330,21 @@ def mishaps(job: Job, manager: CheckpointManager) -> dict[str, Any]:
     rollbacks = to_receipt(manager.history, job.plan.steps_per_epoch)
     changes = [asdict(change) for change in job.changes]
     return counts | {"rewinds": len(rollbacks), "rollbacks": rollbacks, "changes": changes}
+
+
+def first_stage_facts(recipe: Recipe) -> dict[str, Any] | None:
+    """The weights that a run begins with: their digest, and the published ones that they are of."""
+    first_stage = resolve_init_from(recipe)
+    if first_stage is None:
+        return None
+    name, checkpoint = first_stage
+    known = open_local(checkpoint) if checkpoint else resolve_file(manifest_record(name))
+    published = start_record(recipe.init_from)
+    return {
+        "name": name,
+        "published": published.name if published else None,
+        "sha256": digest(known.path),
+    }
 
 
 def facts_of(plan: Plan, classes: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -132,8 +133,12 @@ def test_a_run_is_trained_further_and_its_descent_is_known(run: Path, photos: Pa
     done = deit_zoo(*map(str, words), "--set", "lr=0", env={}, cwd=run.parent)
     assert done.status == 0, done.err
     further = run.parent / "runs" / "photos_custom"
-    recipe = json.loads((further / "receipt.json").read_text())["plan"]["recipe"]
-    assert (recipe["model"], recipe["init_from"]) == (NAME, str(run))
+    text = (further / "receipt.json").read_text()
+    recipe, began = json.loads(text)["plan"]["recipe"], json.loads(text)["start"]
+    assert str(run.parent) not in text
+    sha256 = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    assert began == {"name": NAME, "published": NAME, "sha256": sha256}
+    assert (recipe["model"], recipe["init_from"]) == (NAME, run.name)
     # With the same classes the head goes on, too; at a rate of almost 0 nothing changes much.
     before, after = zoo.create(run), zoo.create(further)
     assert (before.head.weight - after.head.weight).abs().max() < 1e-3

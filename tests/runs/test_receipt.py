@@ -283,6 +283,26 @@ def test_another_published_layout_is_no_difference() -> None:
     assert judge(replace(base, replicas=4), REACHED).modified == ("replicas",)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("/home/somebody/runs/stage", "stage"),
+        ("~/stage.safetensors", "stage.safetensors"),
+        ("deit_base", "deit_base"),
+        ("hf://org/repo@main", "hf://org/repo@main"),
+    ],
+)
+def test_a_receipt_tells_no_local_path(given: str, told: str, tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    teacher = given if given.startswith("hf") else f"regnety_160@{given}"
+    receipt = receipt_of(tmp_path, init_from=given, teacher=teacher, distillation="hard")
+    recipe = receipt["plan"]["recipe"]
+    assert recipe["init_from"] == told
+    assert recipe["teacher"] == (told if given.startswith("hf") else f"regnety_160@{told}")
+    assert f"init_from {told}, recipe none" in receipt["differs"]
+    assert "somebody" not in (tmp_path / "receipt.json").read_text(encoding="utf-8")
+
+
 def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
     receipt_of(tmp_path, replace(REACHED, loss=float("nan")))

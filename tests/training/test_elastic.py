@@ -40,9 +40,6 @@ if os.environ.get("RANK") == os.environ.get("SPOILED", "none"):
     spoil("gradient", [(1, step) for step in range(20)])
 if os.environ.get("RANK") == os.environ.get("MORTAL", "none"):
     os.kill(os.getpid(), signal.SIGKILL)
-if "SILENT_SECONDS" in os.environ:
-    from deit_zoo.training import heartbeat
-    heartbeat.SILENT_SECONDS = float(os.environ["SILENT_SECONDS"])
 """
 SHORT, LONG, KILLED = 2, 6, 12
 EVERY_STEP = ("--set", "state_minutes=0")
@@ -360,7 +357,12 @@ def test_a_process_that_is_stopped_is_told_and_killed_and_all_begin_again(
 ) -> None:
     output = place / f"stopped-{rank}"
     # With processes of its own: a forked one has not the words of its command.
-    tree = begin(output, epochs=LONG, zoo=ZOO, SILENT_SECONDS="5")
+    impatient = python(
+        "-c",
+        "from deit_zoo.training import heartbeat; heartbeat.SILENT_SECONDS = 5.0; "
+        "from deit_zoo.cli.main import main; main()",
+    )
+    tree = begin(output, epochs=LONG, zoo=impatient)
     tree.until(lambda: epochs_of(output) == 2)
     send(tree.ranks()[rank], signal.SIGSTOP)
     assert tree.code() == 0, tree.stderr
