@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from deit_zoo.augment import record
+from deit_zoo.augment.draws import Draws
 from deit_zoo.data.transforms import normalized
 from deit_zoo.training.seeding import seed_from_key
-from deit_zoo.training.timm_bridge import Draws, TrainAugment
+from deit_zoo.training.timm_bridge import TrainAugment
 
 Drawn = Sequence[tuple[Image.Image, Draws]]  # images as they were read
 # Width and height of what ImageNet is mostly made of, and of what is rare.

@@ -78,6 +78,7 @@ def reproduce_(
     """
     from deit_zoo.recipes import variant_name
     from deit_zoo.training.launch import (
+        check_data,
         layout_of_run,
         make_plan,
         recipe_for,
@@ -106,6 +107,8 @@ def reproduce_(
         machine["changes"] += layout_of_run(output, machine["changes"])
         plan = make_plan(name, num_images=num_images, device=place, **machine)
         check_teacher_of(plan)
+        if recipe_for(name).data == "folder":  # which is not known to hold so many images
+            check_data(plan, data)
         print_rows(out, [*plan.lines(), ("output", str(output))])
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
@@ -113,7 +116,9 @@ def reproduce_(
     say_device(place)
 
     def show(plan: Plan) -> None:
-        print_rows(talk, [*plan.lines(), ("output", str(output))])
+        own = plan.recipe.name == recipe_for(name).name  # or a stage that is trained first
+        place_of_run = output if own else output.parent / plan.recipe.name
+        print_rows(talk, [*plan.lines(), ("output", str(place_of_run))])
         if nodes > 1:
             others = "the other node" if nodes == 2 else f"the other {nodes - 1} nodes"
             folder = escape(str(output))

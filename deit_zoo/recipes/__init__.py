@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from deit_zoo.errors import RecipeError
-from deit_zoo.recipes import cait, deit, digits, variants
+from deit_zoo.recipes import cait, deit, deit3, digits, variants
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import lookup, normalize, resolve
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (*deit.RECIPES, *cait.RECIPES, *digits.RECIPES, *variants.RECIPES)
+    for recipe in (*deit.RECIPES, *cait.RECIPES, *deit3.RECIPES, *digits.RECIPES, *variants.RECIPES)
 }
 
 

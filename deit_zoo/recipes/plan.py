@@ -224,7 +224,7 @@ class Plan:
         spec = MODELS.get(self.recipe.architecture)
         if spec is None:
             return []
-        copies = 4 if self.recipe.optimizer == "adamw" else 3
+        copies = 3 if self.recipe.optimizer == "sgd" else 4
         copies += self.recipe.ema_decay is not None
         megabytes = copies * 4 * spec.num_params / 1e6
         size = f"{megabytes / 1e3:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
@@ -374,6 +374,15 @@ def _reading(plan: Plan) -> list[tuple[str, str]]:
     return [("reading", "upright: turned as their EXIF says, transparency on white")]
 
 
+def trained_first(recipe: Recipe) -> Recipe | None:
+    """The first stage that nobody published and that the same images train."""
+    stage = RECIPES.get(recipe.init_from or "")
+    shipped = RECIPES.get(recipe.name, recipe)
+    if stage is None or stage.name in MODELS or stage.data != shipped.data:
+        return None
+    return stage
+
+
 def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:
     source = recipe.init_from
     if source is None:
@@ -384,6 +393,8 @@ def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:
     weights = f"train it, then --set init_from=runs/{source}"
     if source in MODELS:
         weights = "its published weights"
+    elif trained_first(recipe) is not None:
+        weights = "trained before, in the folder of its name beside this run's"
     length = f"{stage.epochs} epochs at {shown(stage.img_size)} px"
     return [("first stage", f"{source}, {length}: {weights}")]
 
@@ -450,6 +461,11 @@ def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
     remarks = []
     if not recipe.train_mode:
         remarks.append("eval mode: no drop-path")
+    if recipe.optimizer == "lamb":
+        remarks.append("LAMB")
+    if recipe.three_augment:
+        crop = ", simple random crop" if recipe.random_crop == "simple" else ""
+        remarks.append(f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}")
     if recipe.loss != "cross_entropy":
         remarks.append(recipe.loss.replace("_", " "))
     if recipe.ema_decay is not None:

@@ -45,7 +45,14 @@ REMARKS = (
     "assumed",
 )
 # Younger than the first digests, which are kept where these do nothing.
-_ADDED = {"class_weights": "none", "sampling": "uniform"}
+_ADDED = {
+    "class_weights": "none",
+    "sampling": "uniform",
+    "cosub": False,
+    "random_crop": "resized",
+    "three_augment": False,
+    "color_jitter": 0.0,
+}
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
 _FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
 
@@ -79,7 +86,7 @@ class Recipe:
     layouts: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     lr: Amount
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Amount = 1e-8
@@ -99,16 +106,21 @@ class Recipe:
     train_mode: bool = True  # False: no drop-path, as upstream fine-tuned until 2022-07-29
     ema_decay: Share | None = None
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    cosub: bool = False  # two subnetworks teach each other (arXiv:2212.04884)
     drop_path_rate: Share
     label_smoothing: Share
     # Balanced: rare classes weigh more in the loss, or are shown as often as the others.
     class_weights: Literal["none", "balanced"] = "none"
     sampling: Literal["uniform", "balanced"] = "uniform"
 
+    # Simple: the short side resized, 4 pixels reflected around, a square cut out (DeiT III).
+    random_crop: Literal["resized", "simple"] = "resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: Share
     rand_augment: str | None
+    three_augment: bool = False  # grey, solarised or blurred (DeiT III); then colours change
+    color_jitter: Amount = 0.0
     random_erasing: Share
     repeated_aug: Count
     mixup: Amount
@@ -184,7 +196,23 @@ class Recipe:
                 "m, n, mmax, inc, p, mstd and t such as rand-m9-mstd0.5-inc1"
             )
 
+        if self.three_augment and (self.rand_augment is not None or self.random_erasing):
+            raise RecipeError(
+                "three_augment is true, which takes the place of RandAugment and of erasing; type "
+                "--set rand_augment=none --set random_erasing=0"
+            )
+        if not self.three_augment and (self.color_jitter or self.random_crop == "simple"):
+            raise RecipeError(
+                f"color_jitter is {self.color_jitter} and random_crop {self.random_crop!r} without "
+                "three_augment, which alone has them; type --set three_augment=true"
+            )
+
     def _check_distillation(self) -> None:
+        if self.cosub and (self.distillation != "none" or self.class_weights != "none"):
+            raise RecipeError(
+                "cosub is true, in which the network is its own teacher; type "
+                "--set distillation=none --set teacher=none --set class_weights=none"
+            )
         if (self.distillation == "none") != (self.teacher is None):
             raise RecipeError(
                 f"distillation is {self.distillation!r} and teacher is {self.teacher!r}; "

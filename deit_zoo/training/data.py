@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from deit_zoo.augment.device import finish
+from deit_zoo.augment.draws import Augment
 from deit_zoo.augment.record import BAD, LABEL, OPERATIONS, ROW
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import Loader, WorkersDiedError
@@ -39,7 +40,6 @@ from deit_zoo.training.places import (
 from deit_zoo.training.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher_labels import TeacherLabels
-from deit_zoo.training.timm_bridge import TrainAugment
 
 REPLACEMENTS = 10
 DEATHS_PER_EPOCH = 3
@@ -63,7 +63,7 @@ class ChunkImages(Dataset[Filled]):
     """
 
     def __init__(
-        self, images: ImageSet, augment: TrainAugment, seed: int, ring: Ring, *, on_device: bool
+        self, images: ImageSet, augment: Augment, seed: int, ring: Ring, *, on_device: bool
     ) -> None:
         self.images = images
         self.augment = augment
@@ -183,7 +183,7 @@ class TrainLoader:
     def __init__(
         self,
         images: ImageSet,
-        augment: TrainAugment,
+        augment: Augment,
         plan: Plan,
         replicas: range,
         tell: Callable[[str], None] = lambda sentence: None,
@@ -328,15 +328,17 @@ class TrainLoader:
         self.loader = Loader(self.images, self.order, self.plan.workers, batched=False)
 
 
-def augments_on_device(plan: Plan, augment: TrainAugment) -> bool:
+def augments_on_device(plan: Plan, augment: Augment) -> bool:
     """Whether crops are finished there, or in the workers by Pillow.
 
     Raises RecipeError where that is asked of a device and cannot be.
     """
     if plan.augment == "device" and not augment.on_device:
+        by_timm = f"rand_augment {plan.recipe.rand_augment!r}"
+        what = "three_augment" if plan.recipe.three_augment else by_timm
         raise RecipeError(
-            f"augment is 'device', where of rand_augment {plan.recipe.rand_augment!r} only "
-            f"{', '.join(OPERATIONS)} can be done; type --set augment=workers"
+            f"augment is 'device', where of {what} only {', '.join(OPERATIONS)} can be done; type "
+            "--set augment=workers"
         )
     on_device = plan.device == "cuda" if plan.augment == "auto" else plan.augment == "device"
     return on_device and augment.on_device

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
-from deit_zoo.files import PLAN_FILE
+from deit_zoo.files import PLAN_FILE, RECEIPT_FILE
 from deit_zoo.labels import labels
 from deit_zoo.machine import check_gpus, check_processes, usable_device, world_size
 from deit_zoo.recipes import RECIPES, find_recipe
@@ -26,6 +26,7 @@ from deit_zoo.recipes.plan import (
     laid_out,
     resolve_init_from,
     settings,
+    trained_first,
 )
 from deit_zoo.recipes.recipe import Recipe, changed
 from deit_zoo.registry import MODELS, resolve
@@ -191,26 +192,30 @@ def reproduce(
     """
     check_extra()
     place = training_device(gpus, processes, device)
-    plan = make_plan(
-        name,
-        gpus=gpus,
-        device=place,
-        changes=[*changes, *layout_of_run(output, changes)],
-        workers=workers,
-        processes=num_processes(processes, gpus, nodes, place),
-        nodes=nodes,
-    )
-    return run_plan(
-        plan,
-        device=place,
-        output=output,
-        data=data,
-        rendezvous=rendezvous,
-        resume=resume,
-        tell=tell,
-        say=say,
-        progress=progress,
-    )
+    machine: dict[str, Any] = {
+        "gpus": gpus,
+        "device": place,
+        "workers": workers,
+        "processes": num_processes(processes, gpus, nodes, place),
+        "nodes": nodes,
+    }
+    callbacks: dict[str, Any] = {"tell": tell, "say": say, "progress": progress}
+    of_run: dict[str, Any] = {"device": place, "data": data, "rendezvous": rendezvous}
+    of_run |= {"resume": resume, **callbacks}
+
+    def planned(name: str, output: Path, changes: Sequence[str]) -> Plan:
+        return make_plan(name, changes=[*changes, *layout_of_run(output, changes)], **machine)
+
+    plan = planned(name, output, changes)
+    stage = trained_first(plan.recipe)
+    # Processes that torchrun or srun started are those of one run.
+    if stage is not None and (rendezvous is not None or not elastic.is_rank(plan)):
+        run = output.parent / stage.name
+        if not (run / RECEIPT_FILE).is_file():
+            tell(f"{plan.recipe.name} begins from {stage.name}, which is trained first, in {run}")
+            run_plan(planned(stage.name, run, changes), output=run, **of_run)
+        plan = planned(name, output, [*changes, f"init_from={run}"])
+    return run_plan(plan, output=output, **of_run)
 
 
 def layout_of_run(output: Path, changes: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deit_zoo.errors import RecipeError
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.training.timm_bridge import depths_of
+from deit_zoo.training.timm_bridge import depths_of, lamb
 
 # What learns when the backbone is frozen, and when only attention learns (upstream's main.py).
 HEADS = r"^head(_dist)?\."
@@ -66,6 +66,8 @@ def optimizer_for(model: ZooModel, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         # Upstream's "sgd" is Nesterov's (timm 0.3.2).
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused)
+    if recipe.optimizer == "lamb":
+        return lamb(groups, recipe)
     return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 

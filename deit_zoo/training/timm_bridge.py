@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -19,8 +19,11 @@ from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from timm.models import group_parameters
+from timm.optim import Lamb
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from deit_zoo.augment.draws import Augment, Draws, Operation
 from deit_zoo.augment.record import NO_OPERATION, OPERATIONS, Box, Layer
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
 from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
@@ -28,6 +31,7 @@ from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import Source
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.training.three_augment import ThreeAugment
 from deit_zoo.weights.fetch import UnavailableError, cached_source, hub_error_context
 
 
@@ -147,8 +151,7 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
         input_size=(height, width),
         is_training=True,
         scale=recipe.crop_scale,
-        # That of a crop to the model's images: timm squeezes squares into a rectangle.
-        ratio=tuple(ratio * width / height for ratio in recipe.crop_ratio),
+        ratio=_ratio_of(recipe),
         hflip=recipe.hflip,
         color_jitter=None,  # inactive upstream too: timm drops it when RandAugment is on
         auto_augment=recipe.rand_augment,
@@ -169,30 +172,42 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     return transform
 
 
-def train_augment(recipe: Recipe) -> TrainAugment:
-    """What `train_transform` does to an image, with its draws apart from its pixels."""
-    return TrainAugment(recipe)
+def train_augment(recipe: Recipe) -> Augment:
+    """How a recipe augments images, with its draws apart from its pixels."""
+    if not recipe.three_augment:
+        return TrainAugment(recipe)
+    size = as_pair(recipe.img_size)
+
+    def box_of(width: int, height: int) -> Box:
+        image = _Sized((width, height))
+        return Box(*_RandomResizedCrop.get_params(image, recipe.crop_scale, _ratio_of(recipe)))
+
+    return ThreeAugment(
+        size,
+        hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter,
+        box_of=None if recipe.random_crop == "simple" else box_of,
+    )
 
 
-class Operation(NamedTuple):
-    """A function of timm's on an image, with its arguments."""
-
-    function: Callable[..., Image.Image]
-    arguments: tuple[float, ...]
-    options: dict[str, Any]
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return self.function(image, *self.arguments, **self.options)
+def lamb(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """LAMB (arXiv:1904.00962) as apex's, with which DeiT III was trained: what does not decay takes
+    Adam's step. Gradients are clipped before, as for every optimizer."""
+    return _Lamb(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, max_grad_norm=None)
 
 
-class Draws(NamedTuple):
-    """What chance decides about one image, in the order in which it is done."""
+class _Lamb(Lamb):  # type: ignore[misc]
+    """timm's, with the number of its steps among what is kept of each parameter."""
 
-    box: Box  # the crop, of the image as it was read
-    flip: bool
-    operations: tuple[Operation, ...]  # of RandAugment; a layer that is skipped has none
-    erase: Box | None  # of the finished image
-    noise: Tensor | None  # what is put there, (3, height, width) float32
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            states = [self.state[p] for p in group["params"] if p in self.state]
+            group["step"] = next((state["step"] for state in states), torch.tensor(0.0))
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for state in (self.state[p] for p in group["params"] if p in self.state):
+                state["step"] = group["step"]
+        return loss
 
 
 class TrainAugment:
@@ -249,6 +264,12 @@ class TrainAugment:
             return Layer(number, tuple(float(value) for value in operation.arguments))
         moved: Any = operation(_AffineMap(self.img_size[::-1]))
         return Layer(number, moved)
+
+
+def _ratio_of(recipe: Recipe) -> tuple[float, ...]:
+    """That of a crop to the model's images: timm squeezes squares into a rectangle."""
+    height, width = as_pair(recipe.img_size)
+    return tuple(ratio * width / height for ratio in recipe.crop_ratio)
 
 
 def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

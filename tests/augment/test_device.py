@@ -13,12 +13,13 @@ from timm.data.auto_augment import invert, translate_x_rel
 from torch import Tensor
 
 from deit_zoo.augment.device import finish
+from deit_zoo.augment.draws import Draws, Operation
 from deit_zoo.augment.record import FILL, ROW, Box
 from deit_zoo.data.transforms import normalized
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.seeding import seed_from_key
-from deit_zoo.training.timm_bridge import Draws, Operation, train_augment, train_transform
+from deit_zoo.training.timm_bridge import train_augment, train_transform
 from harness.slots import drawn_slot, photograph
 from support.tables import each_row
 

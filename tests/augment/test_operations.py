@@ -13,12 +13,13 @@ from PIL import Image
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
 
+from deit_zoo.augment.draws import Operation
 from deit_zoo.augment.operations import augmented, resized
 from deit_zoo.augment.record import ARGUMENTS, NO_OPERATION, OPERATIONS
 from deit_zoo.data.transforms import resize
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.training.seeding import seed_from_key
-from deit_zoo.training.timm_bridge import Operation, train_augment, train_transform
+from deit_zoo.training.timm_bridge import train_augment, train_transform
 from harness.slots import photograph
 from support.tables import each_row
 

@@ -43,7 +43,7 @@ def test_list_shows_every_model_with_its_figures() -> None:
     assert ["cait_xxs24_224", "78.40*", "12.0", "M", "2.53", "224", "1"] in rows
     assert done.err == (
         "* measured by timm with this transform, for which the authors published no figure\n"
-        "recipes partly assumed, for what nobody published: 16 of 38; `deit-zoo info NAME` says "
+        "recipes partly assumed, for what nobody published: 23 of 38; `deit-zoo info NAME` says "
         "which values, and why\n"
     )
 

@@ -37,6 +37,7 @@ BENCHMARK = {
     "cait_s36_384": (32.3, 60),
     "cait_m36_384": (11.91, 60),
     "cait_m48_448": (4.76, 60),
+    "deit3_small": (987.86, 800),
 }
 # facts/costs.md, sections 1 and 2: GPU-hours, epochs, hardware, origin.
 TOLD = {

@@ -330,8 +330,8 @@ def test_a_plan_of_two_stages_says_what_is_trained_first() -> None:
         "deit_base, 300 epochs at 224 px: its published weights"
     )
     assert lines_of(RECIPES["deit_base_distilled_384"])["first stage"] == (
-        "deit_base_distilled_1000ep, 1000 epochs at 224 px: train it, then --set "
-        "init_from=runs/deit_base_distilled_1000ep"
+        "deit_base_distilled_1000ep, 1000 epochs at 224 px: trained before, "
+        "in the folder of its name beside this run's"
     )
     trained = replace(RECIPES["deit_base_384"], init_from="runs/mine")
     assert lines_of(trained)["first stage"] == "runs/mine"

@@ -16,7 +16,7 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES, variants
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import REMARKS, Recipe, changed, from_dict
-from deit_zoo.registry import MODELS
+from deit_zoo.registry import MODELS, TRANSFORMERS
 from support.tables import each_row
 
 # facts/recipes.json, records deit_{tiny,small,base}_patch16_224, stage "pretrain": the paper's
@@ -50,12 +50,16 @@ DEIT: dict[str, Any] = {
     "train_mode": True,
     "ema_decay": None,
     "loss": "cross_entropy",
+    "cosub": False,
     "drop_path_rate": 0.1,
     "label_smoothing": 0.1,
+    "random_crop": "resized",
     "crop_scale": (0.08, 1.0),
     "crop_ratio": (0.75, 4 / 3),
     "hflip": 0.5,
     "rand_augment": "rand-m9-mstd0.5-inc1",
+    "three_augment": False,
+    "color_jitter": 0.0,
     "random_erasing": 0.25,
     "repeated_aug": 3,
     "mixup": 0.8,
@@ -93,6 +97,45 @@ CAIT_UP = HARD | {
     "decay_epochs": 10,
     "decay_rate": 0.5,
 }
+
+# The records deit_3_*: stage "pretrain_*" on ImageNet-1k and what of it the others have not.
+DEIT3: dict[str, Any] = {
+    "epochs": 800,
+    "batch_size": 2048,
+    "optimizer": "lamb",
+    "lr": 4e-3,
+    "clip_grad": 1.0,
+    "loss": "binary_cross_entropy",
+    "drop_path_rate": 0.05,
+    "label_smoothing": 0.0,
+    "rand_augment": None,
+    "three_augment": True,
+    "color_jitter": 0.3,
+    "random_erasing": 0.0,
+}
+DEIT3_192 = DEIT3 | {"img_size": 192, "lr": 3e-3}
+# Stages "finetune_224" and "finetune_384".
+DEIT3_UP: dict[str, Any] = {
+    "epochs": 20,
+    "batch_size": 512,
+    "lr": 1e-5,
+    "weight_decay": 0.1,
+    "random_erasing": 0.0,
+    "repeated_aug": 1,
+}
+# Stages "pretrain_21k_*" and "finetune_1k_224".
+DEIT3_21K = DEIT3 | {
+    "data": "folder",
+    "epochs": 240,
+    "lr": 1e-3,
+    "weight_decay": 0.02,
+    "loss": "cross_entropy",
+    "label_smoothing": 0.1,
+    "random_crop": "simple",
+    "repeated_aug": 1,
+    "mixup": 0.0,
+}
+DEIT3_IN21K = DEIT3_21K | {"data": "imagenet1k", "epochs": 50, "lr": 3e-4}
 
 # What differs from DEIT, by recipe.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -133,6 +176,71 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "cait_s36_384": CAIT_UP | {"img_size": 384, "drop_path_rate": 0.2, "init_from": "cait_s36_224"},
     "cait_m36_384": CAIT_UP | {"img_size": 384, "drop_path_rate": 0.3, "init_from": "cait_m36_224"},
     "cait_m48_448": CAIT_UP | {"img_size": 448, "drop_path_rate": 0.3, "init_from": "cait_m48_224"},
+    "deit3_small": DEIT3,
+    "deit3_medium": DEIT3,
+    "deit3_base_192": DEIT3_192 | {"model": "deit3_base", "drop_path_rate": 0.2},
+    "deit3_base": DEIT3_UP | {"init_from": "deit3_base_192", "drop_path_rate": 0.2},
+    "deit3_large_192": DEIT3_192 | {"model": "deit3_large", "drop_path_rate": 0.45, "replicas": 32},
+    "deit3_large": DEIT3_UP | {"init_from": "deit3_large_192", "drop_path_rate": 0.45},
+    "deit3_huge_160": DEIT3_192
+    | {"model": "deit3_huge", "img_size": 154, "drop_path_rate": 0.6, "replicas": 32},
+    "deit3_huge": DEIT3_UP
+    | {"init_from": "deit3_huge_160", "drop_path_rate": 0.55, "replicas": 16},
+    "deit3_small_384": DEIT3_UP
+    | {"img_size": 384, "init_from": "deit3_small", "drop_path_rate": 0.0},
+    "deit3_base_384": DEIT3_UP
+    | {
+        "img_size": 384,
+        "init_from": "deit3_base_192",
+        "drop_path_rate": 0.15,
+        "replicas": 16,
+    },
+    "deit3_large_384": DEIT3_UP
+    | {
+        "img_size": 384,
+        "init_from": "deit3_large_192",
+        "drop_path_rate": 0.4,
+        "replicas": 32,
+    },
+    "deit3_small_pretrain_21k": DEIT3_21K | {"model": "deit3_small", "replicas": 16},
+    "deit3_medium_pretrain_21k": DEIT3_21K | {"model": "deit3_medium", "replicas": 16},
+    "deit3_base_pretrain_21k": DEIT3_21K
+    | {"model": "deit3_base", "replicas": 32, "drop_path_rate": 0.1},
+    "deit3_large_pretrain_21k": DEIT3_21K
+    | {"model": "deit3_large", "replicas": 32, "drop_path_rate": 0.3},
+    "deit3_huge_pretrain_21k": DEIT3_21K
+    | {
+        "model": "deit3_huge",
+        "img_size": 126,
+        "epochs": 90,
+        "replicas": 32,
+        "drop_path_rate": 0.5,
+    },
+    "deit3_small_in21k": DEIT3_IN21K | {"init_from": "deit3_small_pretrain_21k", "replicas": 16},
+    "deit3_medium_in21k": DEIT3_IN21K | {"init_from": "deit3_medium_pretrain_21k", "replicas": 16},
+    "deit3_base_in21k": DEIT3_IN21K
+    | {"init_from": "deit3_base_pretrain_21k", "replicas": 32, "drop_path_rate": 0.15},
+    "deit3_large_in21k": DEIT3_IN21K
+    | {"init_from": "deit3_large_pretrain_21k", "replicas": 32, "drop_path_rate": 0.4},
+    "deit3_huge_in21k": DEIT3_IN21K
+    | {"init_from": "deit3_huge_pretrain_21k", "replicas": 32, "drop_path_rate": 0.45},
+    # Nothing was published of these: as without ImageNet-21k.
+    "deit3_small_384_in21k": DEIT3_UP
+    | {"img_size": 384, "init_from": "deit3_small_in21k", "drop_path_rate": 0.0},
+    "deit3_base_384_in21k": DEIT3_UP
+    | {
+        "img_size": 384,
+        "init_from": "deit3_base_in21k",
+        "drop_path_rate": 0.15,
+        "replicas": 16,
+    },
+    "deit3_large_384_in21k": DEIT3_UP
+    | {
+        "img_size": 384,
+        "init_from": "deit3_large_in21k",
+        "drop_path_rate": 0.4,
+        "replicas": 32,
+    },
 }
 
 # What the records leave null, under our names (nodes, gpus_per_node and batch_per_gpu make the
@@ -187,6 +295,13 @@ NOTHING_TOLD = (
         "cutmix",
     }
 )
+# What a command says.
+COMMAND = {
+    *("epochs", "batch_size", "replicas", "optimizer", "lr", "weight_decay", "clip_grad"),
+    *("warmup_epochs", "warmup_lr", "min_lr", "loss", "drop_path_rate", "label_smoothing"),
+    *("rand_augment", "three_augment", "color_jitter", "random_crop", "random_erasing"),
+    *("repeated_aug", "mixup", "cutmix"),
+}
 ASSUMED: dict[str, set[str]] = {
     # The README cuts Ti and S 4 x 256, and the distilled B 2 x 8 x 64: 8 is a choice.
     "deit_tiny": GPUS,
@@ -226,6 +341,19 @@ ASSUMED: dict[str, set[str]] = {
         "distillation",
         "teacher",
     },
+    **{f"deit3_{name}": set() for name in ("small", "base_192", "base", "large_192", "large")},
+    **{f"deit3_{name}": set() for name in ("huge", "small_384")},
+    **{f"deit3_{size}_pretrain_21k": set() for size in ("small", "base", "large")},
+    **{f"deit3_{size}_in21k": set() for size in ("small", "base", "large", "huge")},
+    # Patches of 14 pixels do not tile 160 or 128.
+    "deit3_huge_160": {"img_size"},
+    "deit3_huge_pretrain_21k": {"img_size"},
+    "deit3_base_384": {"init_from"},
+    "deit3_large_384": {"init_from"},
+    "deit3_medium": COMMAND | {"img_size"},
+    "deit3_medium_pretrain_21k": COMMAND | {"img_size"},
+    "deit3_medium_in21k": COMMAND,
+    **{f"deit3_{size}_384_in21k": COMMAND | {"init_from"} for size in ("small", "base", "large")},
 }
 
 # facts/reproductions.md, section 3: the bands that the published spreads support.
@@ -260,15 +388,36 @@ LIKE = {
     "cait_m36_384": "deit_base",
     "cait_m48_224": "deit_base",
     "cait_m48_448": "deit_base",
+    **{
+        f"deit3_{size}{stage}": f"deit_{like}"
+        for size, like in {
+            "small": "small",
+            "medium": "small",
+            "base": "base",
+            "large": "base",
+            "huge": "base",
+        }.items()
+        for stage in ("", "_pretrain_21k", "_in21k")
+    },
+    "deit3_base_192": "deit_base",
+    "deit3_large_192": "deit_base",
+    "deit3_huge_160": "deit_base",
+    "deit3_small_384": "deit_small",
+    "deit3_small_384_in21k": "deit_small",
+    "deit3_base_384": "deit_base_384",
+    "deit3_base_384_in21k": "deit_base_384",
+    "deit3_large_384": "deit_base",
+    "deit3_large_384_in21k": "deit_base",
 }
 
 FIELDS = (
     "source, data, img_size, init_from, epochs, batch_size, replicas, seed, optimizer, lr, betas, "
     "eps, momentum, layer_decay, freeze, weight_decay, clip_grad, warmup_epochs, warmup_lr, "
-    "min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, loss, drop_path_rate, "
-    "label_smoothing, class_weights, sampling, crop_scale, crop_ratio, hflip, rand_augment, "
-    "random_erasing, repeated_aug, mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, "
-    "alpha, tau, kl_reduction, teacher, teacher_input, band, band_source"
+    "min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, loss, cosub, "
+    "drop_path_rate, label_smoothing, class_weights, sampling, random_crop, crop_scale, "
+    "crop_ratio, hflip, rand_augment, three_augment, color_jitter, random_erasing, repeated_aug, "
+    "mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, alpha, tau, kl_reduction, "
+    "teacher, teacher_input, band, band_source"
 )
 
 # What a file of recipes may hold (house.md, section 8): no `if`, no `for`, no `def`.
@@ -333,15 +482,15 @@ def test_a_recipe_without_a_measured_spread_says_whose_band_it_has(name: str) ->
 
 
 def test_every_recipe_of_the_papers_is_in_the_tables_above() -> None:
-    of_papers = {name for name, recipe in RECIPES.items() if recipe.data == "imagenet1k"}
+    of_papers = {name for name, recipe in RECIPES.items() if recipe.data != "digits"}
     of_papers -= {recipe.name for recipe in variants.RECIPES}  # test_variants.py
     assert of_papers == set(PUBLISHED) == set(ASSUMED) == set(BANDS) | set(LIKE)
 
 
-def test_every_deit_and_cait_of_the_registry_has_a_recipe() -> None:
-    names = {spec.name for spec in MODELS.values() if spec.family in ("deit", "cait")}
+def test_every_transformer_of_the_registry_has_a_recipe() -> None:
+    names = {spec.name for spec in MODELS.values() if spec.family in TRANSFORMERS}
     assert names - set(RECIPES) == set()
-    assert len([name for name in names if "digits" not in name]) == 18
+    assert len([name for name in names if "digits" not in name]) == 34
 
 
 def test_every_recipe_is_listed_under_its_name() -> None:
@@ -405,7 +554,7 @@ def test_a_file_of_recipes_calls_only_recipe_and_replace(file: Path) -> None:
     ("change", "sentence"),
     [
         ({"data": "cifar"}, "data is 'cifar'; it must be one of imagenet1k, digits, folder"),
-        ({"optimizer": "lamb"}, "optimizer is 'lamb'; it must be one of adamw, sgd"),
+        ({"optimizer": "lars"}, "optimizer is 'lars'; it must be one of adamw, sgd, lamb"),
         ({"distillation": "warm"}, "distillation is 'warm'; it must be one of none, soft, hard"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),

@@ -136,6 +136,13 @@ def test_a_published_curve_is_of_top1_and_of_the_first_run() -> None:
     assert published == [[False, False, True], [False, False], [False, False]]
 
 
+def test_a_run_of_deit3_small_lies_over_the_800_epochs_of_the_authors() -> None:
+    own, published = lines_of([run_of(*[50.0] * 800, name="deit3_small")], "top1")
+    assert published.published
+    assert (len(own.points), len(published.points)) == (800, 161)
+    assert published.points[-2:] == [(796, 81.352), (800, 81.376)]
+
+
 def test_the_published_run_is_not_drawn_twice() -> None:
     same = run_of(0.346, 0.608, 2.782, 5.822, 7.616)
     assert [line.published for line in lines_of([same], "top1")] == [False]

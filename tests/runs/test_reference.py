@@ -49,6 +49,73 @@ def plan_of(recipe: Recipe, num_images: int = 1_281_167, precision: str = "auto"
     )
 
 
+# facts/curves.json, readme_revenge: points, the first, one between, where the run ended.
+REVENGE = {
+    "deit3_small": (161, 0.1, (400, None), 81.376),
+    "deit3_base_192": (161, 0.1, (795, 82.866), 82.82),
+    "deit3_large_192": (161, 0.092, (795, 84.049), 84.024),
+    "deit3_huge_160": (161, 0.062, (785, 83.387), 83.484),
+    "deit3_base": (5, 83.448, (15, 83.826), 83.802),
+    "deit3_large": (5, 84.458, (10, 84.826), 84.862),
+    "deit3_huge": (5, 84.328, (10, 85.128), 85.218),
+    "deit3_small_384": (5, 82.134, (10, 83.452), 83.422),
+    "deit3_base_384": (5, 84.296, (15, 84.986), 85.076),
+    "deit3_large_384": (5, 84.691, (5, 85.458), 85.812),
+    "deit3_small_pretrain_21k": (49, 0.0, (235, 54.143), 54.12),
+    "deit3_base_pretrain_21k": (49, 0.0, (210, 56.678), 56.462),
+    "deit3_large_pretrain_21k": (49, 0.0, (170, 57.623), 57.412),
+    "deit3_huge_pretrain_21k": (19, 0.0, (85, 58.006), 57.952),
+    "deit3_small_in21k": (11, 0.13, (45, 83.053), 83.074),
+    "deit3_base_in21k": (11, 0.11, (45, 85.707), 85.698),
+    "deit3_large_in21k": (11, 0.106, (35, 86.954), 86.98),
+    "deit3_huge_in21k": (11, 0.126, (35, 87.056), 87.184),
+}
+
+
+@each_row("name", list(REVENGE))
+def test_a_curve_of_deit_iii_is_the_authors_log(name: str) -> None:
+    recipe, (points, first, (epoch, between), last) = RECIPES[name], REVENGE[name]
+    curve = published_curve(recipe)
+    assert curve is not None
+    assert (len(curve.points), curve.points[0], curve.final) == (points, first, last)
+    assert between is None or curve.points[epoch] == between
+    # The last point is printed one epoch after the last there is: it is the end of the run.
+    assert (max(curve.points), curve.points[recipe.epochs - 1]) == (recipe.epochs - 1, last)
+    assert curve.source.startswith("README_revenge.md, log following line ")
+
+
+def test_the_logs_of_deit_iii_have_884_points() -> None:
+    curves = [published_curve(RECIPES[name]) for name in REVENGE]
+    assert sum(len(curve.points) for curve in curves if curve) == 884
+
+
+def test_a_stage_that_is_no_checkpoint_is_judged_by_where_its_log_ended() -> None:
+    figure = published_figure(RECIPES["deit3_small_pretrain_21k"])
+    assert figure is not None
+    assert (figure.top1, figure.source) == (54.12, "README_revenge.md, log following line 1539")
+
+
+def test_a_run_of_deit3_small_is_judged_at_each_published_epoch() -> None:
+    recipe = RECIPES["deit3_small"]
+    curve = published_curve(recipe)
+    assert curve is not None
+    rows = [
+        {"epoch": epoch, "train_loss": 1.0, "val_top1": curve.points.get(epoch, 0.0) - 1.0}
+        for epoch in range(11)
+    ]
+    told = [compare_to_reference(curve, rows[: end + 1], recipe.band) for end in range(11)]
+    assert [n for n, status in enumerate(told) if status is not None] == [0, 5, 10]
+    late = told[10]
+    assert late is not None
+    assert late.sentence() == (
+        "1.0 points below the published curve since epoch 1; no setting differs from the recipe"
+    )
+    good = [*rows[:10], {"epoch": 10, "train_loss": 1.0, "val_top1": 9.2}]
+    status = compare_to_reference(curve, good, recipe.band)
+    assert status is not None
+    assert status.sentence() == "within tolerance of the published curve"
+
+
 def test_the_curve_of_deit_small_is_the_five_epochs_of_the_authors_log() -> None:
     # facts/curves.json, deit_small_official_partial, column acc1.
     assert published_curve(RECIPES["deit_small"]) == Curve(

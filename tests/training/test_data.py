@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from deit_zoo.augment.draws import Draws
 from deit_zoo.augment.record import BAD, LABEL, OFFSET, Box, Layer
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, RecipeError, ZooError
@@ -30,7 +31,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.data import TrainLoader, augments_on_device
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.places import Chunk, Place
-from deit_zoo.training.timm_bridge import Draws, train_augment
+from deit_zoo.training.timm_bridge import train_augment
 from harness.slots import photograph
 from support.tables import each_row
 

@@ -1,0 +1,79 @@
+"""Recipes of two stages: the first, which nobody published, is trained before the second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import deit_zoo
+from deit_zoo.files import RECEIPT_FILE
+from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes.plan import trained_first
+from deit_zoo.training.launch import reproduce
+from support.images import photo, write
+from support.tables import each_row
+
+SHORT = (
+    *("data=folder", "img_size=32", "epochs=1", "batch_size=16", "replicas=2", "warmup_epochs=0"),
+)
+
+
+@each_row(
+    ("name", "stage"),
+    [
+        ("deit3_base", "deit3_base_192"),
+        ("deit3_huge", "deit3_huge_160"),
+        ("cait_s36_384", "cait_s36_224"),
+        ("deit3_small", None),
+        ("deit3_small_384", None),  # its first stage is published
+        ("deit3_base_in21k", None),  # its first stage needs other images
+    ],
+)
+def test_a_stage_is_trained_before_where_nobody_published_it(name: str, stage: str | None) -> None:
+    first = trained_first(RECIPES[name])
+    assert (first and first.name) == stage
+
+
+@pytest.mark.slow
+def test_a_run_passes_from_stage_one_to_stage_two_by_itself(tmp_path: Path) -> None:
+    files = {
+        f"{split}/{colour}/{number}.png": photo(colour, (40, 36))
+        for split, count in (("train", 8), ("val", 2))
+        for colour in ("red", "green", "blue")
+        for number in range(count)
+    }
+    data, output = write(tmp_path / "photos", files), tmp_path / "runs" / "deit3_base"
+    told: list[str] = []
+
+    def run() -> None:
+        reproduce(
+            "deit3_base",
+            gpus=0,
+            output=output,
+            data=data,
+            changes=SHORT,
+            workers=0,
+            tell=told.append,
+        )
+
+    run()
+    first = output.with_name("deit3_base_192")
+    assert told[0] == (f"deit3_base begins from deit3_base_192, which is trained first, in {first}")
+    receipts = [json.loads((run / RECEIPT_FILE).read_text()) for run in (first, output)]
+    recipes = [receipt["plan"]["recipe"] for receipt in receipts]
+    assert [recipe["optimizer"] for recipe in recipes] == ["lamb", "adamw"]
+    assert [recipe["three_augment"] for recipe in recipes] == [True, False]
+    assert recipes[1]["init_from"] == str(first)
+    one, two = (deit_zoo.create(checkpoint=run).state_dict() for run in (first, output))
+    # At a rate of 1e-5 a step of AdamW moves no weight further than that.
+    moved = max(float((two[key] - value).abs().max()) for key, value in one.items())
+    assert 0.0 < moved < 1.1e-5 * (1 + max(float(v.abs().max()) for v in one.values()))
+    assert torch.equal(one["norm.weight"].round(), two["norm.weight"].round())
+    # Finished runs are taken as they are.
+    digests = [receipt["sha256"] for receipt in receipts]
+    run()
+    again = [json.loads((run / RECEIPT_FILE).read_text())["sha256"] for run in (first, output)]
+    assert again == digests
