@@ -213,11 +213,8 @@ class CaiT(ZooModel):
             cls = self._run(block, cls, patches)
         return cls
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the class token and all patches after the last norm (B, 1 + N, D)."""
-        x = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x)
+    def finish(self, x: Tensor) -> Tensor:
+        """The class token, read out of the patches, and these, under the last norm."""
         return self.norm(torch.cat((self.read_class(x), x), dim=1))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:

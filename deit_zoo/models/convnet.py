@@ -83,13 +83,33 @@ class ConvNet(ZooModel):
         self.head = new_head(self.embed_dim, num_classes)
         self.apply(init_linear)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the last feature map as tokens (B, N, D)."""
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the first feature map."""
         check_input(x, self.img_size, self.in_chans)
-        x = self.stem(x)
-        for block in self.blocks:
-            x = self._run(block, x)
+        return self.stem(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last feature map as tokens (B, N, D)."""
         return F.relu(self.norm(x)).flatten(2).transpose(1, 2)
+
+    def normed(self, output: Tensor, number: int) -> Tensor:
+        """A feature map under the last norm, whose channels fit the last block alone."""
+        return F.relu(self.norm(output)) if number == len(self.blocks) - 1 else output
+
+    def split_prefix(self, output: Tensor, as_map: bool) -> tuple[Tensor, Tensor]:
+        """No token stands before a feature map."""
+        tokens = output.flatten(2).transpose(1, 2)
+        return tokens[:, :0], output if as_map else tokens
+
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
+    ) -> None:
+        """Take images of another size from now on; a convnet has no patches."""
+        if patch_size is not None:
+            raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
+        size = as_pair(img_size or self.img_size)
+        check_divisible(size, self.stride)
+        self.img_size = size
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens to logits; with `pre_logits` to their mean (B, D)."""
@@ -109,12 +129,10 @@ class ConvNet(ZooModel):
         A convnet has no class token: `return_class_token` pairs each with the mean over its map.
         `norm` applies to the last block alone, whose channels it fits.
         """
-        check_input(x, self.img_size, self.in_chans)
         numbers = pick_layers(n, len(self.blocks))
-        outputs = self._block_outputs(self.stem(x), numbers)
-        last = len(self.blocks) - 1
+        outputs = self._block_outputs(self.embed(x), numbers)
         maps = [
-            F.relu(self.norm(output)) if norm and number == last else output
+            self.normed(output, number) if norm else output
             for number, output in zip(numbers, outputs, strict=True)
         ]
         tokens = maps if reshape else [map.flatten(2).transpose(1, 2) for map in maps]

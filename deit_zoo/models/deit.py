@@ -91,11 +91,8 @@ class Transformer(ZooModel):
         """Images (B, C, H, W) to tokens with positions (B, prefix + N, D)."""
         raise NotImplementedError
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to all tokens after the last norm (B, prefix + N, D)."""
-        x = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x)
+    def finish(self, x: Tensor) -> Tensor:
+        """The last norm of all tokens (B, prefix + N, D)."""
         return self.norm(x)
 
     def forward_head(

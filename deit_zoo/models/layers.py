@@ -34,7 +34,7 @@ class ZooModel(nn.Module):
     a sigmoid of its own.
     """
 
-    __jit_unused_properties__ = ("num_classes",)
+    __jit_unused_properties__ = ("num_classes", "num_features")
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
     labels: Sequence[str] | None = None
@@ -44,7 +44,11 @@ class ZooModel(nn.Module):
     grad_checkpointing = False
     embed_dim: int
     img_size: tuple[int, int]
+    patch_size: int
+    patch_embed: PatchEmbed
+    pos_embed: nn.Parameter
     blocks: nn.ModuleList
+    norm: nn.Module
     head: nn.Module
 
     @property
@@ -60,13 +64,88 @@ class ZooModel(nn.Module):
                 f"give model.reset_classifier({number}) or put a head of that width first"
             )
 
+    @property
+    def num_features(self) -> int:
+        """The width of the pooled features, as timm calls it."""
+        return self.embed_dim
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images to all tokens after the last norm."""
+        """Images to all tokens after the last norm (B, prefix + N, D)."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return self.finish(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to what the first block takes."""
         raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the last block gives to all tokens after the last norm."""
+        raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """What blocks give (all, the last n, or those listed), and `forward_features`; as in timm.
+
+        Patches are maps (B, D, h, w), or tokens (B, N, D) as `NLC`; with `return_prefix_tokens` in
+        pairs with the tokens before them. `stop_early` skips the blocks that come after.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ZooError(f"output_fmt is {output_fmt!r}; give NCHW or NLC")
+        layers = pick_layers(len(self.blocks) if indices is None else indices, len(self.blocks))
+        last = max(layers) if stop_early or intermediates_only else len(self.blocks) - 1
+        x, outputs = self.embed(x), []
+        for number, block in enumerate(self.blocks[: last + 1]):
+            x = self._run(block, x)
+            if number in layers:
+                outputs.append(self.normed(x, number) if norm else x)
+        split = [self.split_prefix(output, output_fmt == "NCHW") for output in outputs]
+        pairs = [(patches, prefix) for prefix, patches in split]
+        intermediates = pairs if return_prefix_tokens else [patches for patches, _ in pairs]
+        return intermediates if intermediates_only else (self.finish(x), intermediates)
+
+    def normed(self, output: Tensor, number: int) -> Tensor:
+        """What a block gives, under the last norm."""
+        return cast(Tensor, self.norm(output))
+
+    def split_prefix(self, output: Tensor, as_map: bool) -> tuple[Tensor, Tensor]:
+        """What a block gives, as the tokens before the patches, and the patches."""
+        num_prefix = output.shape[1] - self.patch_embed.num_patches
+        prefix, patches = output[:, :num_prefix], output[:, num_prefix:]
+        return prefix, to_grid(patches, self.patch_embed.grid_size) if as_map else patches
+
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
+    ) -> None:
+        """Take images of another size from now on: positions are resampled as in fine-tuning.
+
+        They are a new parameter, so this comes before an optimizer is made. As timm calls it.
+        """
+        if patch_size not in (None, self.patch_size):
+            raise ZooError(
+                f"patch_size is {patch_size}, and this model cuts patches of {self.patch_size}; "
+                f"create(name, patch_size={patch_size}) resamples its filters"
+            )
+        size, former = as_pair(img_size or self.img_size), self.patch_embed.grid_size
+        num_prefix = self.pos_embed.shape[1] - self.patch_embed.num_patches
+        self.patch_embed.set_img_size(size, self.patch_size)
+        self.img_size = size
+        table = self.pos_embed.detach()
+        new = resize_pos_embed(table.float(), former, self.patch_embed.grid_size, num_prefix)
+        self.pos_embed = nn.Parameter(new.to(table.dtype), self.pos_embed.requires_grad)
 
     def forward_head(
         self, tokens: Tensor, pre_logits: bool = False
@@ -144,11 +223,15 @@ class PatchEmbed(nn.Module):
         self, *, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int
     ) -> None:
         super().__init__()
+        self.set_img_size(img_size, patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def set_img_size(self, img_size: tuple[int, int], patch_size: int) -> None:
+        """The size of the images, and the grid of patches that follows from it."""
         check_divisible(img_size, patch_size)
         self.img_size = img_size
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.img_size, self.proj.in_channels)
