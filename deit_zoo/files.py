@@ -13,9 +13,11 @@ import math
 import os
 import re
 import secrets
+import socket
 import stat
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -47,8 +49,13 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename.
+
+    What processes of this machine that were killed had begun of it is removed.
+    """
+    beginning = f".{file.name}.{_machine()}."
+    _remove_torn(file.parent, beginning)
+    temporary = file.with_name(f"{beginning}{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -57,6 +64,30 @@ def write_whole(file: Path, data: bytes) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
+
+
+def _machine() -> str:
+    """What tells this machine from others that write to the same disk."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _remove_torn(folder: Path, beginning: str) -> None:
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            pid = name.removeprefix(beginning).partition(".")[0]
+            if name.startswith(beginning) and pid.isdecimal() and not is_running(int(pid)):
+                (folder / name).unlink()
 
 
 def open_regular(file: Path) -> BinaryIO:

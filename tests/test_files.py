@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from deit_zoo.errors import FormatError, ZooError
-from deit_zoo.files import JSON_DEPTH, as_record, parse_json, read_bytes, read_json
+from deit_zoo.files import JSON_DEPTH, as_record, parse_json, read_bytes, read_json, write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,3 +122,28 @@ def test_a_record_has_its_fields_in_their_types() -> None:
 def test_a_record_of_other_fields_or_types_is_refused_by_name(value: object, reason: str) -> None:
     with pytest.raises(FormatError, match=re.escape(reason)):
         as_record(value, Figure, "a.json")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from deit_zoo.files import write_whole
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+write_whole(Path(sys.argv[1]), b"a")
+"""
+
+
+def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(file)])
+    assert done.returncode == -signal.SIGKILL
+    (torn,) = tmp_path.iterdir()
+    # Of a process that still writes, and of another machine's.
+    mine = torn.name.replace(f".{torn.name.split('.')[-2]}.", f".{os.getpid()}.")
+    (tmp_path / mine).touch()
+    (tmp_path / ".model.safetensors.00000000.1.abcd1234").touch()
+    write_whole(file, b"b")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [".model.safetensors.00000000.1.abcd1234", mine, "model.safetensors"]
+    )
+    assert file.read_bytes() == b"b"

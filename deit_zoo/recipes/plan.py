@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import RECEIPT_FILE, expand_user
@@ -19,6 +19,7 @@ from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.recipe import (
     Amount,
+    Bounds,
     Count,
     Recipe,
     check_fields,
@@ -42,6 +43,7 @@ PAPER_RATE = 5e-4
 EPOCH_UNIT = 256
 # Loader workers of a process, if there are cores; a GPU takes images as fast as so many make them.
 MOST_WORKERS, MOST_WORKERS_OF_GPU = 12, 24
+WORKERS_LIMIT = 1024  # that may be typed
 # What `--set` may change of the machine; none of it marks a run as modified.
 SETTINGS = (
     "precision",
@@ -75,7 +77,7 @@ class Plan:
     device: str
     processes: int
     nodes: int = 1
-    workers: int
+    workers: Annotated[int, Bounds(0, WORKERS_LIMIT, f"from 0 to {WORKERS_LIMIT:,}")]
     num_images: int
     reading: Reading = "upstream"  # as all plans did that do not say it
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -27,7 +27,8 @@ Share = Annotated[float, Bounds(0.0, 1.0, "a share from 0 to 1")]
 Amount = Annotated[float, _NOT_NEGATIVE]
 Count = Annotated[int, Bounds(1, math.inf, "at least 1")]
 Pixels = int | tuple[int, int]  # of a square's side, or (height, width)
-ImgSize = Annotated[Pixels, Bounds(1, math.inf, "at least 1")]
+MOST_SIDE = 13_377  # of a square of as many pixels as an image may have that is decoded
+ImgSize = Annotated[Pixels, Bounds(1, MOST_SIDE, f"from 1 to {MOST_SIDE:,} pixels")]
 _BELOW_ONE = ("drop_path_rate", "ema_decay")
 # RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
 _RAND_AUGMENT = re.compile(
@@ -170,6 +171,12 @@ class Recipe:
             raise RecipeError(
                 f"mixup pairs images, so the batch of a replica must be even, not "
                 f"{self.batch_size // self.replicas}; change batch_size or replicas"
+            )
+
+        if self.repeated_aug > self.batch_size:
+            raise RecipeError(
+                f"repeated_aug is {self.repeated_aug:,}; an image is shown at most as often as a "
+                f"step has places: {self.batch_size:,}"
             )
 
     def _check_optimizer(self) -> None:

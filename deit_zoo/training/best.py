@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from deit_zoo.files import LOG_FILE, MODEL_FILE, digest, write_whole
 from deit_zoo.models.layers import ZooModel
@@ -20,13 +20,19 @@ BEST_FOLDER, LAST_FOLDER = "best", "last"
 
 
 def best_epoch(output: Path) -> dict[str, Any] | None:
-    """Number (from 0) and figures of the epoch whose weights are kept as the best."""
+    """Number (from 0) and figures of the epoch whose weights are kept as the best.
+
+    None where there are none, or a file that is torn: the next epoch's take its place.
+    """
     file = output / BEST_FOLDER / MODEL_FILE
     if not file.is_file():
         return None
-    with safe_open(file, framework="pt") as stored:
-        epoch: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])["epoch"]
-    return epoch
+    try:
+        with safe_open(file, framework="pt") as stored:
+            epoch: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])["epoch"]
+        return {"number": epoch["number"], "loss": epoch["loss"], **epoch}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def keep_best(
@@ -62,7 +68,7 @@ def export(output: Path, model: ZooModel, facts: dict[str, Any], final: str) -> 
     Where it is the best, the last is in a folder of its own.
     """
     best = output / BEST_FOLDER / MODEL_FILE
-    if final == "last" or not best.is_file():
+    if final == "last" or best_epoch(output) is None:
         return save_model(model, output / MODEL_FILE, **facts)
     (output / LAST_FOLDER).mkdir(exist_ok=True)
     save_model(model, output / LAST_FOLDER / MODEL_FILE, **facts)

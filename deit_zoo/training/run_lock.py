@@ -18,7 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import write_whole
+from deit_zoo.files import is_running, write_whole
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 # Loader workers of a process that was killed hold its lock until they notice.
@@ -35,15 +35,7 @@ class Owner(NamedTuple):
     @property
     def is_alive(self) -> bool:
         """Whether it may still be there: of another machine's nobody knows."""
-        if self.host != socket.gethostname():
-            return True
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:  # another user's
-            pass
-        return True
+        return self.host != socket.gethostname() or is_running(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"

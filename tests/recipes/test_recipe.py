@@ -560,7 +560,13 @@ def test_a_file_of_recipes_calls_only_recipe_and_replace(file: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"replicas": -1}, "replicas is -1; it must be at least 1"),
         ({"repeated_aug": 0}, "repeated_aug is 0; it must be at least 1"),
-        ({"img_size": 0}, "img_size is 0; it must be at least 1"),
+        ({"img_size": 0}, "img_size is 0; it must be from 1 to 13,377 pixels"),
+        ({"img_size": 100_000}, "img_size is 100000; it must be from 1 to 13,377 pixels"),
+        (
+            {"repeated_aug": 99_999_999},
+            "repeated_aug is 99,999,999; an image is shown at most as often as a step has places: "
+            "1,024",
+        ),
         (
             {"batch_size": 1023},
             "batch_size 1023 is not a multiple of replicas 8; the next that is, is 1024",

@@ -108,3 +108,14 @@ def test_of_epochs_as_good_the_one_with_the_lower_loss_is_the_best_then_the_firs
     assert keep(3, 60.0, 1.9) == 2
     assert keep(4, 99.0, float("nan")) == 2
     assert told == []
+
+
+def test_best_weights_that_are_torn_are_none_and_the_next_take_their_place(
+    tmp_path: Path, finished: Path
+) -> None:
+    output = shutil.copytree(finished, tmp_path / "run")
+    file = output / "best" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert best_epoch(output) is None
+    file.write_bytes(b"\xff" * 100)
+    assert best_epoch(output) is None

@@ -360,7 +360,7 @@ def test_a_process_that_is_stopped_is_told_and_killed_and_all_begin_again(
     impatient = python(
         "-c",
         "from deit_zoo.training import heartbeat; heartbeat.SILENT_SECONDS = 5.0; "
-        "from deit_zoo.cli.main import main; main()",
+        "from deit_zoo.cli import main; main()",
     )
     tree = begin(output, epochs=LONG, zoo=impatient)
     tree.until(lambda: epochs_of(output) == 2)
