@@ -10,7 +10,6 @@ compete.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from PIL import Image
 
 from deit_zoo.data.folder import FolderSet, class_folders
 from deit_zoo.data.image_set import ImageSet, kind_of
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, FormatError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
     folder_classes,
     validation_folder,
     validation_set,
 )
+from deit_zoo.files import parse_json
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Reading
 
@@ -162,9 +162,9 @@ def read_real(file: Path, num_classes: int) -> list[tuple[int, ...]]:
     """The classes that are right for each image, in the order of the validation set."""
     advice = f"give real.json: {REAL_IMAGES:,} lists of class numbers from 0 to {num_classes - 1}"
     try:
-        lists: Any = json.loads(_text(file))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); {advice}") from error
+        lists: Any = parse_json(_text(file), str(file))
+    except FormatError as error:
+        raise DataError(f"{error}; {advice}") from error
     if not isinstance(lists, list) or len(lists) != REAL_IMAGES:
         content = f"{len(lists):,} entries" if isinstance(lists, list) else "no list"
         raise DataError(f"{file} holds {content}; {advice}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
-from deit_zoo.files import RECEIPT_FILE, expand_user, write_whole
+from deit_zoo.files import RECEIPT_FILE, expand_user, read_json, write_whole
 from deit_zoo.labels import Label
 from deit_zoo.manifest import Checkpoint, read_manifest
 from deit_zoo.registry import TRANSFORMERS, ModelSpec, lookup
@@ -112,7 +112,7 @@ def start_record(init_from: str | None) -> Checkpoint | None:
             return read_manifest().get(spec.name)
         receipt = expand_user(init_from) / RECEIPT_FILE
         try:
-            facts = json.loads(receipt.read_text(encoding="utf-8"))
+            facts = read_json(receipt)
             init_from = start_of(facts)
         except (OSError, ValueError, KeyError, TypeError):
             return None

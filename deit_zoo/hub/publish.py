@@ -6,7 +6,6 @@ Its model card tells every figure with its transform, source and command; the wo
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from deit_zoo.files import (
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
+    read_json,
     write_sums,
     write_whole,
 )
@@ -213,7 +213,7 @@ def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | N
                 "machine that has it"
             )
         shutil.copyfile(source, folder / name)
-    content: dict[str, Any] = json.loads(receipt.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(receipt)
     return content
 
 

@@ -6,7 +6,6 @@ None of the images goes with it. The words of its card are in `assets/run_card.m
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deit_zoo.data.transforms import eval_transform
 from deit_zoo.errors import CheckpointError, IntegrityError, redact
-from deit_zoo.files import ASSETS, LOG_FILE, MODEL_FILE, RECEIPT_FILE, write_sums, write_whole
+from deit_zoo.files import (
+    ASSETS,
+    LOG_FILE,
+    MODEL_FILE,
+    RECEIPT_FILE,
+    read_json,
+    write_sums,
+    write_whole,
+)
 from deit_zoo.hub.config import start_of, start_record, timm_name, write_run_config
 from deit_zoo.hub.publish import check_arguments, new_folder
 from deit_zoo.hub.verify import copy_file
@@ -140,7 +147,7 @@ def _figures_of_classes(run: Path) -> list[list[str]]:
 def _stated_license(run: Path) -> str | None:
     """The licence in the run's own configuration, of weights that are no longer where they were."""
     try:
-        config = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(run / CONFIG_FILE)
         return str(config["pretrained_cfg"]["license"] or "") or None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -149,7 +156,7 @@ def _stated_license(run: Path) -> str | None:
 def _receipt(run: Path) -> dict[str, Any]:
     file = run / RECEIPT_FILE
     try:
-        receipt: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        receipt: dict[str, Any] = read_json(file)
         _ = receipt["reached"]["top1"], receipt["plan"]["recipe"], receipt["sha256"][MODEL_FILE]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError
+from deit_zoo.files import read_json
 from deit_zoo.labels import folders, labels
 from deit_zoo.registry import MODELS, ModelSpec, lookup
 
@@ -20,7 +20,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         if not isinstance(config, dict):
             raise ValueError("it is no object")
         spec, names = _model(config), _class_names(config)

@@ -231,13 +231,18 @@ def _check_stored(state: dict[str, Tensor], file: OpenedFile) -> None:
         if not plain or value.device.type != "cpu":
             kind = "nested" if value.is_nested else f"{value.device.type} and {value.layout}"
             raise CheckpointError(
-                f"{file} holds {key!r} as a tensor that is {kind}; save it as a plain one, "
+                f"{file} holds {key!r:.80} as a tensor that is {kind}; save it as a plain one, "
                 "on the CPU"
+            )
+        if not value.numel():
+            raise CheckpointError(
+                f"{file} says that {key!r:.80} is {tuple(value.shape)}, which is no number; give "
+                "the checkpoint that training wrote"
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(
-                f"{file} says that {key!r} is {tuple(value.shape)}, but holds fewer numbers than "
-                "that; save it with .contiguous()"
+                f"{file} says that {key!r:.80} is {tuple(value.shape)}, but holds fewer numbers "
+                "than that; save it with .contiguous()"
             )
 
 

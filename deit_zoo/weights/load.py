@@ -465,7 +465,8 @@ def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
     own, tensors = model.state_dict(), state.tensors
     missing = [f"missing {key}" for key in sorted(own.keys() - tensors.keys())]
     unexpected = [
-        f"unexpected {state.names.get(key, key)}" for key in sorted(tensors.keys() - own.keys())
+        f"unexpected {_spelled(state.names.get(key, key))}"
+        for key in sorted(tensors.keys() - own.keys())
     ]
     both = [(key, tensors[key], own[key]) for key in sorted(own.keys() & tensors.keys())]
     wrong = [
@@ -489,6 +490,11 @@ def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
         f"{file} does not fit {name}: {', '.join(shown)}{f' and {left} more' if left else ''}; "
         + _advice(missing, unexpected, state)
     )
+
+
+def _spelled(key: str) -> str:
+    """A key of somebody's file, as a part of a line."""
+    return key if key.isprintable() and len(key) <= 100 else f"{key!r:.100}"
 
 
 def _advice(missing: list[str], unexpected: list[str], state: StateDict) -> str:

@@ -16,7 +16,7 @@ from datetime import date, datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -52,6 +52,11 @@ def _plain_dict(factory: object = None) -> dict[Any, Any]:
     return {}
 
 
+def _plain_range(*bounds: int) -> tuple[int, ...]:
+    """Its bounds: what is made of all its numbers could be of any size."""
+    return bounds
+
+
 def _plain_list(items: Iterable[Any] = (), maxlen: int | None = None) -> list[Any]:
     return list(items)
 
@@ -59,10 +64,11 @@ def _plain_list(items: Iterable[Any] = (), maxlen: int | None = None) -> list[An
 _SAFE: list[Any] = [
     *(Namespace, SimpleNamespace, TorchVersion),
     *(date, datetime, timedelta, timezone),
-    *(bool, dict, float, frozenset, int, list, range, slice, str, tuple),
+    *(bool, dict, float, frozenset, int, list, slice, str, tuple),
     *(np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgUSO")),
     (_plain_dict, "collections.defaultdict"),
     (_plain_list, "collections.deque"),
+    (_plain_range, "builtins.range"),
     *((OrderedDict, name) for name in _DICTS),
     *(
         (call, f"numpy.{core}.multiarray.{name}")
@@ -80,14 +86,26 @@ _SAFE: list[Any] = [
 _ALLOWANCE = threading.Lock()
 
 
+def _check_stored(file: Path | OpenedFile) -> None:
+    """Raises CheckpointError for parts that are packed, as torch.save never does: what is made of
+    them could be of any size."""
+    with ZipFile(file) as archive:
+        if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
+            raise CheckpointError(f"{file} is a packed archive; unpack it and give what is in it")
+
+
 def read_pickled(file: Path | OpenedFile) -> Any:
     """The content of a file of torch.save. Raises CheckpointError where it holds more than data."""
     try:
         with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), open(file, "rb") as stream:
             # By its path torch maps a file, but takes one of this suffix for what it is not.
             mapped = is_zipfile(file) and file.suffix != ".safetensors"
+            if mapped:
+                _check_stored(file)
             source: Any = file if mapped else stream
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {blocked[1]}, which could run code" if blocked else "is no plain pickle"
