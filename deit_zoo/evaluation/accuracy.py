@@ -205,6 +205,12 @@ def accumulate(
             done += len(labels)
             if progress:
                 progress(done, total)
+    if keep is not None and not batches:  # as many numbers as the other shards have
+        num_classes = (
+            model.num_classes if dataset.class_subset is None else len(dataset.class_subset)
+        )
+        nothing = keep(np.zeros((0, num_classes)), np.zeros(0, dtype=np.int64))
+        kept = np.zeros((len(dataset), nothing.shape[1]))
     if skipped:
         tell(_sentence_on(skipped, dataset))
     top1, top5, num_judged, loss = sums.tolist()

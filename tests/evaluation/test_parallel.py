@@ -18,6 +18,7 @@ from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
+from deit_zoo.evaluation.answers import answers_to
 from deit_zoo.models.layers import ZooModel
 from support.command import forked_python
 from support.tables import each_row
@@ -111,6 +112,16 @@ def test_the_shards_hold_every_image_once(count: int, size: int, batch_size: int
     for rank in range(size):
         accumulate(model, images, batch_size=batch_size, workers=0, shard=(rank, size))
     assert sorted(images.images.opened) == list(range(count))  # type: ignore[attr-defined]
+
+
+def test_a_process_without_a_batch_counts_as_many_numbers_as_the_others(model: ZooModel) -> None:
+    images = prepared(model, 5)
+    shards = [
+        accumulate(model, images, batch_size=7, workers=0, keep=answers_to, shard=(rank, 2))
+        for rank in range(2)
+    ]
+    assert sharing.merge(shards).tolist() == shards[0].tolist()
+    assert not shards[1].any()
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])

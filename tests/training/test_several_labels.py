@@ -16,7 +16,13 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.evaluation.accuracy import EvalDataset, accuracy, average_precision
+from deit_zoo.evaluation.accuracy import (
+    EvalDataset,
+    accumulate,
+    accuracy,
+    average_precision,
+    evaluation_of,
+)
 from deit_zoo.training.finetune import finetune
 from support.images import refused
 from support.tables import each_row
@@ -150,6 +156,16 @@ def test_an_image_that_is_skipped_is_in_no_figure(tagged: Path, run: Path, tmp_p
         found = accuracy(model, images, batch_size=16, workers=0)
         figures.append((found.mean_ap, found.loss, found.num_images - found.num_unjudged))
     assert figures[0] == pytest.approx(figures[1])
+
+
+def test_more_processes_than_batches_measure_what_one_measures(run: Path, tagged: Path) -> None:
+    model = deit_zoo.create(checkpoint=run)
+    images = EvalDataset(open_set(tagged, "all"), deit_zoo.transform(model), skips=True)
+    shards = [
+        accumulate(model, images, batch_size=256, workers=0, shard=(rank, 2)) for rank in range(2)
+    ]
+    together = evaluation_of(shards[0] + shards[1], images)
+    assert together == accuracy(model, images, batch_size=256, workers=0)
 
 
 # A run, and what it leaves.
