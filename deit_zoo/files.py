@@ -259,6 +259,22 @@ def digest(file: Path | OpenedFile, advance: Callable[[int], None] = lambda coun
     return sha256.hexdigest()
 
 
+def digest_of_blob(file: Path, git_sha1: str | None) -> str:
+    """The SHA-256 of a file that git names by this SHA-1, where one is known; or IntegrityError."""
+    sha256, size = hashlib.sha256(), file.stat().st_size
+    sha1 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with open(file, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            sha256.update(chunk)
+            sha1.update(chunk)
+    if git_sha1 not in (None, actual := sha1.hexdigest()):
+        raise IntegrityError(
+            f"{file} has git's SHA-1 {actual}, but {git_sha1} is expected; remove it and get it "
+            "again"
+        )
+    return sha256.hexdigest()
+
+
 def read_sums(file: Path) -> dict[str, str]:
     """The digest of each file that a SHA256SUMS names, all within its folder.
 

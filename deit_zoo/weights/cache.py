@@ -43,6 +43,7 @@ SILENT_SECONDS = 5.0  # of waiting for another process
 RECORD_BYTES = 1 << 16
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+GitSha1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 T = TypeVar("T")
 
 

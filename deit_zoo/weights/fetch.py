@@ -37,10 +37,10 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
-from deit_zoo.files import digest
+from deit_zoo.files import digest, digest_of_blob
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
-from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, KnownFile, Sha256
+from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, GitSha1, KnownFile, Sha256
 from deit_zoo.weights.reach import unreachable
 
 LIBRARY = "deit_zoo"
@@ -54,7 +54,7 @@ HTTP_ERROR: type[Exception] = next(
 )
 
 
-_COMMIT, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
+_SHA1, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 
 class UnavailableError(Exception):
@@ -63,10 +63,12 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stated:
-    """What the Hub states of a file: the commit that holds it, and its digest where it is large."""
+    """What the Hub states of a file: the commit that holds it, its digest where it is large, and
+    where it is small the SHA-1 that git gives it."""
 
     commit: Commit
     sha256: Sha256 | None
+    git_sha1: GitSha1 | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +132,16 @@ def _cached_file(record: Checkpoint) -> tuple[KnownFile | None, IntegrityError |
 
 
 def _checked(file: KnownFile | None) -> tuple[KnownFile | None, IntegrityError | None]:
+    """The file if it has the digest that it must have, or what is wrong with it.
+
+    The Hub's cache names a small file by the SHA-1 that git gives it: so it is known too.
+    """
     try:
         if file is not None and file.sha256 is not None:
             cache.check(file.path, file.sha256)
+        elif file is not None and _SHA1.fullmatch(name := file.path.resolve().name):
+            sha256 = digest_of_blob(file.path, name)
+            return replace(file, sha256=sha256, proof="hub digest"), None
     except IntegrityError as error:
         return None, error
     return file, None
@@ -214,7 +223,7 @@ def fetch_address(text: str) -> KnownFile:
         revision=revision or "main",
     )
     wrong = None
-    if constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(str(source.revision)):
+    if constants.HF_HUB_OFFLINE or _SHA1.fullmatch(str(source.revision)):
         file, wrong = _checked(cached_source("", source))
         if file is not None and (file.sha256 is not None or constants.HF_HUB_OFFLINE):
             return file
@@ -340,7 +349,7 @@ def cached_source(name: str, source: Source) -> KnownFile | None:
     if source.kind == "hub":
         stated = cache.read_record("stated", _key(source), Stated)
         revision = source.revision or "main"
-        if stated is not None and not _COMMIT.fullmatch(revision):
+        if stated is not None and not _SHA1.fullmatch(revision):
             revision = stated.commit
         path = _from_hf_cache(source, revision)
         sha256 = source.sha256 or (stated.sha256 if stated is not None else None)
@@ -386,11 +395,15 @@ def _metadata(source: Source) -> Stated:
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
     with hub_error_context(source, revision):
         metadata = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
-    if not _COMMIT.fullmatch(metadata.commit_hash or ""):
+    if not _SHA1.fullmatch(metadata.commit_hash or ""):
         raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
     # The ETag of a large file is its SHA-256, of a small one its git object's SHA-1.
-    is_sha256 = _SHA256.fullmatch(metadata.etag or "")
-    return Stated(commit=str(metadata.commit_hash), sha256=metadata.etag if is_sha256 else None)
+    etag = metadata.etag or ""
+    return Stated(
+        commit=str(metadata.commit_hash),
+        sha256=etag if _SHA256.fullmatch(etag) else None,
+        git_sha1=etag if _SHA1.fullmatch(etag) else None,
+    )
 
 
 def _download(source: Source, revision: str, again: bool) -> Path:
@@ -430,13 +443,15 @@ def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
     """The file with the stated digest; a wrong one is fetched once more, then dropped.
 
     The one that the manifest pins counts more. Of a small file the Hub states no SHA-256: the one
-    that it had when it came is recorded.
+    that it had when it came from this commit is recorded; then it had git's SHA-1.
     """
-    expected = source.sha256 or stated.sha256
+    commit = replace(source, revision=stated.commit)
+    recorded = cache.read_record("stated", _key(commit), Stated)
+    expected = source.sha256 or stated.sha256 or (recorded and recorded.sha256)
     for again in (False, True):
         path = _download(source, stated.commit, again)
-        sha256 = expected or digest(path)
         try:
+            sha256 = expected or digest_of_blob(path, stated.git_sha1)
             cache.check(path, sha256)
         except IntegrityError:
             continue
@@ -449,7 +464,8 @@ def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
     for wrong in (path.resolve(), path):
         wrong.unlink(missing_ok=True)
     raise IntegrityError(
-        f"{where} gave a file of SHA-256 {actual} twice, but {expected} is expected; "
+        f"{where} gave a file of SHA-256 {actual} twice, but "
+        f"{expected or f'one that git names {stated.git_sha1}'} is expected; "
         "try another network or mirror (HF_ENDPOINT)"
     )
 

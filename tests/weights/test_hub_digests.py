@@ -130,6 +130,43 @@ def test_a_small_file_has_the_digest_that_it_had_when_it_came(machine: Machine) 
     assert at(machine, address, HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
 
 
+SMALL, SPOILED = "tiny.bin.txt", b"new bytes"
+
+
+def spoil_small(machine: Machine) -> str:
+    """A small file at its commit, fetched, and then other bytes of its length in the cache."""
+    machine.hub.commit(REPO, {SMALL: b"few bytes"})
+    address = f"hf://{REPO}@{commit_of(machine)}/{SMALL}"
+    at(machine, address)
+    blob_of(machine).chmod(0o644)
+    blob_of(machine).write_bytes(SPOILED)
+    return address
+
+
+@pytest.mark.parametrize("record", ["kept", "removed"])
+def test_a_small_file_that_was_changed_in_the_cache_is_fetched_again(
+    record: str, machine: Machine
+) -> None:
+    address = spoil_small(machine)
+    if record == "removed":  # as where another program fetched it
+        shutil.rmtree(machine.zoo_cache)
+    assert at(machine, address, HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
+    right = {"sha256": sha256(b"few bytes"), "stated": sha256(b"few bytes"), "proof": "hub digest"}
+    assert at(machine, address, DEIT_ZOO_VERIFY="always") == right
+    assert at(machine, address, HF_HUB_OFFLINE="1") == right
+
+
+def test_a_small_file_is_not_what_the_hub_names_by_its_sha1(machine: Machine) -> None:
+    machine.hub.commit(REPO, {SMALL: b"few bytes"})
+    machine.hub.fail("GET", SMALL, body=SPOILED, times=2)
+    answer = at(machine, f"hf://{REPO}@main/{SMALL}")
+    assert answer["error"] == "IntegrityError"
+    assert (
+        "twice, but one that git names 2fcb5efe6f082dc0c5ca5cba647ff7a28fd44753"
+        in (answer["message"])
+    )
+
+
 # Records of the zoo's cache.
 
 
