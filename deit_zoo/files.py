@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import zlib
@@ -48,6 +49,23 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         raise ZooError(f"{path}: no such home folder is known here; type the whole path") from error
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when all is in it, and is gone where not."""
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(folder)
+    except OSError as error:
+        raise ZooError(
+            f"{folder} cannot be written ({error.strerror}); give another --output"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_whole(file: Path, data: bytes) -> None:
     """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename.
 
@@ -55,7 +73,7 @@ def write_whole(file: Path, data: bytes) -> None:
     """
     beginning = f".{file.name}.{_machine()}."
     _remove_torn(file.parent, beginning)
-    temporary = file.with_name(f"{beginning}{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = file.parent / f"{beginning}{os.getpid()}.{secrets.token_hex(4)}"
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

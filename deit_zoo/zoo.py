@@ -214,7 +214,8 @@ def create(
         raise ZooError(
             f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
         )
-    device = usable_device("cpu" if device is None else device)
+    is_meta = str(device) == "meta"  # without memory, for shapes alone
+    device = torch.device("meta") if is_meta else usable_device(device or "cpu")
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}

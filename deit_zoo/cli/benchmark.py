@@ -26,7 +26,7 @@ from deit_zoo.cli.console import (
     talk,
     writing,
 )
-from deit_zoo.cli.options import AsJson, Device, ImgSize, complete_name, pixels
+from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, pixels
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deit_zoo.inference.throughput import Case
 
 BLUE = "#0072B2"
+HOUR = 3600.0
 
 
 def benchmark_(
@@ -59,10 +60,10 @@ def benchmark_(
         typer.Option(help="eager, compiled or optimized; again for more; eager and optimized."),
     ] = None,
     img_size: ImgSize = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST, help="Of torch.")] = None,
     device: Device = "auto",
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Turns of each, 7; figures are medians.")
+        int | None, typer.Option(min=1, max=MOST, help="Turns of each, 7; figures are medians.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Of each turn, 0.5, and at least one call.")
@@ -126,8 +127,8 @@ def benchmark_(
 
     rounds = (1 if quick else 3 if curve else 7) if rounds is None else rounds
     seconds = (0.05 if quick else 0.5) if seconds is None else seconds
-    if seconds <= 0:
-        raise ZooError(f"--seconds is {seconds:g}; give a time above 0")
+    if not 0 < seconds <= HOUR:
+        raise ZooError(f"--seconds is {seconds:g}; give a time above 0, and no more than an hour")
     place = chosen_device(device)
     if curve:
         run_curve(

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
-from deit_zoo.cli.options import MODEL_OR_RUN, AsJson, Device, complete_name
+from deit_zoo.cli.options import MODEL_OR_RUN, MOST, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.results import Prediction
@@ -40,7 +40,8 @@ def classify_(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read images (default: one per core).")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Threads that read images (default: one per core)."),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
-from deit_zoo.cli.options import AsJson, LabelColumn, complete_name, with_label_column
+from deit_zoo.cli.options import MOST, AsJson, LabelColumn, complete_name, with_label_column
 from deit_zoo.errors import DataError
 from deit_zoo.terminal import one_line
 
@@ -50,7 +50,7 @@ def prepare_(
         typer.Option(min=1, help="Make larger images smaller: pixels of the short side."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads (default: one per core).")
+        int | None, typer.Option(min=1, max=MOST, help="Threads (default: one per core).")
     ] = None,
 ) -> None:
     """Write a folder tree with train/ and val/ from archives, tables, or any other data set.
@@ -99,7 +99,8 @@ def check_(
     ],
     label_column: LabelColumn = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Threads that decode (default: one per core)."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -157,7 +158,8 @@ def benchmark_(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Loader processes (default: as in training).")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Loader processes (default: as in training)."),
     ] = None,
     images: Annotated[int, typer.Option(min=64, help="So many in each stage.")] = 2048,
     as_json: AsJson = False,

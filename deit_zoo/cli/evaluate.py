@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, Device, LabelColumn, NameOrRun, with_label_column
+from deit_zoo.cli.options import MOST, AsJson, Device, LabelColumn, NameOrRun, with_label_column
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
 from deit_zoo.registry import lookup, resolve
@@ -42,11 +42,13 @@ def evaluate_(
         int | None, typer.Option(min=0, help="GPUs that share the images; 0 is the CPU.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the images, on the CPU.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Processes that share the images, on the CPU."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once, in each process.")] = 64,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images, beside each of these.")
+        int | None,
+        typer.Option(min=0, max=MOST, help="Processes that read images, beside each of these."),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="real, v2, a, r or sketch.")] = None,
     label_file: Annotated[

@@ -17,6 +17,7 @@ def complete_name(incomplete: str) -> list[str]:
     return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
 
 
+MOST = 1024  # of processes, threads or machines; a larger number is a slip
 MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
 Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
 RecipeName = Annotated[
@@ -45,7 +46,8 @@ Changes = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe or the machine."),
 ]
 TrainWorkers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that read images, beside each training.")
+    int | None,
+    typer.Option(min=0, max=MOST, help="Processes that read images, beside each training."),
 ]
 LogTo = Annotated[
     str | None, typer.Option(metavar="trackio|wandb", help="Log there too, if it is installed.")

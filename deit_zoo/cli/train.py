@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, ignore, out, print_rows, talk
 from deit_zoo.cli.options import (
+    MOST,
     Changes,
     Device,
     DryRun,
@@ -60,9 +61,11 @@ def reproduce_(
     changes: Changes = None,
     workers: TrainWorkers = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Training processes of a node, on the CPU.")
+        int | None, typer.Option(min=1, max=MOST, help="Training processes of a node, on the CPU.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; type the same on each.")] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Machines; type the same on each.")
+    ] = 1,
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the nodes meet.")
     ] = None,
@@ -182,7 +185,7 @@ def finetune_(
     changes: Changes = None,
     workers: TrainWorkers = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Training processes, on the CPU.")
+        int | None, typer.Option(min=1, max=MOST, help="Training processes, on the CPU.")
     ] = None,
     log_to: LogTo = None,
     resume: Resume = "auto",
@@ -274,7 +277,9 @@ def teacher_labels_(
     device: Device = "auto",
     changes: Changes = None,
     workers: TrainWorkers = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes, on the CPU.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Processes, on the CPU.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Ask a recipe's teacher once for all images of a run, for every student that sees the same.

@@ -109,7 +109,7 @@ def convert_(
     """Rewrite a checkpoint as safetensors and print its manifest record."""
     from deit_zoo.hub.convert import convert
 
-    output = output or file.with_suffix(".safetensors")
+    output = output or file.parent / f"{file.stem}.safetensors"
     print_json(convert(file, output, name))
     talk.print(f"{escape(str(output))} is written; its tensors are exactly the model's")
 

@@ -7,14 +7,13 @@ are for validation.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import ASSETS, verify
+from deit_zoo.files import ASSETS, new_folder, verify
 
 SHEET = ASSETS / "digits.png"
 SHEET_SHA256 = "fa472e6d0fe9fff456b182b3deba5fd691036f6ff7e880b9895527fceda9edb5"
@@ -41,12 +40,11 @@ def write_folder(output: Path, progress: Callable[[int, int], None] | None = Non
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    for number, (image, label) in enumerate(digits()):
-        split = "val" if number >= NUM_IMAGES - NUM_VAL else "train"
-        folder = temporary / split / label
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / f"{number:04d}.png")
-        if progress:
-            progress(number + 1, NUM_IMAGES)
-    temporary.replace(output)
+    with new_folder(output) as temporary:
+        for number, (image, label) in enumerate(digits()):
+            split = "val" if number >= NUM_IMAGES - NUM_VAL else "train"
+            folder = temporary / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number:04d}.png")
+            if progress:
+                progress(number + 1, NUM_IMAGES)

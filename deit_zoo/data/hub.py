@@ -20,6 +20,7 @@ from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.machine import require_extra
+from deit_zoo.manifest import is_repo_id
 
 HFDS = "hfds:"
 
@@ -102,6 +103,11 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
         raise DataError(
             f"{data} is a file format and no data set, and there is no folder of that name; give "
             "hfds: and a data set of the Hub, or the folder of a saved one"
+        )
+    elif not is_repo_id(name):
+        raise DataError(
+            f"{data} is no name of a data set, and there is no folder {name!r}; give hfds: and a "
+            "data set of the Hub, or the folder of a saved one"
         )
     saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     if saved and (config or revision):

@@ -6,7 +6,6 @@ Its model card tells every figure with its transform, source and command; the wo
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from deit_zoo.files import (
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
+    new_folder,
     read_json,
     write_sums,
     write_whole,
@@ -70,22 +70,6 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     with new_folder(folder) as temporary:
         _fill(temporary, spec, record, repo_id, file)
     return sorted(folder.iterdir())
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when all is in it."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}); give another --output"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def upload(folder: Path, repo_id: str, name: str, kind: str = "model") -> str:

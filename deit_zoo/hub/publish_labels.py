@@ -13,11 +13,12 @@ from deit_zoo.files import (
     LABEL_FACTS_FILE,
     LABELS_FILE,
     as_record,
+    new_folder,
     read_json,
     write_sums,
     write_whole,
 )
-from deit_zoo.hub.publish import check_arguments, new_folder
+from deit_zoo.hub.publish import check_arguments
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.results import LabelFacts
 

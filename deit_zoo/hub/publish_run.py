@@ -20,12 +20,13 @@ from deit_zoo.files import (
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
+    new_folder,
     read_json,
     write_sums,
     write_whole,
 )
 from deit_zoo.hub.config import start_of, start_record, timm_name, write_run_config
-from deit_zoo.hub.publish import check_arguments, new_folder
+from deit_zoo.hub.publish import check_arguments
 from deit_zoo.hub.verify import copy_file
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Checkpoint

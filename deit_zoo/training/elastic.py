@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 RESTARTS = 3
 EXIT_PEER_LOST = 111  # the exit code of a process whose peer died
-PORT = 29400
+PORT, LAST_PORT = 29400, 65535
 JOIN_SECONDS = 600  # that the first node waits for the last
 STATE_SECONDS = 120  # that the processes have to finish a step and write a state
 EXIT_STATUS_FILE = ".outcome.json"
@@ -69,7 +69,8 @@ def is_rank(plan: Plan) -> bool:
 
 def check_rendezvous(nodes: int, rendezvous: str | None) -> None:
     """Raises RecipeError where several nodes have no address to meet at."""
-    if nodes > 1 and not re.fullmatch(r"[^:\s]+:\d+", rendezvous or ""):
+    address = re.fullmatch(r"[^:\s]+:(\d{1,5})", rendezvous or "", re.ASCII)
+    if nodes > 1 and not (address and 0 < int(address[1]) <= LAST_PORT):
         here = f"{socket.gethostname()}:{PORT}"
         raise RecipeError(
             f"--nodes {nodes} needs --rendezvous HOST:PORT, the same on every node"

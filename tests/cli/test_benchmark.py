@@ -241,7 +241,7 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
         (["--mode", "fast"], "--mode is 'fast'; give eager, compiled, optimized"),
         (["--peers"], PEERS),
         (["--peer", "timm"], PEERS),
-        (["--seconds", "0"], "--seconds is 0; give a time above 0"),
+        (["--seconds", "0"], "--seconds is 0; give a time above 0, and no more than an hour"),
         (
             ["--precision", "int8", "--mode", "eager"],
             "int8 is what optimize makes; add --mode optimized",
