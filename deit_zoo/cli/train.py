@@ -31,6 +31,7 @@ from deit_zoo.cli.options import (
     pixels,
     with_label_column,
 )
+from deit_zoo.errors import DataError
 from deit_zoo.recipes.recipe import shown
 
 if TYPE_CHECKING:
@@ -312,8 +313,16 @@ def teacher_labels_(
             steps(done, total)
 
         sha256 = label_images(plan, data, output, devices, progress=progress, files=files)
+    if sha256 is None:
+        raise DataError(
+            f"the labels in {output} are not all known: some images of {data} cannot be read, and "
+            "what is said of those in their place is not kept; `deit-zoo data check` lists them"
+        )
     out.print(f"{output} has the labels of {plan.recipe.epochs:,} epochs, SHA-256 {sha256}")
-    talk.print(f"type: deit-zoo reproduce {plan.recipe.name} --teacher-labels {output}")
+    words = ["deit-zoo", "reproduce", plan.recipe.name, "--teacher-labels", str(output)]
+    words += ["--data", data] if data is not None else []
+    words += [word for change in changes or () for word in ("--set", change)]
+    talk.print(f"type: {escape(shlex.join(words))}")
 
 
 def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:

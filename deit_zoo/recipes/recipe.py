@@ -249,15 +249,19 @@ class Recipe:
         return next((layout for layout in self.layouts if cut_of(layout) == cut), None)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of every value that decides the training: equal trainings, equal digests."""
+    def deciding(self) -> dict[str, Any]:
+        """Every value that decides the training, but for younger fields that do nothing."""
         hints = type_hints(Recipe)
-        values = {
+        return {
             key: float(value) if hints[key] is float else value  # 1 and 1.0 are one rate
             for key, value in self.to_dict().items()
             if key not in REMARKS and (key, value) not in _ADDED.items()
         }
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every value that decides the training: equal trainings, equal digests."""
+        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()
 
 
 def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from deit_zoo.errors import FormatError, RecipeError
@@ -30,16 +31,16 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.recipes.recipe import REMARKS, Recipe, shown
+from deit_zoo.recipes.recipe import shown
 from deit_zoo.results import LabelFacts
 from deit_zoo.training.loop import autocast_dtype
 from deit_zoo.training.teacher import facts_of
 
 UNKNOWN = 0  # so that a file begins without a byte on the disk; a label is kept plus one
 MOST_CLASSES = 2**16 - 1
+LOCK_FILE = ".lock"  # of whoever writes
 # Fields of a recipe that change the student and not what is shown to it. All others are in the key.
 _OF_STUDENT = {
-    *REMARKS,
     *("name", "model", "data", "init_from", "epochs"),
     *("optimizer", "lr", "betas", "eps", "momentum", "layer_decay", "freeze", "weight_decay"),
     *("clip_grad", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "decay_epochs"),
@@ -56,11 +57,8 @@ def key_of(
     `fingerprint` is that of the training images, `teacher` the facts of the network, which computes
     on the device.
     """
-    recipe = {
-        field.name: getattr(plan.recipe, field.name)
-        for field in fields(Recipe)
-        if field.name not in _OF_STUDENT
-    }
+    values = plan.recipe.deciding
+    recipe = {name: values[name] for name in values if name not in _OF_STUDENT}
     machine = {
         "training images": plan.num_images,
         "reading": plan.reading,
@@ -99,16 +97,21 @@ class TeacherLabels:
             self.pending.append((epoch, step, replicas.start, torch.cat(tuple(taught))))
 
     def write(self) -> None:
-        """Put on the disk what was added, each process its own bytes of the file."""
+        """Put on the disk what was added, but where another run has been faster."""
+        if not self.pending:
+            return
         # Not through memory, whose pages are whole: on a shared folder they would be another's too.
-        with self.file.open("r+b", buffering=0) as file:
+        with FileLock(self.folder / LOCK_FILE), self.file.open("r+b") as file:
             _, steps, replicas, batch = self.labels.shape
             for epoch, step, first_replica, labels in self.pending:
                 number = (epoch * steps + step) * replicas + first_replica
-                kept = (labels + 1).cpu().numpy().astype(np.uint16).tobytes()
-                os.pwrite(file.fileno(), kept, self.labels.offset + 2 * batch * number)
-            if self.pending:
-                os.fsync(file.fileno())
+                said = (labels + 1).cpu().numpy().astype(np.uint16)
+                file.seek(self.labels.offset + 2 * batch * number)
+                known = np.frombuffer(file.read(said.nbytes), np.uint16)
+                file.seek(self.labels.offset + 2 * batch * number)
+                file.write(np.where(known == UNKNOWN, said, known).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         self.pending.clear()
 
     def missing(self, epochs: int) -> list[int]:
@@ -118,8 +121,9 @@ class TeacherLabels:
     def finish(self) -> str | None:
         """The digest of the file, stated beside it; None where not all labels are known."""
         if self.facts.sha256 is None and not self.missing(len(self.labels)):
-            self.facts = replace(self.facts, sha256=digest(self.file))
-            _write_facts(self.folder, self.facts)
+            with FileLock(self.folder / LOCK_FILE):
+                self.facts = replace(self.facts, sha256=digest(self.file))
+                _write_facts(self.folder, self.facts)
         return self.facts.sha256
 
 
@@ -174,10 +178,12 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
     """A file that says of no image what it shows, and beside it what it is for."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torn = folder / f".{LABELS_FILE}"
-        np.lib.format.open_memmap(torn, mode="w+", dtype=np.uint16, shape=_shape(plan))
-        torn.replace(folder / LABELS_FILE)
-        _write_facts(folder, LabelFacts(key=key, teacher=teacher))
+        with FileLock(folder / LOCK_FILE):
+            if (folder / LABEL_FACTS_FILE).exists():  # another run's, by now
+                return
+            file = folder / LABELS_FILE
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.uint16, shape=_shape(plan))
+            _write_facts(folder, LabelFacts(key=key, teacher=teacher))
     except OSError as error:
         raise RecipeError(
             f"{folder} cannot hold {num_bytes(plan) / 1e6:,.0f} MB of teacher labels "

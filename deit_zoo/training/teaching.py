@@ -15,7 +15,7 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.evaluation.parallel import Device, run_in_processes
 from deit_zoo.machine import check_gpus
 from deit_zoo.recipes.plan import MOST_WORKERS, MOST_WORKERS_OF_GPU, Plan, default_workers
-from deit_zoo.training.build import lesson_of, open_images, set_machine
+from deit_zoo.training.build import fix_order, lesson_of, open_images
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import (
     check_extra,
@@ -91,9 +91,10 @@ def label_images(
     images = open_images(job.data, "train", expected_classes(recipe), place, plan.reading)
     classes = images.classes
     labels = open_labels(folder, plan, job.fingerprint["train"], len(classes), place.device)
-    if missing := len(labels.missing(recipe.epochs)):
-        work = LabelJob(plan=plan, data=job.data, classes=classes, folder=folder)
-        run_in_processes(work, devices[:missing], missing * plan.steps_per_epoch, progress)
+    if missing := labels.missing(recipe.epochs):
+        work = LabelJob(plan=plan, data=job.data, classes=classes, folder=folder, epochs=missing)
+        devices = devices[: len(missing)]
+        run_in_processes(work, devices, len(missing) * plan.steps_per_epoch, progress)
     return TeacherLabels(folder).finish()
 
 
@@ -105,6 +106,7 @@ class LabelJob:
     data: str
     classes: list[str]
     folder: Path
+    epochs: list[int]
 
     def on_cpu(self) -> LabelJob:
         """The job as it is handed to another process."""
@@ -113,9 +115,10 @@ class LabelJob:
     def run_shard(
         self, device: Device, rank: int, size: int, progress: Callable[[int, int], None]
     ) -> list[float]:
-        """The labels of every `size`-th epoch that is not known; the number of these epochs."""
+        """The labels of every `size`-th of the epochs; the number of these."""
         plan, recipe = self.plan, self.plan.recipe
-        set_machine(plan)
+        if plan.deterministic:
+            fix_order(plan.device)
         group = DistributedContext(device=torch.device(device or "cpu"))
         if group.device.type == "cuda":
             torch.cuda.set_device(group.device)
@@ -126,7 +129,7 @@ class LabelJob:
         loader = TrainLoader(
             images, train_augment(recipe), plan, replicas, group=group, taught=labels
         )
-        epochs = labels.missing(recipe.epochs)[rank::size]
+        epochs = self.epochs[rank::size]
         with closing(loader):
             for number, epoch in enumerate(epochs):
                 passes = MicroBatches(
@@ -139,12 +142,14 @@ class LabelJob:
                     device=group.device,
                 )
                 for step in range(plan.steps_per_epoch):
-                    taught = []
+                    taught, bad = [], 0
                     for part in passes.of_step(step):
                         with autocast(group.device, autocast_dtype(plan, group.device)):
                             taught.append(teach(part.images))
+                        bad += len(part.bad)
                     passes.look_ahead()
-                    labels.add(epoch, step, replicas, taught)
+                    if not bad:
+                        labels.add(epoch, step, replicas, taught)
                     progress(number * plan.steps_per_epoch + step + 1, 0)
                 with full_disk_as_error(self.folder):
                     labels.write()

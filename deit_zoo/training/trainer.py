@@ -166,7 +166,7 @@ def run_epoch(
 
     def on_step(step: StepResult) -> None:
         logger.step(step)
-        if labels is not None:
+        if labels is not None and not step.bad_images:  # nor what stands in for another image
             labels.add(epoch, step.number, state.replicas, step.taught)
         manager.after_step(step)
 

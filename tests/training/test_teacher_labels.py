@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import deit_zoo
+from deit_zoo.data.image_set import open_set
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import LABEL_FACTS_FILE, LABELS_FILE
 from deit_zoo.hub.publish_labels import build_labels
 from deit_zoo.training import build
 from deit_zoo.training.launch import make_plan, reproduce
+from deit_zoo.training.places import replica_indices
+from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.teaching import label_images, label_plan
 from deit_zoo.weights.load import save_model
 from support.command import deit_zoo as deit_zoo_command
@@ -283,3 +287,37 @@ def test_published_labels_are_a_data_set_of_the_hub(kept: Path, tmp_path: Path) 
         assert hub.count("POST", "/api/datasets/org/labels/commit/main") == 1
     uploaded = repository.commits[repository.refs["main"]]
     assert uploaded[LABELS_FILE] == (kept / "labels" / LABELS_FILE).read_bytes()
+
+
+def test_what_another_run_has_kept_stays(kept: Path, tmp_path: Path) -> None:
+    shutil.copytree(kept / "labels", tmp_path / "labels")
+    first = np.load(kept / "labels" / LABELS_FILE)
+    stored = np.load(tmp_path / "labels" / LABELS_FILE, mmap_mode="r+")
+    stored[0, 0] = 0
+    stored.flush()
+    one, other = (TeacherLabels(tmp_path / "labels") for _ in range(2))
+    for labels, said in ((one, first[0, 0].astype(int) - 1), (other, np.zeros_like(first[0, 0]))):
+        assert labels.read(0, 0, range(2)) is None
+        labels.add(0, 0, range(2), [torch.from_numpy(said.astype(np.int64)).flatten()])
+    one.write()
+    other.write()
+    assert (np.load(tmp_path / "labels" / LABELS_FILE) == first).all()
+
+
+def test_what_is_said_of_an_image_in_the_place_of_another_is_not_kept(
+    data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    [first, *_] = replica_indices(320, epoch=0, replica=0, replicas=2, repeats=2, count=128)
+    Path(open_set(tmp_path / "data", "train").name_of(first)).write_bytes(b"no image")
+    labels = tmp_path / "labels"
+    run(tmp_path / "run", tmp_path / "data", "epochs=1", f"teacher_labels={labels}")
+    unknown = (np.load(labels / LABELS_FILE) == 0).all(axis=(2, 3))
+    assert 0 < unknown.sum() < STEPS
+    assert receipt_of(tmp_path / "run")["teacher"]["labels_sha256"] is None
+
+
+def test_a_younger_field_that_does_nothing_is_in_no_key(kept: Path) -> None:
+    key = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())["key"]
+    assert not {"sampling", "three_augment", "top1_source", "layouts"} & set(key)
+    assert {"seed", "crop_scale", "mixup", "replicas", "teacher"} <= set(key)
