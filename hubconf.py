@@ -2,7 +2,9 @@
 
     torch.hub.load("org/deit", "deit_tiny", trust_repo=True)
 
-They are made from the registry; no name is typed here. Nothing is fetched or printed on import.
+They are made from the registry; no name is typed here. `torch.hub.list` shows these; `load` and
+`help` take any other spelling too, such as `deit_s`, and suggest where there is none.
+Nothing is fetched or printed on import.
 """
 
 import sys
@@ -98,6 +100,31 @@ def _entries():
             if name is not None and name.isidentifier():
                 entries[name] = _entry(name, spec)
     return entries
+
+
+def __dir__():
+    """What there is; torch.hub looks here for the one name that it was asked for.
+
+    Raises UnknownModelError, with the names that are like it, where that means no model.
+    """
+    from deit_zoo.registry import resolve
+
+    names = sorted(globals())
+    asked = sys._getframe(1).f_locals.get("func_name")
+    if isinstance(asked, str) and asked not in names:
+        resolve(asked)
+        names.append(asked)
+    return names
+
+
+def __getattr__(name):
+    """An entry point by any other spelling of a model's name."""
+    from deit_zoo.registry import lookup
+
+    spec = None if name.startswith("_") else lookup(name)
+    if spec is None:
+        raise AttributeError(f"hubconf has no entry point {name!r}")
+    return _entry(name, spec)
 
 
 globals().update(_entries())

@@ -369,19 +369,30 @@ _TAGS_21K = (
 )
 
 # What stands before a name where it is written as the Hub's, timm's or torch.hub's.
-_OWNERS = re.compile(r"^(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)+", re.IGNORECASE)
+_OWNERS = re.compile(
+    r"^(https?://(huggingface\.co|hf\.co)/|https://dl\.fbaipublicfiles\.com/deit/)?"
+    r"(hf[-_]hub:|timm/|facebook/|facebookresearch/deit:)*",
+    re.IGNORECASE,
+)
+# What stands behind it: the file of the Hub's newest commit, and the ending of upstream's.
+_FILES = re.compile(r"(/(tree|blob|resolve)/main(/model\.safetensors)?|\.pth)?/?$", re.IGNORECASE)
+# A paper's patch size, as in DeiT-S/16.
+_PATCHES = re.compile(r"(?<=[a-z])/(?=1[46](?!\d))", re.IGNORECASE)
 
 
 def is_path(text: str) -> bool:
     """Whether a model is meant by a file, a folder or an address, not by its name.
 
-    A name, also one that is known to mean nothing here, goes before a folder of the same name.
-    Else what has a slash is a path, whether it is there or not.
+    A name, also one that is known to mean nothing here, goes before a folder of the same name, but
+    a file goes before the name of an upstream's that has its ending. Else what has a slash is a
+    path, whether it is there or not.
     """
-    if text.startswith(("hf://", "/", "./", "../", "~")) or text.endswith(".safetensors"):
+    if text.startswith(("hf://", "/", "./", "../", "~")):
         return True
     if not text or lookup(text) is not None:
-        return False
+        return text.endswith(".pth") and Path(text).is_file()
+    if text.endswith(".safetensors"):
+        return True
     slashes = set("/\\") & set(_OWNERS.sub("", text))
     return Path(text).exists() or (bool(slashes) and not _refusal_of(text)[0])
 
@@ -413,8 +424,7 @@ def normalize(name: str) -> str:
     if not text.isascii():  # the papers' signs
         text = re.sub("⚗[\ufe0e\ufe0f]?", "_distilled", text).replace("↑", "_")
         text = re.sub(r"[Υυϒ]", "", text)
-    text = text.casefold()
-    text = re.sub(_OWNERS, "", text)
+    text = re.sub(_PATCHES, "_patch", re.sub(_FILES, "", re.sub(_OWNERS, "", text.casefold())))
     text = re.sub(r"[-./\s_]+", "_", text).strip("_")
     return re.sub(r"^deit_?(3|iii)(?=_|$)", "deit3", text)
 

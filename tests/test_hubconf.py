@@ -113,6 +113,25 @@ print(model.training, model.head.out_features, type(model).__module__)
     assert hub(code, tmp_path) == "True 3 deit_zoo.models.deit"
 
 
+def test_hub_load_takes_short_names_and_suggests_where_there_is_none(tmp_path: Path) -> None:
+    code = """
+names = ["deit_s", "deit_b_384", "DeiT-S/16", "cait_s24", "deit3_b"]
+options = dict(source="local", pretrained=False, device="meta")
+print([torch.hub.load(HUB, name, **options).spec.name for name in names])
+try:
+    torch.hub.load(HUB, "deit_smal", source="local")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    lines = hub(code, tmp_path).splitlines()
+    assert lines[0] == (
+        "['deit_small', 'deit_base_384', 'deit_small', 'cait_s24_384', 'deit3_base']"
+    )
+    assert lines[1].startswith(
+        "UnknownModelError no model is named 'deit_smal'; did you mean deit_small,"
+    )
+
+
 def test_hub_load_works_while_a_module_called_models_is_imported(tmp_path: Path) -> None:
     for name in ("models", "utils", "data", "training"):
         (tmp_path / f"{name}.py").write_text("mine = True\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from deit_zoo.errors import UnknownModelError
-from deit_zoo.registry import MODELS, nearest, normalize, resolve, spellings
+from deit_zoo.registry import MODELS, is_path, lookup, nearest, normalize, resolve, spellings
 from support.tables import each_row
 
 # facts/naming.md, "Who calls them what" and the table: reference, timm bare and tagged, Hub ids,
@@ -561,7 +562,6 @@ FAILING = {
     "M48": "cait_m48_448",
     "S36": "cait_s36_384",
     "B24": None,
-    "deit_small_patch16_224-cd65a155.pth": "deit_small",
     "deit": None,
     "cait": None,
     "": None,
@@ -762,3 +762,49 @@ def test_gmacs_are_those_of_timms_tables() -> None:
 
 def test_every_spelling_of_the_table_is_normalised() -> None:
     assert [spelling for spelling in spellings() if normalize(spelling) != spelling] == []
+
+
+@each_row(
+    ("written", "name"),
+    [
+        ("S24_384.pth", "cait_s24_384"),
+        ("deit_tiny_patch16_224-a1311bcf.pth", "deit_tiny"),
+        ("https://dl.fbaipublicfiles.com/deit/deit_base_patch16_384-8de9b5d1.pth", "deit_base_384"),
+        ("https://huggingface.co/timm/deit_small_patch16_224.fb_in1k", "deit_small"),
+        ("https://huggingface.co/timm/cait_s24_224.fb_dist_in1k/tree/main", "cait_s24_224"),
+        (
+            "https://huggingface.co/timm/cait_xs24_384.fb_dist_in1k/resolve/main/model.safetensors",
+            "cait_xs24_384",
+        ),
+        ("https://hf.co/facebook/deit-base-distilled-patch16-384/", "deit_base_distilled_384"),
+        ("DeiT-S/16", "deit_small"),
+        ("DeiT-B/16-384", "deit_base_384"),
+        ("DeiT-B\N{ALEMBIC}/16\N{UPWARDS ARROW}384", "deit_base_distilled_384"),
+    ],
+)
+def test_files_addresses_and_patch_sizes_name_a_model(written: str, name: str) -> None:
+    assert resolve(written).name == name
+    assert not is_path(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "https://huggingface.co/someone/deit_small_patch16_224.fb_in1k",
+        "https://huggingface.co/timm/deit_small_patch16_224.fb_in1k/resolve/v2/model.safetensors",
+        "https://example.org/deit_small.pth",
+        "runs/deit_s/16",
+    ],
+)
+def test_what_lies_elsewhere_is_a_path_and_no_name(written: str) -> None:
+    assert lookup(written) is None
+    assert is_path(written)
+
+
+def test_a_file_that_is_here_goes_before_upstreams_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not is_path("S24_384.pth")
+    (tmp_path / "S24_384.pth").touch()
+    assert is_path("S24_384.pth")
