@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, NameOrRun, complete_name
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
 from deit_zoo.registry import is_path, resolve
@@ -71,11 +71,19 @@ def verify_(
             autocompletion=complete_name,
         ),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="A public key; folders must be signed with its other half."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte that is on this machine, without the network; exit 1 if one is wrong."""
+    from deit_zoo.hub.sign import check_signature
     from deit_zoo.hub.verify import files_of, verify_file
 
+    folders = [expand_user(word) for word in names or () if expand_user(word).is_dir()]
+    if key is not None and (not names or len(folders) < len(names)):
+        raise ZooError("--key proves folders; give some, and no names of models")
     listed = [(word, files_of(word)) for word in names or read_manifest()]
     paths = [file.path for _, files in listed for file in files if file.path.is_file()]
     rows: list[tuple[str, VerifyResult | None]] = []
@@ -89,6 +97,14 @@ def verify_(
     else:
         _print_results(rows)
     problems = [result.problem for _, result in rows if result and result.problem]
+    if key is not None:
+        for folder in folders:
+            try:
+                check_signature(folder, key)
+            except IntegrityError as error:
+                problems.append(str(error))
+            else:
+                talk.print(escape(f"{folder} is what was signed with the key of {key}"))
     for problem in problems:
         print_error(problem)
     if problems:
@@ -155,11 +171,15 @@ def publish_(
         str | None,
         typer.Option(help="Of a run; that of the weights it began from unless given."),
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="A private key to sign the files with.")
+    ] = None,
 ) -> None:
     """Make a Hub repository of a checkpoint, of a run, or of a teacher's labels, with its card."""
     from deit_zoo.hub import publish
     from deit_zoo.hub.publish_labels import build_labels
     from deit_zoo.hub.publish_run import build_run
+    from deit_zoo.hub.sign import sign as sign_folder
 
     is_run = is_path(name)
     is_labels = is_run and (expand_user(name) / LABEL_FACTS_FILE).is_file()
@@ -169,10 +189,12 @@ def publish_(
 
     def build(folder: Path) -> list[Path]:
         if is_labels:
-            return build_labels(expand_user(name), repo, folder)
-        if is_run:
-            return build_run(expand_user(name), repo, folder, license)
-        return publish.build(title, repo, folder)
+            files = build_labels(expand_user(name), repo, folder)
+        elif is_run:
+            files = build_run(expand_user(name), repo, folder, license)
+        else:
+            files = publish.build(title, repo, folder)
+        return files if sign is None else [*files, sign_folder(folder, sign)]
 
     if dry_run:
         folder = output or Path("publish") / title

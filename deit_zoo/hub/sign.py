@@ -1,0 +1,72 @@
+"""Who wrote a folder of weights: signatures with a key of one's own, by OpenSSF model-signing.
+
+A signature covers every file of the folder. It needs no network: who signs keeps a private key and
+gives the public one away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deit_zoo.errors import CheckpointError, IntegrityError, MissingExtraError
+from deit_zoo.files import read_json
+
+SIGNATURE_FILE = "model.sig"
+
+
+def sign(folder: Path, private_key: Path) -> Path:
+    """Leave the signature of a folder in it. Returns its file.
+
+    Raises CheckpointError where the key is none.
+    """
+    model_signing = _library()
+    signature = folder / SIGNATURE_FILE
+    config = model_signing.signing.Config().set_hashing_config(_hashing(signature))
+    try:
+        config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
+    except Exception as error:  # whatever the library makes of a key
+        raise CheckpointError(
+            f"{folder} could not be signed with {private_key} ({_reason(error)}); give a private "
+            "key in PEM form, as of `openssl ecparam -name prime256v1 -genkey -noout`"
+        ) from error
+    return signature
+
+
+def check_signature(folder: Path, public_key: Path) -> None:
+    """Raises IntegrityError unless all that is in a folder was signed with the key's other half."""
+    model_signing = _library()
+    signature = folder / SIGNATURE_FILE
+    if not signature.exists():
+        raise IntegrityError(f"{folder} has no {SIGNATURE_FILE}, so nobody signed it")
+    for path in folder.rglob("*"):
+        if not path.is_dir() and not path.is_file():  # reading it could hang
+            raise IntegrityError(f"{path} is no regular file, so {folder} is not what was signed")
+    config = model_signing.verifying.Config().set_hashing_config(_hashing(signature))
+    try:
+        read_json(signature)
+        config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
+    except Exception as error:  # whatever the library makes of a forged signature
+        raise IntegrityError(
+            f"{folder} is not what was signed with the key of {public_key} ({_reason(error)})"
+        ) from error
+
+
+def _hashing(signature: Path) -> Any:
+    config = _library().hashing.Config()
+    return config.set_ignored_paths(paths=[signature], ignore_git_paths=False)
+
+
+def _library() -> Any:
+    try:
+        import model_signing
+    except ImportError as error:
+        raise MissingExtraError(
+            "signatures need OpenSSF model-signing; type: pip install 'deit_zoo[sign]'"
+        ) from error
+    return model_signing
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return f"{text.splitlines()[0]:.200}"
