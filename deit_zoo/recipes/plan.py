@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.files import RECEIPT_FILE, expand_user
+from deit_zoo.files import RECEIPT_FILE, expand_user, read_json
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
 from deit_zoo.recipes import RECIPES
@@ -555,7 +554,7 @@ def is_first_stage(change: str, recipe: Recipe) -> bool:
     if name != "init_from" or not file.is_file():
         return False
     try:
-        receipt = json.loads(file.read_text(encoding="utf-8"))
+        receipt = read_json(file)
         return bool(receipt["model"] == recipe.init_from and not receipt["modified"])
     except (ValueError, KeyError, TypeError):
         return False

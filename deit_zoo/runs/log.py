@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE
+from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE, read_json
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.recipe import Recipe, from_dict
 from deit_zoo.registry import lookup
@@ -92,7 +91,7 @@ def read_receipt(name_or_path: str) -> dict[str, Any]:
             f"{', '.join(embedded_names())} have theirs"
         )
     try:
-        receipt = json.loads(file.read_text(encoding="utf-8"))
+        receipt = read_json(file)
         sound = all(isinstance(receipt[key], dict) for key in ("plan", "reached", "sha256"))
     except (OSError, ValueError, KeyError, TypeError):
         sound = False
@@ -146,7 +145,7 @@ def _recipe_of(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:
     if not file.is_file():
         return None, ()
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         plan = values if file.name == PLAN_FILE else values["plan"]
         recipe = from_dict(plan["recipe"])
         precision = plan.get("precision", "auto")

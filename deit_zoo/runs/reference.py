@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import ASSETS, LOG_FILE
+from deit_zoo.files import ASSETS, LOG_FILE, parse_json
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.figures import figure_of
@@ -193,12 +193,12 @@ def rows_of_log(lines: Iterable[str], file: Path) -> list[dict[str, Any]]:
 
 def _epoch_of(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, parse_constant=lambda _: None)
+        row = parse_json(line, where, lambda _: None)
         figures = row["train_loss"], row["val_top1"]
         sound = isinstance(row["epoch"], int) and all(
             isinstance(figure, int | float | None) for figure in figures
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
         raise DataError(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from deit_zoo import errors
 from deit_zoo.errors import RecipeError, ZooError
-from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, write_whole
+from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, read_json, write_whole
 from deit_zoo.machine import world_size
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
@@ -181,7 +181,7 @@ def read_verdict(job: Job, output: Path) -> Verdict:
     raise_error_of(status)
     if "signal" in status:
         raise Interrupted(status["signal"])
-    receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
+    receipt = read_json(output / RECEIPT_FILE)
     reached = Evaluation(**receipt["reached"])
     sha256 = receipt["sha256"][MODEL_FILE]
     images = job.plan.num_images
@@ -196,7 +196,7 @@ def write_exit_status(output: Path, **facts: Any) -> None:
 def read_exit_status(output: Path) -> dict[str, Any]:
     """How it ended; empty where nothing was said."""
     file = output / EXIT_STATUS_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def clear_exit_status(output: Path) -> None:

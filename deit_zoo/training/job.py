@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_split, root_of
 from deit_zoo.errors import DataError
-from deit_zoo.files import PLAN_FILE, write_whole
+from deit_zoo.files import PLAN_FILE, read_json, write_whole
 from deit_zoo.recipes.plan import Plan, plan_from
 
 
@@ -94,7 +94,7 @@ def read_job(output: Path) -> Job:
     """What `plan.json` says. Raises DataError where it is none of ours."""
     file = output / PLAN_FILE
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         data, listed = record["data"], record.get("listed", False)
         return Job(
             plan=plan_from(record),
@@ -105,7 +105,7 @@ def read_job(output: Path) -> Job:
             val_share=record.get("val_share"),
             images=read_split(output / SPLIT_FILE, root_of(data)) if listed else None,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file} is no plan of a deit_zoo run; give an empty folder as --output, or, of a run "
             "that has states, remove it: the same command makes it again"

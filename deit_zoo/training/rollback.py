@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import write_whole
+from deit_zoo.files import read_json, write_whole
 
 FOLDER, FILE = "state", "rollbacks.json"
 MAX_ROLLBACKS = 3  # from one start to the next, before a run ends
@@ -115,7 +115,7 @@ def read_history(output: Path) -> History:
     if not file.is_file():
         return History()
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         failure = record["failure"]
         return History(
             rollbacks=tuple(Rollback(**rollback) for rollback in record["rollbacks"]),

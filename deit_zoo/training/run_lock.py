@@ -18,7 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import is_running, write_whole
+from deit_zoo.files import is_running, read_json, write_whole
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 # Loader workers of a process that was killed hold its lock until they notice.
@@ -70,7 +70,7 @@ def run_lock(output: Path, tell: Callable[[str], None], seconds: float = 0.0) ->
 def read_owner(output: Path) -> Owner | None:
     """Who has a folder, or had it and died; None where nobody says so."""
     try:
-        record = json.loads((output / OWNER_FILE).read_text(encoding="utf-8"))
+        record = read_json(output / OWNER_FILE)
         return Owner(str(record["host"]), int(record["pid"]), str(record["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,7 +5,6 @@ They help to look at a run, and nothing depends on them: one that fails ends its
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
@@ -15,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from deit_zoo.files import STEPS_FILE, write_whole
+from deit_zoo.files import STEPS_FILE, parse_json, write_whole
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.runs.json_lines import append_line, cut_lines
 
@@ -187,8 +186,8 @@ class PackageTracker:
 def _read(line: bytes) -> dict[str, Any]:
     """What a line of steps.jsonl says; nothing where it is torn."""
     try:
-        row = json.loads(line) if line.endswith(b"\n") else {}
-    except (ValueError, RecursionError):
+        row = parse_json(line, STEPS_FILE) if line.endswith(b"\n") else {}
+    except ValueError:
         return {}
     numbers = ("epoch", "step", "skipped")
     sound = isinstance(row, dict) and all(isinstance(row.get(name), int) for name in numbers)

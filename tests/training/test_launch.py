@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -393,8 +394,28 @@ def test_the_plan_is_on_disk_when_it_is_said(digits_folder: Path, output: Path) 
     assert (told.data, told.fingerprint["train"]["files"]) == (str(digits_folder), 320)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
-def test_a_folder_with_somebody_elses_plan_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(content)
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"not JSON", b"\xff", b"[" * 100_000])
+def test_a_folder_with_somebody_elses_plan_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(DataError, match="is no plan of a deit_zoo run; give an empty folder"):
         check_output(tmp_path, RECIPES["deit_pico_digits"], "auto")
+
+
+def test_a_plan_of_wrong_types_is_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    Job(plan=make_plan("deit_pico_digits", gpus=0), data="digits", fingerprint={}).write(tmp_path)
+    file = tmp_path / "plan.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    places: list[tuple[str, ...]] = [(key,) for key in whole]
+    places += [("recipe", key) for key in whole["recipe"]]
+    sentences: list[str] = []
+    for place, value in product(places, [None, [], {}, "x", -1, 1e308, [[10**12]], 2**63]):
+        record = json.loads(json.dumps(whole))
+        inner = record if len(place) == 1 else record[place[0]]
+        inner[place[-1]] = value
+        file.write_text(json.dumps(record), encoding="utf-8")
+        try:
+            read_job(tmp_path)
+        except ZooError as error:
+            sentences.append(str(error))
+    assert len(sentences) > len(places)
+    assert not any("\n" in sentence for sentence in sentences)
