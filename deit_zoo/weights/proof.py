@@ -19,13 +19,14 @@ from deit_zoo.files import (
     RECORD_FILE,
     SUMS_FILE,
     as_record,
+    digest,
     expand_user,
     is_inside,
     read_json,
     read_sums,
 )
 from deit_zoo.manifest import Checkpoint, manifest_path, read_manifest
-from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, KnownFile, Sha256
+from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, KnownFile, Sha256, verified
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,18 +72,18 @@ def known_file(file: Path) -> KnownFile:
     where it contradicts itself or the manifest.
     """
     folder = file.parent
-    if not any((folder / name).exists() for name in (SUMS_FILE, RECEIPT_FILE)):
-        return KnownFile(path=file, sha256=None, proof="none")
-    digests, stating = stated_digests(folder)
-    if file.name not in digests:
-        raise CheckpointError(
-            f"{folder / stating} states no SHA-256 for {file.name}; remove it to load the file "
-            "without proof"
-        )
-    sha256, proof = digests[file.name], stating
+    known = KnownFile(path=file, sha256=None, proof="none")
+    if any((folder / name).exists() for name in (SUMS_FILE, RECEIPT_FILE)):
+        digests, stating = stated_digests(folder)
+        if file.name not in digests:
+            raise CheckpointError(
+                f"{folder / stating} states no SHA-256 for {file.name}; remove it to load the file "
+                "without proof"
+            )
+        known = KnownFile(path=file, sha256=digests[file.name], proof=stating)
     if file.name == MODEL_FILE and (folder / RECORD_FILE).exists():
-        proof = _stronger_proof(folder, sha256) or stating
-    return KnownFile(path=file, sha256=sha256, proof=proof)
+        return _checked_by_record(known)
+    return known
 
 
 def carried_file(record: Checkpoint) -> KnownFile | None:
@@ -111,27 +112,39 @@ def carried_name(folder: Path) -> str | None:
     return next(iter(record), None)
 
 
-def _stronger_proof(folder: Path, sha256: str) -> str | None:
-    """What besides the folder's own sums states this digest of its weights."""
+def _checked_by_record(known: KnownFile) -> KnownFile:
+    """Weights with the strongest proof: the digest of the manifest, else of the record beside them.
+
+    Where the folder states none, it is that of their bytes.
+    """
+    folder = known.path.parent
     [(name, record)] = _record(folder / RECORD_FILE).items()
     installed = read_manifest().get(name)
-    proof = None
+    origin = f"{folder / known.proof} states" if known.sha256 else f"{folder} has"
     for where, sources, word in (
         (folder / RECORD_FILE, record.sources, RECORD_FILE),
         (manifest_path(), installed.sources if installed is not None else (), "pinned"),
     ):
         pinned = _pinned(source.sha256 for source in sources)
-        if pinned and sha256 not in pinned:
+        if not pinned:
+            continue
+        sha256 = known.sha256 or _sha256(known.path)
+        if sha256 not in pinned:
             raise IntegrityError(
-                f"{folder / SUMS_FILE} states SHA-256 {sha256} for {MODEL_FILE}, but {where} pins "
+                f"{origin} SHA-256 {sha256} for {MODEL_FILE}, but {where} pins "
                 f"{' or '.join(sorted(pinned))} for {name}; fetch the folder again"
             )
-        proof = word if pinned else proof
-    return proof
+        known = KnownFile(path=known.path, sha256=sha256, proof=word)
+    return known
+
+
+def _sha256(file: Path) -> str:
+    with verified(file, None) as same:
+        return digest(same)
 
 
 def _pinned(digests: Iterable[str | None]) -> set[str]:
-    return {digest for digest in digests if digest is not None}
+    return {sha256 for sha256 in digests if sha256 is not None}
 
 
 def _record(file: Path) -> dict[str, _Record]:

@@ -67,6 +67,43 @@ def test_a_byte_and_the_sums_that_are_changed_together_contradict_the_manifest(
     expect(IntegrityError, f"weights_manifest.json pins {sha256(RIGHT)}", folder)
 
 
+@pytest.mark.parametrize("where", ["the manifest", "checkpoint.json"])
+def test_a_record_proves_weights_without_sums(
+    where: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proof, by = "pinned", "checkpoint.json"
+    if where == "checkpoint.json":
+        (tmp_path / "m.json").write_text('{"schema_version": 1, "checkpoints": {}}')
+        monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(tmp_path / "m.json"))
+        proof = "checkpoint.json"
+    else:  # one that pins nothing
+        record = json.loads((folder / "checkpoint.json").read_text())
+        record[NAME]["sources"] = []
+        (folder / "checkpoint.json").write_text(json.dumps(record))
+        by = "weights_manifest.json"
+    (folder / "SHA256SUMS").unlink()
+    model = deit_zoo.create(NAME, checkpoint=folder)
+    assert (model.checkpoint.proof, model.checkpoint.sha256) == (proof, sha256(RIGHT))
+    (folder / "model.safetensors").write_bytes(WRONG)
+    with pytest.raises(IntegrityError, match=f"has SHA-256 {sha256(WRONG)} .*{by} pins"):
+        deit_zoo.create(NAME, checkpoint=folder)
+
+
+def test_a_carried_folder_without_sums_that_nothing_pins_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    records = json.loads((folder / "checkpoint.json").read_text())
+    source = {"kind": "url", "url": "http://a/b", "sha256_prefix": None, "format": "upstream_pth"}
+    records[NAME]["sources"] = [source]
+    (folder / "checkpoint.json").write_text(json.dumps(records))
+    (tmp_path / "m.json").write_text(json.dumps({"schema_version": 1, "checkpoints": records}))
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(tmp_path / "m.json"))
+    monkeypatch.setenv("DEIT_ZOO_WEIGHTS", str(folder))
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match="nothing says what its files should be"):
+        deit_zoo.create(NAME, pretrained=True)
+
+
 def test_a_record_of_a_model_that_the_manifest_does_not_pin_is_the_next_best(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
