@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError
-from deit_zoo.files import read_json
+from deit_zoo.files import MODEL_FILE, read_json
 from deit_zoo.labels import folders, labels
 from deit_zoo.registry import MODELS, ModelSpec, lookup
 
 CONFIG_FILE = "config.json"
+WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from deit_zoo.files import digest, digest_of_blob
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
 from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, GitSha1, KnownFile, Sha256
+from deit_zoo.weights.config import CONFIG_FILE, WEIGHT_FILES
 from deit_zoo.weights.reach import unreachable
 
 LIBRARY = "deit_zoo"
@@ -59,6 +60,10 @@ _SHA1, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 class UnavailableError(Exception):
     """A source has not got the file, and why; never leaves this module."""
+
+
+class NoFileError(DownloadError):
+    """A repository has no file of this name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,9 +205,56 @@ def _from_url(name: str, source: Source) -> KnownFile:
 def fetch_address(text: str) -> KnownFile:
     """The file of `hf://org/repo[@revision][/file]`, with the digest that the Hub states.
 
-    A commit never changes and is not asked for again; anything else is, unless offline. Only then
-    a file of unknown digest is taken.
+    Where no file is named it is the first of WEIGHT_FILES that there is. A commit never changes and
+    is not asked for again; anything else is, unless offline. Only then a file of unknown digest is
+    taken.
     """
+    source = _source_of(text)
+    sources = [source] if source.filename else [replace(source, filename=n) for n in WEIGHT_FILES]
+    missing: DownloadError | OfflineError | None = None
+    for one in sources:
+        try:
+            return _fetch_source(one, text)
+        except (NoFileError, OfflineError) as error:
+            missing = missing or error
+    assert missing is not None, "an address without a file"
+    raise missing
+
+
+def fetch_config(text: str, weights: Path) -> None:
+    """Put `config.json` beside the weights that an address gave, where the repository has one.
+
+    Raises DownloadError where the Hub does not say. Its cache remembers what a commit has not got.
+    """
+    source = _source_of(text)
+    place = Path(source.filename or CONFIG_FILE).with_name(CONFIG_FILE).as_posix()
+    # The cache has a folder for each commit.
+    commit = next((part for part in reversed(weights.parts) if _SHA1.fullmatch(part)), "")
+    source = replace(source, filename=place, revision=commit)
+    known = try_to_load_from_cache(str(source.repo_id), place, revision=commit)
+    if isinstance(known, str) and (wrong := _checked(cached_source("", source))[1]):
+        raise wrong
+    if known is not None or constants.HF_HUB_OFFLINE or not commit:
+        return
+    try:
+        _download(source, commit, again=False)  # so the cache learns that there is none
+        _checked_download(source, _metadata(source), text)
+    except UnavailableError as error:
+        reason = None if _has_no_file(error) else str(error)
+    else:
+        return
+    if reason is not None:
+        raise DownloadError(f"{CONFIG_FILE} of {text} could not be fetched: {reason}; try again")
+
+
+def _has_no_file(error: UnavailableError) -> bool:
+    """Whether a repository is there, and the file is not."""
+    cause = error.__cause__
+    return isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+
+
+def _source_of(text: str) -> Source:
+    """What an address means; without a file where none is named. Raises CheckpointError."""
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
     if match is None:
         raise CheckpointError(
@@ -216,12 +268,10 @@ def fetch_address(text: str) -> KnownFile:
             raise CheckpointError(
                 f"checkpoint {text!r}: {part!r} is no revision or file of the Hub"
             )
-    source = Source(
-        kind="hub",
-        repo_id=repo_id,
-        filename=filename or "model.safetensors",
-        revision=revision or "main",
-    )
+    return Source(kind="hub", repo_id=repo_id, filename=filename, revision=revision or "main")
+
+
+def _fetch_source(source: Source, text: str) -> KnownFile:
     wrong = None
     if constants.HF_HUB_OFFLINE or _SHA1.fullmatch(str(source.revision)):
         file, wrong = _checked(cached_source("", source))
@@ -237,9 +287,10 @@ def fetch_address(text: str) -> KnownFile:
             raise UnavailableError(far)
         return _checked_download(source, _metadata(source), text)
     except UnavailableError as error:
-        reason = str(error)
+        reason, is_missing = str(error), _has_no_file(error)
     # Not from the error: its traceback would show whole addresses.
-    raise DownloadError(f"{text} could not be fetched: {reason}; check it and type it again")
+    kind = NoFileError if is_missing else DownloadError
+    raise kind(f"{text} could not be fetched: {reason}; check it and type it again")
 
 
 def check_repo_id(repo_id: str) -> None:

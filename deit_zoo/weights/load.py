@@ -43,7 +43,7 @@ from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import read_config
+from deit_zoo.weights.config import WEIGHT_FILES, read_config
 from deit_zoo.weights.formats import (
     StateDict,
     is_pickle,
@@ -59,7 +59,6 @@ LARGEST_SIZE = 1 << 16
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 _HEADS = ("head.", "head_dist.")
-_PYTORCH_FILE = "pytorch_model.bin"
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 
 
@@ -102,14 +101,18 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
     DownloadError or OfflineError where an address cannot be fetched.
     """
     if str(path).startswith("hf://"):
-        from deit_zoo.weights.fetch import fetch_address
+        from deit_zoo.weights.fetch import fetch_address, fetch_config
 
         fetched = fetch_address(str(path))
+        metadata = read_metadata(fetched.path, fetched.sha256)
+        if not metadata:  # somebody else's
+            fetch_config(str(path), fetched.path)
+            metadata = read_config(fetched.path.parent)
         return LocalCheckpoint(
             path=fetched.path,
             sha256=fetched.sha256,
             proof=fetched.proof,
-            metadata=read_metadata(fetched.path, fetched.sha256),
+            metadata=metadata,
             weights=weights,
         )
     file = expand_user(path)
@@ -154,7 +157,7 @@ def spec_of_file(local: LocalCheckpoint, given: str | os.PathLike[str]) -> Model
 
 def _file_in(folder: Path) -> Path:
     """The weights of a folder: by their usual names, else the only ones."""
-    usual = [folder / name for name in (MODEL_FILE, _PYTORCH_FILE)]
+    usual = [folder / name for name in WEIGHT_FILES]
     if file := next((file for file in usual if file.is_file()), None):
         return file
     others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
