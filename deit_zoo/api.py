@@ -487,7 +487,7 @@ def reproduce(
 @caller_state()
 def finetune(
     name: str,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
     recipe: str = "custom",
@@ -506,8 +506,9 @@ def finetune(
     What was trained is `create(checkpoint=OUTPUT)`'s.
 
     Args:
-        name: any spelling of a model.
-        data: a folder with `train/` and `val/` of class folders, or another form of docs/data.md.
+        name: any spelling of a model, or the folder of a run that is trained further.
+        data: a folder with `train/` and `val/` of class folders, or another form of docs/data.md;
+            a run's own unless given.
         output: where the run lives; `runs/NAME_RECIPE` unless given.
         recipe: custom, imagenet384, cifar10, cifar100, cars or inat18.
         val_share: keep this share of each class apart, where there is no `val/`.
@@ -526,7 +527,7 @@ def finetune(
     own = training.recipe_for(name, recipe).name
     return training.finetune(
         name,
-        data=os.fspath(data),
+        data=training.data_of(name) if data is None else os.fspath(data),
         output=Path("runs") / own if output is None else Path(output),
         recipe=recipe,
         val_share=val_share,

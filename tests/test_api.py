@@ -633,7 +633,7 @@ def test_a_folder_without_class_folders_is_named(colours: ZooModel, tmp_path: Pa
 
 
 def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"^{tmp_path}/none is no data set; give a folder"):
+    with pytest.raises(DataError, match=f"^{tmp_path}/none does not exist; give a folder"):
         deit_zoo.evaluate(colours, tmp_path / "none")
 
 

@@ -153,12 +153,12 @@ def reproduce_(
 def finetune_(
     name: NameOrRun,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A folder with train/ and val/, archives, hfds:NAME, a CSV of labels (one for "
-            "each image, or multi-label) ..."
+            "each image, or multi-label) ...; a run's own unless given."
         ),
-    ],
+    ] = None,
     label_column: LabelColumn = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
@@ -201,7 +201,7 @@ def finetune_(
     from deit_zoo.training import finetune
     from deit_zoo.training.launch import training_device
 
-    data = with_label_column(data, label_column)
+    data = with_label_column(finetune.data_of(name) if data is None else data, label_column)
     fields = {
         "epochs": epochs,
         "img_size": pixels(img_size),

@@ -89,11 +89,12 @@ def kind_of(data: str | Path) -> Kind:
         return "archives"
     if Path(data).is_dir():
         return "folder"
+    there = Path(split_address(str(data))[0]).exists()
     raise DataError(
-        f"{data} is no data set; give a folder with train/ and val/ of class folders, a .tar or "
-        ".zip of one, WebDataset shards (their folder, or a pattern such as "
-        "shards/{train,val}-{000..127}.tar), the folder of ImageNet's archives as downloaded, or "
-        "of Parquet files, or hfds:NAME"
+        f"{data} {'is no data set' if there else 'does not exist'}; give a folder with train/ and "
+        "val/ of class folders, a .tar or .zip of one, WebDataset shards (their folder, or a "
+        "pattern such as shards/{train,val}-{000..127}.tar), the folder of ImageNet's archives as "
+        "downloaded, or of Parquet files, a CSV of files and labels, or hfds:NAME"
     )
 
 

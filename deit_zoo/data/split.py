@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -104,6 +105,12 @@ def check_split(data: str | Path) -> None:
 
 def _unsplit(data: Path) -> Path:
     """The folder of class folders that is parted: the data, or its `train/` where that is all."""
+    if data.is_file():
+        tool = "zipfile" if data.suffix.lower() == ".zip" else "tarfile"
+        raise DataError(
+            f"--val-share parts a folder of class folders, and {data} is an archive; unpack it "
+            f"first: {shlex.join(['python', '-m', tool, '-e', str(data), data.stem])}"
+        )
     if not data.is_dir() or split_folder(data, "val") is not None:
         raise DataError(
             f"--val-share parts a folder of class folders, and {data} is none; leave it out"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from deit_zoo.data.image_set import has_own_names
 from deit_zoo.data.split import check_split, list_images
-from deit_zoo.errors import RecipeError
-from deit_zoo.files import MODEL_FILE
+from deit_zoo.errors import DataError, RecipeError
+from deit_zoo.files import MODEL_FILE, expand_user
 from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.finetune import FINETUNE
@@ -23,6 +23,7 @@ from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
 from deit_zoo.recipes.recipe import Pixels, Recipe, changed, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
+from deit_zoo.training.job import read_job
 from deit_zoo.training.run_data import has_begun
 from deit_zoo.weights.load import open_local, spec_for
 
@@ -102,6 +103,18 @@ def finetune(
         say=say,
         progress=progress,
     )
+
+
+def data_of(name: str) -> str:
+    """The images that a run was trained on, parted as it parted them. Raises DataError for a model
+    that is no run of this machine."""
+    run = expand_user(name)
+    if not is_path(name) or not has_begun(run):
+        raise DataError(
+            f"{name} has no images of its own; type --data DIR with a folder of class folders, or "
+            "give a run, which goes on with its own"
+        )
+    return read_job(run).source(run)
 
 
 def make_plan(

@@ -167,7 +167,7 @@ def test_imagenets_archives_that_are_not_there_are_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere"], "nowhere is no data set; give a folder with train/ and val/"),
+        (["nowhere"], "nowhere does not exist; give a folder with train/ and val/"),
         (["hfds:nobody/nothing"], "hfds:nobody/nothing cannot be read ("),
     ],
 )

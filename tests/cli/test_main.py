@@ -140,7 +140,7 @@ def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
         (["reproduce", "deit_s", "--gpus=3", "--dry-run"], "the nearest number that can is"),
         (["reproduce", "deit_s", "--gpus=0"], "type --data DIR"),
         (["reproduce", "deit_s", "--gpus=8", "--set", "lr"], "--set 'lr' is no FIELD=VALUE"),
-        (["evaluate", MODEL, "--data", "absent"], "absent is no data set; give a folder"),
+        (["evaluate", MODEL, "--data", "absent"], "absent does not exist; give a folder"),
         (["list", "--sort", "size"], "sort is 'size'; give one of name, top1"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,19 @@ def test_what_differs_from_a_list_is_said_by_an_example(photos: Path) -> None:
     (photos / "cat" / "new.jpg").unlink()
     (photos / VAL[0]).unlink()
     assert difference(kept, list_images(photos, 0.2), 9) == f"{photos / VAL[0]} is gone"
+
+
+def test_an_archive_is_unpacked_before_it_is_parted(photos: Path, tmp_path: Path) -> None:
+    for kind, tool in (("zip", "zipfile"), ("tar", "tarfile")):
+        file = shutil.make_archive(str(tmp_path / "my photos"), kind, photos)
+        with pytest.raises(DataError) as caught:
+            list_images(file, 0.2)
+        advice = f"unpack it first: python -m {tool} -e '{file}' 'my photos'"
+        assert str(caught.value).endswith(f"{file} is an archive; {advice}")
+
+
+def test_what_is_not_there_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for name, words in (("absent", "does not exist"), ("notes.txt", "is no data set")):
+        with pytest.raises(DataError, match=f"{name} {words}; give a folder with train/ and val/"):
+            list_images(tmp_path / name, 0.2)

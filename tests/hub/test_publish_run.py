@@ -147,6 +147,19 @@ def test_a_run_is_trained_further_and_its_descent_is_known(run: Path, photos: Pa
     assert start.name == NAME
 
 
+def test_a_run_that_goes_on_without_data_has_its_own(run: Path, photos: Path) -> None:
+    words = ("finetune", "./photos", "--gpus", 0, "--epochs", 1, "--workers", 0, "--dry-run")
+    done = deit_zoo(*map(str, words), env={}, cwd=run.parent)
+    assert done.status == 0, done.err
+    assert "folder, 24 training images of 16 px" in done.out
+    assert f"output        {Path('runs', 'photos_custom')}" in done.out
+    done = deit_zoo("finetune", NAME, "--gpus", 0, env={}, cwd=run.parent)
+    assert sentence(done) == (
+        f"{NAME} has no images of its own; type --data DIR with a folder of class folders, or give "
+        "a run, which goes on with its own"
+    )
+
+
 def test_a_run_may_begin_from_weights_without_a_head(photos: Path, tmp_path: Path) -> None:
     state = zoo.create(NAME, pretrained=True, num_classes=0).state_dict()
     file = tmp_path / "dino.pth"

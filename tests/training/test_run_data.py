@@ -112,7 +112,7 @@ def test_a_finished_run_is_of_the_data_that_it_began_with(tmp_path: Path, cats: 
     advice = "; give the data that it began with, or type a new --output for a run on these"
 
     nowhere = tmp_path / "nowhere"
-    assert refused(output, nowhere).startswith(f"{nowhere} is no data set")
+    assert refused(output, nowhere).startswith(f"{nowhere} does not exist")
     assert refused(output, cats, 0.5) == (
         f"the run in {output} began with --val-share 0.2, so 16 training and 4 validation images, "
         f"and --val-share 0.5 gives 10 training and 10 validation images now{advice}"
