@@ -510,7 +510,7 @@ def finetune(
         data: a folder with `train/` and `val/` of class folders, or another form of docs/data.md;
             a run's own unless given.
         output: where the run lives; `runs/NAME_RECIPE` unless given.
-        recipe: custom, imagenet384, cifar10, cifar100, cars or inat18.
+        recipe: custom, imagenet384, cifar10, cifar100, cars, flowers, inat18, inat19.
         val_share: keep this share of each class apart, where there is no `val/`.
         gpus, processes, device, workers, resume: as in `reproduce`.
         say: called with each sentence on how the recipe was fitted to the data.

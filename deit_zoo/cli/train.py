@@ -164,7 +164,8 @@ def finetune_(
         Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="custom, imagenet384, cifar10, cifar100, cars or inat18.")
+        str,
+        typer.Option(help="custom, imagenet384, cifar10, cifar100, cars, flowers, inat18, inat19."),
     ] = "custom",
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One device unless given.")
@@ -195,8 +196,8 @@ def finetune_(
 ) -> None:
     """Train a published model, or a run further, on your own classes: a folder of images for each.
 
-    Exit 0: done; 75: asked to stop by SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C.
-    A state is on disk then.
+    Exit 0: done; 1: a set of the paper's, whose figure was not reproduced; 75: asked to stop by
+    SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
     from deit_zoo.training import finetune
     from deit_zoo.training.launch import training_device
@@ -264,6 +265,10 @@ def finetune_(
         out.print(f"{figure}; weights, labels, receipt and curve are in {folder}")
         for line in usage_lines(plan.recipe.architecture, output):
             out.print(escape(line))
+        if verdict.published is not None:  # of a set of Table 7
+            out.print(escape(verdict.sentence()))
+    if verdict.reproduced is False:
+        raise typer.Exit(1)
 
 
 def teacher_labels_(

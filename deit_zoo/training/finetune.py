@@ -18,7 +18,8 @@ from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import MODEL_FILE, expand_user
 from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
-from deit_zoo.recipes.finetune import FINETUNE
+from deit_zoo.recipes.deit import DEIT_BASE
+from deit_zoo.recipes.finetune import FINETUNE, TABLE_6, TABLE_7
 from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
 from deit_zoo.recipes.recipe import Pixels, Recipe, changed, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
@@ -86,9 +87,10 @@ def finetune(
             tell(several)
         more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
         tell(f"{len(classes):,} classes: {', '.join(classes[:8])}{more}")
+        plan, elsewhere = for_its_set(plan, survey)
         plan, sentence = fitted(plan, survey.train.images, chosen_fields(changes))
-        if sentence:
-            tell(sentence)
+        for remark in filter(None, (elsewhere, sentence)):
+            tell(remark)
         return plan
 
     return launch.run_plan(
@@ -172,7 +174,33 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
     if "batch_size" in chosen and "lr" not in chosen:
         recipe = _with_rates_for(recipe, base.batch_size)
     _check_model(recipe, spec)
-    return recipe
+    figure = TABLE_7.get(table, {}).get(spec.name)
+    if figure is None or own or recipe.img_size != spec.img_size:
+        return recipe
+    return replace(
+        recipe,
+        top1=figure,
+        top1_source="arXiv:2012.12877, Table 7",
+        band=DEIT_BASE.band,
+        band_source="no spread is published; that of deit_base is used",
+    )
+
+
+def for_its_set(plan: Plan, survey: Survey) -> tuple[Plan, str]:
+    """The plan without a figure where the data are not the set that it was published on."""
+    recipe = plan.recipe
+    if recipe.top1 is None:
+        return plan, ""
+    table = recipe.name.rpartition("_")[2]
+    there = survey.train.images, survey.val.images, len(survey.train.classes)
+    if there == TABLE_6[table]:
+        return plan, ""
+    own, its = (
+        f"{train:,} and {test:,} images of {classes:,} classes"
+        for train, test, classes in (there, TABLE_6[table])
+    )
+    sentence = f"no verdict: {table} has {its} to train and test on (Table 6), and these are {own}"
+    return replace(plan, recipe=replace(recipe, top1=None, top1_source="")), sentence
 
 
 def _own_size(name: str, spec: ModelSpec) -> Pixels:
@@ -274,12 +302,15 @@ def planned(
 
     if val_share is None:
         check_split(data)
-        train = validate(data, progress).train
+        survey = validate(data, progress)
     else:
-        train = validate_list(str(data), list_images(data, val_share)).train
+        survey = validate_list(str(data), list_images(data, val_share))
+    train = survey.train
+    plan, elsewhere = for_its_set(plan, survey)
     check_teacher(plan.recipe, list(train.classes), data)
     plan, _ = for_several_labels(plan, train, chosen)
-    return fitted(launch.with_reading(plan, train.classes), train.images, chosen)
+    plan, sentence = fitted(launch.with_reading(plan, train.classes), train.images, chosen)
+    return plan, "; ".join(filter(None, (elsewhere, sentence)))
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:

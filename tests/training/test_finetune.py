@@ -18,15 +18,19 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo.data.digits import digits
+from deit_zoo.data.survey import Split, Survey
 from deit_zoo.errors import CheckpointError, DataError, ImageSizeError, RecipeError
 from deit_zoo.files import ASSETS
 from deit_zoo.inference.classify import class_names
 from deit_zoo.recipes.finetune import FINETUNE
 from deit_zoo.recipes.recipe import from_dict
+from deit_zoo.results import Evaluation
+from deit_zoo.runs.receipt import judge
 from deit_zoo.training.finetune import (
     check_teacher,
     finetune,
     fitted,
+    for_its_set,
     make_plan,
     planned,
     reasons,
@@ -98,6 +102,9 @@ TOLD: dict[str, dict[str, Any]] = {
     # DINO's issue #81, for CIFAR-10: stochastic depth 0.1.
     | {"drop_path_rate": 0.1},
     "inat18": {"epochs": 360, "batch_size": 768, "lr": 7.5e-5, "random_erasing": 0.1},
+    # Told of no set: as for cars, and as for iNaturalist of the year before.
+    "flowers": SGD,
+    "inat19": {"epochs": 360, "batch_size": 768, "lr": 7.5e-5, "random_erasing": 0.1},
 }
 # What the sources contradict each other in, or do not tell.
 ASSUMED = {
@@ -115,6 +122,28 @@ ASSUMED = {
         "random_erasing",
     },
     "inat18": {"img_size", "epochs", "batch_size", "replicas", "random_erasing"},
+    "flowers": {
+        "img_size",
+        "epochs",
+        "batch_size",
+        "replicas",
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "drop_path_rate",
+        "random_erasing",
+    },
+    "inat19": {
+        "img_size",
+        "epochs",
+        "batch_size",
+        "replicas",
+        "lr",
+        "weight_decay",
+        "warmup_epochs",
+        "drop_path_rate",
+        "random_erasing",
+    },
 }
 # Table 7: DeiT-B at 224 pixels, and up to 384; for imagenet384 the paper and the README.
 EXPECTED = {
@@ -123,7 +152,80 @@ EXPECTED = {
     "cifar100": "DeiT-B: 90.8 in Table 7, the same at 384",
     "cars": "DeiT-B: 92.1 in Table 7, 93.3 at 384",
     "inat18": "DeiT-B: 73.2 in Table 7, 79.5 at 384",
+    "flowers": "DeiT-B: 98.4 in Table 7, 98.5 at 384",
+    "inat19": "DeiT-B: 77.7 in Table 7, 81.4 at 384",
 }
+# Table 7 in full, but for its last row, which is of no published checkpoint; Table 6: train, test,
+# classes.
+TABLE_7 = {
+    "deit_base": (99.1, 90.8, 98.4, 92.1, 73.2, 77.7),
+    "deit_base_384": (99.1, 90.8, 98.5, 93.3, 79.5, 81.4),
+    "deit_base_distilled": (99.1, 91.3, 98.8, 92.9, 73.7, 78.4),
+}
+TABLE_6 = {
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "flowers": (2_040, 6_149, 102),
+    "cars": (8_144, 8_041, 196),
+    "inat18": (437_513, 24_426, 8_142),
+    "inat19": (265_240, 3_003, 1_010),
+}
+
+
+def survey_of(train: int, test: int, classes: int) -> Survey:
+    """A data set of so many images."""
+
+    def split(name: str, images: int) -> Split:
+        of_each = dict.fromkeys(map(str, range(classes)), images // classes)
+        of_each["0"] += images - sum(of_each.values())
+        return Split(name=name, classes=of_each, others=0, bytes=0, identity={})
+
+    parts = {"train": split("train", train), "val": split("val", test)}
+    return Survey(data="somewhere", **parts, problem=None)
+
+
+@pytest.mark.parametrize("number", range(len(TABLE_6)))
+def test_a_set_of_table_7_is_judged_by_the_figure_of_the_model_that_is_trained(number: int) -> None:
+    table = list(TABLE_6)[number]
+    for model, figures in TABLE_7.items():
+        plan, sentence = for_its_set(make_plan(model, recipe=table), survey_of(*TABLE_6[table]))
+        assert sentence == ""
+        top1 = figures[number]
+        reached = Evaluation(top1=top1 - 0.3, top5=100.0, loss=0.1, num_images=TABLE_6[table][1])
+        verdict = judge(plan.recipe, reached)
+        assert verdict.reproduced is False
+        assert verdict.published is not None
+        assert (verdict.published.top1, verdict.published.source) == (
+            top1,
+            "arXiv:2012.12877, Table 7",
+        )
+        assert dict(plan.lines())["target"].startswith(f"top-1 {top1:.2f} % is published")
+
+
+def test_other_images_than_those_of_the_paper_are_not_judged() -> None:
+    plan, sentence = for_its_set(make_plan("deit_base", recipe="cars"), survey_of(800, 80, 4))
+    assert sentence == (
+        "no verdict: cars has 8,144 and 8,041 images of 196 classes to train and test on (Table "
+        "6), and these are 800 and 80 images of 4 classes"
+    )
+    reached = Evaluation(top1=10.0, top5=100.0, loss=0.1, num_images=80)
+    assert judge(plan.recipe, reached).reproduced is None
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "changes"),
+    [
+        # Table 7 has no DeiT-S, and its last row is of 300 epochs, not the published 1000.
+        ("deit_small", "cars", ()),
+        ("deit_base_distilled_384", "cars", ()),
+        ("deit_base", "cars", ("img_size=384",)),
+        ("deit_base", "custom", ()),
+    ],
+)
+def test_a_model_that_is_not_in_table_7_has_no_figure(
+    name: str, recipe: str, changes: tuple[str, ...]
+) -> None:
+    assert recipe_for(name, recipe, changes).top1 is None
 
 
 @pytest.mark.parametrize("name", list(TOLD))
@@ -143,7 +245,16 @@ def test_a_recipe_says_what_the_paper_reached(name: str) -> None:
 
 
 def test_there_are_the_recipes_that_the_command_names() -> None:
-    assert list(FINETUNE) == ["custom", "imagenet384", "cifar10", "cifar100", "cars", "inat18"]
+    assert list(FINETUNE) == [
+        "custom",
+        "imagenet384",
+        "cifar10",
+        "cifar100",
+        "cars",
+        "inat18",
+        "flowers",
+        "inat19",
+    ]
     assert [key for key, recipe in FINETUNE.items() if recipe.name != key] == []
     assert {recipe.data for recipe in FINETUNE.values()} == {"folder"}
 
@@ -205,10 +316,10 @@ def test_a_size_is_one_number_of_a_square_or_two(typed: str, size: Any) -> None:
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe_for(PICO, "flowers")
+        recipe_for(PICO, "birds")
     assert str(caught.value) == (
-        "no recipe for fine-tuning is named 'flowers'; there are custom, imagenet384, cifar10, "
-        "cifar100, cars, inat18"
+        "no recipe for fine-tuning is named 'birds'; there are custom, imagenet384, cifar10, "
+        "cifar100, cars, inat18, flowers, inat19"
     )
 
 
