@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class CheckpointManager:
     Every process has one; the first writes, on a thread of its own while training goes on.
     `epoch` epochs are finished, of which `log` has the lines; `stats` is the next one's.
     `earlier_recipes` are the digests of those that the run began with, where its recipe was changed
-    on the way.
+    on the way. Every state keeps `origin`, which says what the run is of.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class CheckpointManager:
         tell: Callable[[str], None],
         name_of: Callable[[int], str],
         earlier_recipes: tuple[str, ...] = (),
+        origin: dict[str, Any] | None = None,
     ) -> None:
         self.plan = plan
         self.output = output
@@ -70,6 +72,7 @@ class CheckpointManager:
         self.tell = tell
         self.name_of = name_of
         self.earlier_recipes = earlier_recipes
+        self.origin = origin or {}
         self.epoch = 0
         self.log: list[str] = []
         self.stats = EpochStats()
@@ -142,7 +145,7 @@ class CheckpointManager:
         if not self.state.group.is_main:
             return
         self.wait()
-        facts = {
+        facts = self.origin | {
             "sums": asdict(self.stats),
             "rewinds": len(self.history.rollbacks),
             "scaler": self.state.scaler.state_dict(),

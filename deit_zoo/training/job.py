@@ -45,9 +45,9 @@ class Job:
     val_share: float | None = None
     images: ImageList | None = None
 
-    def write(self, output: Path) -> None:
-        """Leave `plan.json`, and before it the list of files."""
-        record = self.plan.to_dict() | {
+    def to_dict(self) -> dict[str, Any]:
+        """What `plan.json` says, and every state."""
+        return self.plan.to_dict() | {
             "data": self.data,
             "fingerprint": self.fingerprint,
             "newest": self.newest,
@@ -55,9 +55,12 @@ class Job:
             "val_share": self.val_share,
             "listed": self.images is not None,
         }
+
+    def write(self, output: Path) -> None:
+        """Leave `plan.json`, and before it the list of files."""
         if self.images is not None:
             write_whole(output / SPLIT_FILE, self.images.to_bytes())
-        text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_whole(output / PLAN_FILE, text.encode())
 
     def keep(self, output: Path, tell: Callable[[str], None]) -> None:
@@ -91,10 +94,13 @@ class Job:
 
 
 def read_job(output: Path) -> Job:
-    """What `plan.json` says. Raises DataError where it is none of ours."""
+    """What `plan.json` says, or without one the furthest state.
+
+    Raises DataError where it is none of ours.
+    """
     file = output / PLAN_FILE
     try:
-        record = read_json(file)
+        record = read_json(file) if file.is_file() else _kept(output)
         data, listed = record["data"], record.get("listed", False)
         return Job(
             plan=plan_from(record),
@@ -110,3 +116,15 @@ def read_job(output: Path) -> Job:
             f"{file} is no plan of a deit_zoo run; give an empty folder as --output, or, of a run "
             "that has states, remove it: the same command makes it again"
         ) from error
+
+
+def _kept(output: Path) -> dict[str, Any]:
+    from deit_zoo.training.state_files import facts_kept
+
+    record: dict[str, Any] | None = facts_kept(output).get("plan")
+    if record is None:
+        raise DataError(
+            f"{output} has lost its {PLAN_FILE}, and no whole state there says what it was; put it "
+            "back, or give an empty folder as --output"
+        )
+    return record

@@ -42,6 +42,7 @@ from deit_zoo.training.run_data import (
     former_job,
     has_begun,
     images_of_run,
+    is_run,
     is_without_plan,
     open_part,
 )
@@ -415,16 +416,14 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
     temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.", LOCK_FILE, OWNER_FILE)
     if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
         return
-    has_plan = (output / PLAN_FILE).is_file()
-    if not has_plan and not is_without_plan(output):
+    if not is_run(output):
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
-    former = read_job(output) if has_plan else None
-    if former is not None and not has_begun(output):
+    former = read_job(output)
+    if not has_begun(output):
         return
     if resume == "never":
         raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    if former is not None:
-        check_changes(output, former.plan, recipe)
+    check_changes(output, former.plan, recipe)
     check_states(output)
 
 

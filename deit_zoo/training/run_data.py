@@ -123,7 +123,7 @@ def former_job(output: Path) -> Job | None:
 
 def has_begun(output: Path) -> bool:
     """Whether a run has got further than its start."""
-    if not (output / PLAN_FILE).is_file():
+    if not is_run(output):
         return False
     from deit_zoo.training.state_files import position_of, states
 
@@ -133,6 +133,11 @@ def has_begun(output: Path) -> bool:
         or any(position_of(file) > (0, 0) for file in states(output))
         or read_history(output).failure is not None
     )
+
+
+def is_run(output: Path) -> bool:
+    """Whether a run's plan is there, or a state, which has it too."""
+    return (output / PLAN_FILE).is_file() or is_without_plan(output)
 
 
 def is_without_plan(output: Path) -> bool:
@@ -160,7 +165,7 @@ def _has_content(file: Path) -> bool:
 
 def forget_failed_start(output: Path, job: Job) -> None:
     """Remove what a start left that failed, unless it was of the same run."""
-    if has_begun(output) or not (output / PLAN_FILE).is_file():
+    if has_begun(output) or not is_run(output):
         return
     former = read_job(output)
     if former.plan.recipe.digest != job.plan.recipe.digest or former.images != job.images:

@@ -143,7 +143,7 @@ def usable_states(
     that the run has gone back from.
     """
     for file in reversed(states(output)):
-        if digest(file)[:DIGITS] != file.stem.rpartition("-")[2]:
+        if not _is_whole(file):
             tell(f"{file} is torn or altered (its SHA-256 is not the one in its name); not used")
         elif (name := not_finite(read_safetensors(file))) is not None:
             tell(f"{file} holds numbers that are not finite ({name}); not used")
@@ -152,6 +152,16 @@ def usable_states(
             epoch, step = position_of(file)
             if history.is_current(epoch * steps + step, facts.get("rewinds", 0)):
                 yield file
+
+
+def facts_kept(output: Path) -> dict[str, Any]:
+    """What the furthest state that is whole says beside its tensors; nothing where none is."""
+    whole = (file for file in reversed(states(output)) if _is_whole(file))
+    return next((_record_of(file)["facts"] or {} for file in whole), {})
+
+
+def _is_whole(file: Path) -> bool:
+    return digest(file)[:DIGITS] == file.stem.rpartition("-")[2]
 
 
 def newest(output: Path, history: History, steps: int, tell: Callable[[str], None]) -> Path | None:

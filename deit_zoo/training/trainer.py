@@ -110,8 +110,9 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 network: Any = torch.compile(model, dynamic=True) if compiles else model
                 return evaluate(network)
 
+        origin = {"plan": job.to_dict()}
         manager = CheckpointManager(
-            plan, output, state, stop, tell, images.name_of, job.earlier_recipes
+            plan, output, state, stop, tell, images.name_of, job.earlier_recipes, origin
         )
         if resumed := manager.load():
             where = f"epoch {manager.epoch}, step {manager.stats.step}"

@@ -18,6 +18,7 @@ from deit_zoo.data import survey
 from deit_zoo.errors import DataError
 from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer
+from deit_zoo.training.job import read_job
 from deit_zoo.training.launch import reproduce
 from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, read_owner, run_lock
 from deit_zoo.training.state_files import states
@@ -172,6 +173,39 @@ def test_a_plan_that_was_removed_is_made_again_by_the_command_and_it_is_told(
     begin(run, digits_folder, told.append)
     assert (run / "plan.json").read_bytes() == plan
     assert told == [f"{run} has lost its plan.json; this command makes it again"]
+
+
+def test_a_run_whose_plan_was_removed_goes_on_with_its_own_data_alone(
+    run: Path, tmp_path: Path, digits_folder: Path
+) -> None:
+    data = shutil.copytree(digits_folder, tmp_path / "data")
+    sorted((data / "train" / "3").glob("*.png"))[0].unlink()
+    (run / "plan.json").unlink()
+    with pytest.raises(DataError, match="began with other data"):
+        begin(run, data)
+
+
+def test_a_run_whose_plan_was_removed_says_still_what_was_changed_on_the_way(
+    run: Path, digits_folder: Path
+) -> None:
+    record = json.loads((run / "plan.json").read_text())
+    digest = record["recipe_sha256"]
+    change = {"epoch": 1, "step": 0, "recipe_sha256": digest, "fields": {"lr": [2e-3, 1e-3]}}
+    (run / "plan.json").write_text(json.dumps(record | {"changes": [change]}))
+    states(run)[-1].unlink()  # it is written again, by this plan
+    begin(run, digits_folder)
+    (run / "plan.json").unlink()
+    assert read_job(run).changed_fields == ("lr",)
+
+
+def test_without_a_plan_and_with_states_that_do_not_say_it_a_run_is_refused(
+    run: Path, digits_folder: Path
+) -> None:
+    (run / "plan.json").unlink()
+    for file in states(run):
+        file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"has lost its plan\.json, and no whole state there says"):
+        begin(run, digits_folder)
 
 
 def test_states_that_were_removed_beside_a_log_are_told_and_nothing_is_trained_again(
