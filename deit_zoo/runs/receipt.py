@@ -134,7 +134,7 @@ def write_receipt(
     `teacher` says which weights taught; `run` what happened on the way: skipped steps, images that
     could not be read, returns to an earlier state, changes of the recipe. `epochs` has the last
     and the best one, and which of them was exported. `start` says which weights it began with.
-    Of a local path the last part alone is told.
+    Of a local path the last part alone is told, after `.../`: it is nobody's published name.
     """
     recipe_sha256, plan = plan.recipe.digest, _without_paths(plan)
     differs = plan_differences(plan)
@@ -178,9 +178,9 @@ def _without_paths(plan: Plan) -> Plan:
 
 
 def _last_part(value: Any) -> Any:
-    """Of a local path, also after the name of a model, the last part; anything else as it is."""
+    """Of a local path, also after a model's name, `.../` and its end; anything else as it is."""
     if not isinstance(value, str) or _ADDRESS.match(value):
         return value
     name, at, path = value.rpartition("@")
     is_local = path.startswith(("/", ".", "~")) or Path(path).exists()
-    return f"{name}{at}{Path(path).name}" if is_local else value
+    return f"{name}{at}.../{Path(path).name}" if is_local else value

@@ -18,6 +18,7 @@ from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.runs.receipt import Verdict, ema_figures, judge, times, write_receipt
@@ -233,9 +234,14 @@ def write_log(output: Path, *top1: float) -> None:
     (output / "log.jsonl").write_text(log, encoding="utf-8")
 
 
-def receipt_of(output: Path, reached: Evaluation = REACHED, **changes: Any) -> dict[str, Any]:
-    """The receipt of a run of deit_small with these changes."""
-    recipe = replace(RECIPES["deit_small"], **changes)
+def receipt_of(
+    output: Path,
+    reached: Evaluation = REACHED,
+    recipe: Recipe = RECIPES["deit_small"],
+    **changes: Any,
+) -> dict[str, Any]:
+    """The receipt of a run of a recipe with these changes."""
+    recipe = replace(recipe, **changes)
     plan = Plan(
         recipe=recipe,
         modified=bool(changes),
@@ -286,8 +292,8 @@ def test_another_published_layout_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("/home/somebody/runs/stage", "stage"),
-        ("~/stage.safetensors", "stage.safetensors"),
+        ("/home/somebody/runs/stage", ".../stage"),
+        ("~/stage.safetensors", ".../stage.safetensors"),
         ("deit_base", "deit_base"),
         ("hf://org/repo@main", "hf://org/repo@main"),
     ],
@@ -301,6 +307,14 @@ def test_a_receipt_tells_no_local_path(given: str, told: str, tmp_path: Path) ->
     assert recipe["teacher"] == (told if given.startswith("hf") else f"regnety_160@{told}")
     assert f"init_from {told}, recipe none" in receipt["differs"]
     assert "somebody" not in (tmp_path / "receipt.json").read_text(encoding="utf-8")
+
+
+def test_a_start_from_own_weights_of_the_published_name_is_a_difference(tmp_path: Path) -> None:
+    write_log(tmp_path, 0.3)
+    own = replace(RECIPES["deit_base_384"], init_from="/tmp/own/deit_base")
+    receipt = receipt_of(tmp_path, recipe=own)
+    assert "init_from .../deit_base, recipe deit_base" in receipt["differs"]
+    assert receipt["verdict"].endswith("init_from")
 
 
 def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
