@@ -1,7 +1,7 @@
 """The zoo's own cache: which files were verified, what the Hub stated, who is fetching.
 
-Nothing here is needed to use a file. Where the folder cannot be written to, nothing is remembered:
-the next use hashes again.
+Nothing here is needed to use a file. Where there is no folder, or none that can be written to,
+nothing is remembered: the next use hashes again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 from filelock import FileLock, Timeout
 from msgspec import Meta
 
-from deit_zoo.errors import CheckpointError, DownloadError, FormatError, IntegrityError, ZooError
+from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, ZooError
 from deit_zoo.files import (
     OpenedFile,
     as_record,
@@ -166,14 +166,14 @@ def read_record(kind: str, key: str, record: type[T]) -> T | None:
         if content["key"] != key:
             return None
         return as_record(content, record, kind)
-    except (OSError, FormatError, KeyError, TypeError):
+    except (OSError, ZooError, KeyError, TypeError):
         return None
 
 
 def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
     """Record something under a key, where the cache can be written to."""
-    file = _record_file(kind, key)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ZooError):
+        file = _record_file(kind, key)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, (json.dumps(record | {"key": key}, sort_keys=True) + "\n").encode())
 

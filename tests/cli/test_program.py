@@ -151,8 +151,8 @@ def test_a_user_without_a_home_is_told_how_to_give_the_cache_a_place(tmp_path: P
         if name not in ("HOME", "DEIT_ZOO_CACHE", "XDG_CACHE_HOME")
     }
     done = subprocess.run(
-        [sys.executable, "-c", code, "weights", "verify", "deit_tiny"],
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", code, "weights", "fetch", "deit_tiny"],
+        env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

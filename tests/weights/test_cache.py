@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import deit_zoo
 from deit_zoo import files
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.weights import cache
@@ -190,6 +192,32 @@ def test_where_nothing_can_be_remembered_each_use_hashes(
     cache.check(file, sha256(RIGHT))
     cache.check(file, sha256(RIGHT))
     assert hashed == [file, file]
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number which has no name."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "DEIT_ZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ZooError, match="set DEIT_ZOO_CACHE to a folder"):
+        cache.folder()
+
+
+def test_where_there_is_no_home_each_use_hashes(
+    file: Path, homeless: None, hashed: list[Path]
+) -> None:
+    cache.check(file, sha256(RIGHT))
+    cache.check(file, sha256(RIGHT))
+    assert hashed == [file, file]
+
+
+def test_a_user_without_a_home_loads_a_model_of_the_package(homeless: None) -> None:
+    assert deit_zoo.create("deit_pico_digits", pretrained=True).checkpoint.proof == "pinned"
 
 
 @pytest.mark.parametrize(
