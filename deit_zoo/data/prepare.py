@@ -71,6 +71,11 @@ def write_tree(
     folder beside `output` until all are written; what lies there is not written again. `progress`
     gets (images done so far, all). Raises DataError where the output is taken or the disk too full.
     """
+    if any(images.label_sets is not None for images in splits.values()):
+        raise DataError(
+            "a tree of class folders has one class for each image, and these may have several "
+            "labels; leave the images where they lie, and give the CSV as --data"
+        )
     output = output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")

@@ -15,6 +15,7 @@ import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
+from deit_zoo.data.prepare import write_tree
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
@@ -24,6 +25,7 @@ from deit_zoo.evaluation.accuracy import (
     evaluation_of,
 )
 from deit_zoo.training.finetune import finetune
+from deit_zoo.training.launch import reproduce
 from support.images import refused
 from support.tables import each_row
 
@@ -252,3 +254,17 @@ def test_a_list_that_is_not_parted_is_not_trained_on_without_a_share(
     options: dict[str, Any] = {"output": tmp_path / "run", "workers": 0}
     with pytest.raises(DataError, match=r"type --val-share 0\.2 to keep a fifth apart, or give"):
         finetune(PICO, data=tagged, **options)
+
+
+def test_what_has_one_class_for_each_image_refuses_several(tagged: Path, tmp_path: Path) -> None:
+    rows = tagged.read_text().splitlines()
+    splits_of = [*["train"] * 3, "val"] * 60
+    lines = [
+        f"{tagged.parent / row},{split}" for row, split in zip(rows[1:], splits_of, strict=True)
+    ]
+    file = listed(tmp_path / "labels.csv", "file,tags,split", *lines)
+    with pytest.raises(RecipeError, match="may have several labels, and the recipe"):
+        reproduce(PICO, data=file, output=tmp_path / "run", changes=["data=folder"], workers=0)
+    splits = {split: open_set(file, split) for split in ("train", "val")}  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a tree of class folders has one class for each image"):
+        write_tree(splits, tmp_path / "tree", workers=1)
