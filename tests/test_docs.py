@@ -23,7 +23,8 @@ from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]
 SLOW, STORY = "slow", "story"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIRST = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES = [*FIRST, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 class Block(NamedTuple):
