@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from deit_zoo.errors import FormatError, ZooError
-from deit_zoo.files import JSON_DEPTH, as_record, parse_json, read_bytes, read_json, write_whole
+from deit_zoo.files import (
+    JSON_DEPTH,
+    as_record,
+    is_running,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,3 +155,9 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(tmp_
         [".model.safetensors.00000000.1.abcd1234", mine, "model.safetensors"]
     )
     assert file.read_bytes() == b"b"
+
+
+def test_no_signal_is_sent_on_windows_where_zero_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail(f"{number} to {pid}"))
+    assert is_running(os.getpid())

@@ -51,6 +51,7 @@ def run_lock(output: Path, tell: Callable[[str], None], seconds: float = 0.0) ->
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / LOCK_FILE, thread_local=False)
     _acquire(lock, output, seconds)
+    locked = _identity(output / LOCK_FILE)
     try:
         if (former := read_owner(output)) is not None:
             tell(f"the run in {output} had no end ({former}); its lock is taken over")
@@ -59,12 +60,25 @@ def run_lock(output: Path, tell: Callable[[str], None], seconds: float = 0.0) ->
         write_whole(output / OWNER_FILE, json.dumps(owner._asdict()).encode())
         yield
     finally:
-        (output / OWNER_FILE).unlink(missing_ok=True)
-        (output / LOCK_FILE).unlink(missing_ok=True)
+        # The folder may have been removed meanwhile, and made again by another run.
+        is_own = _identity(output / LOCK_FILE) == locked
+        if is_own:
+            (output / OWNER_FILE).unlink(missing_ok=True)
+            with suppress(PermissionError):  # on Windows it is open, and goes when it is released
+                (output / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
-        if is_new:
+        if is_own and is_new:
             with suppress(OSError):  # something came of it
                 output.rmdir()
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name; None where there is none."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def read_owner(output: Path) -> Owner | None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,35 @@ def test_a_folder_that_was_made_for_a_run_that_is_refused_goes_again(tmp_path: P
     with pytest.raises(RuntimeError), run_lock(tmp_path / "new", print):
         raise RuntimeError
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_ends_leaves_the_lock_of_another_in_a_folder_that_was_made_again(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    with ExitStack() as second:
+        with run_lock(folder, print):
+            shutil.rmtree(folder)
+            second.enter_context(run_lock(folder, pytest.fail))
+        assert {path.name for path in folder.iterdir()} == {LOCK_FILE, OWNER_FILE}
+        with pytest.raises(DataError, match="in use by another run"), run_lock(folder, print):
+            pass
+
+
+def test_a_lock_file_that_is_open_is_left_to_windows_and_the_lock_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Path.unlink
+
+    def refuse(file: Path, missing_ok: bool = False) -> None:
+        if file.name == LOCK_FILE:
+            raise PermissionError(13, "it is open")
+        remove(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(2):
+        with run_lock(tmp_path, pytest.fail):
+            pass
 
 
 def test_an_owner_that_is_no_json_is_nobody(tmp_path: Path) -> None:
