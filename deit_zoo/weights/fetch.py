@@ -42,7 +42,7 @@ from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
 from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, GitSha1, KnownFile, Sha256
 from deit_zoo.weights.config import CONFIG_FILE, WEIGHT_FILES
-from deit_zoo.weights.reach import unreachable
+from deit_zoo.weights.reach import Reach
 
 LIBRARY = "deit_zoo"
 ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
@@ -103,14 +103,14 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
             f"{WEIGHTS_ENVIRONMENT}=DIR"
         )
     reasons = [str(wrong)] if wrong else []
-    unreached = unreachable({_server(source) for source in record.sources})
+    reach = Reach(_server(source) for source in record.sources)
     with cache.one_at_a_time(record.name):
         file, _ = _cached_file(record)  # another process may have fetched it meanwhile
         if file is not None:
             return file
         for source in record.sources:
             try:
-                if reason := unreached.get(_server(source)):
+                if reason := reach.problem(_server(source)):
                     raise UnavailableError(reason)
                 if source.kind == "hub":
                     return _from_hub(source)
@@ -283,8 +283,8 @@ def _fetch_source(source: Source, text: str) -> KnownFile:
             f"{_hf_folder(source)}; fetch it where there is a network"
         )
     try:
-        if far := unreachable([_server(source)]).get(_server(source)):
-            raise UnavailableError(far)
+        if reason := Reach([_server(source)]).problem(_server(source)):
+            raise UnavailableError(reason)
         return _checked_download(source, _metadata(source), text)
     except UnavailableError as error:
         reason, is_missing = str(error), _has_no_file(error)

@@ -1,4 +1,4 @@
-"""Whether a server can be reached at all, within seconds.
+"""Whether a server can be reached at all, and within seconds a word of it.
 
 What follows asks a server that is ill again and again; where there is no network that would be
 half a minute of nothing. A name is looked up by the system, which may take longer than any time-out
@@ -14,31 +14,50 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-REACH_SECONDS = 3.0
+from deit_zoo.terminal import Terminal
+
+REACH_SECONDS = 3.0  # of silence
+PATIENCE_SECONDS = 15.0  # two time-outs of a resolver whose first server is dead, and a connection
 _PORTS = {"http": 80, "https": 443}
 
 
-def unreachable(urls: Iterable[str]) -> dict[str, str]:
-    """Of these addresses those that cannot be reached, and why; all are tried at once."""
-    found: dict[str, str | None] = {}
+class Reach:
+    """Whether servers can be reached; all are looked for at once, each in a thread of its own."""
 
-    def look(url: str) -> None:
+    def __init__(self, urls: Iterable[str]) -> None:
+        self._problems: dict[str, str | None] = {}
+        self._threads = {
+            url: threading.Thread(target=self._look, args=(url,), daemon=True) for url in set(urls)
+        }
+        self._begin = time.monotonic()
+        for thread in self._threads.values():
+            thread.start()
+
+    def problem(self, url: str) -> str | None:
+        """Why the server of one of the addresses cannot be reached; None where it can.
+
+        One that has not answered soon is waited for, and that is said.
+        """
+        thread, (host, _) = self._threads[url], _first_hop(url)
+        thread.join(max(0.0, self._begin + REACH_SECONDS - time.monotonic()))
+        left = self._begin + PATIENCE_SECONDS - time.monotonic()
+        if thread.is_alive() and left > 0:
+            Terminal(stderr=True).print(
+                f"no answer from {host} in {REACH_SECONDS:g} seconds; waiting for it, "
+                f"{PATIENCE_SECONDS:g} seconds at most",
+                markup=False,
+            )
+            thread.join(left)
+        return self._problems.get(url, f"no answer in {PATIENCE_SECONDS:g} seconds ({host})")
+
+    def _look(self, url: str) -> None:
         host, port = _first_hop(url)
         try:
-            socket.create_connection((host, port), timeout=REACH_SECONDS).close()
+            socket.create_connection((host, port), timeout=PATIENCE_SECONDS / 2).close()
         except (OSError, UnicodeError) as error:
-            found[url] = f"{error} ({host})"
+            self._problems[url] = f"{error} ({host})"
         else:
-            found[url] = None
-
-    threads = {url: threading.Thread(target=look, args=(url,), daemon=True) for url in urls}
-    for thread in threads.values():
-        thread.start()
-    deadline = time.monotonic() + REACH_SECONDS
-    for url, thread in threads.items():
-        thread.join(max(0.0, deadline - time.monotonic()))
-        found.setdefault(url, f"no answer in {REACH_SECONDS:g} seconds ({_first_hop(url)[0]})")
-    return {url: reason for url, reason in found.items() if reason is not None}
+            self._problems[url] = None
 
 
 def _first_hop(url: str) -> tuple[str, int]:
