@@ -31,8 +31,9 @@ MOST_SIDE = 13_377  # of a square of as many pixels as an image may have that is
 ImgSize = Annotated[Pixels, Bounds(1, MOST_SIDE, f"from 1 to {MOST_SIDE:,} pixels")]
 _BELOW_ONE = ("drop_path_rate", "ema_decay")
 # RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
+# And AutoAugment (arXiv 1805.09501), by its policy for ImageNet.
 _RAND_AUGMENT = re.compile(
-    r"rand(-((m|n|mmax)[0-9]+|inc[01]|(p|mstd)[0-9]+(\.[0-9]+)?|tweights|t3aw?))*"
+    r"original|rand(-((m|n|mmax)[0-9]+|inc[01]|(p|mstd)[0-9]+(\.[0-9]+)?|tweights|t3aw?))*"
 )
 # What is said about a recipe, not what it does.
 REMARKS = (
@@ -200,7 +201,8 @@ class Recipe:
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise RecipeError(
                 f"rand_augment is {self.rand_augment!r}; it must be none, or rand and sections of "
-                "m, n, mmax, inc, p, mstd and t such as rand-m9-mstd0.5-inc1"
+                "m, n, mmax, inc, p, mstd and t such as rand-m9-mstd0.5-inc1, or original for "
+                "AutoAugment's policy"
             )
 
         if self.three_augment and (self.rand_augment is not None or self.random_erasing):

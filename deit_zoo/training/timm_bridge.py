@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data import auto_augment as timm_operations
-from timm.data.auto_augment import RandAugment
+from timm.data.auto_augment import AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from timm.models import group_parameters
@@ -164,10 +164,9 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     for number, part in enumerate(pipeline.transforms):
         if isinstance(part, RandomResizedCropAndInterpolation):
             pipeline.transforms[number] = _RandomResizedCrop(part.size, part.scale, part.ratio)
-        if isinstance(part, RandAugment):
-            for operation in part.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = _posterize
+        for operation in _operations_of(part):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
     transform: Callable[[Image.Image], Tensor] = pipeline
     return transform
 
@@ -226,11 +225,14 @@ class TrainAugment:
         self.layers = 0
         self.on_device = True
         for part in self._of_pixels:
+            operations = _operations_of(part)
+            self.on_device &= all(operation.aug_fn in _ON_DEVICE for operation in operations)
+            for operation in operations:
+                operation.aug_fn = partial(_Recorder.add_operation, function=operation.aug_fn)
+            if isinstance(part, AutoAugment):
+                self.layers = max(map(len, part.policy))
             if isinstance(part, RandAugment):
                 self.layers = part.num_layers
-                self.on_device = all(operation.aug_fn in _ON_DEVICE for operation in part.ops)
-                for operation in part.ops:
-                    operation.aug_fn = partial(_Recorder.add_operation, function=operation.aug_fn)
                 # NumPy would make an array of a list for every image.
                 part.ops = np.array(part.ops, dtype=object)
 
@@ -264,6 +266,13 @@ class TrainAugment:
             return Layer(number, tuple(float(value) for value in operation.arguments))
         moved: Any = operation(_AffineMap(self.img_size[::-1]))
         return Layer(number, moved)
+
+
+def _operations_of(part: Any) -> list[Any]:
+    """The operations that a part of the pipeline may apply: RandAugment's, or AutoAugment's."""
+    if isinstance(part, AutoAugment):
+        return [operation for policy in part.policy for operation in policy]
+    return list(part.ops) if isinstance(part, RandAugment) else []
 
 
 def _ratio_of(recipe: Recipe) -> tuple[float, ...]:

@@ -614,7 +614,7 @@ def test_a_file_of_recipes_calls_only_recipe_and_replace(file: Path) -> None:
         (
             {"rand_augment": "foo"},
             "rand_augment is 'foo'; it must be none, or rand and sections of m, n, mmax, inc, p, "
-            "mstd and t such as rand-m9-mstd0.5-inc1",
+            "mstd and t such as rand-m9-mstd0.5-inc1, or original for AutoAugment's policy",
         ),
         (
             {"distillation": "soft", "teacher": "deit_base", "tau": 0.0},

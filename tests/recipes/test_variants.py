@@ -28,6 +28,7 @@ HARD = {"distillation": "hard", "teacher": TEACHER}
 ROWS: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {
     ("deit_base", "sgd"): (74.5, SGD),
     ("deit_base", "no-rand-augment"): (79.6, {"rand_augment": None}),
+    ("deit_base", "auto-augment"): (81.2, {"rand_augment": "original"}),
     ("deit_base", "no-mixup"): (78.7, {"mixup": 0.0}),
     ("deit_base", "no-cutmix"): (80.0, {"cutmix": 0.0}),
     ("deit_base", "no-mixup-no-cutmix"): (75.8, {"mixup": 0.0, "cutmix": 0.0}),
@@ -38,6 +39,7 @@ ROWS: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {
     ("deit_base_384", "sgd"): (77.3, {}),
     ("deit_base_384", "sgd-finetuning"): (83.1, SGD),
     ("deit_base_384", "no-rand-augment"): (80.4, {"rand_augment": None}),
+    ("deit_base_384", "auto-augment"): (81.9, {"rand_augment": "original"}),
     ("deit_base_384", "no-mixup"): (79.8, {"mixup": 0.0}),
     ("deit_base_384", "no-cutmix"): (80.6, {"cutmix": 0.0}),
     ("deit_base_384", "no-mixup-no-cutmix"): (76.7, {"mixup": 0.0, "cutmix": 0.0}),

@@ -48,6 +48,7 @@ SMALL = replace(DEIT_BASE, img_size=32)
 AUGMENTED = [
     ("rand-m9-mstd0.5-inc1", 0.25),
     ("rand-m9-mstd0.5-inc1", 0.0),
+    ("original", 0.25),
     (None, 0.25),
     (None, 0.0),
     ("rand-m7-n3", 1.0),
@@ -210,6 +211,7 @@ def test_a_worker_that_is_sent_the_draws_makes_the_same() -> None:
         ("rand-m9", 2, True),
         ("rand-n3-tweights", 3, True),
         ("rand-t3a", 2, False),
+        ("original", 2, True),
         (None, 0, True),
     ],
 )
