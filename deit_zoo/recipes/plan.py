@@ -146,9 +146,11 @@ class Plan:
             return f"give more images, or --set batch_size={per_replica * self.recipe.replicas}"
         fewest = self.processes * unit
         if per_process := epoch_images(self.num_images) // fewest * unit:
+            batch = per_process * self.processes
+            once = " --set repeated_aug=1" if batch < self.recipe.repeated_aug else ""
             return (
-                f"give more images, or --set replicas={self.processes} "
-                f"--set batch_size={per_process * self.processes}"
+                f"give more images, or --set replicas={self.processes} --set batch_size={batch}"
+                f"{once}"
             )
         return f"give at least {fewest} images"
 

@@ -154,7 +154,8 @@ def test_the_fewest_images_that_make_a_step_are_enough() -> None:
             3,
             1,
             [],
-            "3 training images give no whole step of 1024; ... replicas=1 --set batch_size=2",
+            "3 training images give no whole step of 1024; ... replicas=1 --set batch_size=2 --set "
+            "repeated_aug=1",
         ),
     ],
 )
