@@ -39,7 +39,7 @@ VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0
 HASHINGS = 3  # that a file is replaced meanwhile, as by another process that fetches it, is no harm
-SILENT_SECONDS = 5.0  # of waiting for another process
+SILENT_SECONDS = 2.0  # of waiting for another process
 RECORD_BYTES = 1 << 16
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
