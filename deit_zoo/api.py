@@ -267,6 +267,7 @@ def evaluate(
     labels: str | None = None,
     label_file: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
+    parquet: bool = False,
     group: DistributedContext | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -290,6 +291,7 @@ def evaluate(
         label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
         report: a folder for a page with the accuracy of each class, the confusion matrix, the
             surest mistakes and every image's answer.
+        parquet: in the report also predictions.parquet.
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
         progress: called with the images done and the images in all.
         say: called with a sentence that is worth knowing of the classes.
@@ -340,7 +342,7 @@ def evaluate(
         from deit_zoo.evaluation.answers import answers_of, answers_to
         from deit_zoo.evaluation.report import prepare_folder, write_report
 
-        prepare_folder(Path(report))
+        prepare_folder(Path(report), parquet=parquet)
         keep = answers_to
     job = parallel.EvalJob(
         model=model, images=dataset, batch_size=batch_size, workers=workers, keep=keep
@@ -356,7 +358,7 @@ def evaluate(
         competing = [names[number] for number in eval_set.class_subset or range(len(names))]
         name = name_or_model if isinstance(name_or_model, str) else "a model"
         answers = answers_of("val", dataset, competing, sums)
-        write_report(Path(report), f"{name} on {os.fspath(data)}", [answers])
+        write_report(Path(report), f"{name} on {os.fspath(data)}", [answers], parquet=parquet)
     return evaluation_of(sums, dataset)
 
 

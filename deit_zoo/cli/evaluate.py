@@ -70,6 +70,9 @@ def evaluate_(
         list[str] | None,
         typer.Option(metavar="NAME...", help="How often other models answer something else."),
     ] = None,
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="In the report also predictions.parquet.")
+    ] = False,
     label_column: LabelColumn = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -100,7 +103,13 @@ def evaluate_(
             else:
                 comparison = None
                 measured = run_evaluation(
-                    name, data, gpus=gpus, processes=processes, report=page, **options
+                    name,
+                    data,
+                    gpus=gpus,
+                    processes=processes,
+                    report=page,
+                    parquet=parquet,
+                    **options,
                 )
     except KeyboardInterrupt:
         if is_main:

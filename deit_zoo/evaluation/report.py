@@ -19,7 +19,7 @@ from deit_zoo.evaluation.answers import Answers, LabelAnswers
 from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes, short
 from deit_zoo.files import write_whole
 
-PAGE = "index.html"
+PAGE, PREDICTIONS = "index.html", "predictions.parquet"
 SHEETS = {"val": "mistakes.png", "train": "mistakes-train.png"}
 PICTURES = ("confusion.png", *SHEETS.values())
 _SHEETS = "<h2>The surest mistakes</h2>"
@@ -31,11 +31,13 @@ td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { backgr
 img { max-width: 100%; } h2 { margin-top: 2em; } .wide { overflow-x: auto; }"""
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, *, parquet: bool = False) -> None:
     """Make the folder of a report. Raises DataError, or MissingExtraError, where none can be."""
-    from deit_zoo.machine import require_matplotlib
+    from deit_zoo.machine import require_extra, require_matplotlib
 
     require_matplotlib()
+    if parquet:
+        require_extra("hfds", PREDICTIONS, "pyarrow")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,14 +55,23 @@ class Contents(NamedTuple):
     parts: list[str]
 
 
-def write_report(folder: Path, title: str, splits: Sequence[Answers | LabelAnswers]) -> None:
-    """Write the page and what it shows; of several splits the first is the one that counts."""
-    prepare_folder(folder)
+def write_report(
+    folder: Path, title: str, splits: Sequence[Answers | LabelAnswers], *, parquet: bool = False
+) -> None:
+    """Write the page and what it shows; of several splits the first is the one that counts.
+
+    With `parquet` the predictions are also in a file of that kind.
+    """
+    prepare_folder(folder, parquet=parquet)
     of_labels = [split for split in splits if isinstance(split, LabelAnswers)]
     of_classes = [split for split in splits if isinstance(split, Answers)]
     shown = labels_contents(of_labels) if of_labels else classes_contents(of_classes)
     for name, rows in shown.tables.items():
         write_whole(folder / name, _csv(rows))
+    if parquet:
+        write_whole(folder / PREDICTIONS, _parquet(shown.tables["predictions.csv"]))
+    else:  # of an earlier report
+        (folder / PREDICTIONS).unlink(missing_ok=True)
     for name in PICTURES:
         if draw := shown.pictures.get(name):
             write_whole(folder / name, draw())
@@ -234,6 +245,25 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _parquet(rows: Sequence[Sequence[Any]]) -> bytes:
+    """A table with numbers as numbers, where all of a column are."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    heading, *body = rows
+    columns = [_numbers(column) for column in zip(*body, strict=True)]
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_arrays([*map(pa.array, columns)], names=heading), sink)
+    return sink.getvalue()
+
+
+def _numbers(cells: Sequence[Any]) -> Sequence[Any]:
+    try:
+        return [cell if isinstance(cell, int) else float(cell) for cell in cells]
+    except ValueError:
+        return cells
 
 
 def _page(title: str, shown: Contents) -> str:

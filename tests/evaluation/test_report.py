@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 import deit_zoo
 from deit_zoo.data.folder import FolderSet
@@ -100,6 +101,20 @@ def test_a_report_has_its_files_and_escapes_names(answers: Answers, tmp_path: Pa
         "probability_of_class": "0.100000",
         "right": "0",
     }
+
+
+def test_the_predictions_are_also_parquet_with_numbers_as_numbers(
+    answers: Answers, tmp_path: Path
+) -> None:
+    write_report(tmp_path / "report", "pets", [answers], parquet=True)
+    table = parquet.read_table(tmp_path / "report" / "predictions.parquet").to_pylist()
+    with (tmp_path / "report" / "predictions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in table] == [row["file"] for row in rows]
+    assert table[1]["probability"] == pytest.approx(0.9)
+    assert table[1]["right"] == 0
+    write_report(tmp_path / "report", "pets", [answers])
+    assert not (tmp_path / "report" / "predictions.parquet").exists()
 
 
 def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
