@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from functools import cache
@@ -17,13 +17,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import MissingExtraError, UnknownModelError
+from deit_zoo.errors import MissingExtraError, UnknownModelError, ZooError
 from deit_zoo.labels import folders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """What to build for a name. `gmacs`, per image, counts attention's products too."""
+    """What to build for a name. `gmacs`, per image, counts attention's products too.
+
+    `blocks` and `stem` are those of a variant that was never published; its counts are still those
+    of the model of the name.
+    """
 
     name: str
     family: str
@@ -36,6 +40,26 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     labels: str = "imagenet1k"
     num_classes: int = 1000
+    blocks: str | None = None
+    stem: str = "linear"
+
+    def variant(self, blocks: str | None, stem: str) -> ModelSpec:
+        """DeiT III in another build of its authors'. Raises ZooError for any other.
+
+        `blocks` are 36 or, with two branches in each, 18x2; the `stem` is linear or hmlp.
+        """
+        if (blocks, stem) == (None, "linear"):
+            return self
+        parts = re.fullmatch(r"([1-9]\d?)(x2)?", str(blocks or self.arch.get("depth")))
+        if self.family != "deit3" or parts is None or stem not in ("linear", "hmlp"):
+            raise ZooError(
+                f"{self.name} is not built with blocks={blocks!r} and stem={stem!r}; a DeiT III "
+                "is, with blocks such as '36' or '18x2', and stem='linear' or 'hmlp'"
+            )
+        arch = self.arch | {"depth": int(parts[1])}
+        arch |= {"parallel": True} if parts[2] else {}
+        arch |= {"hmlp_stem": True} if stem == "hmlp" else {}
+        return replace(self, arch=arch, blocks=blocks, stem=stem)
 
     @property
     def upstream(self) -> str | None:
@@ -303,7 +327,8 @@ _REFUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         r"deit_.*_(18x2|26x2|36|36x1|40|40x2|48|48x2|52)(_ls)?",
-        "the deeper and parallel networks of DeiT III's authors were never published",
+        "the deeper and parallel networks of DeiT III's authors were never published "
+        "(create('deit3_small', blocks='18x2') builds one)",
         (),
     ),
     (

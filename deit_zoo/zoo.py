@@ -169,6 +169,8 @@ def create(
     img_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
+    blocks: str | None = None,
+    stem: str = "linear",
     drop_path_rate: float = 0.0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -191,6 +193,8 @@ def create(
         in_chans: channels of the images, the checkpoint's unless given. Weights for three are
             fitted by timm's rule: their sum for one, else repeated and scaled. `model.adapted`
             says what was fitted.
+        blocks, stem: of a DeiT III without weights, its authors' other builds: "36" blocks, or
+            "18x2", where each has two branches; "hmlp" for patches made in three steps.
         drop_path_rate: stochastic depth, in training.
         device, dtype: where the parameters live ("auto" is the best that is there) and how they
             are stored; float32 on the CPU.
@@ -219,6 +223,13 @@ def create(
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}
+    if (blocks, stem) != (None, "linear"):
+        if pretrained or checkpoint is not None:
+            raise ZooError(
+                f"blocks is {blocks!r} and stem {stem!r} beside weights, which say themselves how "
+                "they are built, and none were published so; leave both out, or the weights"
+            )
+        spec = _named(spec).variant(blocks, stem)
     if checkpoint is None and not pretrained:
         spec = _named(spec)
         given = {key: value for key, value in shape.items() if value is not None}

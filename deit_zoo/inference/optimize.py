@@ -85,6 +85,11 @@ def optimize(
         raise ZooError(
             f"{type(model).__name__} cannot be optimized; give a deit or cait model from create"
         )
+    if model.spec is not None and (model.spec.blocks, model.spec.stem) != (None, "linear"):
+        raise ZooError(
+            f"{model.spec.name} with blocks={model.spec.blocks!r} and stem={model.spec.stem!r} "
+            "cannot be optimized; use the model as it is"
+        )
     if compile not in (True, False, "auto"):
         raise ZooError(f"compile is {compile!r}; give True, False or 'auto'")
     device = next(model.parameters()).device

@@ -11,12 +11,16 @@ Shapes: B batch, N tokens (class and patches), D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deit_zoo.errors import ZooError
 from deit_zoo.models import deit
 from deit_zoo.models.layers import (
+    DropPath,
+    Mlp,
     PatchEmbed,
     as_pair,
     init_linear,
@@ -46,11 +50,69 @@ class Block(deit.Block):
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)), branch=1)
 
 
+class ParallelBlock(nn.Module):
+    """Two attentions side by side, then two MLPs, each branch by itself (arXiv:2203.09795)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        layer_scale_init: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.gamma_1_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.gamma_2_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.norm1, self.norm11 = layer_norm(dim), layer_norm(dim)
+        self.attn, self.attn1 = deit.Attention(dim, num_heads), deit.Attention(dim, num_heads)
+        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path.branches = 4
+        self.norm2, self.norm21 = layer_norm(dim), layer_norm(dim)
+        hidden_dim = int(dim * mlp_ratio)
+        self.mlp, self.mlp1 = Mlp(dim, hidden_dim), Mlp(dim, hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.gamma_1 * self.attn(self.norm1(x))
+        two = self.gamma_1_1 * self.attn1(self.norm11(x))
+        x = x + self.drop_path(one) + self.drop_path(two, branch=1)
+        one = self.gamma_2 * self.mlp(self.norm2(x))
+        two = self.gamma_2_1 * self.mlp1(self.norm21(x))
+        return x + self.drop_path(one, branch=2) + self.drop_path(two, branch=3)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The softmax maps (B, 2·H, N, N) of both attentions."""
+        maps = (self.attn.attention(self.norm1(x)), self.attn1.attention(self.norm11(x)))
+        return torch.cat(maps, dim=1)
+
+
+class HMLPStem(nn.Sequential):
+    """Patches of 4 pixels, then of 2 and of 2 of these: no pixel of another patch is seen
+    (arXiv:2203.09795)."""
+
+    def __init__(self, in_chans: int, embed_dim: int) -> None:
+        width = embed_dim // 4
+        super().__init__(
+            nn.Conv2d(in_chans, width, kernel_size=4, stride=4),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.Conv2d(width, width, kernel_size=2, stride=2),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.Conv2d(width, embed_dim, kernel_size=2, stride=2),
+            nn.BatchNorm2d(embed_dim),
+        )
+        self.in_channels = in_chans
+
+
 class LayerScaleTransformer(deit.Transformer):
     """DeiT III's plain ViT (sizes in Table 1 of ViT; M is 512 wide, H has patches of 14 pixels).
 
     LayerScale starts at 1e-4, the token and positions at a spread of 0.02, as upstream; timm's
-    start elsewhere.
+    start elsewhere. `parallel` blocks and the `hmlp_stem` are the authors' too; no weights with
+    them were published.
     Raises ImageSizeError for a size that patches do not tile.
     """
 
@@ -66,6 +128,8 @@ class LayerScaleTransformer(deit.Transformer):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         layer_scale_init: float = 1e-4,
+        parallel: bool = False,
+        hmlp_stem: bool = False,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,16 +137,21 @@ class LayerScaleTransformer(deit.Transformer):
         self.patch_size = patch_size
         self.embed_dim = embed_dim
 
-        patch_embed = PatchEmbed(
+        patch_embed: Any = PatchEmbed(
             img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
         )
+        if hmlp_stem:
+            if patch_size != 16:
+                raise ZooError(f"the hMLP stem makes patches of 16 pixels, not of {patch_size}")
+            patch_embed.proj = HMLPStem(in_chans, embed_dim)
         # Parameters stand in upstream's order: optimizer states follow it.
         self.cls_token = new_token(1, 1, embed_dim)
         self.pos_embed = new_token(1, patch_embed.num_patches, embed_dim)
         self.patch_embed = patch_embed
         # One rate for every block, as in CaiT.
+        kind = ParallelBlock if parallel else Block
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, layer_scale_init, drop_path_rate)
+            kind(embed_dim, num_heads, mlp_ratio, layer_scale_init, drop_path_rate)
             for _ in range(depth)
         )
         self.norm = layer_norm(embed_dim)

@@ -255,11 +255,13 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): drop a residual branch per sample, in training only.
 
-    A block has one for both branches, `branch` 0 and 1. Whoever draws masks beforehand puts them,
-    one for each branch (2, B, 1, ..., 1), into `masks`; without them each call draws its own.
+    A block has one for all its branches, which are `branch` 0, 1 and so on. Whoever draws masks
+    beforehand puts them, one for each branch (branches, B, 1, ..., 1), into `masks`; without them
+    each call draws its own.
     """
 
     masks: Tensor | None = None
+    branches = 2
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -464,6 +464,9 @@ def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
     remarks = []
     if not recipe.train_mode:
         remarks.append("eval mode: no drop-path")
+    if (recipe.blocks, recipe.stem) != (None, "linear"):
+        blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
+        remarks.append(f"{blocks}, {recipe.stem} stem")
     if recipe.optimizer == "lamb":
         remarks.append("LAMB")
     if recipe.three_augment:
@@ -471,6 +474,8 @@ def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
         remarks.append(f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}")
     if recipe.loss != "cross_entropy":
         remarks.append(recipe.loss.replace("_", " "))
+    if recipe.cosub:
+        remarks.append("Cosub: each image goes through the network twice")
     if recipe.ema_decay is not None:
         remarks.append(f"moving average of the weights, decay {recipe.ema_decay:g}")
     if recipe.clip_grad is not None:
@@ -529,7 +534,7 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
     if source is None:
         return None
     if (first := lookup(source)) is not None and not Path(source).exists():
-        own = MODELS[recipe.architecture]
+        own = MODELS[recipe.architecture].variant(recipe.blocks, recipe.stem)
         if (first.builder, first.arch) != (own.builder, own.arch):
             raise RecipeError(
                 f"init_from is {source!r}, which is not built as {own.name} is; give a first stage "

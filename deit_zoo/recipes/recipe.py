@@ -50,6 +50,8 @@ REMARKS = (
 _ADDED = {
     "class_weights": "none",
     "sampling": "uniform",
+    "blocks": None,
+    "stem": "linear",
     "cosub": False,
     "random_crop": "resized",
     "three_augment": False,
@@ -80,6 +82,8 @@ class Recipe:
     variant_of: str | None = None
     data: Literal["imagenet1k", "digits", "folder"]
     img_size: ImgSize
+    blocks: str | None = None  # of a DeiT III, as 36 or 18x2
+    stem: Literal["linear", "hmlp"] = "linear"
     init_from: str | None = None  # the recipe of the first stage, or a checkpoint
 
     epochs: Count

@@ -17,14 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from deit_zoo.data.image_set import ImageSet, kind_of, open_set
 from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext
+from deit_zoo.errors import RecipeError
 from deit_zoo.inference.classify import class_names
 from deit_zoo.labels import folders
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.plan import Plan, default_workers, resolve_init_from
-from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.recipes.recipe import Recipe, shown
 from deit_zoo.registry import MODELS
+from deit_zoo.training.cosub import Cosub, twice
 from deit_zoo.training.job import Job
 from deit_zoo.training.loop import TrainState, autocast_dtype, forward_backward, micro_batches
 from deit_zoo.training.losses import Teach, balanced_weights, criterion_for
@@ -90,7 +92,9 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         "drop_path_rate": recipe.drop_path_rate,
     }
     first_stage = resolve_init_from(recipe)
+    spec = MODELS[recipe.architecture].variant(recipe.blocks, recipe.stem)
     if first_stage is None:
+        options |= {"blocks": recipe.blocks, "stem": recipe.stem}
         model = create(recipe.architecture, num_classes=len(classes), **options)
     else:
         name, checkpoint = first_stage
@@ -102,7 +106,13 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         model = create(name, pretrained=True, checkpoint=checkpoint, **options)
         if [label.folder for label in class_names(model)] != classes:
             model.reset_classifier(len(classes))
-        model.spec = MODELS[recipe.architecture]
+        built = model.spec
+        if built is not None and (built.blocks, built.stem) != (spec.blocks, spec.stem):
+            raise RecipeError(
+                f"the weights that {recipe.name} begins from have blocks={shown(built.blocks)} and "
+                f"stem={built.stem}; type --set for both as those have them"
+            )
+        model.spec = spec
     own = recipe.data == "folder"
     model.labels = tuple(classes) if own else folders(MODELS[recipe.architecture].labels)
     freeze(model, recipe.freeze)
@@ -155,10 +165,13 @@ def build_train_state(
     mix = mixer(recipe, model.num_classes)
     if label_sets is not None:
         mix = targets_of(label_sets, model)
+    criterion = criterion_for(recipe, weights)
+    if recipe.cosub:
+        mix, criterion = twice(mix), Cosub(binary=recipe.loss == "binary_cross_entropy")
     state = TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
-        criterion=criterion_for(recipe, weights),
+        criterion=criterion,
         mix=mix,
         replicas=range(first, first + plan.replicas_per_process),
         group=group,

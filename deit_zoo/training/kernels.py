@@ -30,7 +30,7 @@ def use_kernels(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, HeadMixing):
             module.kernel = mix_by_kernel
-        elif isinstance(module, PatchEmbed):
+        elif isinstance(module, PatchEmbed) and isinstance(module.proj, nn.Conv2d):
             module.kernel = project_patches
 
 

@@ -141,7 +141,7 @@ class MicroBatches:
             return next(self.loader, None)
 
     def _put_masks(self, masks: Tensor) -> None:
-        """Give each drop-path of the model its masks (drop-paths, 2, B, 1, 1).
+        """Give each drop-path of the model its masks (drop-paths, branches, B, 1, 1).
 
         They are written where the last ones were: a CUDA graph reads from there, and is recorded
         anew where a tensor of a module lies elsewhere.
@@ -194,8 +194,9 @@ def active_drop_paths(model: nn.Module) -> list[DropPath]:
 
 
 def draw_masks(drop_paths: list[DropPath], batch: int) -> Tensor:
-    """Masks as the blocks would draw them, one branch after another (drop-paths, 2, B, 1, 1)."""
-    masks = torch.empty(len(drop_paths), 2, batch, 1, 1)
+    """Masks as the blocks would draw them, branch after branch (drop-paths, branches, B, 1, 1)."""
+    branches = max((drop_path.branches for drop_path in drop_paths), default=2)
+    masks = torch.empty(len(drop_paths), branches, batch, 1, 1)
     for drop_path, branches in zip(drop_paths, masks, strict=True):
         for branch in branches:
             branch.copy_(drop_path.keep_mask(branch))

@@ -45,7 +45,8 @@ _OF_STUDENT = {
     *("optimizer", "lr", "betas", "eps", "momentum", "layer_decay", "freeze", "weight_decay"),
     *("clip_grad", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "decay_epochs"),
     *("decay_rate", "train_mode", "ema_decay", "loss", "drop_path_rate", "label_smoothing"),
-    *("class_weights", "distillation", "alpha", "tau", "kl_reduction", "teacher"),
+    *("blocks", "stem", "cosub", "class_weights", "distillation", "alpha", "tau"),
+    *("kl_reduction", "teacher"),
 }
 
 

@@ -90,7 +90,8 @@ def memory_of_a_pass(state: TrainState, plan: Plan) -> tuple[int, int]:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     images = torch.zeros(plan.replica_batch, 3, *state.model.img_size, device=device)
-    targets = torch.zeros(plan.replica_batch, state.model.num_classes, device=device)
+    labels = torch.zeros(plan.replica_batch, dtype=torch.long, device=device)
+    images, targets = state.mix(images, labels)
     state.model.train(plan.recipe.train_mode)
     with autocast(device, state.dtype):
         taught = torch.zeros(len(images), dtype=torch.long, device=device)

@@ -186,6 +186,7 @@ def load_checkpoint(
 
     Raises IntegrityError where a digest is given and the file that is mapped has another.
     """
+    spec = spec.variant(metadata.get("blocks"), metadata.get("stem", "linear"))
     state = read_state(file, weights, sha256)
     tensors = state.tensors
     own_classes = _num_classes(tensors)
@@ -409,6 +410,8 @@ def _facts(model: ZooModel) -> dict[str, Any]:
     """What a file says of its model; the classes only where they are not the published ones."""
     spec = model.spec
     facts: dict[str, Any] = {"name": spec and spec.name, "img_size": list(model.img_size)}
+    if spec is not None and (spec.blocks, spec.stem) != (None, "linear"):
+        facts |= {"blocks": spec.blocks, "stem": spec.stem}
     names = tuple(model.labels or ())
     if spec is not None and model.num_classes and names != folders(spec.labels):
         if len(names) == model.num_classes:

@@ -78,6 +78,8 @@ def filled(model: Network) -> Network:
     """The model, on the CPU and with every entry of its state dict filled by the rule."""
     state = {
         name: torch.from_numpy(fill(name, value.shape)).to(value.dtype)
+        if value.is_floating_point()
+        else torch.zeros(value.shape, dtype=value.dtype)
         for name, value in model.state_dict().items()
     }
     # Assigned, so that a model built on the meta device costs no random weights.
@@ -88,10 +90,14 @@ def filled(model: Network) -> Network:
 def network(case: dict[str, Any]) -> ZooModel:
     """The model that a case was made with, in float32 and in train mode."""
     model = case["model"]
-    if model["family"] == "deit3":  # also sizes that were never published
+    if ("layer_scale_init" in model and "LS" in case["name"]) or "hmlp" in case["name"]:
+        # DeiT III, also in sizes and kinds that were never published.
         sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+        options = {size: model[size] for size in sizes}
+        options["parallel"] = "parallel" in model.get("block", "")
+        options["hmlp_stem"] = "hmlp" in case["name"]
         with torch.device("meta"):
-            return filled(resolve("deit3_small").build(**{size: model[size] for size in sizes}))
+            return filled(resolve("deit3_small").build(**options))
     return filled(deit_zoo.create(model["factory"], **model["given_kwargs"], device="meta"))
 
 

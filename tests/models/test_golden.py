@@ -144,6 +144,8 @@ def test_state_dict_shapes_are_those_of_the_original(reference: Reference) -> No
 def test_the_weights_are_the_bits_that_the_case_was_made_with(reference: Reference) -> None:
     digest = hashlib.sha256()
     for value in reference.model.state_dict().values():
+        if not value.is_floating_point():
+            continue
         digest.update(value.float().numpy().astype("<f4", copy=False).data)
     assert digest.hexdigest() == reference.case["weights_sha256"]
 

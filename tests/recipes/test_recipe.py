@@ -25,6 +25,8 @@ DEIT: dict[str, Any] = {
     "model": None,
     "data": "imagenet1k",
     "img_size": 224,
+    "blocks": None,
+    "stem": "linear",
     "init_from": None,
     "epochs": 300,
     "batch_size": 1024,
@@ -411,13 +413,13 @@ LIKE = {
 }
 
 FIELDS = (
-    "source, data, img_size, init_from, epochs, batch_size, replicas, seed, optimizer, lr, betas, "
-    "eps, momentum, layer_decay, freeze, weight_decay, clip_grad, warmup_epochs, warmup_lr, "
-    "min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, loss, cosub, "
-    "drop_path_rate, label_smoothing, class_weights, sampling, random_crop, crop_scale, "
-    "crop_ratio, hflip, rand_augment, three_augment, color_jitter, random_erasing, repeated_aug, "
-    "mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, alpha, tau, kl_reduction, "
-    "teacher, teacher_input, band, band_source"
+    "source, data, img_size, blocks, stem, init_from, epochs, batch_size, replicas, seed, "
+    "optimizer, lr, betas, eps, momentum, layer_decay, freeze, weight_decay, clip_grad, "
+    "warmup_epochs, warmup_lr, min_lr, schedule, decay_epochs, decay_rate, train_mode, ema_decay, "
+    "loss, cosub, drop_path_rate, label_smoothing, class_weights, sampling, random_crop, "
+    "crop_scale, crop_ratio, hflip, rand_augment, three_augment, color_jitter, random_erasing, "
+    "repeated_aug, mixup, cutmix, mixup_prob, mixup_switch_prob, distillation, alpha, tau, "
+    "kl_reduction, teacher, teacher_input, band, band_source"
 )
 
 # What a file of recipes may hold (house.md, section 8): no `if`, no `for`, no `def`.

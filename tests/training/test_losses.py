@@ -17,13 +17,15 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.models.cait import CaiT
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.training.cosub import Cosub
 from deit_zoo.training.losses import Criterion, Outputs, balanced_weights, criterion_for
 from deit_zoo.training.optim import optimizer_for
 from support.tables import each_row
 
 STORED = golden.arrays(golden.case("losses/small"))
 VALUES = dict(zip(STORED["loss_names"].tolist(), STORED["loss_values"].tolist(), strict=True))
-# All but co-distillation of submodels, and binary targets that upstream's option never leaves soft.
+# All but co-training of submodels, which is below, and soft binary targets, which upstream's option
+# never leaves.
 NAMES = [name for name in VALUES if not name.startswith(("cosub/", "bce_targets_as_given"))]
 DISTILLED = [name for name in NAMES if "/soft" in name or "/hard" in name]
 UNTAUGHT = [name for name in NAMES if "/none_alpha" in name]
@@ -84,7 +86,20 @@ def assert_equal(found: Tensor, expected: Any) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_every_loss_of_the_original_but_three_is_ours() -> None:
+@each_row("name", ["cosub/soft_targets", "cosub/targets_gt_0"])
+def test_two_submodels_teach_each_other_as_in_the_original(name: str) -> None:
+    # There the second half of the batch is the second submodel; here they stand side by side.
+    both = torch.stack((stored("cls_logits"), stored("dist_logits")), dim=1).flatten(0, 1)
+    binary = name.endswith("gt_0")
+    targets = stored("soft_targets_no_smoothing" if binary else "soft_targets")
+    targets = targets.repeat_interleave(2, dim=0)
+    loss = Cosub(binary=binary)(both.requires_grad_(), None, targets)
+    [gradient] = torch.autograd.grad(loss, both)
+    assert_equal(loss.detach(), VALUES[name])
+    assert_equal(torch.cat((gradient[::2], gradient[1::2])), STORED[f"grad_both/{name}"])
+
+
+def test_every_loss_of_the_original_but_these_is_ours() -> None:
     assert sorted(set(VALUES) - set(NAMES)) == [
         "bce_targets_as_given",
         "cosub/soft_targets",

@@ -158,11 +158,14 @@ def test_layer_decay_groups_are_those_of_timm(name: str) -> None:
 
 def test_attention_alone_learns_what_it_does_in_the_original() -> None:
     entries = json.loads((golden.HERE / "attn_only_trainable.json").read_text(encoding="utf-8"))
-    [entry] = [entry for entry in entries if entry["factory"] == "deit_tiny_patch16_224"]
-    model = deit_zoo.create(entry["factory"], device="meta")
-    freeze(model, "all-but-attention")
-    found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert found == entry["trainable"]
+    factories = {"deit_tiny_patch16_224", "deit_small_patch16_LS"}
+    ours = [entry for entry in entries if entry["factory"] in factories]
+    assert len(ours) == 2
+    for entry in ours:
+        model = deit_zoo.create(entry["factory"], device="meta")
+        freeze(model, "all-but-attention")
+        found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert found == entry["trainable"]
 
 
 def test_a_frozen_backbone_leaves_both_heads_to_learn() -> None:

@@ -37,15 +37,31 @@ def test_a_stage_is_trained_before_where_nobody_published_it(name: str, stage: s
     assert (first and first.name) == stage
 
 
-@pytest.mark.slow
-def test_a_run_passes_from_stage_one_to_stage_two_by_itself(tmp_path: Path) -> None:
+def photos(folder: Path) -> Path:
+    """Three classes of small images."""
     files = {
         f"{split}/{colour}/{number}.png": photo(colour, (40, 36))
         for split, count in (("train", 8), ("val", 2))
         for colour in ("red", "green", "blue")
         for number in range(count)
     }
-    data, output = write(tmp_path / "photos", files), tmp_path / "runs" / "deit3_base"
+    return write(folder, files)
+
+
+@pytest.mark.slow
+def test_submodels_of_parallel_blocks_teach_each_other_in_a_run(tmp_path: Path) -> None:
+    data, output = photos(tmp_path / "photos"), tmp_path / "run"
+    built = ("blocks=1x2", "stem=hmlp", "cosub=true", "drop_path_rate=0.2")
+    reproduce("deit3_small", gpus=0, output=output, data=data, changes=(*SHORT, *built), workers=0)
+    model = deit_zoo.create(checkpoint=output)
+    assert model.spec is not None
+    assert (model.spec.blocks, model.spec.stem) == ("1x2", "hmlp")
+    assert json.loads((output / "log.jsonl").read_text())["train_loss"] > 0.0
+
+
+@pytest.mark.slow
+def test_a_run_passes_from_stage_one_to_stage_two_by_itself(tmp_path: Path) -> None:
+    data, output = photos(tmp_path / "photos"), tmp_path / "runs" / "deit3_base"
     told: list[str] = []
 
     def run() -> None:

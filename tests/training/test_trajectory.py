@@ -20,12 +20,14 @@ import golden
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
+from deit_zoo.models.deit3 import LayerScaleTransformer
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.training.cosub import Cosub, twice
 from deit_zoo.training.loop import TrainState, train_one_epoch
-from deit_zoo.training.losses import Distilled, supervised
+from deit_zoo.training.losses import Criterion, Distilled, supervised
 from deit_zoo.training.micro_batches import Batch
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.steps import StepResult
@@ -39,6 +41,7 @@ CASES = [
     "distilled_hard",
     "distilled_hard_clip1",
     "cait_soft_targets",
+    "layerscale_cosub",
 ]
 LIMIT = 1e-9
 
@@ -144,6 +147,8 @@ def model_of(case: dict[str, Any]) -> ZooModel:
     model: ZooModel
     if "depth_token_only" in sizes:
         model = CaiT(**sizes)
+    elif "layerscale" in case["name"]:
+        model = LayerScaleTransformer(**sizes)
     else:
         model = VisionTransformer(**sizes, distilled="distilled_hard" in case["name"])
     return golden.filled(model)
@@ -165,12 +170,16 @@ def parts_of(
         return torch.from_numpy(stored["teacher_logits"][number_of(batch)]).argmax(dim=1)
 
     smooths = case["criterion"].startswith("label-smoothing")
+    criterion: Criterion = Distilled(recipe) if recipe.teacher else supervised
+    mix = mixer(recipe, 10) if smooths else stored_targets
+    if case.get("cosub"):
+        criterion, mix = Cosub(binary=case["bce_loss"]), twice(mix)
     return TrainState(
         model=model,
         optimizer=optimizer_for(model, recipe),
-        criterion=Distilled(recipe) if recipe.teacher else supervised,
+        criterion=criterion,
         teacher=teacher if recipe.teacher else None,
-        mix=mixer(recipe, 10) if smooths else stored_targets,
+        mix=mix,
         replicas=range(1),
         group=DistributedContext(device=torch.device("cpu")),
         network=model,
