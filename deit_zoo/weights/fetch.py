@@ -37,7 +37,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
-from deit_zoo.files import digest, digest_of_blob
+from deit_zoo.files import digest, digest_of_blob, is_inside
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache, web
 from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, GitSha1, KnownFile, Sha256
@@ -264,7 +264,7 @@ def _source_of(text: str) -> Source:
     repo_id, revision, filename = match.groups()
     check_repo_id(repo_id)
     for part in filter(None, (revision, filename)):
-        if not re.fullmatch(r"(?!/|.*(?:\.\.|//))[\w./+-]+", part, re.ASCII):
+        if not is_inside(part):
             raise CheckpointError(
                 f"checkpoint {text!r}: {part!r} is no revision or file of the Hub"
             )

@@ -966,6 +966,7 @@ def test_an_address_of_the_hub_is_a_checkpoint(text: str, machine: Machine, weig
         *("hf://-a/b", "hf://a--b/c", "hf://a/b.git", "hf://a/..", "hf://a b/c", "hf://a/b."),
         pytest.param(f"hf://a/{'b' * 96}", id="97 characters"),
         *("hf://a/b@../../x", "hf://a/b@main/../../etc/passwd", "hf://a/b@main//x"),
+        *("hf://a/b@main/a\\..\\b", "hf://a/b@main/a\x1b[0mb", "hf://a/b@main/a/./b"),
     ],
 )
 def test_what_the_hub_cannot_have_is_refused_before_it_is_asked(text: str) -> None:

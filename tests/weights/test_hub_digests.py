@@ -103,6 +103,15 @@ def test_the_name_of_a_blob_is_its_digest_where_another_program_fetched_it(
     assert at(machine, address, HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
 
 
+@pytest.mark.parametrize("name", ["epoch=9-step=100.ckpt", "a b/50% #1?~é.bin.txt"])
+def test_a_file_has_any_name_that_stays_in_its_repository(name: str, machine: Machine) -> None:
+    machine.hub.commit(REPO, {name: b"few bytes"})
+    address = f"hf://{REPO}@{commit_of(machine)}/{name}"
+    right = {"sha256": sha256(b"few bytes"), "stated": sha256(b"few bytes"), "proof": "hub digest"}
+    assert at(machine, address) == right
+    assert at(machine, address, HF_HUB_OFFLINE="1") == right
+
+
 def test_an_address_that_was_fetched_is_found_offline(machine: Machine, weights: bytes) -> None:
     first = at(machine, f"hf://{REPO}")
     assert first["sha256"] == sha256(weights)
