@@ -256,6 +256,7 @@ def test_the_receipt_holds_the_plan_and_the_data(finished: Path, receipt: dict[s
     assert receipt["data"] == plan.pop("fingerprint")
     assert (plan.pop("changes"), bool(plan.pop("data"))) == ([], True)
     assert (plan.pop("listed"), plan.pop("val_share")) == (False, None)
+    assert plan.pop("newest") > 0
     assert receipt["plan"] == plan
 
 
