@@ -23,7 +23,8 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MAX_ROOMS = 30
 # Former paths, each of which only points to the new one; they go in 0.3.
-SHIMS = {"datasets", "digits", "exports", "preprocess", "training.group", "training.recipes"}
+SHIMS = {"datasets", "digits", "exports", "preprocess", "hub.cache", "hub.fetch"}
+SHIMS |= {"training.group", "training.recipes", "training.run"}
 
 # What a room imports from outside at the top of a module, beside the standard library.
 OUTSIDE = {

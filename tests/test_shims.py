@@ -12,6 +12,9 @@ SHIMS = {
     "deit_zoo.preprocess:EvalTransform": "deit_zoo.data.transforms:EvalTransform",
     "deit_zoo.digits:digits": "deit_zoo.data.digits:digits",
     "deit_zoo.exports:export": "deit_zoo:export",
+    "deit_zoo.hub.cache:check": "deit_zoo.weights.cache:check",
+    "deit_zoo.hub.fetch:download": "deit_zoo.weights.fetch:download",
+    "deit_zoo.training.run:set_machine": "deit_zoo.training.build:set_machine",
     "deit_zoo.training.group:joined": "deit_zoo.distributed:init_distributed",
     "deit_zoo.training.recipes:RECIPES": "deit_zoo.recipes:RECIPES",
 }
