@@ -137,7 +137,7 @@ def has_begun(output: Path) -> bool:
 
 def is_run(output: Path) -> bool:
     """Whether a run's plan is there, or a state, which has it too."""
-    return (output / PLAN_FILE).is_file() or is_without_plan(output)
+    return (output / PLAN_FILE).is_file() or (output.is_dir() and is_without_plan(output))
 
 
 def is_without_plan(output: Path) -> bool:
