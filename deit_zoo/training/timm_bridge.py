@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data import auto_augment as timm_operations
@@ -32,7 +33,7 @@ from deit_zoo.manifest import Source
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.three_augment import ThreeAugment
-from deit_zoo.weights.fetch import UnavailableError, cached_source, hub_error_context
+from deit_zoo.weights.fetch import UnavailableError, hub_error_context
 
 
 def regnety_160(
@@ -83,8 +84,6 @@ def pretrained(name: str) -> TimmModel:
 
     Raises RecipeError where timm has none, OfflineError or DownloadError where they cannot be had.
     """
-    from huggingface_hub import constants
-
     on_the_hub = name.startswith("hf-hub:")
     if not on_the_hub and not timm.is_model_pretrained(name):
         raise RecipeError(_no_weights(name))
@@ -318,11 +317,13 @@ def _described(network: Any, file: Path | None) -> TimmModel:
 
 
 def _cached(network: Any) -> Path | None:
-    """The file of the Hub's cache that timm has just read, where it was one."""
+    """The file of the Hub's cache that timm has just read, where it was one.
+
+    timm reads the commit that the cache itself has for a branch, not the one the zoo last saw.
+    """
     hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
-    source = Source(kind="hub", repo_id=hub_id, filename=MODEL_FILE, revision=revision or "main")
-    file = cached_source("", source) if hub_id else None
-    return file.path if file is not None else None
+    file = try_to_load_from_cache(hub_id, MODEL_FILE, revision=revision or None) if hub_id else None
+    return Path(file) if isinstance(file, str) else None
 
 
 def _no_weights(name: str) -> str:

@@ -26,6 +26,7 @@ from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import optimizer_for
 from deit_zoo.training.teacher import Teacher, teacher_for
+from deit_zoo.weights import cache
 from deit_zoo.weights.load import save_model
 
 CPU = torch.device("cpu")
@@ -234,6 +235,23 @@ def test_a_name_of_timm_is_its_own_weights(on_the_hub: Path) -> None:
         "source": "timm/test_efficientnet.r160_in1k",
         "sha256": digest(file),
     }
+
+
+def test_the_digest_is_that_of_the_file_that_timm_reads(
+    on_the_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_CACHE", str(tmp_path / "zoo"))
+    repo = "timm/test_efficientnet.r160_in1k"
+    snapshot = cached(on_the_hub, repo)
+    _, file = written(snapshot, SAME, num_classes=1000)
+    file = file.rename(snapshot / "model.safetensors")
+    # The zoo fetched `main` when that was another commit.
+    earlier = snapshot.with_name("b" * 40)
+    earlier.mkdir()
+    (earlier / "model.safetensors").write_bytes(b"other weights")
+    record = {"commit": "b" * 40, "sha256": digest(earlier / "model.safetensors")}
+    cache.write_record("stated", f"{repo}@main/model.safetensors", record)
+    assert found(SAME, num_classes=1000).facts["sha256"] == digest(file)
 
 
 def test_other_normalisation_is_refused_unless_the_teacher_sees_its_own(tmp_path: Path) -> None:
