@@ -92,6 +92,12 @@ def pretrained(name: str) -> TimmModel:
         with hub_error_context(Source(kind="hub", filename=filename), name.partition("@")[2]):
             network = timm.create_model(name, pretrained=True)
     except UnavailableError as error:
+        cause = error.__cause__
+        if isinstance(cause, KeyError | TypeError):  # a config.json that is not timm's own
+            raise RecipeError(
+                f"timm cannot build {name} from its config.json ({cause}); give a repository that "
+                "timm or this zoo wrote, or NAME@FILE"
+            ) from error
         if constants.HF_HUB_OFFLINE:
             raise OfflineError(
                 f"timm's weights of {name} are not on this machine and HF_HUB_OFFLINE is set; "
@@ -100,11 +106,6 @@ def pretrained(name: str) -> TimmModel:
         raise DownloadError(
             f"timm's weights of {name} could not be had ({error}); mend it and try again, or give "
             "yours as NAME@FILE"
-        ) from error
-    except (KeyError, TypeError) as error:  # what timm makes of a config.json that is not its own
-        raise RecipeError(
-            f"timm cannot build {name} from its config.json ({error}); give a repository that "
-            "timm or this zoo wrote, or NAME@FILE"
         ) from error
     return _described(network, _cached(network))
 
