@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from deit_zoo.runs.receipt import Verdict
 
 DATA_FOLDER = "data"
-NODES_SECONDS = 60.0  # in which another node's launcher has prepared the same run
 _EXTRA = ("timm", "matplotlib", "tensorboard")
 
 
@@ -257,7 +256,9 @@ def run_plan(
 
     def prepare(stack: ExitStack) -> Job:
         try:
-            stack.enter_context(run_lock(output, tell, NODES_SECONDS if plan.nodes > 1 else 0.0))
+            # The launcher of another node may prepare the same run: it reads every image's name.
+            patience = elastic.JOIN_SECONDS if plan.nodes > 1 else 0.0
+            stack.enter_context(run_lock(output, tell, patience))
             if fit is None:  # before the digits are written there
                 check_output(output, plan.recipe, resume)
             if is_without_plan(output):

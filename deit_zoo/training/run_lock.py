@@ -23,6 +23,7 @@ from deit_zoo.files import is_running, read_json, write_whole
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 # Loader workers of a process that was killed hold its lock until they notice.
 ORPHANS_SECONDS = 30.0
+TOLD_SECONDS = 10.0  # after which it is told for whom a run waits
 
 
 class Owner(NamedTuple):
@@ -50,7 +51,7 @@ def run_lock(output: Path, tell: Callable[[str], None], seconds: float = 0.0) ->
     is_new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / LOCK_FILE, thread_local=False)
-    _acquire(lock, output, seconds)
+    _acquire(lock, output, seconds, tell)
     locked = _identity(output / LOCK_FILE)
     try:
         if (former := read_owner(output)) is not None:
@@ -90,8 +91,8 @@ def read_owner(output: Path) -> Owner | None:
         return None
 
 
-def _acquire(lock: FileLock, output: Path, seconds: float) -> None:
-    begun = time.monotonic()
+def _acquire(lock: FileLock, output: Path, seconds: float, tell: Callable[[str], None]) -> None:
+    begun, is_told = time.monotonic(), False
     while True:
         try:
             lock.acquire(timeout=0)
@@ -104,4 +105,7 @@ def _acquire(lock: FileLock, output: Path, seconds: float) -> None:
                     f"{output} is in use by another run ({owner or 'whose process is not known'}); "
                     "wait for it or end it, or give another --output"
                 ) from error
+            if not is_told and time.monotonic() - begun > TOLD_SECONDS:
+                is_told = True
+                tell(f"{output} is in use by {owner or 'another run'}; waiting for it")
             time.sleep(0.1)

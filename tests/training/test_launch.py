@@ -15,7 +15,7 @@ from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError, UnknownModelError, ZooError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import DIGITS_TRAIN, default_workers
-from deit_zoo.training import launch
+from deit_zoo.training import elastic, launch
 from deit_zoo.training.launch import (
     Job,
     check_output,
@@ -419,3 +419,17 @@ def test_a_plan_of_wrong_types_is_read_or_refused_in_one_sentence(tmp_path: Path
             sentences.append(str(error))
     assert len(sentences) > len(places)
     assert not any("\n" in sentence for sentence in sentences)
+
+
+def test_a_nodes_launcher_waits_for_anothers_as_long_as_they_have_to_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(output: Path, tell: Any, seconds: float) -> None:
+        raise DataError(f"in use for {seconds:g} seconds")
+
+    monkeypatch.setattr(launch, "run_lock", busy)
+    machine: dict[str, Any] = {"gpus": 0, "processes": 1, "nodes": 2}
+    with pytest.raises(DataError, match=f"in use for {elastic.JOIN_SECONDS} seconds"):
+        reproduce(
+            "deit_pico_digits", output=tmp_path, data=tmp_path, rendezvous="localhost:1", **machine
+        )

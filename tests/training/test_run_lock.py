@@ -18,6 +18,7 @@ import pytest
 from deit_zoo.data import survey
 from deit_zoo.errors import DataError
 from deit_zoo.runs.receipt import Verdict
+from deit_zoo.training import run_lock as run_lock_module
 from deit_zoo.training import trainer
 from deit_zoo.training.job import read_job
 from deit_zoo.training.launch import reproduce
@@ -129,6 +130,21 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_it_is_told(
         assert owner.pid == os.getpid()
     (sentence,) = told
     assert f"had no end (process {process.pid} on " in sentence
+
+
+def test_a_run_that_waits_for_another_says_for_whom(
+    holder: tuple[Path, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, process = holder
+    monkeypatch.setattr(run_lock_module, "TOLD_SECONDS", 0.0)
+    told: list[str] = []
+    with (
+        pytest.raises(DataError, match="in use by another run"),
+        run_lock(folder, told.append, 0.3),
+    ):
+        pass
+    (sentence,) = told
+    assert sentence.startswith(f"{folder} is in use by process {process.pid} on ")
 
 
 def test_a_run_that_ends_leaves_no_owner(finished: Path) -> None:
