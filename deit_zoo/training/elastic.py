@@ -216,12 +216,13 @@ def main() -> None:
     the folder in which it looks for signs of life.
     """
     output, launcher = Path(sys.argv[1]), int(sys.argv[2])
-    heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
     if read_exit_status(output):  # another process has said why this run cannot go on
         return
     from deit_zoo.distributed import init_distributed, is_peer_lost
     from deit_zoo.training.trainer import train
 
+    # Not before: a library that is loaded from a slow disk lets no other thread run meanwhile.
+    heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts and os.environ["RANK"] == "0":
         count = f"restart {restarts} of {RESTARTS}"

@@ -2,7 +2,7 @@
 
 Each touches a file of its own once a second, of the machine's own disk; the launcher looks at them.
 That says that a process runs, not that it gets on: for one that waits for a disk or for a GPU
-others wait as long as `distributed.TIMEOUT`.
+others wait as long as `distributed.TIMEOUT`. They begin when the libraries are loaded.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.training import heartbeat
+from deit_zoo.training import elastic, heartbeat
 
 BEATING = """
 import sys, time
@@ -58,3 +58,14 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone() -> No
 
 def test_a_process_without_room_for_its_file_is_not_watched(tmp_path: Path) -> None:
     heartbeat.beat(tmp_path / "gone", "0")
+
+
+def test_a_process_that_still_loads_its_libraries_is_not_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path), str(os.getppid()), str(tmp_path)])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setitem(sys.modules, "deit_zoo.training.trainer", None)
+    with pytest.raises(ImportError):
+        elastic.main()
+    assert not list(tmp_path.iterdir())
