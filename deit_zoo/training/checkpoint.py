@@ -51,7 +51,8 @@ class CheckpointManager:
     Every process has one; the first writes, on a thread of its own while training goes on.
     `epoch` epochs are finished, of which `log` has the lines; `stats` is the next one's.
     `earlier_recipes` are the digests of those that the run began with, where its recipe was changed
-    on the way. Every state keeps `origin`, which says what the run is of.
+    on the way. Every state keeps `origin`, which says what the run is of; what it
+    started from is as its states say, whatever lies there now.
     """
 
     def __init__(
@@ -223,6 +224,8 @@ class CheckpointManager:
         position = load_state(file, self.state, digest, *self.earlier_recipes)
         facts = position.facts or {}
         self.epoch = position.epoch
+        if "start" in facts:
+            self.origin |= {"start": facts["start"]}
         self.stats = EpochStats(**facts["sums"])
         # Of version 0.2 and earlier the file alone has the log.
         self.log = facts.get("log") or first_lines(self.output / LOG_FILE, self.epoch)

@@ -110,7 +110,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 network: Any = torch.compile(model, dynamic=True) if compiles else model
                 return evaluate(network)
 
-        origin = {"plan": job.to_dict()}
+        origin = {"plan": job.to_dict(), "start": start}
         manager = CheckpointManager(
             plan, output, state, stop, tell, images.name_of, job.earlier_recipes, origin
         )
@@ -140,7 +140,10 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             loader.close()
             logger.keep_log(manager.log)
             # Before trackers end, who may wait for a network.
-            origins = {"teacher": teacher_facts(teacher, taught, group), "start": start}
+            origins = {
+                "teacher": teacher_facts(teacher, taught, group),
+                "start": manager.origin["start"],
+            }
             verdict = conclude(job, manager, facts, evaluate, origins, say)
             if recipe.data == "folder":
 

@@ -207,6 +207,17 @@ def test_a_run_goes_on_in_another_precision(
     assert torch.equal(found.weights(), left.weights())
 
 
+def test_a_run_says_what_it_started_from_whatever_lies_there_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    first, later = Run(tmp_path), Run(tmp_path, seed=1)
+    first.manager.origin = {"start": {"sha256": "a"}}
+    later.manager.origin = {"start": {"sha256": "b"}, "plan": {}}
+    first.finish_epoch()
+    assert later.manager.load()
+    assert later.manager.origin == {"start": {"sha256": "a"}, "plan": {}}
+
+
 def test_a_state_that_is_torn_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
     left = Run(tmp_path)
     left.finish_epoch()
