@@ -28,7 +28,7 @@ from deit_zoo.results import Evaluation
 IN_PROCESS = 2_000  # fewer images need no processes to read them
 # Float32 rounds otherwise in batches of another size: what is beyond these tells of that alone.
 LOSS_DIGITS = 6
-NUM_SUMS = 5  # numbers of `accumulate` before those of each image
+NUM_SUMS = 6  # numbers of `accumulate` before those of each image
 
 Sums = NDArray[np.float64]
 # Of a batch's logits and labels, the numbers that are kept of each image.
@@ -149,8 +149,8 @@ def accuracy(
 
     Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
     and `add` sums over all of them. The batches are the same for any number of processes.
-    `tell` is called with a sentence on images that are skipped. Raises DataError where they are too
-    many.
+    `tell` is called with a sentence on images that are skipped. Raises DataError, in every process,
+    where all of them together skip too many.
     """
     sums = accumulate(
         model,
@@ -176,7 +176,7 @@ def accumulate(
     shard: tuple[int, int] = (0, 1),
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Sums:
-    """Of a shard: right at 1, right at 5, images that count, images seen, and the sum of losses.
+    """Of a shard: right at 1, right at 5, images that count, seen, the sum of losses, and skipped.
 
     What is kept of each image follows, 0 of those that are not in the shard: what `keep` gives, or
     its logits, where each class is judged by itself. So the sum of all shards has that of all
@@ -214,7 +214,8 @@ def accumulate(
     if skipped:
         tell(_sentence_on(skipped, dataset))
     top1, top5, num_judged, loss = sums.tolist()
-    return np.concatenate([(top1, top5, num_judged, float(done), loss), kept.ravel()])
+    figures = (top1, top5, num_judged, float(done), loss, float(len(skipped)))
+    return np.concatenate([figures, kept.ravel()])
 
 
 def count_right(logits: Tensor, labels: Tensor, dataset: EvalDataset) -> Sums:
@@ -232,14 +233,20 @@ def count_right(logits: Tensor, labels: Tensor, dataset: EvalDataset) -> Sums:
 
 
 def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
-    """What is said of images that could not be read. Raises DataError where they are too many."""
+    """What a process says of the images that it could not read."""
     names = [dataset.images.name_of(index) for index in skipped]
     more = ", ..." if len(names) > 3 else ""
     count = f"{len(names):,} of {len(dataset):,} validation images"
-    sentence = f"{count} cannot be read ({', '.join(names[:3])}{more})"
-    if len(names) > (most := most_unreadable(len(dataset))) or len(names) == len(dataset):
-        raise DataError(f"{sentence}, and a run can do without {most:,}; mend or remove them")
-    return f"{sentence}; the figures are of the others"
+    return f"{count} cannot be read ({', '.join(names[:3])}{more}); the figures are of the others"
+
+
+def _check_skipped(skipped: int, images: int) -> None:
+    """Raises DataError where too many images could not be read, whichever processes met them."""
+    if skipped and (skipped > (most := most_unreadable(images)) or skipped == images):
+        raise DataError(
+            f"{skipped:,} of {images:,} validation images cannot be read, and a run can do without "
+            f"{most:,}; mend or remove them"
+        )
 
 
 def all_logits(logits: Sums, labels: NDArray[np.int64]) -> Sums:
@@ -254,8 +261,9 @@ def kept_of(sums: Sums, dataset: EvalDataset) -> Sums:
 
 def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
     """The figures from what all shards accumulated together."""
-    top1, top5, num_judged, num_images, loss = sums[:NUM_SUMS].tolist()
+    top1, top5, num_judged, num_images, loss, num_skipped = sums[:NUM_SUMS].tolist()
     assert num_images == len(dataset), f"{num_images:.0f} of {len(dataset)} images were counted"
+    _check_skipped(int(num_skipped), len(dataset))
     mean_ap, num_losses = None, num_judged
     if dataset.by_class:
         logits = kept_of(sums, dataset)

@@ -56,7 +56,7 @@ class Comparing:
         """Ask a model, and each of its heads where it has two."""
         if dataset.by_class:
             raise ZooError(f"{name} gives several labels to an image, so no answer is compared")
-        sums = {head: np.zeros(NUM_SUMS - 1) for head in HEADS if heads}
+        sums = {head: np.zeros(4) for head in HEADS if heads}
 
         with ExitStack() as hooks:
             said = hooks.enter_context(outputs_of_heads(name, model)) if heads else {}
@@ -75,7 +75,8 @@ class Comparing:
         labels, whole, *others = kept_of(total, dataset).astype(np.int64).T
         for head, answers in zip(sums, others, strict=True):
             top1, top5, num_judged, loss = sums[head]
-            of_head = np.array([top1, top5, num_judged, len(dataset), loss])
+            num_skipped = total[NUM_SUMS - 1]
+            of_head = np.array([top1, top5, num_judged, len(dataset), loss, num_skipped])
             self.figures[head] = evaluation_of(of_head, dataset)
             self.answers[head] = answers
         own = BOTH if heads else name

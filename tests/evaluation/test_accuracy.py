@@ -20,9 +20,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import FolderSet
+from deit_zoo.data.survey import most_unreadable
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, accuracy
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.training.trainer import measure
@@ -223,11 +224,27 @@ def test_an_image_that_turned_bad_is_told_and_the_others_are_measured(
     assert found.top1 == expected.top1
 
 
+def test_the_bound_on_bad_images_is_of_all_processes_together(
+    model: ZooModel, folder: Path, tmp_path: Path
+) -> None:
+    spoiled = shutil.copytree(folder, tmp_path / "spoiled")
+    images = FolderSet(spoiled)
+    most = most_unreadable(61)
+    for bad in sorted(spoiled.glob("*/*.png"))[: most + 1]:
+        bad.write_bytes(b"no image")
+    dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
+    shards = [
+        accumulate(model, dataset, batch_size=1, workers=0, shard=(rank, 2)) for rank in range(2)
+    ]
+    with pytest.raises(DataError, match=f"^{most + 1} of 61 .*, and a run can do without {most};"):
+        evaluation_of(shards[0] + shards[1], dataset)
+
+
 def test_a_set_that_turned_bad_as_a_whole_is_one_sentence(
     model: ZooModel, folder: Path, tmp_path: Path
 ) -> None:
     images = FolderSet(shutil.copytree(folder, tmp_path / "gone"))
     shutil.rmtree(tmp_path / "gone")
     dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
-    with pytest.raises(DataError, match=r"^61 of 61 validation images cannot be read \(.*, \.\.\."):
+    with pytest.raises(DataError, match=r"^61 of 61 validation images cannot be read, and a run"):
         accuracy(model, dataset, batch_size=7, workers=0)
