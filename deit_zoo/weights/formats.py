@@ -118,7 +118,7 @@ def _read_state(file: OpenedFile, weights: str | None) -> StateDict:
     state = _as_trained(states, file) if weights is None else _chosen(states, weights, file)
     names = _without_wrappers(state)
     _check_stored(state, file)
-    tensors = to_zoo_keys({name: state[key] for name, key in names.items()})
+    tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
     return StateDict(tensors=tensors, names=names)
 
 
@@ -263,23 +263,32 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, str]:
     return dict(zip(names, keys, strict=True))
 
 
-def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the zoo's keys: transformers' and timm's layouts are translated."""
+def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict[str, Tensor]:
+    """The same tensors under the zoo's keys: transformers' and timm's layouts are translated.
+
+    Raises CheckpointError for two tensors that would be one.
+    """
+    _check_distinct([(_TIMM_GAIN.sub(r"\1.gamma_\2", key), key) for key in state], where)
     state = {_TIMM_GAIN.sub(r"\1.gamma_\2", key): value for key, value in state.items()}
     if not any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state):
         return state
     tensors: dict[str, Tensor] = {}
+    translated: list[tuple[str, str]] = []
     projections: dict[str, dict[str, str]] = {}
     for key, value in state.items():
         theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layernorm)\.))", "vit.", key)
         if match := _PROJECTION.fullmatch(theirs):
             block, part, kind = match.groups()
             projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
+            translated.append((theirs, key))
             continue
         pattern, ours = next(
             (row for row in _TRANSFORMERS if re.fullmatch(row[0], theirs)), ("", "")
         )
-        tensors[re.sub(pattern, ours, theirs) if pattern else key] = value
+        translated.append((re.sub(pattern, ours, theirs) if pattern else key, key))
+        tensors[translated[-1][0]] = value
+    translated += [(ours, next(iter(parts.values()))) for ours, parts in projections.items()]
+    _check_distinct(translated, where)
     for ours, parts in projections.items():
         stacked = [state[parts[part]] for part in ("query", "key", "value") if part in parts]
         if len(stacked) == 3 and len({value.shape for value in stacked}) == 1 and stacked[0].ndim:
@@ -287,6 +296,17 @@ def to_zoo_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:  # what does not belong together keeps its keys, and is named as a misfit
             tensors |= {key: state[key] for key in parts.values()}
     return tensors
+
+
+def _check_distinct(translated: Iterable[tuple[str, str]], where: str) -> None:
+    """Raises CheckpointError where two keys are translated to one; each is ours and theirs."""
+    sources: dict[str, str] = {}
+    for ours, theirs in translated:
+        if (other := sources.setdefault(ours, theirs)) != theirs:
+            raise CheckpointError(
+                f"{where} holds {other!r} and {theirs!r}, which are one tensor of the model; "
+                "remove the one that is not meant"
+            )
 
 
 def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, Tensor]:

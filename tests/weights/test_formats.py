@@ -369,3 +369,25 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_sentence(
     assert str(caught.value) == (
         f"{file} does not fit {NAME}: {told}; give the model and the img_size that it was saved of"
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("blocks.0.gamma_1", "blocks.0.ls1.gamma"),
+        ("deit.layernorm.weight", "vit.layernorm.weight"),
+        ("vit.layernorm.weight", "norm.weight"),
+        (
+            "deit.encoder.layer.0.attention.attention.query.weight",
+            "vit.encoder.layer.0.attention.attention.query.weight",
+        ),
+        ("blocks.0.attn.qkv.weight", "vit.encoder.layer.0.attention.attention.key.weight"),
+    ],
+)
+def test_two_tensors_that_would_be_one_are_refused(first: str, second: str, tmp_path: Path) -> None:
+    for keys in ((first, second), (second, first)):
+        torch.save({key: torch.ones(2, 2) for key in keys}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"a\.pth holds .* one tensor") as caught:
+            read_pickle(tmp_path / "a.pth")
+        assert first in str(caught.value)
+        assert second in str(caught.value)
