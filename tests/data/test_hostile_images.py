@@ -43,6 +43,26 @@ else:
 unit = 1 << (20 if sys.platform == "darwin" else 10)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // unit)
 """
+# What is read of texts, by a figure that begins anew: ru_maxrss is inherited.
+TEXTS = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from deit_zoo.data.transforms import open_image
+from deit_zoo.errors import DataError
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) // 1024
+bomb = Path(sys.argv[1])
+with suppress(DataError):  # all that is imported on the way
+    open_image(b"junk", "junk.png", reading="upright")
+open_image(Path(sys.argv[2]), reading="upright")
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+with suppress(DataError):
+    open_image(bomb, reading="upright")
+print(memory("VmHWM") - before)
+"""
 
 
 def grey(size: int = 8) -> bytes:
@@ -218,16 +238,16 @@ def test_an_image_larger_than_the_bound_is_decoded_alone() -> None:
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says it alone")
 def test_texts_beside_a_picture_are_bounded(tmp_path: Path) -> None:
-    text = zlib.compress(bytes(80 << 20))
-    content = b"zTXtComment\0\0" + text
+    content = b"zTXtComment\0\0" + zlib.compress(bytes(300 << 20), 1)
     chunk = struct.pack(">I", len(content) - 4) + content
     bomb = grey()[:33] + chunk + struct.pack(">I", zlib.crc32(content)) + grey()[33:]
     refused(lambda: open_image(bomb, "a.png", reading="upright"))
-    (tmp_path / "a.png").write_bytes(bomb)
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "a.png"), "open"]
+    files = write(tmp_path, {"bomb.png": bomb, "plain.png": grey()})
+    command = [sys.executable, "-c", TEXTS, str(files / "bomb.png"), str(files / "plain.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 40  # MiB, of the text's 80
+    assert int(done.stdout) < 200  # MiB: Pillow stops at 64, and holds them twice
 
 
 def test_eleven_hundred_nested_folders_are_walked(tmp_path: Path) -> None:

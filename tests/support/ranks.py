@@ -199,7 +199,7 @@ class Watched:
         self.opened: list[int] = []
         self.classes, self.note = self.images.classes, ""
         self.label_of, self.name_of = self.images.label_of, self.images.name_of
-        self.bytes_of = self.images.bytes_of
+        self.bytes_of, self.label_sets = self.images.bytes_of, self.images.label_sets
 
     def __len__(self) -> int:
         return len(self.images)
