@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
 from timm.data import auto_augment as timm_operations
@@ -84,6 +83,8 @@ def pretrained(name: str) -> TimmModel:
 
     Raises RecipeError where timm has none, OfflineError or DownloadError where they cannot be had.
     """
+    from huggingface_hub import constants
+
     on_the_hub = name.startswith("hf-hub:")
     if not on_the_hub and not timm.is_model_pretrained(name):
         raise RecipeError(_no_weights(name))
@@ -322,6 +323,8 @@ def _cached(network: Any) -> Path | None:
 
     timm reads the commit that the cache itself has for a branch, not the one the zoo last saw.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     hub_id, _, revision = (network.pretrained_cfg.get("hf_hub_id") or "").partition("@")
     file = try_to_load_from_cache(hub_id, MODEL_FILE, revision=revision or None) if hub_id else None
     return Path(file) if isinstance(file, str) else None
