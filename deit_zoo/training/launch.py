@@ -28,7 +28,7 @@ from deit_zoo.recipes.plan import (
     settings,
     trained_first,
 )
-from deit_zoo.recipes.recipe import Recipe, changed
+from deit_zoo.recipes.recipe import Recipe, changed, differences, shown
 from deit_zoo.registry import MODELS, resolve
 from deit_zoo.runs.reference import recipe_differences
 from deit_zoo.training import elastic
@@ -211,11 +211,25 @@ def reproduce(
     # Processes that torchrun or srun started are those of one run.
     if stage is not None and (rendezvous is not None or not elastic.is_rank(plan)):
         run = output.parent / stage.name
-        if not (run / RECEIPT_FILE).is_file():
+        first = planned(stage.name, run, changes)
+        if (run / RECEIPT_FILE).is_file():
+            check_first_stage(run, first)
+            tell(f"{plan.recipe.name} begins from {stage.name}, which is trained already, in {run}")
+        else:
             tell(f"{plan.recipe.name} begins from {stage.name}, which is trained first, in {run}")
-            run_plan(planned(stage.name, run, changes), output=run, **of_run)
+            run_plan(first, output=run, **of_run)
         plan = planned(name, output, [*changes, f"init_from={run}"])
     return run_plan(plan, output=output, **of_run)
+
+
+def check_first_stage(run: Path, plan: Plan) -> None:
+    """Raises RecipeError where a finished run is not the first stage that would be trained now."""
+    if changes := differences(read_job(run).plan.recipe, plan.recipe):
+        named = ", ".join(f"{name} {shown(its)}, not {shown(own)}" for name, its, own in changes)
+        raise RecipeError(
+            f"the first stage in {run} was trained otherwise ({named}); give another --output, or "
+            f"type --set init_from={run} to begin from it all the same"
+        )
 
 
 def layout_of_run(output: Path, changes: Sequence[str]) -> list[str]:

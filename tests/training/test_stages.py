@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import deit_zoo
+from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import trained_first
-from deit_zoo.training.launch import reproduce
+from deit_zoo.training.job import Job
+from deit_zoo.training.launch import check_first_stage, make_plan, reproduce
 from support.images import photo, write
 from support.tables import each_row
 
@@ -93,3 +95,13 @@ def test_a_run_passes_from_stage_one_to_stage_two_by_itself(tmp_path: Path) -> N
     run()
     again = [json.loads((run / RECEIPT_FILE).read_text())["sha256"] for run in (first, output)]
     assert again == digests
+
+
+def test_a_first_stage_that_was_trained_otherwise_is_no_start(tmp_path: Path) -> None:
+    planned = make_plan("deit3_base_192", gpus=0)
+    other = make_plan("deit3_base_192", gpus=0, changes=["epochs=5", "seed=1"])
+    Job(plan=planned, data="photos", fingerprint={}).write(tmp_path)
+    check_first_stage(tmp_path, planned)
+    Job(plan=other, data="photos", fingerprint={}).write(tmp_path)
+    with pytest.raises(RecipeError, match=r"\(epochs 5, not 800, seed 1, not 0\)"):
+        check_first_stage(tmp_path, planned)
