@@ -96,7 +96,7 @@ def devices_for(device: Device, gpus: int | None, processes: int | None) -> list
         return [f"cuda:{number}" for number in range(gpus)]
     if processes is None:
         return [device if gpus is None else "cpu"]
-    if device is not None and usable_device(device).type != "cpu":
+    if device is not None and str(device).partition(":")[0] != "cpu":
         raise ZooError(f"processes {processes} is for the CPU, not for device {str(device)!r}")
     return ["cpu"] * processes
 

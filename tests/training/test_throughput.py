@@ -171,8 +171,8 @@ def test_a_process_that_may_have_nothing_to_decode_is_not_asked_how_fast_it_does
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "MIN_STEPS", 1)
-    parts, plan, supply = begun(digits_folder, "repeated_aug=65")
-    assert profile(parts, plan, supply) == []
+    parts, plan, supply = begun(digits_folder, "repeated_aug=64")
+    assert profile(parts, replace(plan, processes=2), supply) == []
 
 
 @pytest.mark.parametrize("train_mode", [True, False])
