@@ -19,6 +19,7 @@ from deit_zoo.hub import publish
 from deit_zoo.hub.publish import CardContext, model_card
 from deit_zoo.manifest import Source, manifest_record
 from deit_zoo.registry import MODELS
+from deit_zoo.weights.formats import to_file_keys
 from support.command import deit_zoo, python, sentence
 from support.hub_server import TOKEN, HubServer
 from support.tables import each_row
@@ -95,7 +96,7 @@ def test_timm_builds_every_published_model_from_its_configuration(
         ours = spec.build(in_chans=3, drop_path_rate=0.0)
     assert theirs.num_features == config["num_features"]
     assert {key: value.shape for key, value in theirs.state_dict().items()} == {
-        key: value.shape for key, value in ours.state_dict().items()
+        key: value.shape for key, value in to_file_keys(ours.state_dict(), spec).items()
     }
     assert config["pretrained_cfg"]["input_size"] == [3, spec.img_size, spec.img_size]
 
