@@ -84,7 +84,7 @@ def test_a_run_passes_from_stage_one_to_stage_two_by_itself(tmp_path: Path) -> N
     recipes = [receipt["plan"]["recipe"] for receipt in receipts]
     assert [recipe["optimizer"] for recipe in recipes] == ["lamb", "adamw"]
     assert [recipe["three_augment"] for recipe in recipes] == [True, False]
-    assert recipes[1]["init_from"] == str(first)
+    assert recipes[1]["init_from"] == f".../{first.name}"
     one, two = (deit_zoo.create(checkpoint=run).state_dict() for run in (first, output))
     # At a rate of 1e-5 a step of AdamW moves no weight further than that.
     moved = max(float((two[key] - value).abs().max()) for key, value in one.items())
