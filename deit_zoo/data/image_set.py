@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
@@ -12,6 +12,7 @@ from deit_zoo.data.folder import FlatSet, FolderSet, part_folder
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.image_list import ALL, ImageList, ListSet, is_list, is_split, read_split
+from deit_zoo.data.images import ImageSet as ImageSet
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.parquet import ParquetSet, is_parquet
@@ -20,36 +21,7 @@ from deit_zoo.data.table import PartName, SplitName, TableSet, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.manifest import Reading
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 Kind = Literal["table", "archives", "heap", "folder", "list"]
-
-
-class ImageSet(Protocol):
-    """Images with labels. `note` is a sentence about the set, mostly empty."""
-
-    classes: list[str]
-    note: str
-    reading: Reading
-    label_sets: tuple[tuple[int, ...], ...] | None
-
-    def __len__(self) -> int: ...
-
-    def label_of(self, index: int) -> int:
-        """The number of an image's class."""
-
-    def open(self, index: int) -> Image.Image:
-        """An image in RGB, as the set reads it. Raises DataError naming it."""
-
-    def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming it, as `open` does."""
-
-    def name_of(self, index: int) -> str:
-        """Where an image lies, for people."""
-
-    def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
 
 
 def open_set(

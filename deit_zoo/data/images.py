@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
@@ -17,10 +17,34 @@ from deit_zoo.manifest import Reading
 if TYPE_CHECKING:
     from PIL import Image
 
-    from deit_zoo.data.image_set import ImageSet
-
 
 _NAMES = ("folder", "name")  # of a label
+
+
+class ImageSet(Protocol):
+    """Images with labels. `note` is a sentence about the set, mostly empty."""
+
+    classes: list[str]
+    note: str
+    reading: Reading
+    label_sets: tuple[tuple[int, ...], ...] | None
+
+    def __len__(self) -> int: ...
+
+    def label_of(self, index: int) -> int:
+        """The number of an image's class."""
+
+    def open(self, index: int) -> Image.Image:
+        """An image in RGB, as the set reads it. Raises DataError naming it."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises DataError naming it, as `open` does."""
+
+    def name_of(self, index: int) -> str:
+        """Where an image lies, for people."""
+
+    def bytes_of(self, index: int) -> int:
+        """The length of an image's file."""
 
 
 class MissingSplitError(DataError):
