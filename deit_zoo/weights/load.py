@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,14 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
         metadata = read_metadata(fetched.path, fetched.sha256)
         if not metadata:  # somebody else's
             fetch_config(str(path), fetched.path)
-            metadata = read_config(fetched.path.parent)
+            try:
+                metadata = read_config(fetched.path.parent)
+            except CheckpointError:  # which nobody here can remove
+                warnings.warn(
+                    f"the config.json of {path} is none of timm's or transformers', and is not "
+                    "used; give the model's name beside it",
+                    stacklevel=2,
+                )
         return LocalCheckpoint(
             path=fetched.path,
             sha256=fetched.sha256,

@@ -78,3 +78,20 @@ def test_a_repository_without_a_configuration_is_asked_for_it_once(
         assert python(code, env=hub.environment(tmp_path)) == "2 None\n"
         asked = [request for request in hub.requests if request.path.endswith("config.json")]
         assert len(asked) <= 2  # HEAD, and no more the second time
+
+
+def test_a_configuration_of_something_else_is_told_and_not_used(
+    hub: HubServer, state: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = {"model.safetensors": state["model.safetensors"], "config.json": b"\x00 no JSON"}
+    hub.commit(REPO, files)
+    code = (
+        "import deit_zoo, warnings\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    model = deit_zoo.create('deit_tiny', checkpoint='hf://{REPO}')\n"
+        "print(model.num_classes, model.labels, [str(one.message) for one in told])\n"
+    )
+    said = python(code, env=hub.environment(tmp_path))
+    assert said.startswith("2 None ")
+    assert "the config.json of hf://somebody/pets is none of timm" in said
