@@ -156,8 +156,8 @@ def draw(points: Sequence[Point], where: str) -> bytes:
 
     top1 = {point.model: point.top1 for point in points}
     published = {
-        f"{hardware}\n{source}": known
-        for (hardware, source), speeds in PUBLISHED.items()
+        f"{hardware}\n{source}": (known, marker)
+        for ((hardware, source), speeds), marker in zip(PUBLISHED.items(), MARKERS, strict=True)
         if (known := sorted((speed, top1[n]) for n, speed in speeds.items() if n in top1))
     }
     figure = Figure(figsize=(11 if published else 8, 6.5), layout="constrained")
@@ -170,7 +170,7 @@ def draw(points: Sequence[Point], where: str) -> bytes:
     kinds = {MODELS[point.model].labels for point in points}
     ours.set_ylabel(f"top-1 on {' and '.join(DATA.get(kind, kind) for kind in kinds)} (%)")
     for panel in others:
-        for (label, known), marker in zip(published.items(), MARKERS, strict=False):
+        for label, (known, marker) in published.items():
             panel.plot(*zip(*known, strict=True), marker, color=OTHER, markersize=5, label=label)
         panel.set_xlabel("images per second elsewhere, as published")
         panel.legend(fontsize=7, frameon=False, loc="lower left")

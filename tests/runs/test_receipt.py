@@ -311,7 +311,7 @@ def test_a_receipt_tells_no_local_path(given: str, told: str, tmp_path: Path) ->
 
 def test_a_start_from_own_weights_of_the_published_name_is_a_difference(tmp_path: Path) -> None:
     write_log(tmp_path, 0.3)
-    own = replace(RECIPES["deit_base_384"], init_from="/tmp/own/deit_base")
+    own = replace(RECIPES["deit_base_384"], init_from=str(tmp_path / "deit_base"))
     receipt = receipt_of(tmp_path, recipe=own)
     assert "init_from .../deit_base, recipe deit_base" in receipt["differs"]
     assert receipt["verdict"].endswith("init_from")
