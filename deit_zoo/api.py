@@ -402,20 +402,20 @@ def compare_answers(
     own = [label.folder for label in class_names(model)]
     title = name_or_model if isinstance(name_or_model, str) else "the model"
     for name in dict.fromkeys((*beside, title)):
-        asked = model if name == title else resolve_classifier(name, device)
-        if [label.folder for label in class_names(asked)] != own:
+        compared = model if name == title else resolve_classifier(name, device)
+        if [label.folder for label in class_names(compared)] != own:
             raise ZooError(
                 f"{name} tells other classes apart than {title}, so their answers cannot be "
                 "compared; give models of the same classes"
             )
-        eval_set = _eval_set(asked, data, labels, label_file)
+        eval_set = _eval_set(compared, data, labels, label_file)
         if comparing is None:
             if workers is None:
                 workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(1)
             options = {"batch_size": batch_size, "workers": workers, "progress": progress}
             comparing = Comparing(**options, tell=say)
-        dataset = eval_set.dataset(transform(asked))
-        comparing.add(name, asked, dataset, heads=heads and asked is model)
+        dataset = eval_set.dataset(transform(compared))
+        comparing.add(name, compared, dataset, heads=heads and compared is model)
     assert comparing is not None, "there is always the model itself"
     return comparing.result()
 

@@ -116,13 +116,13 @@ def _gpus() -> str:
 
 
 def _versions(modules: tuple[str, ...]) -> str:
-    found = []
+    versions = []
     for module in modules:
         try:
-            found.append(f"{module} {version(module)}")
+            versions.append(f"{module} {version(module)}")
         except PackageNotFoundError:  # importable, and installed by nobody
-            found.append(module)
-    return ", ".join(found)
+            versions.append(module)
+    return ", ".join(versions)
 
 
 def _decoding() -> Line:
@@ -169,8 +169,8 @@ def _folders() -> Iterator[Line]:
         free = shutil.disk_usage(there).free / 1e9
         if todo is None and free < FREE_GB:
             todo = f"too little for the largest checkpoint: make room, or set {variable}"
-        found = f"{folder}, {free:,.1f} GB free"
-        yield Line(name=name, found=found, todo=todo, wrong=todo is not None)
+        room = f"{folder}, {free:,.1f} GB free"
+        yield Line(name=name, found=room, todo=todo, wrong=todo is not None)
 
 
 def _shared_memory() -> Line:

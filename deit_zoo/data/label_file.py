@@ -78,8 +78,8 @@ def _labels(file: Path, columns: dict[str, list[str]], chosen: str | None) -> It
             for row in zip(*columns.values(), strict=True)
         ]
     name = chosen or next(iter(columns))
-    asked = {name: columns[name]} if chosen else columns
-    for measure, cells in asked.items():
+    label_columns = {name: columns[name]} if chosen else columns
+    for measure, cells in label_columns.items():
         if kind := _kind_of_numbers(cells, chosen is not None):
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(

@@ -74,11 +74,12 @@ def _build(files: Sequence[Stamp], column: str, progress: Callable[[int], None])
     try:
         with ThreadPoolExecutor(LISTERS) as pool:
             find = partial(_images_of, column=column, progress=progress)
-            found = [np.empty((0, 5), np.uint64), *pool.map(find, (file.path for file in files))]
+            paths = (file.path for file in files)
+            rows = [np.empty((0, 5), np.uint64), *pool.map(find, paths)]
     except (UnknownPageError, ArrowException, LookupError, OSError, struct.error):
         # Of another kind, or broken: reading will tell which image.
         return np.empty((0, 5), np.uint64)
-    return np.concatenate(found)
+    return np.concatenate(rows)
 
 
 def _images_of(path: str, *, column: str, progress: Callable[[int], None]) -> Any:

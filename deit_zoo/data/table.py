@@ -109,13 +109,13 @@ def _choose(data: str, columns: Mapping[str, Column], what: str, kinds: set[str]
             f"{data} has no {what} column {chosen!r}; give one of "
             f"{', '.join(fitting) or 'a data set that has one'}"
         )
-    found = [name for name, column in columns.items() if column.kind in kinds]
-    if chosen is not None or len(found) == 1:
-        return chosen or found[0]
-    if found:
+    candidates = [name for name, column in columns.items() if column.kind in kinds]
+    if chosen is not None or len(candidates) == 1:
+        return chosen or candidates[0]
+    if candidates:
         raise DataError(
-            f"{data} has {len(found)} {what} columns ({', '.join(found)}); say which by typing "
-            f"{data},{what}={found[0]}"
+            f"{data} has {len(candidates)} {what} columns ({', '.join(candidates)}); say which by "
+            f"typing {data},{what}={candidates[0]}"
         )
     raise DataError(
         f"{data} has no {what} column among {', '.join(columns)}; it must have one of images, and "
