@@ -14,13 +14,20 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
 from deit_zoo.evaluation.parallel import Device, run_in_processes
 from deit_zoo.machine import check_gpus
-from deit_zoo.recipes.plan import MOST_WORKERS, MOST_WORKERS_OF_GPU, Plan, default_workers
+from deit_zoo.recipes.plan import (
+    MOST_WORKERS,
+    MOST_WORKERS_OF_GPU,
+    Plan,
+    default_workers,
+    settings,
+)
 from deit_zoo.training.build import fix_order, lesson_of, open_images
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import (
     check_extra,
     make_job,
     make_plan,
+    recipe_for,
     training_device,
     with_num_images,
 )
@@ -49,6 +56,13 @@ def label_plan(
     Raises RecipeError for a recipe without hard distillation.
     """
     check_extra()
+    recipe = recipe_for(name, settings(changes)[0])
+    if recipe.distillation != "hard":
+        raise RecipeError(
+            f"{recipe.name} learns no labels of a teacher (its distillation is "
+            f"{recipe.distillation}); give a recipe that does, such as deit_small_distilled, or "
+            "type --set distillation=hard --set teacher=NAME"
+        )
     place = training_device(gpus, processes, device)
     number = gpus or processes or 1
     on_gpu = bool(gpus) or (place is not None and place.type == "cuda")

@@ -321,3 +321,8 @@ def test_a_younger_field_that_does_nothing_is_in_no_key(kept: Path) -> None:
     key = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())["key"]
     assert not {"sampling", "three_augment", "top1_source", "layouts"} & set(key)
     assert {"seed", "crop_scale", "mixup", "replicas", "teacher"} <= set(key)
+
+
+def test_a_recipe_without_a_teacher_has_no_labels_to_make(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^deit_small learns no labels of a teacher .*none"):
+        label_plan("deit_small", tmp_path)
