@@ -32,9 +32,13 @@ for name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "DEIT_ZOO_VERIFY", "DEIT
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+# A shell's background job ignores Ctrl-C and Ctrl-\\, one under nohup hangups, and so would every
+# process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGQUIT", "SIGHUP"):
+    if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 refuse_the_network()
