@@ -63,7 +63,8 @@ def _points(run: Run, key: str) -> list[tuple[int, float]]:
 
 def draw_run(output: Path, title: str) -> None:
     """Draw loss and top-1 of a run's folder into its `curve.png`."""
-    run = read_run(str(output.resolve()))
+    # Named by no path: the picture goes with the run to the Hub.
+    run = replace(read_run(str(output.resolve())), label="this run")
     last = run.log[-1]
     draw(
         [run],

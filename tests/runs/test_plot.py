@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from deit_zoo.recipes import RECIPES
+from deit_zoo.runs import plot
 from deit_zoo.runs.log import Run
 from deit_zoo.runs.plot import Line, chart, draw, draw_run, lines_of, summary, terminal_plot
 from support.tables import each_row
@@ -226,3 +227,15 @@ def test_a_runs_own_folder_gets_its_curve(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
     draw_run(tmp_path, "deit_small")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "log.jsonl"]
+
+
+def test_the_picture_of_a_run_tells_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.jsonl").write_text('{"epoch": 0, "train_loss": 2.0, "val_top1": 10.0}\n')
+    labels: list[str] = []
+    monkeypatch.setattr(
+        plot, "draw", lambda runs, *_, **__: labels.extend(run.label for run in runs)
+    )
+    draw_run(tmp_path, "deit_pico_digits")
+    assert labels == ["this run"]
