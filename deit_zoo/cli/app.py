@@ -6,7 +6,9 @@ was typed cannot be done, said in one sentence.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Annotated
@@ -47,6 +49,7 @@ PROOFS = {
     "prefix": "{} (prefix only)",
     "none": "none is published",
 }
+SECONDS_FOR_THE_FIRST = 10.0
 # The groups of --help.
 USE, TRAIN, LOOK, WEIGHTS = "Use", "Train", "Look", "Weights and machine"
 
@@ -76,9 +79,23 @@ def run() -> None:
         if debug:
             sys.stderr.write(redact(traceback.format_exc()))
         else:
-            print_error(error)
+            print_error(error, let_the_first_speak())
         status = 1 if debug else 2
     sys.exit(end_output(status))
+
+
+def let_the_first_speak() -> str:
+    """What stands before an error of this process.
+
+    Of several the first tells what all of them found, and their launcher ends the others when it is
+    gone. If one came to its end sooner, nobody would speak; who is still here after a while has an
+    error of its own.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return "error"
+    time.sleep(SECONDS_FOR_THE_FIRST)
+    return f"error of process {rank}"
 
 
 def with_each(words: list[str]) -> list[str]:

@@ -142,10 +142,11 @@ def reproduce_(
         ),
         show,
     )
-    if is_main_process():
-        colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
-        out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
-        talk.print(f"weights, receipt, log and curve are in {escape(str(output))}")
+    if not is_main_process():  # an exit 1 would end the first process before it has spoken
+        return
+    colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
+    out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
+    talk.print(f"weights, receipt, log and curve are in {escape(str(output))}")
     if verdict.reproduced is False:
         raise typer.Exit(1)
 
@@ -258,15 +259,14 @@ def finetune_(
         ),
         lambda plan: print_rows(talk, [*finetune_rows(plan), ("output", str(output))]),
     )
-    if is_main_process():
-        reached = verdict.reached
-        folder = escape(str(output))
-        figure = f"[bold green]{reached.words()}[/]"
-        out.print(f"{figure}; weights, labels, receipt and curve are in {folder}")
-        for line in usage_lines(plan.recipe.architecture, output):
-            out.print(escape(line))
-        if verdict.published is not None:  # of a set of Table 7
-            out.print(escape(verdict.sentence()))
+    if not is_main_process():
+        return
+    figure, folder = f"[bold green]{verdict.reached.words()}[/]", escape(str(output))
+    out.print(f"{figure}; weights, labels, receipt and curve are in {folder}")
+    for line in usage_lines(plan.recipe.architecture, output):
+        out.print(escape(line))
+    if verdict.published is not None:  # of a set of Table 7
+        out.print(escape(verdict.sentence()))
     if verdict.reproduced is False:
         raise typer.Exit(1)
 

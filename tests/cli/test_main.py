@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deit_zoo.cli.app import let_the_first_speak
 from support.command import Process, deit_zoo, sentence
 
 MODEL = "deit_pico_distilled_digits"
@@ -152,6 +153,17 @@ def test_a_wrong_word_is_answered_in_one_sentence(
 
 def test_an_unknown_option_exits_2() -> None:
     assert deit_zoo("list", "--frobnicate").status == 2
+
+
+def test_of_several_processes_the_first_tells_an_error_and_the_others_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setenv("RANK", "0")
+    assert (let_the_first_speak(), waits) == ("error", [])
+    monkeypatch.setenv("RANK", "3")
+    assert (let_the_first_speak(), waits) == ("error of process 3", [10.0])
 
 
 @pytest.mark.slow
