@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     0: {"errors", "results", "version", "files", "labels", "registry", "manifest", "terminal"},
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
-    2: {"evaluation", "inference", "hub", "runs"},
+    2: {"evaluation", "facts", "inference", "hub", "runs"},
     3: {"zoo", "api", "training"},
     4: {"__init__", "__main__", "assets", "cli", "hubconf"},
 }
@@ -64,7 +64,17 @@ DOORS = {
 }
 # A command imports what it runs when it runs; so do these, to keep `import deit_zoo` light.
 HEAVY = {"models", "weights", "data", "evaluation", "inference", "hub", "training", "distributed"}
-LIGHT = {"__init__", "__main__", "api", "cli", "machine", "recipes", "runs", "zoo"} | FLOORS[0]
+LIGHT = {
+    "__init__",
+    "__main__",
+    "api",
+    "cli",
+    "facts",
+    "machine",
+    "recipes",
+    "runs",
+    "zoo",
+} | FLOORS[0]
 
 
 @dataclass(frozen=True, slots=True)

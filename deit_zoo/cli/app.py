@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -37,18 +37,11 @@ from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import RecipeError, ZooError, redact
-from deit_zoo.files import ASSETS
-from deit_zoo.manifest import LocalCheckpoint
+from deit_zoo.facts.model import rows_of_model
 from deit_zoo.registry import lookup, normalize, resolve
 from deit_zoo.version import __version__
 from deit_zoo.zoo import ModelInfo, info, list_models
 
-PROOFS = {
-    "pinned": "{}",
-    "hub digest": "not known beforehand: the digest that the Hub states is checked and recorded",
-    "prefix": "{} (prefix only)",
-    "none": "none is published",
-}
 SECONDS_FOR_THE_FIRST = 10.0
 # The groups of --help.
 USE, TRAIN, LOOK, WEIGHTS = "Use", "Train", "Look", "Weights and machine"
@@ -219,7 +212,7 @@ def info_(
         print_recipe(recipe, as_json=as_json)
         return
     model = info(name)
-    print_json(model.to_dict()) if as_json else print_rows(out, list(_facts(model)))
+    print_json(model.to_dict()) if as_json else print_rows(out, rows_of_model(model))
 
 
 app.command("classify", rich_help_panel=USE)(classify_)
@@ -292,57 +285,3 @@ def _top1(model: ModelInfo) -> str:
 def _is_timms(model: ModelInfo) -> bool:
     record = model.checkpoint
     return record is not None and record.is_timms(record.metric)
-
-
-def _facts(model: ModelInfo) -> Iterator[tuple[str, str]]:
-    if model.file is not None:
-        yield from _facts_of_file(model, model.file)
-        return
-    yield "name", model.name
-    if model.aliases:
-        yield "also called", ", ".join(model.aliases)
-    arch = ", ".join(f"{key} {value}" for key, value in model.arch.items())
-    yield "architecture", f"{model.family}: {arch}" if arch else model.family
-    yield "from", model.source
-    yield "size", f"{model.num_params:,} parameters, {model.gmacs:g} GMACs at {model.img_size} px"
-    more = f"; deit-zoo info {model.name} --recipe shows every value"
-    yield "recipe", "none" if model.recipe is None else model.recipe + more
-    for number, reason in enumerate(dict.fromkeys(model.recipe_assumed.values())):
-        fields = [key for key, why in model.recipe_assumed.items() if why == reason]
-        yield "" if number else "partly assumed", f"{', '.join(fields)}: {reason}"
-    record = model.checkpoint
-    if record is None:
-        yield "checkpoint", "none"
-        return
-    yield "transform", f"crop_pct {record.crop_pct:g}, {record.interpolation}, {model.img_size} px"
-    for key, metric in record.metrics.items():
-        figures = [
-            f"{figure} {value:g}"
-            for figure in ("top1", "top5", "loss")
-            if (value := getattr(metric, figure)) is not None
-        ]
-        yield key, f"{', '.join(figures)} ({metric.source})" if figures else "no figure published"
-    for source in record.sources:
-        address = source.url or source.repo_id or f"{source.filename}, inside the package"
-        yield f"from {source.kind}", address
-        if source.kind == "hub":
-            yield "  commit", source.revision or "not known: the newest is taken"
-        digest = source.sha256 or f"{source.sha256_prefix}…"
-        yield "  SHA-256", PROOFS[source.proof].format(digest)
-    if record.log is not None:
-        yield "log", str(ASSETS / record.log)
-        yield "receipt", str(ASSETS / f"{record.name}.receipt.json")
-    yield "licence", record.license
-    yield "origin", record.origin + (f", {record.paper}" if record.paper else "")
-
-
-def _facts_of_file(model: ModelInfo, local: LocalCheckpoint) -> Iterator[tuple[str, str]]:
-    yield "weights", str(local.path)
-    yield "  SHA-256", local.sha256 or "stated nowhere"
-    yield "of", f"{model.name} ({model.source})"
-    yield "size", f"{model.num_params:,} parameters"
-    size = model.img_size
-    yield "images", f"{size} px" if isinstance(size, int) else f"{size[0]}x{size[1]} px"
-    if model.labels is not None:
-        more = f" and {len(model.labels) - 8:,} more" if len(model.labels) > 8 else ""
-        yield "classes", f"{len(model.labels):,}: {', '.join(model.labels[:8])}{more}"

@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import ZooError
+from deit_zoo.facts.speed import COLOURS, PUBLISHED, series_of, size_of, top1_of_models
 from deit_zoo.inference.throughput import Case, figures, measure, plain_model, random_images, run_of
-from deit_zoo.manifest import read_manifest
-from deit_zoo.registry import MODELS, ModelSpec
+from deit_zoo.registry import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which are told apart by the colour-blind too.
-COLOURS = {"deit": "#0072B2", "cait": "#D55E00", "deit3": "#009E73", "convnet": "#CC79A7"}
 TEACHER = "regnety_160_deit"  # whom timm builds
 OTHER, MARKERS = "#666666", "sd^"
 DATA = {"imagenet1k": "ImageNet", "digits": "the digits"}
-TITLES = {"deit": "DeiT", "cait": "CaiT", "deit3": "DeiT III", "regnet": "RegNetY (the teacher)"}
-# Images per second that others measured, drawn behind: (hardware, source) and the speed of each.
-PUBLISHED: Mapping[tuple[str, str], Mapping[str, float]] = {
-    ("V100, float32", "arXiv:2012.12877, Table 5"): {
-        "deit_tiny": 2536.5,
-        "deit_small": 940.4,
-        "deit_base": 292.3,
-        "deit_base_384": 85.9,
-        "deit_tiny_distilled": 2529.5,
-        "deit_small_distilled": 936.2,
-        "deit_base_distilled": 290.9,
-    },
-    ("RTX 3090, AMP", "timm's inference benchmark, PyTorch 2.4"): {
-        "deit_tiny": 10236.41,
-        "deit_small": 4586.09,
-        "deit_base": 1564.98,
-        "deit_base_384": 508.8,
-        "deit3_large": 466.0,
-        "deit3_huge": 176.76,
-        "cait_xxs24_224": 1694.07,
-        "cait_s24_224": 906.1,
-    },
-    ("RTX 4090, AMP, compiled", "timm's inference benchmark, PyTorch 2.4"): {
-        "deit_tiny": 24312.15,
-        "deit_small": 9661.41,
-        "deit_base": 3344.81,
-        "deit_base_384": 1106.79,
-        "deit3_large": 1040.35,
-        "deit3_huge": 397.79,
-        "cait_xxs24_224": 4502.7,
-        "cait_s24_224": 2217.42,
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,12 +49,6 @@ def models_on_curve(names: Sequence[str]) -> list[str]:
     students = [n for n in MODELS if MODELS[n].labels == "imagenet1k" and n != TEACHER]
     chosen = names or [name for name in students if name in top1]
     return sorted(chosen, key=lambda name: MODELS[name].gmacs)
-
-
-def top1_of_models() -> dict[str, float]:
-    """The top-1 of each checkpoint of which it is known, in percent."""
-    metrics = {name: record.metric for name, record in read_manifest().items()}
-    return {n: m.top1 for n, m in metrics.items() if m is not None and m.top1 is not None}
 
 
 def measure_curve(
@@ -126,16 +85,6 @@ def measure_curve(
             )
         )
     return points
-
-
-def series_of(spec: ModelSpec) -> str:
-    """What a model shares with other sizes of its kind, in words."""
-    words = [TITLES.get(spec.family, spec.family), f"{spec.img_size} px"]
-    if spec.arch.get("distilled"):
-        words.insert(1, "distilled")
-    if spec.name.endswith("_in21k"):
-        words.append("after ImageNet-21k")
-    return ", ".join(words)
 
 
 def report(points: Sequence[Point]) -> dict[str, Any]:
@@ -221,8 +170,3 @@ def draw_series(axes: Axes, points: Sequence[Point]) -> None:
                 fontsize=7,
                 color=colour,
             )
-
-
-def size_of(model: str) -> str:
-    """The size in a name: S24 of cait_s24_384, tiny of deit_tiny_distilled."""
-    return model.split("_")[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deit_zoo.facts import speed
 from deit_zoo.inference import curve
 from deit_zoo.registry import MODELS
 from support.command import deit_zoo, sentence
@@ -24,12 +25,12 @@ def test_every_published_model_of_imagenet_is_on_the_curve_but_the_teacher() -> 
 
 
 def test_what_others_measured_is_of_models_of_the_zoo() -> None:
-    for speeds in curve.PUBLISHED.values():
+    for speeds in speed.PUBLISHED.values():
         assert set(speeds) <= set(curve.models_on_curve([]))
 
 
 def test_sizes_are_joined_that_differ_in_nothing_else() -> None:
-    of = {name: curve.series_of(MODELS[name]) for name in curve.models_on_curve([])}
+    of = {name: speed.series_of(MODELS[name]) for name in curve.models_on_curve([])}
     assert of["deit_tiny"] == of["deit_base"] == "DeiT, 224 px"
     assert of["deit_base_distilled_384"] == "DeiT, distilled, 384 px"
     assert of["deit3_large_384_in21k"] == "DeiT III, 384 px, after ImageNet-21k"
@@ -68,12 +69,12 @@ def test_a_model_without_a_figure_has_no_place_on_the_curve(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("names", [(), PICO])
 def test_the_picture_takes_models_of_either_data_set(names: tuple[str, ...]) -> None:
-    top1 = curve.top1_of_models()
+    top1 = speed.top1_of_models()
     points = [
         curve.Point(
             model=name,
             family=MODELS[name].family,
-            series=curve.series_of(MODELS[name]),
+            series=speed.series_of(MODELS[name]),
             top1=top1[name],
             images_per_second=50 / MODELS[name].gmacs,
             round_ms=[1.0],
