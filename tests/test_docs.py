@@ -13,17 +13,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import typer
 
 from deit_zoo import errors
+from deit_zoo.cli.app import app
 from deit_zoo.data import digits
 from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]
 SLOW, STORY = "slow", "story"
 FIRST = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+# What the examples of help name and no reader has yet: photographs, runs, the network.
+NEEDS_MORE = r"photo|runs/|hfds:|carried|pin |\.pth"
 PAGES = [*FIRST, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -50,8 +54,20 @@ def blocks(language: str) -> list[Block]:
     return found
 
 
+def examples(command: Any = None) -> Iterator[tuple[Any, str]]:
+    """Every command, or those of a group, each with the end of its help."""
+    for below in (command or typer.main.get_command(app)).commands.values():
+        if hasattr(below, "commands"):
+            yield from examples(below)
+        else:
+            yield below, str(below.epilog).removeprefix("Example: ")
+
+
 def commands() -> Iterator[tuple[str, bool]]:
-    """Every command of the shell blocks, and whether it is a long one."""
+    """Every command of the shell blocks and of the commands' help, and whether it is a long one."""
+    for _, example in examples():
+        if not re.search(NEEDS_MORE, example):
+            yield example, False
     for block in blocks("sh"):
         for line in block.text.splitlines():
             command = line.split("#")[0].strip()
@@ -136,6 +152,25 @@ def test_a_long_python_block_of_the_documentation_works(
     block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(block, workplace, monkeypatch)
+
+
+def test_the_help_of_every_command_ends_with_an_example_that_it_takes() -> None:
+    refused = {}
+    for command, example in examples():
+        _, *words = shlex.split(example)
+        names = [word for word in words if not word.startswith("-")]
+        own = words[1:] if command.name == names[0] else words[2:]
+        assert command.name in names[:2], example
+        try:
+            command.make_context(command.name, own)
+        except Exception as error:
+            refused[example] = error
+    assert refused == {}
+    assert (
+        deit_zoo("data", "check", "--help")
+        .out.rstrip()
+        .endswith("Example: deit-zoo data check digits")
+    )
 
 
 def test_every_make_target_of_the_documentation_exists() -> None:

@@ -31,7 +31,7 @@ from deit_zoo.cli.data import data_app
 from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
-from deit_zoo.cli.options import AsJson, NameOrRun
+from deit_zoo.cli.options import AsJson, NameOrRun, example
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
@@ -52,6 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Data-efficient image Transformers: exact, verified, reproducible.",
+    epilog="Names are completed by Tab, once deit-zoo --install-completion has told the shell.",
 )
 app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 app.add_typer(weights_app, name="weights", rich_help_panel=WEIGHTS)
@@ -138,7 +139,7 @@ def _options(
     """Options of every command."""
 
 
-@app.command("list", rich_help_panel=USE)
+@app.command("list", rich_help_panel=USE, epilog=example("list cait --sort top1"))
 def list_(
     pattern: Annotated[str, typer.Argument(help="A word, or a pattern with * and ?.")] = "*",
     family: Annotated[str | None, typer.Option(help="deit, cait or convnet.")] = None,
@@ -192,7 +193,7 @@ def list_(
             talk.print("no model passes these filters; `deit-zoo list` shows all")
 
 
-@app.command("info", rich_help_panel=USE)
+@app.command("info", rich_help_panel=USE, epilog=example("info deit_small"))
 def info_(
     name: NameOrRun,
     as_recipe: Annotated[
@@ -215,18 +216,21 @@ def info_(
     print_json(model.to_dict()) if as_json else print_rows(out, rows_of_model(model))
 
 
-app.command("classify", rich_help_panel=USE)(classify_)
-app.command("evaluate", rich_help_panel=USE)(evaluate_)
-app.command("reproduce", rich_help_panel=TRAIN)(reproduce_)
-app.command("finetune", rich_help_panel=TRAIN)(finetune_)
-app.command("teacher-labels", rich_help_panel=TRAIN)(teacher_labels_)
-app.command("attention", rich_help_panel=LOOK)(attention_)
-app.command("export", rich_help_panel=USE)(export_)
-app.command("plot", rich_help_panel=LOOK)(plot_)
-app.command("diff", rich_help_panel=LOOK)(diff_)
-app.command("compare", rich_help_panel=LOOK)(compare_)
-app.command("benchmark", rich_help_panel=USE)(benchmark_)
-app.command("doctor", rich_help_panel=WEIGHTS)(doctor_)
+for name, group, command, words in (
+    ("classify", USE, classify_, "photo.jpg --model cait_s24_224 --topk 3"),
+    ("evaluate", USE, evaluate_, "deit_pico_digits --data digits"),
+    ("reproduce", TRAIN, reproduce_, "deit_small --gpus 8 --dry-run"),
+    ("finetune", TRAIN, finetune_, "deit_small --data photos --val-share 0.2"),
+    ("teacher-labels", TRAIN, teacher_labels_, "deit_tiny_distilled --output labels --dry-run"),
+    ("attention", LOOK, attention_, "photo.jpg --model deit_small --output attention.png"),
+    ("export", USE, export_, "deit_pico_distilled_digits --to onnx"),
+    ("plot", LOOK, plot_, "deit_pico_digits deit_pico_distilled_digits --output both.png"),
+    ("diff", LOOK, diff_, "deit_small deit_base"),
+    ("compare", LOOK, compare_, "deit_pico_digits deit_pico_distilled_digits"),
+    ("benchmark", USE, benchmark_, "deit_pico_digits --quick"),
+    ("doctor", WEIGHTS, doctor_, "--no-network"),
+):
+    app.command(name, rich_help_panel=group, epilog=example(f"{name} {words}"))(command)
 
 
 def models_page(models: Iterable[ModelInfo]) -> str:

@@ -14,7 +14,14 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
-from deit_zoo.cli.options import MOST, AsJson, LabelColumn, complete_name, with_label_column
+from deit_zoo.cli.options import (
+    MOST,
+    AsJson,
+    LabelColumn,
+    complete_name,
+    example,
+    with_label_column,
+)
 from deit_zoo.errors import DataError
 from deit_zoo.terminal import one_line
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of images.")
 
 
-@data_app.command("digits")
+@data_app.command("digits", epilog=example("data digits --output digits"))
 def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None:
     """The embedded handwritten digits as an image folder with train/ and val/."""
     from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL, write_folder
@@ -35,7 +42,7 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
     talk.print(f"{counts} are in {escape(str(output))}")
 
 
-@data_app.command("prepare")
+@data_app.command("prepare", epilog=example("data prepare hfds:imagenet-1k --output imagenet"))
 def prepare_(
     data: Annotated[str, typer.Argument(help="Any data set; or imagenet, with --train and --val.")],
     output: Annotated[Path, typer.Option(help="A new folder.")],
@@ -92,7 +99,7 @@ def prepare_(
     )
 
 
-@data_app.command("check")
+@data_app.command("check", epilog=example("data check digits"))
 def check_(
     data: Annotated[
         str, typer.Argument(help="A folder with train/ and val/, archives, hfds:NAME ...")
@@ -145,7 +152,7 @@ def check_(
         raise typer.Exit(1)
 
 
-@data_app.command("benchmark")
+@data_app.command("benchmark", epilog=example("data benchmark digits --images 64"))
 def benchmark_(
     data: Annotated[str, typer.Argument(help="A folder with train/ and val/, archives, ...")],
     label_column: LabelColumn = None,

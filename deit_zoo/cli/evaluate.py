@@ -13,7 +13,15 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, ignore, out, print_json, print_table, talk
-from deit_zoo.cli.options import MOST, AsJson, Device, LabelColumn, NameOrRun, with_label_column
+from deit_zoo.cli.options import (
+    MOST,
+    AsJson,
+    Device,
+    LabelColumn,
+    NameOrRun,
+    complete_name,
+    with_label_column,
+)
 from deit_zoo.errors import ZooError
 from deit_zoo.manifest import Metric
 from deit_zoo.registry import lookup, resolve
@@ -68,7 +76,11 @@ def evaluate_(
     ] = False,
     beside: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME...", help="How often other models answer something else."),
+        typer.Option(
+            metavar="NAME...",
+            help="How often other models answer something else.",
+            autocompletion=complete_name,
+        ),
     ] = None,
     parquet: Annotated[
         bool, typer.Option("--parquet", help="In the report also predictions.parquet.")

@@ -13,15 +13,33 @@ from deit_zoo.registry import MODELS
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """The models whose names begin so, for the shell."""
-    return [name for name in MODELS if name.startswith(incomplete.lower().replace("-", "_"))]
+    """The models whose names begin so, else their other names that do, for the shell."""
+    if names := [name for name in MODELS if name.startswith(incomplete)]:
+        return names
+    return [
+        name for spec in MODELS.values() for name in spec.aliases if name.startswith(incomplete)
+    ]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The models and recipes whose names begin so, for the shell."""
+    from deit_zoo.recipes import RECIPES
+
+    names = dict.fromkeys((*complete_name(incomplete), *RECIPES))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def example(words: str) -> str:
+    """The end of a command's help."""
+    return f"Example: deit-zoo {words}"
 
 
 MOST = 1024  # of processes, threads or machines; a larger number is a slip
 MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
 Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
 RecipeName = Annotated[
-    str, typer.Argument(help="Any spelling of a model, or a recipe.", autocompletion=complete_name)
+    str,
+    typer.Argument(help="Any spelling of a model, or a recipe.", autocompletion=complete_recipe),
 ]
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
 Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]

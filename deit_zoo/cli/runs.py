@@ -79,8 +79,10 @@ def diff_(
     right: Annotated[str, typer.Argument(metavar="RECEIPT", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
-    """What differs between two runs, by their receipts, or between two recipes; exit 1 where more
-    than the clock does."""
+    """What differs between two runs, by their receipts, or between two recipes.
+
+    Exit 0: nothing but the clock; 1: something does.
+    """
     from deit_zoo.runs.diff import ORDER, compare, compare_recipes
     from deit_zoo.runs.log import read_receipt, recipe_named, recipe_of
 

@@ -28,6 +28,7 @@ from deit_zoo.cli.options import (
     Resume,
     Slurm,
     TrainWorkers,
+    complete_name,
     pixels,
     with_label_column,
 )
@@ -175,7 +176,11 @@ def finetune_(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     img_size: ImgSize = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A model, or a run of one, that knows these classes.")
+        str | None,
+        typer.Option(
+            help="A model, or a run of one, that knows these classes.",
+            autocompletion=complete_name,
+        ),
     ] = None,
     layer_decay: Annotated[
         float | None, typer.Option(help="The share of the rate from a block to that below it.")

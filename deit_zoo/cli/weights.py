@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, NameOrRun, complete_name
+from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
@@ -27,7 +27,7 @@ weights_app = typer.Typer(
 )
 
 
-@weights_app.command("fetch")
+@weights_app.command("fetch", epilog=example("weights fetch deit_small --to carried"))
 def fetch_(
     names: Annotated[
         list[str], typer.Argument(help="Models, in any spelling.", autocompletion=complete_name)
@@ -62,7 +62,7 @@ def fetch_(
     print_table([("name", "MB", "proof", "where"), *cells], right=(1,))
 
 
-@weights_app.command("verify")
+@weights_app.command("verify", epilog=example("weights verify"))
 def verify_(
     names: Annotated[
         list[str] | None,
@@ -111,7 +111,9 @@ def verify_(
         raise typer.Exit(1)
 
 
-@weights_app.command("convert")
+@weights_app.command(
+    "convert", epilog=example("weights convert deit_small_patch16_224-cd65a155.pth")
+)
 def convert_(
     file: Annotated[Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.")],
     output: Annotated[
@@ -130,7 +132,7 @@ def convert_(
     talk.print(f"{escape(str(output))} is written; its tensors are exactly the model's")
 
 
-@weights_app.command("pin")
+@weights_app.command("pin", epilog=example("weights pin deit_small"))
 def pin_(
     names: Annotated[
         list[str] | None,
@@ -156,7 +158,9 @@ def pin_(
     )
 
 
-@weights_app.command("publish")
+@weights_app.command(
+    "publish", epilog=example("weights publish runs/photos --repo me/photos --dry-run")
+)
 def publish_(
     name: NameOrRun,
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the Hub.")],
