@@ -18,19 +18,13 @@ TEACHER = "not stated for CaiT; DeiT's"
 
 # Of the second stages; the first ones are DeiT's runs, of which issue #104 says what is not.
 CODE = "not stated; the default of DeiT's code"
-DEFAULTS = {
-    "optimizer": CODE,
-    "betas": CODE,
-    "eps": CODE,
-    "warmup_lr": CODE,
-    "loss": CODE,
-    "crop_scale": CODE,
-    "crop_ratio": CODE,
-    "hflip": CODE,
-    "mixup_prob": CODE,
-    "mixup_switch_prob": CODE,
-    "alpha": CODE,
-}
+DEFAULTS = dict.fromkeys(
+    (
+        *("optimizer", "betas", "eps", "warmup_lr", "loss", "crop_scale", "crop_ratio", "hflip"),
+        *("mixup_prob", "mixup_switch_prob", "alpha"),
+    ),
+    CODE,
+)
 
 XXS24_224 = replace(
     DEIT_BASE,
@@ -146,27 +140,16 @@ XXS24_384 = replace(
     band=0.5,
     band_source="no spread is published; that of deit_tiny is used",
     assumed=DEFAULTS
-    | {
-        "epochs": AS_M48,
-        "batch_size": AS_M48,
-        "replicas": NOT_STATED,
-        "lr": AS_M48,
-        "warmup_epochs": AS_M48,
-        "weight_decay": AS_M48,
-        "schedule": AS_M48,
-        "decay_epochs": AS_M48,
-        "decay_rate": AS_M48,
-        "train_mode": AS_M48,
-        "drop_path_rate": OWN,
-        "label_smoothing": AS_M48,
-        "rand_augment": AS_M48,
-        "random_erasing": AS_M48,
-        "repeated_aug": AS_M48,
-        "mixup": AS_M48,
-        "cutmix": AS_M48,
-        "distillation": KIND,
-        "teacher": TEACHER,
-    },
+    | dict.fromkeys(
+        (
+            *("epochs", "batch_size", "replicas", "lr", "warmup_epochs", "weight_decay"),
+            *("schedule", "decay_epochs", "decay_rate", "train_mode", "drop_path_rate"),
+            *("label_smoothing", "rand_augment", "random_erasing", "repeated_aug"),
+            *("mixup", "cutmix"),
+        ),
+        AS_M48,
+    )
+    | {"replicas": NOT_STATED, "drop_path_rate": OWN, "distillation": KIND, "teacher": TEACHER},
 )
 
 XXS36_384 = replace(

@@ -118,11 +118,9 @@ DEIT_BASE_DISTILLED_1000 = replace(
     epochs=1000,  # Table 5
     assumed={
         "replicas": "the GPUs are not stated; those of the paper's node",
-        "batch_size": UNCHANGED,
-        "lr": UNCHANGED,
-        "warmup_epochs": UNCHANGED,
-        "weight_decay": UNCHANGED,
-        "drop_path_rate": UNCHANGED,
+        **dict.fromkeys(
+            ("batch_size", "lr", "warmup_epochs", "weight_decay", "drop_path_rate"), UNCHANGED
+        ),
     },
 )
 
@@ -168,13 +166,11 @@ DEIT_BASE_384 = replace(
 
 # No command for this was published, and upstream's code refuses distillation with fine-tuning.
 AS_PLAIN = "not published; as for deit_base_384"
-FINETUNING = {
-    "epochs": AS_PLAIN,
-    "batch_size": AS_PLAIN,
-    "replicas": AS_PLAIN,
-    "lr": AS_PLAIN,
-    "min_lr": AS_PLAIN,
-    "weight_decay": AS_PLAIN,
+AS_PLAIN_384 = dict.fromkeys(
+    ("epochs", "batch_size", "replicas", "lr", "min_lr", "weight_decay"), AS_PLAIN
+)
+NOT_RELEASED = "the one fitted to 384 pixels (FixRes) was not released; the 224-pixel one"
+FINETUNING = AS_PLAIN_384 | {
     "train_mode": "not published; upstream's network can be distilled in train mode only",
     "alpha": "not published; as at 224 pixels",
     "tau": "not published; hard distillation does not use it",
@@ -190,10 +186,7 @@ DEIT_BASE_DISTILLED_384 = replace(
     alpha=0.5,  # equation 3
     teacher="regnety_160_deit",  # section 4 has it fitted to 384 pixels
     band_source="no spread is published; that of deit_base_384 is used",
-    assumed=FINETUNING
-    | {
-        "teacher": "the one fitted to 384 pixels (FixRes) was not released; the 224-pixel one",
-    },
+    assumed=FINETUNING | {"teacher": NOT_RELEASED},
 )
 
 # Table 5: 84.5; Table 7 of the same paper prints 84.4.

@@ -236,31 +236,15 @@ HUGE_IN21K = replace(
     drop_path_rate=0.45,  # README
 )
 
-# What a command says, of which there is none.
+# What a command says.
+IN_COMMANDS = (
+    *("epochs", "batch_size", "replicas", "optimizer", "lr", "weight_decay", "clip_grad"),
+    *("warmup_epochs", "warmup_lr", "min_lr", "loss", "drop_path_rate", "label_smoothing"),
+    *("rand_augment", "three_augment", "color_jitter", "random_crop", "random_erasing"),
+    *("repeated_aug", "mixup", "cutmix"),
+)
 OF_MEDIUM = "no command of ViT-M was published; that of ViT-S"
-UNTOLD_MEDIUM = {
-    "epochs": OF_MEDIUM,
-    "batch_size": OF_MEDIUM,
-    "replicas": OF_MEDIUM,
-    "optimizer": OF_MEDIUM,
-    "lr": OF_MEDIUM,
-    "weight_decay": OF_MEDIUM,
-    "clip_grad": OF_MEDIUM,
-    "warmup_epochs": OF_MEDIUM,
-    "warmup_lr": OF_MEDIUM,
-    "min_lr": OF_MEDIUM,
-    "loss": OF_MEDIUM,
-    "drop_path_rate": OF_MEDIUM,
-    "label_smoothing": OF_MEDIUM,
-    "rand_augment": OF_MEDIUM,
-    "three_augment": OF_MEDIUM,
-    "color_jitter": OF_MEDIUM,
-    "random_crop": OF_MEDIUM,
-    "random_erasing": OF_MEDIUM,
-    "repeated_aug": OF_MEDIUM,
-    "mixup": OF_MEDIUM,
-    "cutmix": OF_MEDIUM,
-}
+UNTOLD_MEDIUM = dict.fromkeys(IN_COMMANDS, OF_MEDIUM)
 
 MEDIUM = replace(
     SMALL,
@@ -286,29 +270,7 @@ MEDIUM_IN21K = replace(
 )
 
 AT_384 = "no command of 384 pixels after ImageNet-21k was published; that without it"
-UNTOLD_384 = {
-    "epochs": AT_384,
-    "batch_size": AT_384,
-    "replicas": AT_384,
-    "optimizer": AT_384,
-    "lr": AT_384,
-    "weight_decay": AT_384,
-    "clip_grad": AT_384,
-    "warmup_epochs": AT_384,
-    "warmup_lr": AT_384,
-    "min_lr": AT_384,
-    "loss": AT_384,
-    "drop_path_rate": AT_384,
-    "label_smoothing": AT_384,
-    "rand_augment": AT_384,
-    "three_augment": AT_384,
-    "color_jitter": AT_384,
-    "random_crop": AT_384,
-    "random_erasing": AT_384,
-    "repeated_aug": AT_384,
-    "mixup": AT_384,
-    "cutmix": AT_384,
-}
+UNTOLD_384 = dict.fromkeys(IN_COMMANDS, AT_384)
 
 SMALL_384_IN21K = replace(
     SMALL_384,

@@ -42,21 +42,15 @@ CUSTOM = replace(
     cutmix=0.5,  # assumed
     band=0.0,
     band_source=NO_VERDICT,
-    assumed={
-        "img_size": OWN_SIZE,
-        "epochs": OURS,
-        "batch_size": OURS,
-        "replicas": OURS,
-        "lr": OURS,
-        "layer_decay": LOW,
-        "warmup_epochs": OURS,
-        "min_lr": OURS,
-        "crop_scale": OURS,
-        "rand_augment": OURS,
-        "repeated_aug": OURS,
-        "mixup": OURS,
-        "cutmix": OURS,
-    },
+    assumed=dict.fromkeys(
+        (
+            *("img_size", "epochs", "batch_size", "replicas", "lr", "layer_decay"),
+            *("warmup_epochs", "min_lr", "crop_scale", "rand_augment", "repeated_aug"),
+            *("mixup", "cutmix"),
+        ),
+        OURS,
+    )
+    | {"img_size": OWN_SIZE, "layer_decay": LOW},
 )
 
 # Fine-tuning at 384 pixels on ImageNet itself: where sources differ, the README's command.

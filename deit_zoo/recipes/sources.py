@@ -6,7 +6,6 @@ import ast
 import inspect
 import io
 import tokenize
-from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 
@@ -19,48 +18,32 @@ UNUSED, DEFAULT = "not used", "deit_zoo's default"
 
 def sources_of(recipe: Recipe) -> dict[str, str]:
     """What stands beside each value; of one that nobody published, why it was chosen."""
-    told = _told(recipe.name) | {name: ASSUMED + why for name, why in recipe.assumed.items()}
+    sources = _comments(recipe.name) | {n: ASSUMED + why for n, why in recipe.assumed.items()}
     return {
-        name: told.get(name, UNUSED if value in (None, "none", "uniform") else DEFAULT)
+        name: sources.get(name, UNUSED if value in (None, "none", "uniform") else DEFAULT)
         for name, value in recipe.to_dict().items()
         if name not in (*REMARKS, "name", "model", "data")
     }
 
 
-def _told(name: str) -> dict[str, str]:
+def _comments(name: str) -> dict[str, str]:
     """The comments beside the values of a recipe, and of the recipes that it is made from."""
-    comments: dict[str, str] = {}
-    where: tuple[str, str] | None = _places()[name]
-    while where is not None:
-        where, own = _definitions()[where]
-        comments = own | comments
-    return comments
+    base, own = _definitions()[name]
+    return own if base is None else _comments(base) | own
 
 
 @cache
-def _places() -> dict[str, tuple[str, str]]:
-    """The module and the variable of every recipe."""
-    return {
-        value.name: (module.__name__, variable)
-        for module in _modules()
-        for variable, value in vars(module).items()
-        if isinstance(value, Recipe) and (module.__name__, variable) in _definitions()
-    }
+def _definitions() -> dict[str, tuple[str | None, dict[str, str]]]:
+    """Of every recipe by its name: the one that it is made from, and its own comments."""
+    definitions: dict[str, tuple[str | None, dict[str, str]]] = {}
+    for module in vars(recipes).values():
+        if isinstance(module, ModuleType) and hasattr(module, "RECIPES"):
+            definitions |= _defined_in(module)
+    return definitions
 
 
-@cache
-def _definitions() -> dict[tuple[str, str], tuple[tuple[str, str] | None, dict[str, str]]]:
-    """Of every variable that is a recipe: the one that it is made from, and its own comments."""
-    return {
-        (module.__name__, variable): definition
-        for module in _modules()
-        for variable, definition in _defined_in(module)
-    }
-
-
-def _defined_in(
-    module: ModuleType,
-) -> Iterator[tuple[str, tuple[tuple[str, str] | None, dict[str, str]]]]:
+def _defined_in(module: ModuleType) -> dict[str, tuple[str | None, dict[str, str]]]:
+    """A recipe is a call that names it; first its base, and dicts of values with comments too."""
     text = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     beside = {
@@ -68,27 +51,25 @@ def _defined_in(
         for token in tokens
         if token.type == tokenize.COMMENT
     }
-    imported: dict[str, str] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.ImportFrom):
-            imported |= {alias.name: str(node.module) for alias in node.names}
-        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
-            continue
-        [target], call = node.targets, node.value
-        base = call.args[0].id if call.args and isinstance(call.args[0], ast.Name) else None
-        origin = (imported.get(base, module.__name__), base) if base else None
-        own = {
-            str(keyword.arg): beside[keyword.value.lineno]
-            for keyword in call.keywords
-            if keyword.value.lineno in beside
-        }
-        yield ast.unparse(target), (origin, own)
 
+    def comments_of(call: ast.Call) -> dict[str, str]:
+        comments: dict[str, str] = {}
+        for keyword in call.keywords:
+            if keyword.arg is None:  # **VALUES
+                comments |= comments_of(assigned[ast.unparse(keyword.value)])
+            elif keyword.value.lineno in beside:
+                comments[keyword.arg] = beside[keyword.value.lineno]
+        return comments
 
-def _modules() -> list[ModuleType]:
-    """Those that hold recipes, which end in a list of them."""
-    return [
-        value
-        for value in vars(recipes).values()
-        if isinstance(value, ModuleType) and hasattr(value, "RECIPES")
-    ]
+    tree = ast.parse(text)
+    assigned = {
+        ast.unparse(node.targets[0]): node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+    }
+    definitions = {}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        for name in (keyword.value for keyword in call.keywords if keyword.arg == "name"):
+            base = vars(module)[ast.unparse(call.args[0])].name if call.args else None
+            definitions[ast.literal_eval(name)] = base, comments_of(call)
+    return definitions
