@@ -186,12 +186,26 @@ def test_the_table_of_models_is_fresh() -> None:
     assert fresh == shipped, "stale: deit-zoo list --markdown > docs/models.md"
 
 
-def test_every_link_of_a_page_leads_to_a_file() -> None:
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def is_broken(page: Path, link: str) -> bool:
+    """Whether a link of a page leads to no file, or to no heading in it."""
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    return not target.exists() or bool(anchor and anchor not in anchors(target))
+
+
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading() -> None:
     broken = [
         f"{page.name}: {link}"
         for page in PAGES
-        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
-        if not link.startswith("https://") and not (page.parent / link).exists()
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        if not link.startswith("https://") and is_broken(page, link)
     ]
     assert broken == []
 

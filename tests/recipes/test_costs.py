@@ -11,7 +11,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import COSTS, estimate
 from support.tables import each_row
 
-PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 # facts/costs.md, section 3: images per second of one RTX 3090, the better of the two layouts; the
 # epochs are the recipe's. GPU-hours = 1,281,167 x epochs / rate / 3600.
 BENCHMARK = {
