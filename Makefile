@@ -10,8 +10,9 @@ BENCHMARKS := cold_start load cached startup plain cait_memory train_step classi
 # Of benchmarks/compare.py.
 SUITES := forward optimized cait train_forward_backward
 MEASURED := build/benchmarks
+SITE := build/site
 
-.PHONY: demo test test-all lint benchmark gpu clean
+.PHONY: demo test test-all lint docs benchmark gpu clean
 
 demo: .venv/installed
 	rm -rf $(DEMO)
@@ -38,6 +39,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# docs/ as a site, without a warning; open build/site/index.html.
+docs: .venv/installed
+	rm -rf $(SITE)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs $(SITE)
 
 # Everything that was ever measured, and docs/performance.md of it; on a quiet machine. What was
 # broken off leaves the former results as they were.

@@ -32,7 +32,7 @@ PEERS = ("timm", "transformers", "onnxruntime", "openvino")
 # Whose graph a runtime runs: what its users export of timm's model, or our own file.
 GRAPHS = {"timm's graph": "timm", "our file": OURS}
 RUNTIMES = ("onnxruntime", "openvino")
-EXTRAS = {"timm": "train", "transformers": "docs", "onnxruntime": "export", "openvino": "dev"}
+EXTRAS = {"timm": "train", "transformers": "examples", "onnxruntime": "export", "openvino": "dev"}
 # Largest distance of logits from the plain float32 model's, as a share of their own size; other
 # weights are further away than 1.
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 0.3}

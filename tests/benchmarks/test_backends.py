@@ -196,7 +196,7 @@ def test_a_peer_that_is_asked_for_must_be_known_and_here(
     with pytest.raises(MissingExtraError) as missing:
         backends.chosen(["timm", "transformers"])
     assert str(missing.value) == (
-        "transformers is not installed; type: pip install 'deit_zoo[docs]'"
+        "transformers is not installed; type: pip install 'deit_zoo[examples]'"
     )
 
 

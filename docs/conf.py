@@ -1,0 +1,83 @@
+"""The site: docs/ as it is, the pages at the root, and a reference made from the code.
+
+make docs
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from deit_zoo import __version__
+
+DOCS = Path(__file__).parent
+GENERATED = DOCS.parent / "build" / "docs"
+REPOSITORY = "https://github.com/org/deit"  # org/deit stands for this repository's home
+# Pages at the root that have one here.
+ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
+ROOT_PAGES |= {"CONTRIBUTING.md": "contributing.md"}
+
+project, author, version, release = "deit_zoo", "The deit_zoo developers", __version__, __version__
+html_title = f"deit_zoo {version}"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+highlight_language = "none"
+smartquotes = False  # --option keeps its two hyphens
+myst_heading_anchors = 3
+
+default_role = "code"  # docstrings write names between single backticks
+add_module_names = False
+maximum_signature_line_length = 88
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autosummary_generate = False
+# Types of others, and short names of ours, are not on this site.
+nitpick_ignore_regex = [("py:class", r"(?!deit_zoo\.).*")]
+
+html_theme = "furo"
+pygments_dark_style = "a11y-high-contrast-dark"  # beside Furo's own in light
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+
+def rooted(link: str) -> str:
+    """A path from the root, as a link from docs/; what is no page here lies in the repository."""
+    inside = link.removeprefix("docs/")
+    return inside if inside != link else ROOT_PAGES.get(link, f"{REPOSITORY}/blob/main/{link}")
+
+
+def relink_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links that lead out of docs/."""
+    source[0] = re.sub(r"\]\(\.\./([^)]+)", lambda link: f"]({rooted(link[1])}", source[0])
+
+
+def relink_included(app: Sphinx, path: Path, page: str, source: list[str]) -> None:
+    """Links of a page that lies at the root."""
+    if path.name in ROOT_PAGES:
+        local = r"\]\((?!https?:|#)([^)]+)"
+        source[0] = re.sub(local, lambda link: f"]({rooted(link[1])}", source[0])
+
+
+def write_generated(app: Sphinx) -> None:
+    """The reference of the command line, by typer; its lists of cut-off sentences left out."""
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "typer", "deit_zoo.cli.app", "utils", "docs"]
+    command += ["--name=deit-zoo", "--title=The command line"]
+    done = subprocess.run(command, cwd=DOCS.parent, check=True, stdout=subprocess.PIPE)
+    reference = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", done.stdout.decode())
+    (GENERATED / "cli.md").write_text(reference, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    """What Sphinx calls."""
+    app.connect("builder-inited", write_generated)
+    app.connect("source-read", relink_page)
+    app.connect("include-read", relink_included)
