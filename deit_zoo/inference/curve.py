@@ -122,7 +122,7 @@ def draw(points: Sequence[Point], where: str) -> bytes:
         for label, (known, marker) in published.items():
             panel.plot(*zip(*known, strict=True), marker, color=OTHER, markersize=5, label=label)
         panel.set_xlabel("images per second elsewhere, as published")
-        panel.legend(fontsize=7, frameon=False, loc="lower left")
+        panel.legend(fontsize=7, frameon=False, loc="upper right")
     for panel in (ours, *others):
         panel.set_xscale("log", subs=(2, 5))
         panel.xaxis.set_major_formatter("{x:,.6g}")
@@ -144,6 +144,8 @@ def draw(points: Sequence[Point], where: str) -> bytes:
 
 def draw_series(axes: Axes, points: Sequence[Point]) -> None:
     """Each series as a line through its sizes, which are named."""
+    from matplotlib.patheffects import withStroke
+
     series: dict[str, list[Point]] = defaultdict(list)
     for point in sorted(points, key=lambda point: point.images_per_second):
         series[point.series].append(point)
@@ -165,8 +167,11 @@ def draw_series(axes: Axes, points: Sequence[Point]) -> None:
             axes.annotate(
                 size_of(point.model),
                 (point.images_per_second, point.top1),
-                (6, 3),
+                (-6, -8) if large else (6, 3),  # models of 224 and 384 pixels lie close together
+                ha="right" if large else "left",
                 textcoords="offset points",
                 fontsize=7,
                 color=colour,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
+    axes.margins(x=0.08)
