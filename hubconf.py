@@ -2,9 +2,9 @@
 
     torch.hub.load("org/deit", "deit_tiny", trust_repo=True)
 
-They are made from the registry; no name is typed here. `torch.hub.list` shows these; `load` and
-`help` take any other spelling too, such as `deit_s`, and suggest where there is none.
-Nothing is fetched or printed on import.
+They are made from the registry; no name is typed here. A model goes by its own name, by upstream's
+and by short ones such as `deit_s`; `create` takes any other spelling too, and suggests where there
+is none. Nothing is fetched or printed on import.
 """
 
 import sys
@@ -96,35 +96,10 @@ def _entries():
 
     entries = {}
     for spec in MODELS.values():
-        for name in (spec.name, spec.upstream):
-            if name is not None and name.isidentifier():
+        for name in (spec.name, *spec.aliases):
+            if name.isidentifier():
                 entries[name] = _entry(name, spec)
     return entries
-
-
-def __dir__():
-    """What there is; torch.hub looks here for the one name that it was asked for.
-
-    Raises UnknownModelError, with the names that are like it, where that means no model.
-    """
-    from deit_zoo.registry import resolve
-
-    names = sorted(globals())
-    asked = sys._getframe(1).f_locals.get("func_name")
-    if isinstance(asked, str) and asked not in names:
-        resolve(asked)
-        names.append(asked)
-    return names
-
-
-def __getattr__(name):
-    """An entry point by any other spelling of a model's name."""
-    from deit_zoo.registry import lookup
-
-    spec = None if name.startswith("_") else lookup(name)
-    if spec is None:
-        raise AttributeError(f"hubconf has no entry point {name!r}")
-    return _entry(name, spec)
 
 
 globals().update(_entries())
