@@ -59,4 +59,4 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted((*__all__, "errors"))

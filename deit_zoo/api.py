@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import caller_state
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import resolve
-from deit_zoo.results import Evaluation, Prediction
+from deit_zoo.results import Evaluation, Predictions
 from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def classify(
     batch_size: int = 32,
     workers: int | None = None,
     fast: bool = False,
-) -> list[list[Prediction] | DataError]:
-    """The `topk` most probable classes of each image, best first.
+) -> Predictions:
+    """The `topk` most probable classes of each image, best first: a list, which a notebook shows.
 
     Their probabilities are together 1 (softmax); of a model that was fine-tuned on multi-label
     images each stands for itself (sigmoid).
@@ -73,10 +74,11 @@ def classify(
     '7'
     """
     from deit_zoo.data.folder import images_of, is_folder
-    from deit_zoo.data.image_like import is_one
+    from deit_zoo.data.image_like import is_one, name_of
     from deit_zoo.data.prefetch import prefetch
     from deit_zoo.data.transforms import as_tensor
-    from deit_zoo.inference.classify import predictions
+    from deit_zoo.inference.classify import predictions, thumbnail
+    from deit_zoo.terminal import Bar
 
     many: Iterable[Any] = [images] if is_one(images) else images  # type: ignore[assignment]
     alone = is_one(images) and not is_folder(images)
@@ -104,13 +106,30 @@ def classify(
                 raise
             return error
 
-    results: list[list[Prediction] | DataError] = []
-    sources = (source for image in many for source in images_of(image))
-    with prefetch(sources, read, batch_size=batch_size, threads=workers) as batches:
+    results = Predictions()
+
+    def sources() -> Iterator[Any]:
+        for source in (source for image in many for source in images_of(image)):
+            if len(results.names) < results.MOST:
+                results.names.append(name_of(source))
+            yield source
+
+    total = None if is_folder(images) or not isinstance(many, Sized) else len(many)
+    bar = Bar("images")
+    with ExitStack() as stack:
+        batches = stack.enter_context(
+            prefetch(sources(), read, batch_size=batch_size, threads=workers)
+        )
         for batch in batches:
             readable = [pixels for pixels in batch if not isinstance(pixels, DataError)]
             best = iter(predictions(network, readable, topk) if readable else [])
+            for pixels in batch[: max(0, results.MOST - len(results))]:
+                small = None if isinstance(pixels, DataError) else thumbnail(pixels)
+                results.thumbnails.append(small)
             results += [one if isinstance(one, DataError) else next(best) for one in batch]
+            if len(results) == batch_size:  # there may be more
+                stack.enter_context(bar)
+            bar(len(results), total)
     return results
 
 
@@ -293,7 +312,8 @@ def evaluate(
             surest mistakes and every image's answer.
         parquet: in the report also predictions.parquet.
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
-        progress: called with the images done and the images in all.
+        progress: called with the images done and the images in all; unless given, a bar in a
+            notebook or on a terminal.
         say: called with a sentence that is worth knowing of the classes.
 
     Raises:
@@ -305,6 +325,7 @@ def evaluate(
     from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
+    from deit_zoo.terminal import watched
 
     if batch_size < 1 or (workers or 0) < 0:
         raise ZooError(
@@ -327,6 +348,8 @@ def evaluate(
     by_name = isinstance(name_or_model, str)
     own = devices[0] if in_process else "cpu" if by_name else None
     model = resolve_classifier(name_or_model, own)
+    if progress is None and group is not None and not group.is_main:
+        progress = _ignore
 
     def open_images() -> EvalSet:
         return _eval_set(model, data, labels, label_file)
@@ -347,12 +370,13 @@ def evaluate(
     job = parallel.EvalJob(
         model=model, images=dataset, batch_size=batch_size, workers=workers, keep=keep
     )
-    if group is not None:
-        sums = parallel.evaluate_in_group(job, group, progress)
-    elif in_process:
-        sums = job.run_shard(None, 0, 1, progress)
-    else:
-        sums = parallel.evaluate_in_processes(job, devices, progress)
+    with watched("images", progress) as shown:
+        if group is not None:
+            sums = parallel.evaluate_in_group(job, group, shown)
+        elif in_process:
+            sums = job.run_shard(None, 0, 1, shown)
+        else:
+            sums = parallel.evaluate_in_processes(job, devices, shown)
     if report is not None and (group is None or group.is_main):
         names = [label.name for label in class_names(model)]
         competing = [names[number] for number in eval_set.class_subset or range(len(names))]
@@ -588,6 +612,10 @@ def verify(name: str | os.PathLike[str]) -> list[VerifyResult]:
     from deit_zoo.hub.verify import files_of, verify_file
 
     return [verify_file(file, lambda count: None) for file in files_of(os.fspath(name))]
+
+
+def _ignore(done: int, total: int) -> None:
+    """The progress of a process that is not the first."""
 
 
 def _as_typed(changes: dict[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deit_zoo.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -17,6 +19,39 @@ class Prediction:
     probability: float
     index: int
     folder: str
+
+
+class Predictions(list["list[Prediction] | DataError"]):
+    """The classes of each image, or why it could not be read; a notebook shows the first of them.
+
+    `names` and `thumbnails` are of these, a JPEG each of what the model saw.
+    """
+
+    MOST = 24  # images shown
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.thumbnails: list[bytes | None] = []
+
+    def _repr_html_(self) -> str:
+        from deit_zoo.notebook import Html, bar, picture, table, text
+
+        rows: list[tuple[str, ...]] = []
+        for name, thumbnail, classes in zip(self.names, self.thumbnails, self, strict=False):
+            if isinstance(classes, DataError) or thumbnail is None:
+                rows.append((Html(""), name, Html(f"<em>{text(str(classes))}</em>")))
+                continue
+            image = picture(thumbnail, "jpeg", description=name, width=72)
+            answers = [(one.label, bar(one.probability), share(one)) for one in classes]
+            rows.append((image, name, Html(table(answers))))
+        more = len(self) - len(rows)
+        return table(rows, notes=[f"and {more:,} more"] if more > 0 else ())
+
+
+def share(prediction: Prediction) -> str:
+    """A probability in percent."""
+    return f"{100 * prediction.probability:.2f} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +78,23 @@ class Evaluation:
             if self.mean_ap is None
             else ("mean_ap", "top1", "top5", "loss")
         )
+
+    def _repr_html_(self) -> str:
+        from deit_zoo.notebook import Html, bar, table
+
+        shown = {"mean_ap": "mean average precision", "top1": "top-1", "top5": "top-5"}
+        rows: list[tuple[str, ...]] = [
+            (shown[name], bar(value / 100), f"{value:.2f} %")
+            for name in self.names
+            if name in shown and (value := getattr(self, name)) is not None
+        ]
+        rows += [
+            ("loss", Html(""), f"{self.loss:.4f}"),
+            ("images", Html(""), f"{self.num_images:,}"),
+        ]
+        if self.num_unjudged:
+            rows.append(("without a label", Html(""), f"{self.num_unjudged:,}"))
+        return table(rows)
 
     def words(self) -> str:
         """What was reached, in words."""

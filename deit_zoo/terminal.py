@@ -1,18 +1,28 @@
-"""A console whose sentences fit the screen: on a terminal they wrap between words, and in a pipe
-nowhere, so that a program reads whole lines."""
+"""What a person watches: sentences that fit the screen, and progress bars.
+
+On a terminal sentences wrap between words, and in a pipe nowhere, so that a program reads whole
+lines; a bar is shown on a terminal and in a notebook, and nowhere else.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape as html_escape
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from deit_zoo.errors import redact
 
+REDRAW_SECONDS = 0.2
 # What moves the cursor, rings, recolours, or turns round the order of signs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -83,3 +93,126 @@ def clock(seconds: float) -> str:
     if hours >= 24:
         return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, whose cells show HTML."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+class Cell:
+    """A bar in a notebook's cell, redrawn some times a second and gone at the end.
+
+    rich would need ipywidgets, which many notebooks have not.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.drawn = 0.0
+
+    def show(self, task: Task) -> None:
+        """Draw it, unless it was drawn just now."""
+        from IPython.display import HTML, display
+
+        if (now := time.monotonic()) - self.drawn < REDRAW_SECONDS:
+            return
+        self.drawn = now
+        left = task.time_remaining
+        words = [task.description, f"{task.completed:,.0f}"]
+        words += [] if task.total is None else [f"of {task.total:,.0f}"]
+        words += [task.fields["speed"]] if task.fields["speed"] else []
+        words += [] if left is None else [f"{clock(left)} left"]
+        most = "" if task.total is None else f'value="{task.completed}" max="{task.total}"'
+        html = HTML(f"<progress {most}></progress> <small>{html_escape(' '.join(words))}</small>")
+        if self.handle is None:
+            self.handle = display(html, display_id=True)
+        else:
+            self.handle.update(html)
+
+    def clear(self) -> None:
+        """Take it away."""
+        from IPython.display import HTML
+
+        if self.handle is not None:
+            self.handle.update(HTML(""))
+
+
+class Bar:
+    """A progress bar where a person watches; called with (done, total).
+
+    With `size`, a number of bytes of which `done` are there, it is moved on by `advance`; so it is
+    `in_bytes` where nobody knows how many come.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        size: int | None = None,
+        done: int = 0,
+        in_bytes: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        from rich import progress as rich
+
+        self.what = what
+        self.done, self.total = done, size
+        columns: tuple[rich.ProgressColumn, ...] = (
+            rich.MofNCompleteColumn(),
+            TimeLeft(),
+            rich.TextColumn("{task.fields[speed]}"),
+        )
+        if in_bytes or size is not None:
+            columns = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        console = console or Terminal(stderr=True, highlight=False, soft_wrap=True)
+        self.progress = rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            # A bar would take what is printed to stdout to where it stands itself.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self.task = self.progress.add_task(escape(what), total=size, completed=done, speed="")
+        self.cell = Cell() if is_notebook() else None
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        if self.cell is not None:
+            self.cell.clear()
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        self.done, self.total = done, total
+        self.progress.update(self.task, completed=done, total=total)
+        task = self.progress.tasks[0]
+        if task.speed:
+            self.progress.update(self.task, speed=f"{task.speed:,.0f} {self.what}/s")
+        if self.cell is not None:
+            self.cell.show(task)
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        self.progress.advance(self.task, count)
+        if self.cell is not None:
+            self.cell.show(self.progress.tasks[0])
+
+
+@contextmanager
+def watched(
+    what: str, progress: Callable[[int, int], None] | None
+) -> Iterator[Callable[[int, int], None]]:
+    """Within it, what to call with (done, total): the caller's own, or a bar."""
+    if progress is not None:
+        yield progress
+        return
+    with Bar(what) as bar:
+        yield bar

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from deit_zoo.data.transforms import EvalTransform
     from deit_zoo.models.layers import ZooModel
+    from deit_zoo.weights.places import Place
 
 _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
 
@@ -48,6 +49,22 @@ class ModelInfo:
     file: LocalCheckpoint | None = None
     labels: tuple[str, ...] | None = None
 
+    @property
+    def place(self) -> Place | None:
+        """Where its weights are taken from without a network: carried, embedded, cached, or None.
+
+        Found by their names; what the files hold is checked where they are loaded.
+        """
+        from deit_zoo.weights.places import place_of
+
+        return None if self.checkpoint is None else place_of(self.checkpoint)
+
+    def _repr_html_(self) -> str:
+        from deit_zoo.facts.model import rows_of_model
+        from deit_zoo.notebook import table
+
+        return table(rows_of_model(self))
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
         facts = asdict(self) | {"checkpoint": self.checkpoint and self.checkpoint.to_dict()}
@@ -66,11 +83,13 @@ def list_models(
     max_params: float | None = None,
     license: str | None = None,
     sort: str = "name",
+    as_table: bool = False,
 ) -> list[str]:
     """Canonical names that pass every filter.
 
     `pattern` and `exclude` are shell patterns; a plain word matches anywhere in the name.
-    `sort` is one of name, top1 (best first), params, gmacs, img_size.
+    `sort` is one of name, top1 (best first), params, gmacs, img_size. With `as_table` a
+    terminal and a notebook show the list as a table; `.models` has the `info` of each.
 
     >>> deit_zoo.list_models("cait", img_size=224)
     ['cait_s24_224', 'cait_xxs24_224', 'cait_xxs36_224']
@@ -105,7 +124,12 @@ def list_models(
         }
         return first[sort], by_name
 
-    return [spec.name for spec in sorted(filter(passes, MODELS.values()), key=order)]
+    names = [spec.name for spec in sorted(filter(passes, MODELS.values()), key=order)]
+    if not as_table:
+        return names
+    from deit_zoo.facts.table import ModelTable
+
+    return ModelTable(map(info, names))
 
 
 def info(name: str) -> ModelInfo:

@@ -14,7 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room is a folder of the package or a file at its top. It imports from its own floor or below.
 FLOORS = {
-    0: {"errors", "results", "version", "files", "labels", "registry", "manifest", "terminal"},
+    0: {
+        "errors",
+        "results",
+        "version",
+        "files",
+        "labels",
+        "registry",
+        "manifest",
+        "notebook",
+        "terminal",
+    },
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "facts", "inference", "hub", "runs"},
     3: {"zoo", "api", "training"},

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -38,9 +37,10 @@ from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import RecipeError, ZooError, redact
 from deit_zoo.facts.model import rows_of_model
+from deit_zoo.facts.table import HEADING, NUMBERS, models_page, notes_of_models, rows_of_models
 from deit_zoo.registry import lookup, normalize, resolve
 from deit_zoo.version import __version__
-from deit_zoo.zoo import ModelInfo, info, list_models
+from deit_zoo.zoo import info, list_models
 
 SECONDS_FOR_THE_FIRST = 10.0
 # The groups of --help.
@@ -175,15 +175,13 @@ def list_(
     )
     models = [info(name) for name in names]
     if as_json:
-        print_json([model.to_dict() for model in models])
+        print_json([model.to_dict() | {"here": model.place} for model in models])
     elif markdown:
         sys.stdout.write(models_page(models))
     else:
-        print_table(_table(models), right=range(1, 6))
-        if any(_is_timms(model) for model in models):
-            talk.print(
-                "* measured by timm with this transform, for which the authors published no figure"
-            )
+        print_table([HEADING, *rows_of_models(models)], right=NUMBERS)
+        for note in notes_of_models(models):
+            talk.print(note)
         if assumed := [model for model in models if model.recipe_assumed]:
             talk.print(
                 f"recipes partly assumed, for what nobody published: {len(assumed)} of "
@@ -231,61 +229,3 @@ for name, group, command, words in (
     ("doctor", WEIGHTS, doctor_, "--no-network"),
 ):
     app.command(name, rich_help_panel=group, epilog=example(f"{name} {words}"))(command)
-
-
-def models_page(models: Iterable[ModelInfo]) -> str:
-    """What `deit-zoo list --markdown` prints and `docs/models.md` holds."""
-    lines = [
-        "# Models",
-        "",
-        "Made by `deit-zoo list --markdown`. Accuracy in percent, on ImageNet-1k's validation set",
-        "with the crop shown, or on the embedded digits. `*`: measured so by timm,",
-        "for which the authors published no figure. GMACs are multiply-accumulates per image.",
-        "",
-        "| name | top-1 | top-5 | parameters | GMACs | pixels | crop | also called |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for model in models:
-        metric = model.checkpoint.metric if model.checkpoint else None
-        cells = (
-            f"`{model.name}`",
-            _top1(model),
-            "–" if metric is None or metric.top5 is None else f"{metric.top5:.2f}",
-            f"{model.num_params:,}",
-            _gmacs(model),
-            str(model.img_size),
-            _crop(model),
-            ", ".join(f"`{alias}`" for alias in model.aliases[:2]) or "–",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _table(models: Iterable[ModelInfo]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("name", "top-1", "params", "GMACs", "px", "crop")]
-    for model in models:
-        millions = model.num_params / 1e6
-        params = f"{millions:.1f} M" if millions >= 1 else f"{millions:.2f} M"
-        size, crop = str(model.img_size), _crop(model)
-        rows.append((model.name, _top1(model), params, _gmacs(model), size, crop))
-    return rows
-
-
-def _crop(model: ModelInfo) -> str:
-    return f"{model.checkpoint.crop_pct:g}" if model.checkpoint else "–"
-
-
-def _gmacs(model: ModelInfo) -> str:
-    return f"{model.gmacs:.2f}" if model.gmacs >= 0.1 else f"{model.gmacs:.4f}"
-
-
-def _top1(model: ModelInfo) -> str:
-    metric = model.checkpoint.metric if model.checkpoint else None
-    if metric is None or metric.top1 is None:
-        return "–"
-    return f"{metric.top1:.2f}{'*' if _is_timms(model) else ''}"
-
-
-def _is_timms(model: ModelInfo) -> bool:
-    record = model.checkpoint
-    return record is not None and record.is_timms(record.metric)

@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from deit_zoo import terminal
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.terminal import Terminal, TimeLeft, one_line
+from deit_zoo.terminal import Terminal, one_line
 
 out = Terminal(highlight=False, soft_wrap=True)
 talk = Terminal(stderr=True, highlight=False, soft_wrap=True)
@@ -137,53 +138,11 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
     ]
 
 
-class Bar:
-    """A progress bar on stderr, shown on a terminal only; called with (done, total).
-
-    With `size`, a number of bytes, it is moved on by `advance`.
-    """
+class Bar(terminal.Bar):
+    """A progress bar above which the talk of a command goes on."""
 
     def __init__(self, what: str, *, size: int | None = None) -> None:
-        from rich import progress as rich
-
-        self.what = what
-        self.done, self.total = 0, size
-        columns: tuple[rich.ProgressColumn, ...] = (
-            rich.MofNCompleteColumn(),
-            TimeLeft(),
-            rich.TextColumn("{task.fields[speed]}"),
-        )
-        if size is not None:
-            columns = (rich.DownloadColumn(), rich.TransferSpeedColumn())
-        self.progress = rich.Progress(
-            rich.TextColumn(what),
-            rich.BarColumn(),
-            *columns,
-            console=talk,
-            transient=True,
-            disable=not talk.is_terminal,
-            # A bar would take what is printed to stdout to where it stands itself.
-            redirect_stdout=sys.stdout.isatty(),
-        )
-        self.task = self.progress.add_task(what, total=size, speed="")
-
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        self.done, self.total = done, total
-        self.progress.update(self.task, completed=done, total=total)
-        if speed := self.progress.tasks[0].speed:
-            self.progress.update(self.task, speed=f"{speed:,.0f} {self.what}/s")
-
-    def advance(self, count: int) -> None:
-        """So many more are done."""
-        self.done += count
-        self.progress.advance(self.task, count)
+        super().__init__(what, size=size, console=talk)
 
 
 def ignore(*_: object) -> None:

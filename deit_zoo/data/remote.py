@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
 
@@ -53,8 +54,6 @@ def files_at(url: str) -> list[str]:
 
 def fetch(urls: Sequence[str]) -> list[Path]:
     """The files at these addresses in the zoo's cache, fetched where they are not there yet."""
-    from deit_zoo.weights.fetch import download_bar
-
     with ThreadPoolExecutor(FETCHERS) as pool:
         files = list(pool.map(_look, urls))
         missing = [file for file in files if not file.is_fetched()]
@@ -63,8 +62,8 @@ def fetch(urls: Sequence[str]) -> list[Path]:
                 missing = [file for file in missing if not file.is_fetched()]
                 total = sum(file.size or 0 for file in missing)
                 _check_space(total)
-                with download_bar(f"{len(missing):,} archives", total, 0) as advance:
-                    list(pool.map(partial(_fetch, advance=advance), missing))
+                with Bar(f"{len(missing):,} archives", size=total) as bar:
+                    list(pool.map(partial(_fetch, advance=bar.advance), missing))
     return [file.place for file in files]
 
 

@@ -29,6 +29,8 @@ def rows_of_model(model: ModelInfo) -> list[Row]:
     if record is None:
         return [*rows, ("checkpoint", "none")]
     rows += [*figures(model, record), *sources(record)]
+    here = model.place or f"not on this machine: deit-zoo weights fetch {model.name}"
+    rows.append(("weights", here))
     if record.log is not None:
         rows.append(("log", str(ASSETS / record.log)))
         rows.append(("receipt", str(ASSETS / f"{record.name}.receipt.json")))

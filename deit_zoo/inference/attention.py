@@ -17,7 +17,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from deit_zoo.data.transforms import normalized
@@ -44,6 +44,7 @@ SIDE, NARROWEST, WIDEST = 1.65, 5.6, 13.2
 GAP, PAD, HEADING, AROUND, LABEL, BAR = 0.2, 0.07, 0.2, 0.62, 0.42, 0.07
 LETTERS = 10  # of a title, in an inch
 DPI = 120
+THUMBNAIL = 112  # pixels of the longer side, in a notebook
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,6 +67,23 @@ class AttentionMap:
     def save(self, file: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Draw the maps over the image into a PNG. Raises MissingExtraError without matplotlib."""
         plot(self, Path(file), title=title)
+
+    def _repr_html_(self) -> str:
+        from deit_zoo.notebook import Html, picture, table
+
+        def shown(image: Image.Image, words: str) -> Html:
+            file = BytesIO()
+            image.resize(_thumbnail_size(image), Image.Resampling.NEAREST).save(file, "PNG")
+            return Html(picture(file.getvalue(), "png", description=words) + f"<br>{words}")
+
+        rows = []
+        for token, maps in zip(self.tokens, self.maps, strict=True):
+            cells: list[str] = [f"{token} token", shown(self.image, "image")]
+            for name, shares in zip(self.panels, maps, strict=True):
+                words = f"{name}, to {100 * float(shares.max()):.3g} %"
+                cells.append(shown(overlay(self.image, shares), words))
+            rows.append(cells)
+        return table(rows, notes=[_title(self)])
 
     def to_dict(self) -> dict[str, Any]:
         """The maps in figures, ready for JSON; entropy in nats, rows and columns from 0."""
@@ -205,6 +223,22 @@ def figure(attention: AttentionMap, title: str) -> Figure:
             panel.set_title(name, fontsize=9)
             _plot_map(panel, attention.image, weights, bar_height=BAR / height)
     return sheet
+
+
+def overlay(image: Image.Image, shares: Tensor) -> Image.Image:
+    """A map over a faint grey image, one flat square per patch, dark where it has no attention."""
+    scaled = (255 * shares / max(float(shares.max()), 1e-12)).round().to(torch.uint8)
+    patches = Image.frombytes("L", (shares.shape[1], shares.shape[0]), bytes(scaled.flatten()))
+    # Three of viridis' colours, by which no matplotlib is needed.
+    colours = ImageOps.colorize(patches, black="#440154", mid="#21918c", white="#fde725")
+    grey = image.convert("L").point(lambda value: (value + 255) // 3).convert("RGB")
+    return Image.blend(grey, colours.resize(image.size, Image.Resampling.NEAREST), OPACITY)
+
+
+def _thumbnail_size(image: Image.Image) -> tuple[int, int]:
+    """That of a small image: its longer side is THUMBNAIL."""
+    scale = THUMBNAIL / max(image.size)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _plot_map(panel: Axes, image: Image.Image, weights: Tensor, bar_height: float) -> None:

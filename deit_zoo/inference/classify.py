@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 
 import torch
 from torch import Tensor
 
+from deit_zoo.data.image_like import from_pixels
 from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import Label, labels
@@ -15,6 +17,7 @@ from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, num_classes_of, spe
 from deit_zoo.results import Prediction
 
 BATCH_SIZE = 32  # images classified at once
+THUMBNAIL = 96  # pixels of its longer side
 
 
 def class_names(model: ZooModel) -> tuple[Label, ...]:
@@ -65,3 +68,12 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         ]
         for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
+
+
+def thumbnail(pixels: Tensor) -> bytes:
+    """A small JPEG of the uint8 pixels (3, H, W) that a model saw."""
+    file = BytesIO()
+    image = from_pixels(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -24,7 +24,6 @@ from deit_zoo.files import (
     OpenedFile,
     as_record,
     digest,
-    expand_user,
     opened,
     read_bytes,
     read_json,
@@ -32,33 +31,20 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.terminal import Terminal
+from deit_zoo.weights.places import CACHE_ENVIRONMENT as CACHE_ENVIRONMENT
+from deit_zoo.weights.places import RECORD_BYTES
+from deit_zoo.weights.places import folder as folder
 
-CACHE_ENVIRONMENT, VERIFY_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_VERIFY"
-WEIGHTS_ENVIRONMENT = "DEIT_ZOO_WEIGHTS"
+VERIFY_ENVIRONMENT = "DEIT_ZOO_VERIFY"
 VERIFY_CHOICES = ("once", "always", "never")
 # DeiT-B takes a minute on a slow line, CaiT-M48 a quarter of an hour.
 LOCK_SECONDS = 1800.0
 HASHINGS = 3  # that a file is replaced meanwhile, as by another process that fetches it, is no harm
 SILENT_SECONDS = 2.0  # of waiting for another process
-RECORD_BYTES = 1 << 16
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 GitSha1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 T = TypeVar("T")
-
-
-def folder() -> Path:
-    """Where converted files and records live: DEIT_ZOO_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get(CACHE_ENVIRONMENT):
-        return expand_user(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(base).expanduser() / "deit_zoo"
-    except RuntimeError as error:
-        raise ZooError(
-            f"this user has no home folder, where the cache would be; set {CACHE_ENVIRONMENT} to a "
-            "folder"
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,17 +31,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
 from deit_zoo.files import digest, digest_of_blob, is_inside
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
+from deit_zoo.terminal import Bar
 from deit_zoo.weights import cache, web
-from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, Commit, GitSha1, KnownFile, Sha256
+from deit_zoo.weights.cache import Commit, GitSha1, KnownFile, Sha256
 from deit_zoo.weights.config import CONFIG_FILE, WEIGHT_FILES
+from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT
 from deit_zoo.weights.reach import Reach
 
 LIBRARY = "deit_zoo"
@@ -380,10 +380,10 @@ def _receive(
             etag.write_text(tag, encoding="utf-8")
     length = web.content_length(response)
     total = None if length is None else have + length
-    with part.open("ab") as stream, download_bar(part.stem, total, have) as advance:
+    with part.open("ab") as stream, Bar(part.stem, size=total, done=have, in_bytes=True) as bar:
         for piece in body:
             stream.write(piece)
-            advance(len(piece))
+            bar.advance(len(piece))
             if stream.tell() > LARGEST:
                 raise UnavailableError(f"it is larger than {LARGEST >> 30} GiB")
     size = part.stat().st_size
@@ -586,13 +586,3 @@ def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     text = text.split("(Caused by ")[-1].splitlines()[0].rstrip(")")
     return text.split(": ", 1)[-1] if text.startswith("<") else text
-
-
-@contextmanager
-def download_bar(what: str, total: int | None, have: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, on a terminal only."""
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total, completed=have)
-        yield lambda count: progress.advance(task, count)

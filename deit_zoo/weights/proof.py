@@ -7,7 +7,6 @@ beside them (`checkpoint.json`): then the installed manifest counts most.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from deit_zoo.files import (
     SUMS_FILE,
     as_record,
     digest,
-    expand_user,
     is_inside,
     read_json,
     read_sums,
 )
 from deit_zoo.manifest import Checkpoint, manifest_path, read_manifest
-from deit_zoo.weights.cache import WEIGHTS_ENVIRONMENT, KnownFile, Sha256, verified
+from deit_zoo.weights.cache import KnownFile, Sha256, verified
+from deit_zoo.weights.places import carried_folders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,17 +91,16 @@ def carried_file(record: Checkpoint) -> KnownFile | None:
     A folder holds one model, or one in each of its folders. Raises IntegrityError where what it
     states is not what the manifest pins, CheckpointError where it states nothing.
     """
-    for base in filter(None, os.environ.get(WEIGHTS_ENVIRONMENT, "").split(os.pathsep)):
-        for folder in (expand_user(base) / record.name, expand_user(base)):
-            if not (folder / RECORD_FILE).exists() or carried_name(folder) != record.name:
-                continue
-            known = known_file(folder / MODEL_FILE)
-            if known.sha256 is None:
-                raise CheckpointError(
-                    f"{folder} has no {SUMS_FILE}, so nothing says what its files should be; fetch "
-                    f"it again with `deit-zoo weights fetch {record.name} --to DIR`"
-                )
-            return known
+    for folder in carried_folders(record.name):
+        if not (folder / RECORD_FILE).exists() or carried_name(folder) != record.name:
+            continue
+        known = known_file(folder / MODEL_FILE)
+        if known.sha256 is None:
+            raise CheckpointError(
+                f"{folder} has no {SUMS_FILE}, so nothing says what its files should be; fetch "
+                f"it again with `deit-zoo weights fetch {record.name} --to DIR`"
+            )
+        return known
     return None
 
 

@@ -40,10 +40,14 @@ def test_list_shows_every_model_with_its_figures() -> None:
     assert done.status == 0
     assert len(done.out.splitlines()) == 39
     rows = [line.split() for line in done.out.splitlines()]
-    assert ["deit_small", "79.85", "22.1", "M", "4.61", "224", "0.875"] in rows
-    assert ["cait_xxs24_224", "78.40*", "12.0", "M", "2.53", "224", "1"] in rows
+    assert ["deit_small", "79.85", "22.1M", "4.61", "224", "in1k", "pinned", "–"] in rows
+    assert ["cait_xxs24_224", "78.40*", "12.0M", "2.53", "224", "in1k", "pinned", "–"] in rows
+    assert [rows[-2][0], *rows[-2][5:]] == ["deit_tiny_distilled", "in1k", "hub", "–"]
+    assert max(map(len, done.out.splitlines())) <= 80
     assert done.err == (
         "* measured by timm with this transform, for which the authors published no figure\n"
+        "proof: the SHA-256 is pinned, stated by the Hub, known by its prefix, or not at all\n"
+        "here: the weights are embedded in the package, cached, or carried to this machine\n"
         "recipes partly assumed, for what nobody published: 23 of 38; `deit-zoo info NAME` says "
         "which values, and why\n"
     )
@@ -65,6 +69,7 @@ def test_list_as_json_is_data() -> None:
     rows = json.loads(deit_zoo("list", "deit_small", "--json").out)
     assert [row["name"] for row in rows] == ["deit_small", "deit_small_distilled"]
     assert rows[0]["checkpoint"]["metrics"]["imagenet1k_val"]["top1"] == 79.854
+    assert rows[0]["here"] is None
 
 
 def test_info_tells_sources_digests_licence_and_transform() -> None:

@@ -1,0 +1,77 @@
+"""Where weights may lie on this machine, and whether those of a model do.
+
+No file is opened but the small record of a folder that was carried here: what a file holds is found
+out by who loads it. Nothing is imported that takes time, so that a list of models is there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from deit_zoo.errors import ZooError
+from deit_zoo.files import MODEL_FILE, RECORD_FILE, expand_user, read_json
+
+if TYPE_CHECKING:
+    from deit_zoo.manifest import Checkpoint, Source
+
+CACHE_ENVIRONMENT, WEIGHTS_ENVIRONMENT = "DEIT_ZOO_CACHE", "DEIT_ZOO_WEIGHTS"
+RECORD_BYTES = 1 << 16
+Place = Literal["carried", "embedded", "cached"]
+
+
+def folder() -> Path:
+    """Where converted files and records live: DEIT_ZOO_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get(CACHE_ENVIRONMENT):
+        return expand_user(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(base).expanduser() / "deit_zoo"
+    except RuntimeError as error:
+        raise ZooError(
+            f"this user has no home folder, where the cache would be; set {CACHE_ENVIRONMENT} to a "
+            "folder"
+        ) from error
+
+
+def hub_folder() -> Path:
+    """The Hub's cache, as huggingface_hub finds it, whose import takes longer than all of this."""
+    variables = os.environ
+    base = variables.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = variables.get("HF_HOME") or os.path.join(base, "huggingface")
+    chosen = variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expandvars(os.path.expanduser(chosen or os.path.join(home, "hub"))))
+
+
+def place_of(record: Checkpoint) -> Place | None:
+    """Where the weights of a record would be taken from without a network; None for nowhere."""
+    if any(_is_of(record.name, folder) for folder in carried_folders(record.name)):
+        return "carried"
+    if any(source.kind == "builtin" for source in record.sources):
+        return "embedded"
+    return "cached" if any(_is_cached(record.name, source) for source in record.sources) else None
+
+
+def carried_folders(name: str) -> list[Path]:
+    """The folders that DEIT_ZOO_WEIGHTS names for a model: one of its own, or one of this alone."""
+    named = filter(None, os.environ.get(WEIGHTS_ENVIRONMENT, "").split(os.pathsep))
+    return [folder for base in named for folder in (expand_user(base) / name, expand_user(base))]
+
+
+def _is_of(name: str, folder: Path) -> bool:
+    file = folder / RECORD_FILE
+    return (
+        file.is_file() and (folder / MODEL_FILE).is_file() and name in read_json(file, RECORD_BYTES)
+    )
+
+
+def _is_cached(name: str, source: Source) -> bool:
+    if source.kind == "hub":
+        repository = hub_folder() / f"models--{str(source.repo_id).replace('/', '--')}"
+        commit = source.revision or "*"
+        return any(repository.glob(f"snapshots/{commit}/{source.filename}"))
+    with contextlib.suppress(ZooError):  # a user without a home has no cache
+        return any((folder() / "converted").glob(f"{name}-{12 * '[0-9a-f]'}.safetensors"))
+    return False
