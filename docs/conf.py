@@ -23,7 +23,6 @@ project, author, version, release = "deit_zoo", "The deit_zoo developers", __ver
 html_title = f"deit_zoo {version}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 highlight_language = "none"
-smartquotes = False  # --option keeps its two hyphens
 myst_heading_anchors = 3
 
 default_role = "code"  # docstrings write names between single backticks
@@ -67,13 +66,22 @@ def relink_included(app: Sphinx, path: Path, page: str, source: list[str]) -> No
 
 
 def write_generated(app: Sphinx) -> None:
-    """The reference of the command line, by typer; its lists of cut-off sentences left out."""
-    GENERATED.mkdir(parents=True, exist_ok=True)
+    """The reference of the command line, by typer."""
     command = [sys.executable, "-m", "typer", "deit_zoo.cli.app", "utils", "docs"]
     command += ["--name=deit-zoo", "--title=The command line"]
     done = subprocess.run(command, cwd=DOCS.parent, check=True, stdout=subprocess.PIPE)
-    reference = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", done.stdout.decode())
-    (GENERATED / "cli.md").write_text(reference, encoding="utf-8")
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    (GENERATED / "cli.md").write_text(mended(done.stdout.decode()), encoding="utf-8")
+
+
+def mended(text: str) -> str:
+    """Without typer's lists of cut-off sentences; examples and options in prose set as code."""
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
+    text = re.sub(
+        r"^Example: (.+)$", r"**Example**:\n\n```console\n$ \1\n```", text, flags=re.MULTILINE
+    )
+    code_or_option = re.compile(r"```.*?```|`[^`]*`|(--[a-z][a-z-]*)", re.DOTALL)
+    return code_or_option.sub(lambda found: f"`{found[1]}`" if found[1] else found[0], text)
 
 
 def setup(app: Sphinx) -> None:
