@@ -58,6 +58,12 @@ def list_archives(
     of_split = partial(_rows, split=split, progress=progress)
     with ThreadPoolExecutor(LISTERS) as pool:
         listed = list(pool.map(of_split, paths, named))
+        if num_named and any(rows.in_shard for rows in listed[num_named:]):
+            shard = next(n for n, rows in enumerate(listed) if rows.in_shard and not named[n])
+            raise DataError(
+                f"{paths[shard]} holds WebDataset samples, and its name does not tell whether for "
+                f"train or val, as that of {paths[0]} does; call it so, or give the others alone"
+            )
         if split == "val" and not any(rows.classes for rows in listed):
             listed = list(pool.map(partial(_rows, split="test"), paths, named))
     return [rows._replace(archive=number) for number, rows in enumerate(listed)]
@@ -101,7 +107,10 @@ def _rows(path: Path, named: bool, *, split: str, progress: Progress = lambda fi
     archive = whole_archive(path)
     members = list_members(archive, progress)
     if path.suffix.lower() == ".tar" and any(name.endswith(LABEL_SUFFIX) for name in members.names):
-        return _in_shard(archive, members)
+        # One whose name tells no split is of none: its samples would be in train and in val.
+        return (
+            _in_shard(archive, members) if named else Rows(_selected(members, ()), [], 0, 0, True)
+        )
     if split == "all":
         return _in_folders(members, _all_places(members.names))
     heap = _heap(path, members) if split == "val" else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
@@ -22,6 +23,7 @@ MANY_DESCRIPTORS = 8192
 class ArchiveSet(LabelledImages):
     """The images of an index, labelled in the order of `classes` where they are given.
 
+    `root` is the archive, or the folder of all.
     A class without images is refused, unless `allow_empty`. Each process opens the archives for
     itself, when it first reads from one.
     """
@@ -54,6 +56,11 @@ class ArchiveSet(LabelledImages):
         )
         self._labels = index.columns.labels
         self._archives = OpenFiles(index.archives)
+        self.root = Path(os.path.commonpath([archive.path for archive in index.archives]))
+
+    def path_in_root(self, index: int) -> str:
+        """The path of an image from the archive on, or from the folder of all."""
+        return self.name_of(index).removeprefix(os.path.join(self.root, ""))
 
     def name_of(self, index: int) -> str:
         """The path of an image in its archive, as if the archive were a folder."""

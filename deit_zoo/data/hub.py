@@ -17,7 +17,7 @@ from typing import Any
 
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import MissingSplitError
-from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
+from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import is_repo_id
@@ -33,7 +33,7 @@ def is_hfds(data: str | Path) -> bool:
 class HubSet(TableSet):
     """One split of a data set of the Hub, read as a folder of the same files would be."""
 
-    def __init__(self, data: str, split: SplitName, classes: Sequence[str] = ()) -> None:
+    def __init__(self, data: str, split: PartName, classes: Sequence[str] = ()) -> None:
         rows, self.split = _load_split(data, split)
         import datasets
 
@@ -50,28 +50,28 @@ class HubSet(TableSet):
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
         source = self._source(index)
-        return len(source) if isinstance(source, bytes) else source.stat().st_size
+        return len(source) if isinstance(source, memoryview) else source.stat().st_size
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming its row."""
         from deit_zoo.data.transforms import image_errors
 
         source = self._source(index)
-        if isinstance(source, bytes):
-            return source
+        if isinstance(source, memoryview):
+            return bytes(source)
         with image_errors(self.name_of(index)):
             return read_file(source)
 
-    def _source(self, index: int) -> Path | bytes:
+    def _source(self, index: int) -> Path | memoryview:
         """The bytes of an image, or the file that holds them; no bytes where there is no image."""
         starts, chunks = self._chunks
         number = bisect_right(starts, index) - 1
         files, paths = chunks[number]
         row = index - starts[number]
-        if (file := files[row].as_py()) is not None:
-            return bytes(file)
+        if (file := files[row]).is_valid:
+            return memoryview(file.as_buffer())
         path = paths[row].as_py()
-        return b"" if path is None else Path(path)
+        return memoryview(b"") if path is None else Path(path)
 
     @cached_property
     def _chunks(self) -> tuple[list[int], list[tuple[Any, Any]]]:
@@ -90,7 +90,7 @@ class HubSet(TableSet):
         return {name: value for name, value in vars(self).items() if name != "_chunks"}
 
 
-def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
+def _load_split(data: str, split: PartName) -> tuple[Any, str]:
     """The rows of a split, and what it is called there."""
     require_extra("hfds", data, "datasets")
     import datasets
@@ -126,10 +126,16 @@ def _load_split(data: str, split: SplitName) -> tuple[Any, str]:
             f"{data} cannot be read ({reason}); give hfds: and a data set of the Hub, or the "
             "folder of a saved one"
         ) from error
-    splits = list(loaded) if isinstance(loaded, datasets.DatasetDict) else []
-    for spelling in SPLITS[split]:
+    if not isinstance(loaded, datasets.DatasetDict):  # saved without one
+        loaded = {"all": loaded}
+    splits = list(loaded)
+    if split == "all" and len(splits) == 1:
+        return loaded[splits[0]], splits[0]
+    for spelling in SPLITS.get(split, ()):
         if spelling in splits:
             return loaded[spelling], spelling
+    if split == "all":
+        raise MissingSplitError(f"{data} has splits ({', '.join(splits)}); give one of them")
     raise MissingSplitError(
         f"{data} has no split {' or '.join(SPLITS[split])} (it has {', '.join(splits) or 'none'}); "
         "give a data set with one to train on and one to validate with"
@@ -154,5 +160,7 @@ def _column(feature: Any) -> Column:
         return Column("image")
     if isinstance(feature, datasets.ClassLabel):
         return Column("classes", tuple(feature.names))
-    integers = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
-    return Column("integers" if integers else "other")
+    kind = feature.dtype if isinstance(feature, datasets.Value) else ""
+    if kind.startswith(("int", "uint")):
+        return Column("integers")
+    return Column("strings" if kind in ("string", "large_string") else "other")

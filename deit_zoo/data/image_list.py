@@ -1,7 +1,7 @@
-"""A list of files as a data set: which images are in `train` and which in `val`, by their paths.
+"""A list of images as a data set: which are in `train` and which in `val`, by their paths.
 
-A run on one's own folder keeps one in its own. Nothing is copied or linked, so it works on any
-disk, and messages name the files as they lie.
+A run on one's own images keeps one in its folder. Nothing is copied or linked, so it works on any
+disk, and messages name the images as they lie: as files, as members of archives or as rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_zoo.data.folder import FolderSet, empty_classes, wrong_classes
-from deit_zoo.data.images import Strings
+from deit_zoo.data.images import MemberImages, Strings
 from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError
 
@@ -28,6 +28,8 @@ ALL = "all"  # the split of images that are not parted
 SEPARATOR = "|"  # between the labels of an image that has several
 _COLUMNS = ["split", "class", "bytes", "file"]
 _OF_SEVERAL = ["split", "labels", "bytes", "file"]
+_OF_MEMBERS = ["split", "class", "bytes", "data", "member"]
+_HEADINGS = (_COLUMNS, _OF_SEVERAL, _OF_MEMBERS)
 
 
 class ListedImage(NamedTuple):
@@ -52,15 +54,17 @@ class ListedImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageList:
-    """Images of a folder, in the order in which a run numbers them.
+    """Images in the order in which a run numbers them.
 
-    An image has one class, or where `several` any number. `ignored` says, of a list that was just
+    An image has one class, or where `several` any number. `data` is the archive or the table of
+    which they are members or rows; of files it is empty. `ignored` says, of a list that was just
     made, what else lies there.
     """
 
     root: Path
     images: tuple[ListedImage, ...]
     several: bool = False
+    data: str = ""
     ignored: str = field(default="", compare=False)
 
     @property
@@ -88,12 +92,12 @@ class ImageList:
         return replace(self, images=tuple(images))
 
     def to_bytes(self) -> bytes:
-        """The list as a CSV file, with the whole path of every file."""
-        text = io.StringIO()
+        """The list as a CSV file, with the whole path of every file, or what it is a member of."""
+        text, place = io.StringIO(), [self.data] if self.data else []
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_OF_SEVERAL if self.several else _COLUMNS)
+        writer.writerow(_OF_MEMBERS if place else _OF_SEVERAL if self.several else _COLUMNS)
         for image in self.images:
-            writer.writerow((*image[:3], self.root / image.path))
+            writer.writerow((*image[:3], *place, image.path if place else self.root / image.path))
         return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -126,6 +130,42 @@ class ListSet(FolderSet):
         self._labels = array("L", first)
 
 
+class MemberSet(ListSet):
+    """The images of one split of a list whose images are members of an archive, or rows."""
+
+    def __init__(
+        self,
+        of: ImageList,
+        split: str,
+        members: MemberImages,
+        classes: Sequence[str] = (),
+        *,
+        allow_empty: bool = False,
+    ) -> None:
+        super().__init__(replace(of, root=members.root), split, classes, allow_empty=allow_empty)
+        self._members = members
+        number_of = {members.path_in_root(index): index for index in range(len(members))}
+        self._numbers = array("Q")
+        images = {image.path: image for image in of.of(split)}
+        for path in (self._paths[index] for index in range(len(self))):
+            number, image = number_of.get(path, -1), images[path]
+            there = (members.classes[members.label_of(number)], members.bytes_of(number))
+            if number < 0 or there != image[1:3]:
+                raise DataError(
+                    f"{members.root / path} is not what it was when the run began; give the run "
+                    f"the {of.data} that it began with"
+                )
+            self._numbers.append(number)
+
+    def bytes_of(self, index: int) -> int:
+        """The length of an image's file."""
+        return self._members.bytes_of(self._numbers[index])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image's file. Raises DataError naming it."""
+        return self._members.read(self._numbers[index])
+
+
 def is_list(data: str | Path) -> bool:
     """Whether a data set is a list of files."""
     place = Path(split_address(str(data))[0])
@@ -139,18 +179,21 @@ def root_of(data: str | Path) -> Path:
 
 
 def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
-    """A list as `to_bytes` wrote it, with paths from `root` on; from none, with whole ones.
+    """A list as `to_bytes` wrote it, with files from `root` on; from none, with whole paths.
 
     Raises DataError where it is none.
     """
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             heading, *rows = csv.reader(stream)
-            if heading not in (_COLUMNS, _OF_SEVERAL):
+            if heading not in _HEADINGS:
                 raise ValueError(f"its first line is {','.join(heading)!r}")
+            data = rows[0][3] if heading == _OF_MEMBERS and rows else ""
             images = tuple(
-                ListedImage(split, name, int(num_bytes), _path_from(root, path))
-                for split, name, num_bytes, path in rows
+                ListedImage(
+                    split, name, int(num_bytes), place[-1] if data else _path_from(root, *place)
+                )
+                for split, name, num_bytes, *place in rows
             )
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
@@ -158,7 +201,8 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
             f"{','.join(_COLUMNS)}, as in a run's {SPLIT_FILE}"
         ) from error
     return ImageList(
-        root=Path(root or Path(file).absolute().anchor),
+        root=Path(data or root or Path(file).absolute().anchor),
+        data=data,
         several=heading == _OF_SEVERAL,
         images=images,
     )
@@ -168,7 +212,7 @@ def is_split(file: str | Path) -> bool:
     """Whether a CSV file is a run's list, by its first line."""
     with open(file, "rb") as stream:
         heading = stream.readline(100).decode("utf-8-sig", "replace").strip().split(",")
-    return heading in (_COLUMNS, _OF_SEVERAL)
+    return heading in _HEADINGS
 
 
 def listing_sha256(images: Iterable[ListedImage]) -> str:

@@ -10,8 +10,16 @@ from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FlatSet, FolderSet, part_folder
 from deit_zoo.data.heap import HeapSet, find_heap
-from deit_zoo.data.hub import HubSet, is_hfds
-from deit_zoo.data.image_list import ALL, ImageList, ListSet, is_list, is_split, read_split
+from deit_zoo.data.hub import HFDS, HubSet, is_hfds
+from deit_zoo.data.image_list import (
+    ALL,
+    ImageList,
+    ListSet,
+    MemberSet,
+    is_list,
+    is_split,
+    read_split,
+)
 from deit_zoo.data.images import ImageSet as ImageSet
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.label_file import read_labels
@@ -70,6 +78,37 @@ def kind_of(data: str | Path) -> Kind:
     )
 
 
+def open_members(data: str) -> ArchiveSet | TableSet:
+    """All images of archives or of a table in which nothing is kept apart.
+
+    They may lie in `train/`, or in a split of that name. Raises MissingSplitError where there are
+    none.
+    """
+    part: PartName = "train" if has_split(data, "train") else "all"
+    if is_table(data):
+        return open_table(data, part)
+    return ArchiveSet(data, part, open_index(data, part), allow_empty=True)
+
+
+def has_split(data: str, split: SplitName) -> bool:
+    """Whether archives or a table say which images are of a split."""
+    try:
+        open_unchecked(data, split)
+    except MissingSplitError:
+        return False
+    return True
+
+
+def open_list(
+    images: ImageList, split: str, classes: Sequence[str] = (), *, allow_empty: bool = False
+) -> ListSet:
+    """One split of a list of files, or of members and rows."""
+    if not images.data:
+        return ListSet(images, split, classes, allow_empty=allow_empty)
+    members = open_members(images.data)
+    return MemberSet(images, split, members, classes, allow_empty=allow_empty)
+
+
 def is_table(data: str | Path) -> bool:
     """Whether the images of a data set are rows."""
     return is_hfds(data) or is_parquet(data)
@@ -91,13 +130,15 @@ def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
 
 def absolute(data: str | Path) -> str:
     """A data set as it is named from any folder."""
-    is_place = not is_hfds(data) and not is_remote(str(data))
-    return str(Path(data).resolve()) if is_place else str(data)
+    place = str(data).removeprefix(HFDS)
+    if is_hfds(data) and Path(split_address(place)[0]).exists():
+        return f"{HFDS}{Path(place).resolve()}"
+    return str(data) if is_hfds(data) or is_remote(str(data)) else str(Path(data).resolve())
 
 
 def open_table(
     data: str,
-    split: SplitName,
+    split: PartName,
     classes: Sequence[str] = (),
     progress: Callable[[int], None] = lambda images: None,
 ) -> TableSet:
@@ -121,15 +162,13 @@ def _open(
 ) -> ImageSet:
     kind = kind_of(data)
     if kind == "table":
-        if part == "all":
-            raise MissingSplitError(f"{data} has splits; give one of them")
         return open_table(str(data), part, classes)
     if kind == "list":
         images = read_list(data)
         if not images.of(part):
             words = "train and val" if part == ALL else f"no image of {part}"
             raise MissingSplitError(f"{data} lists {words}; give another split or list")
-        return ListSet(images, part, classes, allow_empty=allow_empty)
+        return open_list(images, part, classes, allow_empty=allow_empty)
     if kind == "archives":
         index = open_index(str(data), part)
         return ArchiveSet(str(data), part, index, classes, allow_empty=allow_empty)

@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deit_zoo.errors import DataError
@@ -45,6 +46,17 @@ class ImageSet(Protocol):
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
+
+
+class MemberImages(ImageSet, Protocol):
+    """Images that are members of archives, or rows: what all of them lie in, and where there."""
+
+    @property
+    def root(self) -> Path:
+        """What they lie in."""
+
+    def path_in_root(self, index: int) -> str:
+        """Where an image lies in it; no other has the same."""
 
 
 class MissingSplitError(DataError):
@@ -141,6 +153,9 @@ class Strings:
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.block[start : self.ends[index]])
+
+    def __len__(self) -> int:
+        return len(self.ends)
 
 
 def narrow(numbers: Iterable[int], most: int) -> array[int]:

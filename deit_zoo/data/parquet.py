@@ -11,6 +11,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -22,21 +23,23 @@ from deit_zoo.data.hub import HFDS
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
-from deit_zoo.data.table import SPLITS, Column, SplitName, TableSet, choose_columns, split_address
+from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
 from deit_zoo.machine import require_extra
 
+_NAMES = tuple(name for names in SPLITS.values() for name in names)
+_SUFFIX = ".parquet"
 # Row groups that are kept: threads that read one after the other are in two at a time.
 GROUPS = 2
 
 
 class ParquetSet(TableSet):
-    """One split of a folder of Parquet files, in the order of their names."""
+    """One split of a folder of Parquet files, in the order of their names; or one file."""
 
     def __init__(
         self,
         data: str,
-        split: SplitName,
+        split: PartName,
         classes: Sequence[str] = (),
         progress: Callable[[int], None] = lambda images: None,
     ) -> None:
@@ -46,7 +49,7 @@ class ParquetSet(TableSet):
         self.data = data
         self.split, self._paths = split_files(data, split)
         self.bytes = sum(path.stat().st_size for path in self._paths)
-        numbers: list[int | None] = []
+        numbers: list[int | str | None] = []
         # Of each row group: its file, its number there, and its first row.
         self._groups: list[tuple[int, int]] = []
         lengths: list[int] = []
@@ -133,17 +136,20 @@ class ParquetSet(TableSet):
 
 
 def is_parquet(data: str | Path) -> bool:
-    """Whether a data set is a folder of Parquet files, with `hfds:` before it or not."""
+    """Whether a data set is Parquet files, or a folder of them, with `hfds:` before it or not."""
     place = _place(str(data))
-    return any(_files_of(place, name) for names in SPLITS.values() for name in names)
+    return bool(_not_parted(place)) or any(map(partial(_files_of, place), _NAMES))
 
 
-def split_files(data: str, split: SplitName) -> tuple[str, list[Path]]:
+def split_files(data: str, split: PartName) -> tuple[str, list[Path]]:
     """What a split is called, and its files. Raises DataError where there is none."""
     place = _place(data)
-    for name in SPLITS[split]:
-        if files := _files_of(place, name):
-            return name, files
+    named = [name for name in _NAMES if _files_of(place, name)]
+    if split == "all" and not named and (files := _not_parted(place)):
+        return split, files
+    for name in SPLITS.get(split, ()):
+        if name in named:
+            return name, _files_of(place, name)
     raise MissingSplitError(
         f"{data} has no Parquet file of {' or '.join(SPLITS[split])}; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
@@ -163,6 +169,13 @@ def _files_of(place: Path, split: str) -> list[Path]:
     return []
 
 
+def _not_parted(place: Path) -> list[Path]:
+    """A file, or those of a folder whose names tell no split."""
+    if place.suffix.lower() == _SUFFIX and place.is_file():
+        return [place]
+    return [] if any(map(partial(_files_of, place), _NAMES)) else sorted(place.glob(f"*{_SUFFIX}"))
+
+
 def _columns(schema: Any) -> dict[str, Column]:
     """What the columns of a file hold: by what the Hub says of them, else by their types."""
     from pyarrow import types
@@ -172,6 +185,7 @@ def _columns(schema: Any) -> dict[str, Column]:
     columns = {}
     for field in schema:
         feature = features.get(field.name, {})
+        value = field.type.value_type if types.is_dictionary(field.type) else field.type
         is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         if feature.get("_type") == "ClassLabel":
             columns[field.name] = Column("classes", tuple(feature.get("names", ())))
@@ -179,6 +193,8 @@ def _columns(schema: Any) -> dict[str, Column]:
             columns[field.name] = Column("image")
         elif types.is_integer(field.type):
             columns[field.name] = Column("integers")
+        elif any(is_text(value) for is_text in (types.is_string, types.is_large_string)):
+            columns[field.name] = Column("strings")
         else:
             columns[field.name] = Column("other")
     return columns

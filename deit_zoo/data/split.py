@@ -1,9 +1,8 @@
-"""A folder of one's own as a list of files: parted by the share that is kept apart, compared."""
+"""One's own images as a list: parted by the share that is kept apart, compared."""
 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,19 +10,30 @@ from pathlib import Path
 
 from deit_zoo.data.folder import FolderSet, class_folders, split_folder
 from deit_zoo.data.image_list import ALL, UNREADABLE, ImageList, ListedImage
-from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_unchecked, read_list
+from deit_zoo.data.image_set import (
+    ImageSet,
+    absolute,
+    has_split,
+    kind_of,
+    open_members,
+    open_unchecked,
+    read_list,
+)
 from deit_zoo.errors import DataError
 
 _STAT_THREADS = 16  # they wait for a disk
 
 
 def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
-    """The images of a folder; with a share it is parted, and which is where their names decide.
+    """The images of a data set; with a share it is parted, and which is where their names decide.
 
     Raises DataError where `val_share` cannot part it.
     """
-    if kind_of(data) == "list":
+    kind = kind_of(data)
+    if kind == "list":
         return _parted_list(data, val_share)
+    if kind in ("archives", "table") and val_share is not None:
+        return _parted_members(str(data), val_share)
     root = Path(absolute(data))
     if val_share is not None:
         typed = _unsplit(Path(data))
@@ -53,15 +63,35 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
             )
         return images
     if is_parted:
-        raise DataError(
-            f"--val-share parts images that are not parted, and {data} says which are for "
-            "validation; leave it out"
-        )
+        raise DataError(_is_parted(data))
     groups: dict[str, list[ListedImage]] = {}
     for image in images.images:
         name = str(data) if images.several else f"{data}, class {image.class_name}"
         groups.setdefault(name, []).append(image)
     return replace(images, images=tuple(_parted(groups, val_share)))
+
+
+def _parted_members(data: str, val_share: float) -> ImageList:
+    """The images of archives or of a table, parted."""
+    if has_split(data, "val"):
+        raise DataError(_is_parted(data))
+    members = open_members(absolute(data))
+    groups: dict[str, list[ListedImage]] = {name: [] for name in members.classes}
+    for index in range(len(members)):
+        name, path = members.classes[members.label_of(index)], members.path_in_root(index)
+        groups[name].append(ListedImage("all", name, members.bytes_of(index), path))
+    named = {f"{data}, class {name}": images for name, images in groups.items()}
+    parted = _parted(named, val_share)
+    return ImageList(
+        root=members.root, data=absolute(data), images=tuple(parted), ignored=members.note
+    )
+
+
+def _is_parted(data: str | Path) -> str:
+    return (
+        f"--val-share parts images that are not parted, and {data} says which are for validation; "
+        "leave it out"
+    )
 
 
 def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
@@ -88,9 +118,14 @@ def difference(kept: ImageList, now: ImageList, most_lost: int) -> str | None:
 
 
 def check_split(data: str | Path) -> None:
-    """Raises DataError for a folder of class folders, in which nothing is kept apart."""
-    root = Path(data)
-    if kind_of(data) != "folder" or split_folder(root, "val") is not None:
+    """Raises DataError for images of which nothing is kept apart."""
+    root, kind = Path(data), kind_of(data)
+    if kind in ("archives", "table") and not has_split(str(data), "val"):
+        raise DataError(
+            f"{data} does not say which images are for validation; type --val-share 0.2 to keep a "
+            "fifth of each class apart"
+        )
+    if kind != "folder" or split_folder(root, "val") is not None:
         return
     train = split_folder(root, "train")
     names = class_folders(train or root)
@@ -105,12 +140,6 @@ def check_split(data: str | Path) -> None:
 
 def _unsplit(data: Path) -> Path:
     """The folder of class folders that is parted: the data, or its `train/` where that is all."""
-    if data.is_file():
-        tool = "zipfile" if data.suffix.lower() == ".zip" else "tarfile"
-        raise DataError(
-            f"--val-share parts a folder of class folders, and {data} is an archive; unpack it "
-            f"first: {shlex.join(['python', '-m', tool, '-e', str(data), data.stem])}"
-        )
     if not data.is_dir() or split_folder(data, "val") is not None:
         raise DataError(
             f"--val-share parts a folder of class folders, and {data} is none; leave it out"

@@ -10,6 +10,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deit_zoo.data.images import LabelledImages
@@ -19,20 +20,23 @@ from deit_zoo.labels import labels
 SplitName = Literal["train", "val"]
 # "all" is a data set that is not parted.
 PartName = Literal["train", "val", "all"]
-# What a split may be called in a data set of the Hub; the first that there is.
-SPLITS: dict[SplitName, tuple[str, ...]] = {
+# What a split may be called in a data set of the Hub; the first that there is. "all" is one split
+# that is called otherwise.
+SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("validation", "val", "valid", "test"),
 }
 # Images whose bytes tell a split from another.
 SAMPLES = 64
+# Of columns that may hold labels; the first that there is.
+_LABEL_KINDS = ("classes", "integers", "strings")
 _ADDRESS = re.compile(r"(.*?)((?:,(?:image|label)=[^,]+)*)", re.DOTALL)
 
 
 class Column(NamedTuple):
     """What a column holds; `names` are those of its classes, where it has any."""
 
-    kind: Literal["image", "classes", "integers", "other"]
+    kind: Literal["image", "classes", "integers", "strings", "other"]
     names: tuple[str, ...] = ()
 
 
@@ -42,6 +46,15 @@ class TableSet(LabelledImages):
     data: str
     split: str
     bytes: int
+
+    @property
+    def root(self) -> Path:
+        """The data set."""
+        return Path(self.data)
+
+    def path_in_root(self, index: int) -> str:
+        """Split and row."""
+        return f"{self.split}[{index}]"
 
     def name_of(self, index: int) -> str:
         """Data set, split and row."""
@@ -62,9 +75,17 @@ class TableSet(LabelledImages):
         return {"split": self.split, "images": len(self), "sample_sha256": digest.hexdigest()}
 
     def _set_labels(
-        self, numbers: Sequence[int | None], names: Sequence[str], model: Sequence[str]
+        self, values: Sequence[Any], names: Sequence[str], model: Sequence[str]
     ) -> None:
-        """Number the images' classes as the model does, where one is given."""
+        """Number the images' classes as the model does, where one is given.
+
+        The values of a column of strings are the names themselves.
+        """
+        numbers: Sequence[int | None] = values
+        if any(isinstance(value, str) for value in values):
+            names = sorted({value for value in values if value is not None})
+            number_of = {name: number for number, name in enumerate(names)}
+            numbers = [number_of.get(value) for value in values]
         most = max((number for number in numbers if number is not None), default=-1) + 1
         if not names and most > max(len(numbers), len(model)):
             raise DataError(
@@ -93,23 +114,21 @@ def split_address(data: str) -> tuple[str, dict[str, str]]:
 
 def choose_columns(data: str, columns: Mapping[str, Column]) -> tuple[str, str]:
     """The columns of the images and of their labels. Raises DataError where they are not clear."""
-    integers = not any(column.kind == "classes" for column in columns.values())
-    return (
-        _choose(data, columns, "image", {"image"}),
-        _choose(data, columns, "label", {"integers"} if integers else {"classes"}),
-    )
+    there = {column.kind for column in columns.values()}
+    kind = next((kind for kind in _LABEL_KINDS if kind in there), "classes")
+    return _choose(data, columns, "image", "image"), _choose(data, columns, "label", kind)
 
 
-def _choose(data: str, columns: Mapping[str, Column], what: str, kinds: set[str]) -> str:
+def _choose(data: str, columns: Mapping[str, Column], what: str, kind: str) -> str:
     chosen = split_address(data)[1].get(what)
-    usable = {"image"} if what == "image" else {"classes", "integers"}
+    usable = ("image",) if what == "image" else _LABEL_KINDS
     fitting = [name for name, column in columns.items() if column.kind in usable]
     if chosen is not None and chosen not in fitting:
         raise DataError(
             f"{data} has no {what} column {chosen!r}; give one of "
             f"{', '.join(fitting) or 'a data set that has one'}"
         )
-    candidates = [name for name, column in columns.items() if column.kind in kinds]
+    candidates = [name for name, column in columns.items() if column.kind == kind]
     if chosen is not None or len(candidates) == 1:
         return chosen or candidates[0]
     if candidates:
@@ -119,7 +138,7 @@ def _choose(data: str, columns: Mapping[str, Column], what: str, kinds: set[str]
         )
     raise DataError(
         f"{data} has no {what} column among {', '.join(columns)}; it must have one of images, and "
-        "one of classes or of whole numbers from 0"
+        "one of classes, of whole numbers from 0, or of names"
     )
 
 

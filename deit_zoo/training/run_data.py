@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.image_list import SPLIT_FILE, ImageList, ListSet
-from deit_zoo.data.image_set import ImageSet, kind_of, open_unchecked
+from deit_zoo.data.image_list import SPLIT_FILE, ImageList
+from deit_zoo.data.image_set import ImageSet, kind_of, open_list, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
 from deit_zoo.data.survey import CONTENT, SMALL, bad_images, most_unreadable
 from deit_zoo.data.table import SplitName
@@ -50,7 +50,7 @@ def images_of_run(
     images = list_images(data, val_share)
     if former is not None and former.images is not None:
         _check_same_images(output, former, former.images, images, data, val_share)
-        return replace(former.images, root=images.root)
+        return replace(former.images, root=images.root, data=images.data)
     if former is not None:  # of version 0.1, which parted by links
         return images
     if images.ignored:
@@ -80,7 +80,7 @@ def open_part(
     """A split as it lies, or as the run's list, which may not be written yet, has it."""
     if images is None:
         return open_unchecked(data, split, reading)
-    part = ListSet(images, split, allow_empty=True)
+    part = open_list(images, split, allow_empty=True)
     part.reading = reading
     return part
 

@@ -19,6 +19,7 @@ import deit_zoo
 from deit_zoo.data import archive_source
 from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import ImageSet, absolute, kind_of, open_set, open_unchecked
+from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.survey import bad_images, scan, validate
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_set
@@ -385,6 +386,21 @@ def test_archives_of_one_split_are_enough_to_evaluate(tmp_path: Path) -> None:
     assert (ours.top1, ours.loss, ours.num_images) == (theirs.top1, theirs.loss, 40)
     assert refused(lambda: open_set(tmp_path / "shards", "train")).startswith(
         f"{tmp_path}/shards has no archive of train among its 1 (such as "
+    )
+
+
+def test_a_shard_whose_name_tells_no_split_is_not_in_both(tmp_path: Path) -> None:
+    members = {"1.png": photo("red"), "1.cls": b"0", "2.png": photo("blue"), "2.cls": b"1"}
+    write_tar(tmp_path / "000.tar", members)
+    for split in ("train", "val"):
+        with pytest.raises(MissingSplitError):
+            open_set(tmp_path, split)  # type: ignore[arg-type]
+    assert len(open_set(tmp_path, "all")) == 2
+    write_tar(tmp_path / "train-000.tar", members)
+    assert refused(lambda: open_set(tmp_path, "train")) == (
+        f"{tmp_path}/000.tar holds WebDataset samples, and its name does not tell whether for "
+        f"train or val, as that of {tmp_path}/train-000.tar does; call it so, or give the others "
+        "alone"
     )
 
 

@@ -241,8 +241,8 @@ def test_a_data_set_without_an_image_column_is_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "texts")
     data = f"hfds:{tmp_path / 'texts'}"
     assert refused(lambda: validate(data)) == (
-        f"{data} has no image column among text; it must have one of images, and one of classes or "
-        "of whole numbers from 0"
+        f"{data} has no image column among text; it must have one of images, and one of classes, "
+        "of whole numbers from 0, or of names"
     )
 
 

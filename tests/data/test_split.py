@@ -1,4 +1,4 @@
-"""A folder of photographs is parted by a list: the same every time, a share of every class."""
+"""Photographs are parted by a list: the same every time, a share of every class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 
 from deit_zoo.data.image_list import ListSet, read_split
@@ -13,6 +14,7 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.data.split import check_split, difference, list_images
 from deit_zoo.data.survey import scan
 from deit_zoo.errors import DataError
+from support.imagenet import write_tar
 
 # Of 10 and 4 paths a fifth, rounded, that comes first by its SHA-256 (sha256sum of `cat/3.jpg`:
 # 13dc..., of `cat/8.jpg`: 3ae3..., of `dog/2.jpg`: 3658...).
@@ -118,7 +120,6 @@ def test_a_training_folder_without_its_validation_can_be_parted(photos: Path) ->
 def test_what_is_parted_already_is_used_as_it_is(photos: Path) -> None:
     (photos / "val").mkdir()
     check_split(photos)
-    check_split("hfds:beans")
 
 
 def test_a_folder_of_class_folders_is_refused_with_what_to_type(photos: Path) -> None:
@@ -177,13 +178,100 @@ def test_what_differs_from_a_list_is_said_by_an_example(photos: Path) -> None:
     assert difference(kept, list_images(photos, 0.2), 9) == f"{photos / VAL[0]} is gone"
 
 
-def test_an_archive_is_unpacked_before_it_is_parted(photos: Path, tmp_path: Path) -> None:
-    for kind, tool in (("zip", "zipfile"), ("tar", "tarfile")):
-        file = shutil.make_archive(str(tmp_path / "my photos"), kind, photos)
-        with pytest.raises(DataError) as caught:
-            list_images(file, 0.2)
-        advice = f"unpack it first: python -m {tool} -e '{file}' 'my photos'"
-        assert str(caught.value).endswith(f"{file} is an archive; {advice}")
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("outer", [False, True])
+def test_an_archive_is_parted_as_the_folder_that_was_packed(
+    photos: Path, tmp_path: Path, kind: str, outer: bool
+) -> None:
+    place = (photos.parent, photos.name) if outer else (photos, None)
+    file = Path(shutil.make_archive(str(tmp_path / "my photos"), kind, *place))
+    images, unpacked = list_images(file, 0.2), list_images(photos, 0.2)
+    assert images.images == unpacked.images
+    assert images.ignored == f"1 other file is ignored in {file}"
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    assert read_split(tmp_path / "split.csv") == images
+    (tmp_path / "folder.csv").write_bytes(unpacked.to_bytes())
+    assert scan(tmp_path / "split.csv").fingerprint() == scan(tmp_path / "folder.csv").fingerprint()
+    val = open_set(tmp_path / "split.csv", "val")
+    assert [val.name_of(number) for number in range(3)] == [str(file / path) for path in VAL]
+    assert (val.label_of(2), val.bytes_of(2), val.read(2)) == (1, 5, b"dog 2")
+
+
+def test_shards_are_parted_class_by_class_and_tell_keys_apart(tmp_path: Path) -> None:
+    for number in range(2):
+        members = {f"{key}.png": f"{number} {key}".encode() for key in range(6)}
+        labels = {f"{key}.cls": str(key % 3).encode() for key in range(6)}
+        write_tar(tmp_path / "shards" / f"{number}.tar", members | labels)
+    images = list_images(tmp_path / "shards", 0.25)
+    counts = [[image.class_name for image in images.of(split)] for split in ("train", "val")]
+    assert counts == [["0"] * 3 + ["1"] * 3 + ["2"] * 3, ["0", "1", "2"]]
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    sets = [open_set(tmp_path / "split.csv", part) for part in ("train", "val")]
+    assert len({images.read(n) for images in sets for n in range(len(images))}) == 12
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "saved", "hub", "names"])
+def test_a_table_of_one_split_is_parted_by_its_rows(tmp_path: Path, form: str) -> None:
+    names = ["dog", "cat"]
+    rows = {
+        "image": [{"bytes": bytes([n]) * (n + 1), "path": None} for n in range(8)],
+        "label": [names[n % 2] if form == "names" else n % 2 for n in range(8)],
+    }
+    label = datasets.Value("string") if form == "names" else datasets.ClassLabel(names=names)
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    table = datasets.Dataset.from_dict(rows, features=features)
+    data = tmp_path / "photos.parquet"
+    if form in ("saved", "hub"):
+        saved = datasets.DatasetDict({"train": table}) if form == "hub" else table
+        saved.save_to_disk(data := tmp_path / "saved")
+    else:
+        (tmp_path / "part-0.parquet").parent.mkdir(exist_ok=True)
+        table.to_parquet(data)
+    place = {"folder": str(tmp_path), "saved": f"hfds:{data}", "hub": f"hfds:{data}"}
+    source = place.get(form, str(data))
+    images = list_images(source, 0.25)
+    assert [image.class_name for image in images.of("val")].count("cat") == 1
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    for part, count in (("train", 6), ("val", 2)):
+        rows_of = open_set(tmp_path / "split.csv", part)  # type: ignore[arg-type]
+        assert (len(rows_of), rows_of.classes) == (count, ["cat", "dog"])
+        for number in range(count):
+            content = rows_of.read(number)
+            assert len(content) == rows_of.bytes_of(number) == content[0] + 1
+            assert rows_of.classes[rows_of.label_of(number)] == names[content[0] % 2]
+
+
+def test_what_says_its_validation_images_is_not_parted_again(photos: Path, tmp_path: Path) -> None:
+    (photos / "val").mkdir()
+    shutil.copytree(photos / "cat", photos / "val" / "cat")
+    file = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    assert refused(file) == (
+        f"--val-share parts images that are not parted, and {file} says which are for validation; "
+        "leave it out"
+    )
+
+
+def test_an_archive_of_which_nothing_is_kept_apart_says_what_to_type(
+    photos: Path, tmp_path: Path
+) -> None:
+    file = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    with pytest.raises(
+        DataError, match=r"type --val-share 0\.2 to keep a fifth of each class apart"
+    ):
+        check_split(file)
+
+
+def test_a_list_of_members_is_not_read_from_another_archive(photos: Path, tmp_path: Path) -> None:
+    file = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    (tmp_path / "split.csv").write_bytes(list_images(file, 0.2).to_bytes())
+    (photos / VAL[0]).write_bytes(b"another cat")
+    shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    with pytest.raises(DataError) as caught:
+        open_set(tmp_path / "split.csv", "val")
+    assert str(caught.value) == (
+        f"{file / VAL[0]} is not what it was when the run began; give the run the {file} that it "
+        "began with"
+    )
 
 
 def test_what_is_not_there_is_told_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def refused(output: Path, data: Path, share: float | None = 0.2) -> str:
     with pytest.raises(DataError) as caught:
         tune(output, data, share)
     return str(caught.value)
+
+
+def zipped(folder: Path) -> Path:
+    return Path(shutil.make_archive(str(folder), "zip", folder))
 
 
 def rows(output: Path) -> list[dict[str, str]]:
@@ -131,6 +136,33 @@ def test_a_finished_run_is_of_the_data_that_it_began_with(tmp_path: Path, cats: 
     files = sorted((cats / "0").iterdir())
     files[0].write_bytes(files[1].read_bytes())
     assert "bytes, not" in refused(output, cats)
+
+
+def test_a_run_on_an_archive_goes_on_with_the_archive_that_it_began_with(
+    tmp_path: Path, cats: Path
+) -> None:
+    output, file = tmp_path / "out", zipped(cats)
+    tune(output, file)
+    read = [row["member"] for row in rows(output) if row["data"] == str(file)]
+    assert sorted(read) == [path.relative_to(cats).as_posix() for path in sorted(cats.rglob("*.*"))]
+    weights = (output / "model.safetensors").read_bytes()
+    tune(tmp_path / "folder", cats)
+    assert (tmp_path / "folder" / "model.safetensors").read_bytes() == weights
+    moved = file.rename(tmp_path / "moved.zip")
+    tune(output, moved)  # the same again: no error
+
+    photo = sorted((cats / "0").iterdir())[0]
+    photo.write_bytes(photo.read_bytes()[:-1] + b"!")
+    assert refused(output, zipped(cats)) == (
+        f"images of {file} are not those that the run in {output} began with, though their names "
+        "and sizes are; give the data that it began with, or a new --output"
+    )
+    write(cats, "2", 10)
+    said = refused(output, zipped(cats))
+    assert said.startswith(
+        f"the run in {output} began with 16 training and 4 validation images, and {file} holds 24 "
+        f"training and 6 validation images now ({file}/2/"
+    )
 
 
 def test_a_folder_that_moved_is_still_the_same(tmp_path: Path, cats: Path) -> None:
