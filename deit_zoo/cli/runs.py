@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PICTURE = Path("curve.png")
 NARROWEST = 40
+_TITLES = {"top1": "top-1", "mean_ap": "mean AP"}  # of the figure that counts, as epochs name it
 
 
 class Metric(str, Enum):
@@ -128,15 +129,16 @@ def compare_(
     if as_json:
         print_json(rows)
         return
-    cells = [("run", "top-1", "best", "loss", "epochs", "time", "changed")]
-    for row in rows:
+    figure_of = ["top1" if row["best_mean_ap"] is None else "mean_ap" for row in rows]
+    names = {name: title for name, title in _TITLES.items() if name in figure_of}
+    cells = [("run", *names.values(), "best", "loss", "epochs", "time", "changed")]
+    for row, own in zip(rows, figure_of, strict=True):
         changed = ", ".join(f"{field} {value}" for field, value in row["changed"].items())
-        figures = (row["top1"], row["best_top1"], row["val_loss"])
-        top1, best, loss = ("–" if value is None else f"{value:.2f}" for value in figures)
-        cells.append(
-            (row["run"], top1, best, loss, str(row["epochs"]), clock(row["seconds"]), changed)
-        )
-    print_table(cells, right=range(1, 6))
+        last = [row[own] if name == own else None for name in names]
+        values = (*last, row[f"best_{own}"], row["val_loss"])
+        figures = ("–" if value is None else f"{value:.2f}" for value in values)
+        cells.append((row["run"], *figures, str(row["epochs"]), clock(row["seconds"]), changed))
+    print_table(cells, right=range(1, 5 + len(names)))
 
 
 def _figures(runs: list[Run]) -> dict[str, Any]:

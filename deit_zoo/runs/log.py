@@ -35,6 +35,16 @@ class Run:
     shipped: bool = False
 
     @property
+    def figures(self) -> list[float | None]:
+        """What counts in each epoch, in percent: `figure` says which."""
+        return [counted(row)[1] for row in self.log]
+
+    @property
+    def figure(self) -> str:
+        """What the figure is called that counts."""
+        return counted(self.log[-1])[0]
+
+    @property
     def curve(self) -> Curve | None:
         """The published curve of the run's recipe, which it is to be compared with."""
         return published_curve(self.recipe) if self.recipe and not self.shipped else None
@@ -45,6 +55,16 @@ class Run:
         if self.recipe is None or (curve := self.curve) is None:
             return None
         return compare_to_reference(curve, self.log, self.recipe.band)
+
+
+def counted(row: dict[str, Any]) -> tuple[str, float | None]:
+    """The figure of an epoch that counts, and what it is called.
+
+    It is the mean average precision of the classes where images have several labels.
+    """
+    if "val_mean_ap" in row:
+        return "mean AP", row["val_mean_ap"]
+    return "top-1", row["val_top1"]
 
 
 def read_run(name_or_path: str) -> Run:

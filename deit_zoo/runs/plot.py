@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE_FILE = "curve.png"
-METRICS = {"loss": "training loss", "top1": "validation top-1 (%)"}
 # Okabe and Ito's colours, which are told apart by the colour-blind too; grey is the published run.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
@@ -44,8 +43,13 @@ class Line:
 
 def lines_of(runs: Sequence[Run], metric: str) -> list[Line]:
     """The runs, and after them the published curve of the first where there is one to see."""
-    key = {"loss": "train_loss", "top1": "val_top1"}[metric]
-    lines = [Line(label=run.label, points=_points(run, key)) for run in runs]
+    mixed = metric == "top1" and len({run.figure for run in runs}) > 1
+    lines = [
+        Line(
+            label=f"{run.label} ({run.figure})" if mixed else run.label, points=_points(run, metric)
+        )
+        for run in runs
+    ]
     curve = runs[0].curve
     if metric == "top1" and curve and curve.points:
         last = max((line.points[-1][0] for line in lines if line.points), default=0) * AHEAD
@@ -57,8 +61,17 @@ def lines_of(runs: Sequence[Run], metric: str) -> list[Line]:
     return lines
 
 
-def _points(run: Run, key: str) -> list[tuple[int, float]]:
-    return [(row["epoch"] + 1, float(row[key])) for row in run.log if row[key] is not None]
+def _points(run: Run, metric: str) -> list[tuple[int, float]]:
+    values = run.figures if metric == "top1" else [row["train_loss"] for row in run.log]
+    pairs = zip(run.log, values, strict=True)
+    return [(row["epoch"] + 1, float(value)) for row, value in pairs if value is not None]
+
+
+def _axis(runs: Sequence[Run], metric: str) -> str:
+    """What a panel shows."""
+    if metric == "loss":
+        return "training loss"
+    return f"validation {' or '.join(dict.fromkeys(run.figure for run in runs))} (%)"
 
 
 def draw_run(output: Path, title: str) -> None:
@@ -69,7 +82,7 @@ def draw_run(output: Path, title: str) -> None:
     draw(
         [run],
         output / CURVE_FILE,
-        title=f"{title}: {shown_figure(last['val_top1'], '{:.2f} %')} after "
+        title=f"{title}: {shown_figure(run.figures[-1], '{:.2f} %')} after "
         f"{count(last['epoch'] + 1, 'epoch')}",
     )
 
@@ -90,7 +103,7 @@ def draw(
             _draw_line(panel, line, COLOURS[number % len(COLOURS)])
         if metric == "top1":
             _draw_figure(panel, runs)
-        panel.set_ylabel(METRICS[metric])
+        panel.set_ylabel(_axis(runs, metric))
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("epoch")
@@ -124,7 +137,7 @@ def _draw_figure(panel: Axes, runs: Sequence[Run]) -> None:
     if (figure := _figure(runs[0])) is None:
         return
     top1, tolerance, label = figure
-    reached = [value for run in runs for _, value in _points(run, "val_top1")]
+    reached = [value for run in runs for _, value in _points(run, "top1")]
     if max(reached, default=0.0) * IN_SIGHT < top1:
         panel.plot([], [], " ", label=f"{label}: far above")
         return
@@ -146,7 +159,7 @@ def terminal_plot(
 ) -> str:
     """A chart of characters with a line on each run; `plain` for a terminal of ASCII only."""
     lines = lines_of(runs, metric)
-    rows = [METRICS[metric], *chart(lines, width=width, height=height, plain=plain)]
+    rows = [_axis(runs, metric), *chart(lines, width=width, height=height, plain=plain)]
     for mark, line in zip(_marks(lines, plain), lines, strict=True):
         rows += wrap(f"{mark} {line.label}", width, initial_indent="  ", subsequent_indent="    ")
     if metric == "top1" and (figure := _figure(runs[0])):
@@ -162,11 +175,11 @@ def summary(run: Run) -> str:
     last = run.log[-1]
     epochs = f"{last['epoch'] + 1}/{run.recipe.epochs}" if run.recipe else str(last["epoch"] + 1)
     figures = f"epoch {epochs}, loss {shown_figure(last['train_loss'], '{:.3f}')}, "
-    figures += f"top-1 {shown_figure(last['val_top1'], '{:.2f} %')}"
+    figures += f"{run.figure} {shown_figure(run.figures[-1], '{:.2f} %')}"
     status = run.status
     remarks = [status.sentence(run.differs)] if status else []
-    for key, name in (("train_loss", "loss"), ("val_top1", "top-1")):
-        if gaps := len(run.log) - len(_points(run, key)):
+    for metric, name in (("loss", "loss"), ("top1", run.figure)):
+        if gaps := len(run.log) - len(_points(run, metric)):
             remarks.append(f"{name} is not finite in {count(gaps, 'epoch')}")
     return "; ".join([f"{run.label}: {figures}", *remarks])
 

@@ -20,6 +20,7 @@ from deit_zoo.files import LOG_FILE, write_whole
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import duration
 from deit_zoo.runs.json_lines import finite, first_lines, to_line
+from deit_zoo.runs.log import counted
 from deit_zoo.runs.reference import (
     compare_to_reference,
     plan_differences,
@@ -85,13 +86,6 @@ class FittedLine:
                 cells.append(bar if name == "bar" else Text(shown[name], STYLES.get(name, "")))
         line.add_row(*cells)
         yield line
-
-
-def counted(row: dict[str, Any]) -> tuple[str, float | None]:
-    """The figure of an epoch that counts, and what it is called."""
-    if "val_mean_ap" in row:
-        return "mean AP", row["val_mean_ap"]
-    return "top-1", row["val_top1"]
 
 
 class MetricLogger:

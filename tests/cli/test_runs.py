@@ -373,6 +373,35 @@ def test_compare_sorts_by_top1_and_says_what_changed(
     assert rows[0]["changed"] == {"epochs": "200", "lr": "0.002"}
 
 
+def test_a_run_of_several_labels_is_shown_by_its_mean_average_precision(
+    typed: Callable[..., Done], run: Path, tmp_path: Path
+) -> None:
+    tags = tmp_path / "tags"
+    tags.mkdir()
+    rows = [
+        {"epoch": n, "train_loss": 0.7, "val_top1": 90.0 + n, "val_mean_ap": ap, "val_loss": 0.5}
+        for n, ap in enumerate((20.0, 31.25, 30.5))
+    ]
+    (tags / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = typed("plot", tags).out.splitlines()
+    assert lines[0] == "validation mean AP (%)"
+    assert " ".join(lines[-2:]).endswith("mean AP 30.50 %")
+    mixed = typed("plot", run, tags).out
+    assert mixed.startswith("validation top-1 or mean AP (%)\n")
+    said = " ".join(mixed.split())
+    assert f"1 {run} (top-1)" in said
+    assert f"2 {tags} (mean AP)" in said
+    heading, first, second = typed("compare", run, tags).out.splitlines()
+    assert heading.split()[:5] == ["run", "top-1", "mean", "AP", "best"]
+    assert (first.split()[:4], second.split()[1:4]) == (
+        [str(tags), "–", "30.50", "31.25"],
+        ["0.10", "–", "0.30"],
+    )
+    assert typed("compare", tags).out.split()[:4] == ["run", "mean", "AP", "best"]
+    [row] = json.loads(typed("compare", tags, "--json").out)
+    assert (row["mean_ap"], row["best_mean_ap"], row["best_top1"]) == (30.5, 31.25, 92.0)
+
+
 def test_compare_of_equal_recipes_shows_no_change(typed: Callable[..., Done], run: Path) -> None:
     [row] = json.loads(typed("compare", "deit_pico_digits", "--json").out)
     assert row["changed"] == {}
