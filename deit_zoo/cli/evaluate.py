@@ -19,6 +19,7 @@ from deit_zoo.cli.options import (
     Device,
     LabelColumn,
     NameOrRun,
+    Parquet,
     complete_name,
     with_label_column,
 )
@@ -82,9 +83,7 @@ def evaluate_(
             autocompletion=complete_name,
         ),
     ] = None,
-    parquet: Annotated[
-        bool, typer.Option("--parquet", help="In the report also predictions.parquet.")
-    ] = False,
+    parquet: Parquet = False,
     label_column: LabelColumn = None,
     device: Device = "auto",
     as_json: AsJson = False,

@@ -54,6 +54,9 @@ OtherWeights = Annotated[
     str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Parquet = Annotated[
+    bool, typer.Option("--parquet", help="With predictions.csv also predictions.parquet.")
+]
 FiguresAsJson = Annotated[
     bool, typer.Option("--json", help="Print the figures; a picture only with --output.")
 ]

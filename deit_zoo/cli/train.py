@@ -24,6 +24,7 @@ from deit_zoo.cli.options import (
     LabelColumn,
     LogTo,
     NameOrRun,
+    Parquet,
     RecipeName,
     Resume,
     Slurm,
@@ -196,6 +197,7 @@ def finetune_(
         int | None, typer.Option(min=1, max=MOST, help="Training processes, on the CPU.")
     ] = None,
     log_to: LogTo = None,
+    parquet: Parquet = False,
     resume: Resume = "auto",
     slurm: Slurm = None,
     dry_run: DryRun = False,
@@ -216,6 +218,7 @@ def finetune_(
         "layer_decay": layer_decay,
         "freeze": freeze,
         "log_to": log_to,
+        "parquet": parquet or None,
     }
     all_changes = [
         f"{field}={shown(value)}" for field, value in fields.items() if value is not None

@@ -54,6 +54,7 @@ SETTINGS = (
     "log_steps",
     "log_to",
     "final",
+    "parquet",
     "teacher_labels",
 )
 
@@ -68,7 +69,8 @@ class Plan:
     None means as many as a CUDA GPU's memory has room for, and elsewhere one replica's. Images are
     augmented by the loader's workers or on the device, with the same bits; auto means on a CUDA
     GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch. `reading` is
-    how images are decoded: as upstream does, or upright, as a person sees them.
+    how images are decoded: as upstream does, or upright, as a person sees them. With `parquet` the
+    results of a run on a folder have predictions.parquet too.
     """
 
     recipe: Recipe
@@ -88,6 +90,7 @@ class Plan:
     log_steps: Count = 50
     log_to: Literal["none", "trackio", "wandb"] = "none"
     final: Literal["last", "best"] = "last"
+    parquet: bool = False
     teacher_labels: str | None = None  # a folder
 
     def __post_init__(self) -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
 from deit_zoo.files import PLAN_FILE, RECEIPT_FILE
 from deit_zoo.labels import labels
-from deit_zoo.machine import check_gpus, check_processes, usable_device, world_size
+from deit_zoo.machine import (
+    check_gpus,
+    check_processes,
+    require_extra,
+    usable_device,
+    world_size,
+)
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
@@ -266,6 +272,8 @@ def run_plan(
         elastic.check_rendezvous(plan.nodes, rendezvous)
     check_device(plan)
     check_log_to(plan)
+    if plan.parquet:
+        require_extra("hfds", "--parquet", "pyarrow")
     resolve_init_from(plan.recipe)
 
     def prepare(stack: ExitStack) -> Job:

@@ -24,6 +24,8 @@ def write_results(
     train: ImageSet,
     workers: int,
     say: Callable[[str], None],
+    *,
+    parquet: bool = False,
 ) -> None:
     """Write it for the validation images and, where they are few, for those that were learned."""
     splits = [_answers("val", model, val, workers)]
@@ -32,7 +34,8 @@ def write_results(
             splits.append(_answers("train", model, train, workers))
         except DataError as error:
             say(f"the results are of the validation images alone, for {error}")
-    write_report(output / RESULTS_FOLDER, f"{output.resolve().name}: results", splits)
+    title = f"{output.resolve().name}: results"
+    write_report(output / RESULTS_FOLDER, title, splits, parquet=parquet)
     say(f"accuracy of each class, mistakes and predictions: {output / RESULTS_FOLDER}/index.html")
 
 

@@ -150,8 +150,11 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 def write() -> None:
                     exported = create(recipe.architecture, checkpoint=output / MODEL_FILE)
                     network = exported.to(group.device)
+                    sets = validation, images
                     with full_disk_as_error(output):
-                        write_results(output, network, validation, images, eval_workers, say)
+                        write_results(
+                            output, network, *sets, eval_workers, say, parquet=plan.parquet
+                        )
 
                 group.run_on_main(write)
             return verdict

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from deit_zoo.data.digits import digits
 from deit_zoo.data.survey import most_unreadable, scan
@@ -32,7 +33,9 @@ def write(folder: Path, classes: str, count: int) -> Path:
     return folder
 
 
-def tune(output: Path, data: Path, share: float | None = 0.2, **options: object) -> list[str]:
+def tune(
+    output: Path, data: Path, share: float | None = 0.2, *more: str, **options: object
+) -> list[str]:
     """A run of an epoch; what it tells."""
     told: list[str] = []
     finetune(
@@ -40,7 +43,7 @@ def tune(output: Path, data: Path, share: float | None = 0.2, **options: object)
         data=data,
         output=output,
         val_share=share,
-        changes=["epochs=1", "hflip=0"],
+        changes=["epochs=1", "hflip=0", *more],
         workers=0,
         tell=told.append,
         **options,  # type: ignore[arg-type]
@@ -149,7 +152,9 @@ def test_a_run_on_an_archive_goes_on_with_the_archive_that_it_began_with(
     tune(tmp_path / "folder", cats)
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == weights
     moved = file.rename(tmp_path / "moved.zip")
-    tune(output, moved)  # the same again: no error
+    tune(output, moved, 0.2, "parquet=true")  # the same again: no error
+    table = parquet.read_table(output / "results" / "predictions.parquet")
+    assert table["split"].to_pylist() == ["val"] * 4 + ["train"] * 16
 
     photo = sorted((cats / "0").iterdir())[0]
     photo.write_bytes(photo.read_bytes()[:-1] + b"!")
