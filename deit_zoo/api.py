@@ -129,7 +129,8 @@ def classify(
             results += [one if isinstance(one, DataError) else next(best) for one in batch]
             if len(results) == batch_size:  # there may be more
                 stack.enter_context(bar)
-            bar(len(results), total)
+            if len(results) >= batch_size:
+                bar(len(results), total)
     return results
 
 

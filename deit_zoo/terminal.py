@@ -22,7 +22,7 @@ from rich.text import Text
 
 from deit_zoo.errors import redact
 
-REDRAW_SECONDS = 0.2
+REDRAW_SECONDS = 0.5
 # What moves the cursor, rings, recolours, or turns round the order of signs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -110,9 +110,9 @@ class Cell:
 
     def __init__(self) -> None:
         self.handle: Any = None
-        self.drawn = 0.0
+        self.drawn = time.monotonic()  # what is done at once needs none
 
-    def show(self, task: Task) -> None:
+    def show(self, task: Task, *figures: str) -> None:
         """Draw it, unless it was drawn just now."""
         from IPython.display import HTML, display
 
@@ -120,12 +120,9 @@ class Cell:
             return
         self.drawn = now
         left = task.time_remaining
-        words = [task.description, f"{task.completed:,.0f}"]
-        words += [] if task.total is None else [f"of {task.total:,.0f}"]
-        words += [task.fields["speed"]] if task.fields["speed"] else []
-        words += [] if left is None else [f"{clock(left)} left"]
+        words = [*figures, "" if left is None else f"{clock(left)} left"]
         most = "" if task.total is None else f'value="{task.completed}" max="{task.total}"'
-        html = HTML(f"<progress {most}></progress> <small>{html_escape(' '.join(words))}</small>")
+        html = HTML(f"<progress {most}></progress> <small>{html_escape('  '.join(words))}</small>")
         if self.handle is None:
             self.handle = display(html, display_id=True)
         else:
@@ -195,15 +192,19 @@ class Bar:
         task = self.progress.tasks[0]
         if task.speed:
             self.progress.update(self.task, speed=f"{task.speed:,.0f} {self.what}/s")
-        if self.cell is not None:
-            self.cell.show(task)
+        self._show()
 
     def advance(self, count: int) -> None:
         """So many more are done."""
         self.done += count
         self.progress.advance(self.task, count)
+        self._show()
+
+    def _show(self) -> None:
         if self.cell is not None:
-            self.cell.show(self.progress.tasks[0])
+            of = "" if self.total is None else f" of {self.total:,}"
+            task = self.progress.tasks[0]
+            self.cell.show(task, f"{self.what} {self.done:,}{of}", task.fields["speed"])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -10,9 +9,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from nbclient import NotebookClient
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import deit_zoo
@@ -129,38 +125,3 @@ def test_attention_is_shown_without_matplotlib(digits: Path) -> None:
 
 def test_the_public_names_are_what_a_person_is_offered() -> None:
     assert dir(deit_zoo) == sorted((*deit_zoo.__all__, "errors"))
-
-
-def executed(*cells: str, folder: Path) -> list[NotebookNode]:
-    """The outputs of the last cell, by a kernel of its own."""
-    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
-    client.execute()
-    outputs: list[NotebookNode] = notebook.cells[-1].outputs
-    return outputs
-
-
-def test_a_bar_moves_in_a_cell_and_is_gone_at_the_end(digits: Path) -> None:
-    code = """
-        import json
-        shown = []
-        publish = get_ipython().display_pub.publish
-        def noted(data, **options):
-            shown.append(data.get("text/html"))
-            publish(data, **options)
-        get_ipython().display_pub.publish = noted
-        import deit_zoo
-        from deit_zoo import terminal
-        terminal.REDRAW_SECONDS = 0
-        result = deit_zoo.evaluate("deit_pico_digits", "digits")
-        print(json.dumps(shown))
-    """
-    outputs = executed(code.replace("\n        ", "\n"), folder=digits.parent)
-    [printed] = [output for output in outputs if output.output_type == "stream"]
-    frames = json.loads(printed.text)
-    assert '<progress value="64" max="360">' in frames[0]
-    assert "images 360 of 360" in frames[-2]
-    assert frames[-1] == ""
-    # What is stored in the notebook is the last of them.
-    [bar] = [output for output in outputs if output.output_type == "display_data"]
-    assert bar.data["text/html"] == ""

@@ -80,10 +80,10 @@ class AttentionMap:
         for token, maps in zip(self.tokens, self.maps, strict=True):
             cells: list[str] = [f"{token} token", shown(self.image, "image")]
             for name, shares in zip(self.panels, maps, strict=True):
-                words = f"{name}, to {100 * float(shares.max()):.3g} %"
+                words = f"{name}, {100 * float(shares.max()):.3g}\u00a0%"
                 cells.append(shown(overlay(self.image, shares), words))
             rows.append(cells)
-        return table(rows, notes=[_title(self)])
+        return table(rows, notes=[f"{_title(self)}; beside each map its largest share"])
 
     def to_dict(self) -> dict[str, Any]:
         """The maps in figures, ready for JSON; entropy in nats, rows and columns from 0."""
