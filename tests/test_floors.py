@@ -27,7 +27,7 @@ FLOORS = {
     },
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "facts", "inference", "hub", "runs"},
-    3: {"zoo", "api", "training"},
+    3: {"zoo", "api", "page", "training"},
     4: {"__init__", "__main__", "assets", "cli", "hubconf"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -59,6 +59,7 @@ OUTSIDE = {
     "hub": {"torch", "safetensors", "huggingface_hub", "msgspec"},
     "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton", "filelock"},
     "assets": {"PIL"},
+    "page": {"jinja2", "markupsafe"},
     "cli": {"typer", "rich"},
 }
 # Packages that one module alone imports: the doors to them.
@@ -81,6 +82,7 @@ LIGHT = {
     "cli",
     "facts",
     "machine",
+    "page",
     "recipes",
     "runs",
     "zoo",

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, NameOrRun, example
+from deit_zoo.cli.page import write_page
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
@@ -157,8 +159,22 @@ def list_(
     recipes: Annotated[
         bool, typer.Option("--recipes", help="Recipes instead: of checkpoints, stages, variants.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page for a browser: table, chart, all facts."),
+    ] = None,
+    curve: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Speeds for --html, of benchmark --curve --output FILE."),
+    ] = None,
 ) -> None:
     """The table of models."""
+    if curve and html is None:
+        raise ZooError("--curve is drawn on a page; type --html FILE.html too")
+    if html is not None and (recipes or as_json or markdown):
+        raise ZooError(
+            "--html FILE is one answer and --recipes, --json, --markdown others; give one"
+        )
     if recipes:
         from deit_zoo.cli.recipes import print_recipes
 
@@ -174,7 +190,9 @@ def list_(
         sort=sort,
     )
     models = [info(name) for name in names]
-    if as_json:
+    if html is not None:
+        write_page(models, html, curve or [])
+    elif as_json:
         print_json([model.to_dict() | {"here": model.place} for model in models])
     elif markdown:
         sys.stdout.write(models_page(models))

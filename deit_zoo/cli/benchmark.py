@@ -238,7 +238,8 @@ def measured(
 
 def print_report(report: dict[str, Any]) -> None:
     """The figures for people: a table for each case."""
-    from deit_zoo.inference.throughput import title, where
+    from deit_zoo.facts.speed import where
+    from deit_zoo.inference.throughput import title
 
     machine = report["machine"]
     amx = " with AMX" if machine["amx"] else ""
@@ -277,7 +278,8 @@ def draw(report: dict[str, Any], file: Path) -> None:
     """Write a PNG: images per second as bars, a panel for each case."""
     from matplotlib.figure import Figure
 
-    from deit_zoo.inference.throughput import title, where
+    from deit_zoo.facts.speed import where
+    from deit_zoo.inference.throughput import title
 
     cases = [(case, list(rows)) for case, rows in groupby(report["rows"], key=title)]
     heights = [0.6 + 0.25 * len(rows) for _, rows in cases] or [0.6]

@@ -157,18 +157,18 @@ def check_output(file: Path, option: str = "--output", *, suffix: str = ".png") 
         raise DataError(f"{file} is a folder; type {option} FILE{suffix}")
     if not file.parent.is_dir():
         raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
-    with writing(file):
+    with writing(file, option):
         content = file.read_bytes() if file.exists() else PNG
     if suffix == ".png" and not content.startswith(PNG):
         raise DataError(f"{file} is there and no PNG; give another {option}")
 
 
 @contextmanager
-def writing(file: Path) -> Iterator[None]:
+def writing(file: Path, option: str = "--output") -> Iterator[None]:
     """Within it, what the disk refuses becomes one sentence."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{file} cannot be written ({error.strerror}); give another --output"
+            f"{file} cannot be written ({error.strerror}); give another {option}"
         ) from error

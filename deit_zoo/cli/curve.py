@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_json, print_table, talk, writing
+from deit_zoo.facts.speed import where
 from deit_zoo.files import write_whole
 from deit_zoo.registry import resolve
 
@@ -69,7 +70,7 @@ def run_curve(
     if plot is not None:
         batch = f"batch {batch_size}, {first.precision}, {mode}"
         with writing(plot):
-            write_whole(plot, curve.draw(points, f"{throughput.where(machine)}, {batch}"))
+            write_whole(plot, curve.draw(points, f"{where(machine)}, {batch}"))
         talk.print(f"the picture is {escape(str(plot))}")
     elif not as_json:
         out.print("--plot curve.png draws it")

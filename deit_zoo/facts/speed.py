@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from deit_zoo.manifest import read_manifest
 from deit_zoo.registry import ModelSpec
 
 # Okabe and Ito's colours, which are told apart by the colour-blind too.
 COLOURS = {"deit": "#0072B2", "cait": "#D55E00", "deit3": "#009E73", "convnet": "#CC79A7"}
+OTHER = "#777777"
 TITLES = {"deit": "DeiT", "cait": "CaiT", "deit3": "DeiT III", "regnet": "RegNetY (the teacher)"}
 # Images per second that others measured: (hardware, source) and the speed of each model.
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, float]] = {
@@ -63,3 +65,10 @@ def series_of(spec: ModelSpec) -> str:
 def size_of(model: str) -> str:
     """The size in a name: S24 of cait_s24_384, tiny of deit_tiny_distilled."""
     return model.split("_")[1]
+
+
+def where(machine: dict[str, Any]) -> str:
+    """What computes, and by how many threads."""
+    count = machine["threads"]
+    name = machine.get("gpu", machine["cpu"])
+    return f"{name}, {count} {'thread' if count == 1 else 'threads'}"

@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import ZooError
-from deit_zoo.facts.speed import COLOURS, PUBLISHED, series_of, size_of, top1_of_models
+from deit_zoo.facts.speed import COLOURS, OTHER, PUBLISHED, series_of, size_of, top1_of_models
 from deit_zoo.inference.throughput import Case, figures, measure, plain_model, random_images, run_of
 from deit_zoo.registry import MODELS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEACHER = "regnety_160_deit"  # whom timm builds
-OTHER, MARKERS = "#666666", "sd^"
+MARKERS = "sd^"
 DATA = {"imagenet1k": "ImageNet", "digits": "the digits"}
 
 

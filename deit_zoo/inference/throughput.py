@@ -411,10 +411,3 @@ def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> di
         "device": device,
         "packages": {name: installed[name] for name in packages if name in installed},
     } | gpu
-
-
-def where(machine: dict[str, Any]) -> str:
-    """What computes, and by how many threads."""
-    count = machine["threads"]
-    name = machine.get("gpu", machine["cpu"])
-    return f"{name}, {count} {'thread' if count == 1 else 'threads'}"
