@@ -21,6 +21,8 @@ import typer
 from deit_zoo import errors
 from deit_zoo.cli.app import app
 from deit_zoo.data import digits
+from deit_zoo.manifest import read_manifest
+from deit_zoo.registry import MODELS, lookup
 from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]
@@ -211,4 +213,37 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 110
+
+
+def test_the_accuracy_in_the_readme_is_that_of_the_manifest() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = {}
+    for name, cells in rows:
+        size, *figures = [cell.strip() for cell in cells.split("|")]
+        assert lookup(name).num_params == pytest.approx(1e6 * float(size.split()[0]), rel=6e-3)
+        first = "_224" if name.startswith("cait") else ""
+        for column, cell in zip((first, "_384", "_in21k", "_384_in21k"), figures, strict=True):
+            figure, _, own_column = cell.partition(" ")
+            if figure != "–":
+                shown[name + (own_column.strip("(`)") or column)] = figure
+    expected = {}
+    for name, record in read_manifest().items():
+        if record.labels == "imagenet1k" and MODELS[name].family != "regnet":
+            star = "*" if record.is_timms(record.metric) else ""
+            expected[name] = f"{record.metric.top1:.1f}{star}"
+    assert shown == expected
+    assert len(expected) == 34
+
+
+def test_every_extra_that_a_page_installs_exists() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    named = {
+        extra
+        for page in PAGES
+        for several in re.findall(r"(?:deit_zoo|\.)\[([a-z,]+)\]", page.read_text(encoding="utf-8"))
+        for extra in several.split(",")
+    }
+    assert "train" in named
+    assert named - set(re.findall(r"^(\w+) = ", extras, re.MULTILINE)) == set()
