@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def rows_of_models(models: Iterable[ModelInfo]) -> list[tuple[str, ...]]:
     return rows
 
 
-def notes_of_models(models: Iterable[ModelInfo]) -> list[str]:
-    """What the signs of the table mean."""
+def notes_of_models(models: Sequence[ModelInfo]) -> list[str]:
+    """What the signs of the table mean; of no models there are none."""
+    if not models:
+        return []
     return [f"* {OF_TIMM}", *LEGEND] if any(map(is_timms, models)) else [*LEGEND]
 
 
