@@ -10,7 +10,9 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from deit_zoo import __version__
+from deit_zoo import __version__, info, list_models
+from deit_zoo.page.speeds import read_curve
+from deit_zoo.page.zoo_page import zoo_page
 
 DOCS = Path(__file__).parent
 GENERATED = DOCS.parent / "build" / "docs"
@@ -40,6 +42,10 @@ pygments_dark_style = "a11y-high-contrast-dark"  # beside Furo's own in light
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
+# What is no page of Sphinx's: the page of the zoo.
+EXTRA = GENERATED / "extra"
+EXTRA.mkdir(parents=True, exist_ok=True)
+html_extra_path = [str(EXTRA)]
 html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": "main",
@@ -56,6 +62,8 @@ def rooted(link: str) -> str:
 def relink_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Links that lead out of docs/."""
     source[0] = re.sub(r"\]\(\.\./([^)]+)", lambda link: f"]({rooted(link[1])}", source[0])
+    picture = "](images/zoo.png)"  # here it leads to the page
+    source[0] = source[0].replace(picture, f'{picture}\n\n<a href="zoo.html">Open this page</a>')
 
 
 def relink_included(app: Sphinx, path: Path, page: str, source: list[str]) -> None:
@@ -74,6 +82,13 @@ def write_generated(app: Sphinx) -> None:
     (GENERATED / "cli.md").write_text(mended(done.stdout.decode()), encoding="utf-8")
 
 
+def write_zoo(app: Sphinx) -> None:
+    """The page of the zoo, with the speeds that were measured for the documentation."""
+    measured = read_curve(DOCS.parent / "benchmarks" / "results" / "curve.json")
+    page = zoo_page([info(name) for name in list_models()], [measured])
+    (EXTRA / "zoo.html").write_text(page, encoding="utf-8")
+
+
 def mended(text: str) -> str:
     """Without typer's lists of cut-off sentences; examples and options in prose set as code."""
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
@@ -87,5 +102,6 @@ def mended(text: str) -> str:
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.connect("builder-inited", write_generated)
+    app.connect("builder-inited", write_zoo)
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_included)

@@ -56,7 +56,7 @@ def missing(page: Path, link: str) -> bool:
     """Whether a link of a page leads nowhere on the site."""
     address = urlsplit(link)
     if address.scheme or address.netloc:
-        return address.scheme not in ("https", "mailto")
+        return address.scheme not in ("https", "mailto", "data")
     target = (page.parent / unquote(address.path)) if address.path else page
     if not target.is_file():
         return True
@@ -74,6 +74,11 @@ def test_every_link_and_anchor_leads_somewhere(site: Path) -> None:
         if link != "#" and missing(page, link)
     ]
     assert broken == []
+
+
+def test_the_page_of_the_zoo_is_inside(site: Path) -> None:
+    assert "zoo.html" in page_of(site / "models.html").links
+    assert "deit_small" in page_of(site / "zoo.html").ids
 
 
 def test_a_reader_makes_no_request_to_a_network(site: Path) -> None:
