@@ -43,6 +43,7 @@ HEAD = 16  # bytes in which a file says what it is
 STRIP = 1 << 21  # pixels that are converted at once
 # Of a pixel, by the beginning of Pillow's mode; in any other, RGB among them, it takes four.
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+OF_ROW = 16  # and of a row, whose address Pillow keeps
 SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
 # Of a progressive JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
 START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
@@ -147,11 +148,14 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> object:
     """What its EXIF says; 1, not turned, where there is none or it is broken."""
+    unread = getattr(image, "tile", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # raises nearly anything on broken bytes; viewers show such an image
+            if unread and not getattr(image, "tile", None):  # of a PNG its pixels are read first
+                raise
             return 1
 
 
@@ -280,7 +284,8 @@ if hasattr(os, "register_at_fork"):
 def _checked_memory(image: ImageFile) -> int:
     """The bytes that decoding takes. Raises DataError where these, or the time, have no bound."""
     pixels = image.width * image.height
-    memory = pixels * (BYTES.get(image.mode[:4], 4) + 4)  # as its file has it, and in RGB
+    # As its file has it, and in RGB.
+    memory = pixels * (BYTES.get(image.mode[:4], 4) + 4) + 2 * OF_ROW * image.height
     if memory > _most_memory():
         raise DataError(
             f"{image.width}x{image.height} pixels of {image.mode} take {memory / 1e9:.1f} GB; give "
