@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +97,11 @@ def listed_files(folder: Path) -> Iterator[CachedFile]:
 
 def _check_confined(path: Path, folder: Path) -> None:
     """Raises CheckpointError for a listed name that leads out of the folder, or to no file."""
-    real = path.resolve()
-    if not real.is_relative_to(folder.resolve()):
+    # Unlike those of a Path, these bear links in a circle and names that are too long.
+    real = os.path.realpath(path)
+    if not Path(real).is_relative_to(os.path.realpath(folder)):
         raise CheckpointError(f"{path} leads out of {folder}, so it was not read; copy the file")
-    if real.exists() and not stat.S_ISREG(real.stat().st_mode):
+    if os.path.exists(real) and not os.path.isfile(real):
         raise CheckpointError(f"{path} is no regular file, so it was not read; remove it")
 
 

@@ -31,21 +31,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, redact
 from deit_zoo.files import digest, digest_of_blob, is_inside
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.terminal import Bar
-from deit_zoo.weights import cache, web
+from deit_zoo.weights import cache, hub_answers, web
 from deit_zoo.weights.cache import Commit, GitSha1, KnownFile, Sha256
 from deit_zoo.weights.config import CONFIG_FILE, WEIGHT_FILES
-from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT
+from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT, carried_folders
 from deit_zoo.weights.reach import Reach
 
 LIBRARY = "deit_zoo"
-ATTEMPTS, BACKOFF_SECONDS, LONGEST_PAUSE = 5, 1.0, 300.0
+ATTEMPTS, BACKOFF_SECONDS = 5, 1.0
 CONNECT_ATTEMPTS = 2  # a refused connection or an unknown name seldom mends itself
 LARGEST = 8 << 30  # bytes of a URL that states no size; CaiT-M48 has 1.4 GB
 RETRIED = frozenset((429, 500, 502, 503, 504))
@@ -96,6 +94,7 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
     if constants.HF_HUB_OFFLINE:
         converted = cache.folder() / "converted"
         searched = [_hf_folder(s) if s.kind == "hub" else converted for s in record.sources]
+        searched += carried_folders(record.name)
         raise wrong or OfflineError(
             f"the weights of {record.name} are not on this machine and HF_HUB_OFFLINE is set; "
             f"looked at {', '.join(map(str, searched))}; where there is a network "
@@ -352,7 +351,7 @@ def _continue(url: str, file: Path) -> None:
                     part.unlink()  # longer than the file: begin again
                     raise _InterruptedError(status, pause=0.0)
             elif response.status_code in RETRIED:
-                raise _InterruptedError(status, pause=_retry_after(response))
+                raise _InterruptedError(status, pause=web.asked_pause(response.headers))
             elif response.status_code >= 400:
                 raise UnavailableError(status)
             else:
@@ -372,6 +371,8 @@ def _continue(url: str, file: Path) -> None:
 def _receive(
     response: requests.Response, body: Iterator[bytes], part: Path, etag: Path, have: int
 ) -> None:
+    if (packing := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise UnavailableError(f"it answers packed by {packing:.40}, which was not asked for")
     if response.status_code != 206 or not have:
         have = 0  # the server sends the whole file
         part.unlink(missing_ok=True)
@@ -446,12 +447,14 @@ def _metadata(source: Source) -> Stated:
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
     with hub_error_context(source, revision):
         metadata = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
-    if not _SHA1.fullmatch(metadata.commit_hash or ""):
-        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
     # The ETag of a large file is its SHA-256, of a small one its git object's SHA-1.
-    etag = metadata.etag or ""
+    commit, etag = metadata.commit_hash or "", metadata.etag or ""
+    if not _SHA1.fullmatch(commit):
+        raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
+    if not (_SHA1.fullmatch(etag) or _SHA256.fullmatch(etag)):
+        raise UnavailableError(f"it states no digest ({etag!r:.80}): check HF_ENDPOINT")
     return Stated(
-        commit=str(metadata.commit_hash),
+        commit=commit,
         sha256=etag if _SHA256.fullmatch(etag) else None,
         git_sha1=etag if _SHA1.fullmatch(etag) else None,
     )
@@ -536,10 +539,11 @@ _MASKED = _Masked()
 def hub_error_context(source: Source, revision: str) -> Iterator[None]:
     """Within it, what huggingface_hub raises becomes one plain reason, and what it logs is masked.
 
-    It logs whole addresses, with what they ask by.
+    It logs whole addresses, with what they ask by. What it is answered is checked first.
     """
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_MASKED)
+    hub_answers.check_from_now_on()
     try:
         yield
     except GatedRepoError as error:
@@ -568,15 +572,6 @@ def _hf_folder(source: Source) -> Path:
 def _key(source: Source) -> str:
     at = f"@{source.revision}" if source.revision else ""
     return f"{source.repo_id}{at}/{source.filename}"
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    """The pause in seconds that a server asks for, by a number or a date, within reason."""
-    try:
-        seconds = Retry().parse_retry_after(response.headers["Retry-After"])
-    except (KeyError, InvalidHeader):
-        return None
-    return min(seconds, LONGEST_PAUSE)
 
 
 def _reason(error: BaseException) -> str:

@@ -62,9 +62,10 @@ def carried_folders(name: str) -> list[Path]:
 
 def _is_of(name: str, folder: Path) -> bool:
     file = folder / RECORD_FILE
-    return (
-        file.is_file() and (folder / MODEL_FILE).is_file() and name in read_json(file, RECORD_BYTES)
-    )
+    if not (os.path.isfile(file) and os.path.isfile(folder / MODEL_FILE)):
+        return False
+    record = read_json(file, RECORD_BYTES)
+    return isinstance(record, dict) and name in record
 
 
 def _is_cached(name: str, source: Source) -> bool:

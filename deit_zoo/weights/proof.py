@@ -7,6 +7,7 @@ beside them (`checkpoint.json`): then the installed manifest counts most.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def carried_file(record: Checkpoint) -> KnownFile | None:
     states is not what the manifest pins, CheckpointError where it states nothing.
     """
     for folder in carried_folders(record.name):
-        if not (folder / RECORD_FILE).exists() or carried_name(folder) != record.name:
+        if not os.path.exists(folder / RECORD_FILE) or carried_name(folder) != record.name:
             continue
         known = known_file(folder / MODEL_FILE)
         if known.sha256 is None:

@@ -26,11 +26,16 @@ class Reach:
 
     def __init__(self, urls: Iterable[str]) -> None:
         self._problems: dict[str, str | None] = {}
-        self._threads = {
-            url: threading.Thread(target=self._look, args=(url,), daemon=True) for url in set(urls)
-        }
+        self._threads: dict[str, tuple[threading.Thread, str]] = {}
         self._begin = time.monotonic()
-        for thread in self._threads.values():
+        for url in set(urls):
+            try:
+                host, port = _first_hop(url)
+            except ValueError as error:
+                self._problems[url] = f"{error}: no address of the web, or its proxy has none"
+                continue
+            thread = threading.Thread(target=self._look, args=(url, host, port), daemon=True)
+            self._threads[url] = thread, host
             thread.start()
 
     def problem(self, url: str) -> str | None:
@@ -38,7 +43,9 @@ class Reach:
 
         One that has not answered soon is waited for, and that is said.
         """
-        thread, (host, _) = self._threads[url], _first_hop(url)
+        if url not in self._threads:
+            return self._problems[url]
+        thread, host = self._threads[url]
         thread.join(max(0.0, self._begin + REACH_SECONDS - time.monotonic()))
         left = self._begin + PATIENCE_SECONDS - time.monotonic()
         if thread.is_alive() and left > 0:
@@ -50,8 +57,7 @@ class Reach:
             thread.join(left)
         return self._problems.get(url, f"no answer in {PATIENCE_SECONDS:g} seconds ({host})")
 
-    def _look(self, url: str) -> None:
-        host, port = _first_hop(url)
+    def _look(self, url: str, host: str, port: int) -> None:
         try:
             socket.create_connection((host, port), timeout=PATIENCE_SECONDS / 2).close()
         except (OSError, UnicodeError) as error:

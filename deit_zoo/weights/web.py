@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 import socket
 import threading
 import time
@@ -16,12 +17,14 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util import Retry
 
 from deit_zoo.version import USER_AGENT
 
 # A piece must come in each window: 4 kB/s.
 WINDOW_SECONDS, PIECE = 60.0, 1 << 18
+LONGEST_PAUSE = 300.0
 
 
 class RefusedError(requests.RequestException):
@@ -64,7 +67,16 @@ def get(
 def content_length(response: requests.Response) -> int | None:
     """The stated number of bytes; None where there is none, or what is stated is no number."""
     stated = response.headers.get("Content-Length", "")
-    return int(stated) if stated.isascii() and stated.isdecimal() else None
+    return int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """The pause in seconds that a server asks for, by a number or a date, within reason."""
+    try:
+        seconds = Retry().parse_retry_after(headers["Retry-After"])
+    except (KeyError, InvalidHeader):
+        return None
+    return min(seconds, LONGEST_PAUSE)
 
 
 def is_private(host: str) -> bool:

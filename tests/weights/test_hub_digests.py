@@ -222,3 +222,20 @@ def test_a_record_without_a_field_or_of_another_type_is_made_anew(
         for file, record in whole.items():
             file.write_text(json.dumps(record | spoiled))
         assert machine.fetch() == right
+
+
+@pytest.mark.parametrize("etag", ["../../../../evil", "{folder}/evil", "", "a" * 5000])
+def test_a_name_of_the_hub_that_leads_out_of_its_cache_is_refused(
+    etag: str, machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine), sha256=sha256(weights)))
+    named = f'"{etag.format(folder=machine.folder)}"'
+    machine.hub.fail("HEAD", "/resolve/", headers={"X-Linked-ETag": named}, times=9)
+    assert "which is no name: check HF_ENDPOINT" in machine.fetch()["message"]
+    assert not any(machine.folder.rglob("evil*"))
+
+
+def test_a_hub_that_states_no_digest_is_refused(machine: Machine) -> None:
+    machine.publish(hub_source())
+    machine.hub.fail("HEAD", "/resolve/", headers={"X-Linked-ETag": '"latest"'}, times=9)
+    assert "it states no digest ('latest'): check HF_ENDPOINT" in machine.fetch()["message"]

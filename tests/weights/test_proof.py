@@ -16,7 +16,7 @@ import torch
 import deit_zoo
 from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
 from deit_zoo.files import ASSETS, digest, is_inside, read_sums
-from deit_zoo.hub.verify import listed_files
+from deit_zoo.hub.verify import listed_files, verify_file
 from deit_zoo.weights import cache, load
 
 NAME = "deit_pico_digits"
@@ -169,6 +169,16 @@ def test_a_listed_name_that_links_out_of_the_folder_is_not_read(folder: Path) ->
     with pytest.raises(CheckpointError, match="notes leads out of ") as caught:
         list(listed_files(folder))
     assert sha256(b"secret") not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b", "circle"])
+def test_a_listed_name_that_no_file_has_is_told(name: str, folder: Path) -> None:
+    (folder / "circle").symlink_to("circle")
+    with (folder / "SHA256SUMS").open("a") as stream:
+        stream.write(f"{'0' * 64}  {name}\n")
+    problem = verify_file(list(listed_files(folder))[-1], lambda count: None).problem
+    assert problem is not None
+    assert "cannot be read (" in problem
 
 
 def test_a_fifo_or_a_device_among_the_files_does_not_hang(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from deit_zoo.data import image_like
 from deit_zoo.errors import DataError
 from deit_zoo.weights import fetch, web
+from deit_zoo.weights.reach import Reach
 
 PIECE = bytes(web.PIECE)
 OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
@@ -137,12 +139,25 @@ def test_an_address_that_nobody_can_have_is_one_sentence(url: str) -> None:
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("length", ["abc", "-5", "²"])
+@pytest.mark.parametrize("url", ["http://h:99999/x", "http://[bad/x"])
+def test_a_server_that_nobody_can_have_is_not_looked_for(url: str) -> None:
+    assert "no address of the web" in str(Reach([url]).problem(url))
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "²", "9" * 5000])
 def test_a_length_that_is_no_number_is_none(length: str, tmp_path: Any) -> None:
     answer = OK + f"Content-Length: {length}\r\n\r\nall of it".encode("latin-1")
     with server(answer) as url:
         fetch.download(url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+def test_an_answer_that_is_packed_unasked_is_refused(tmp_path: Any) -> None:
+    answer = OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(1 << 20))
+    refused = pytest.raises(fetch.UnavailableError, match="packed by gzip, which was not asked")
+    with server(answer) as url, refused:
+        fetch.download(url, tmp_path / "file")
+    assert not any(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("tag", [b"\xff\xfe", b"a\nb", b""])

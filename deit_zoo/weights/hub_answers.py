@@ -1,0 +1,45 @@
+"""What a Hub answers, checked before huggingface_hub makes names of files and pauses of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from huggingface_hub import get_session
+
+from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause
+
+# As huggingface_hub reads them.
+_COMMIT, _ETAGS = "X-Repo-Commit", ("X-Linked-ETag", "ETag")
+_RESET = re.compile(r"(?i)(\bt=)(\d+)")
+
+
+def check_from_now_on() -> None:
+    """Check all that huggingface_hub's client of this moment is answered."""
+    session = get_session()
+    hooks = session.event_hooks
+    if _check not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], _check]}
+
+
+def _check(response: Any) -> None:
+    """Shorten the pauses that are asked for. Raises ValueError for names that lead elsewhere.
+
+    The cache names a file by its ETag, and a folder by the commit.
+    """
+    headers = response.headers
+    if (pause := asked_pause(headers)) is not None:
+        headers["Retry-After"] = f"{pause:.0f}"
+    if limit := headers.get("RateLimit"):
+        headers["RateLimit"] = _RESET.sub(_shortened, limit)
+    if (commit := headers.get(_COMMIT)) is None:
+        return
+    etag = next((headers[name] for name in _ETAGS if headers.get(name)), None)
+    names = [commit] if etag is None else [commit, etag.removeprefix("W/").strip('"')]
+    for name in names:
+        if not re.fullmatch(r"\w[\w.+=-]{0,127}", name, re.ASCII):
+            raise ValueError(f"it answers {name!r:.80}, which is no name: check HF_ENDPOINT")
+
+
+def _shortened(reset: re.Match[str]) -> str:
+    return f"{reset[1]}{min(float(reset[2]), LONGEST_PAUSE):.0f}"
