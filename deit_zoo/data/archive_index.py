@@ -17,14 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deit_zoo.data.archive_layout import Rows
 from deit_zoo.data.folder import path_parts
 from deit_zoo.data.images import Strings, narrow
 from deit_zoo.errors import DataError
-from deit_zoo.files import write_whole
+from deit_zoo.files import as_record, parse_json, write_whole
 from deit_zoo.weights import cache
+from deit_zoo.weights.cache import Sha256
 
 FORMAT = 2
 
@@ -193,6 +194,21 @@ def _labels(counts: Sequence[int]) -> array[int]:
     return narrow(chain.from_iterable(labels), len(counts))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What stands before the columns of an index that is kept."""
+
+    archives: list[Stamp]
+    classes: list[str]
+    counts: list[int]
+    from_shards: bool
+    others: int
+    hidden: int
+    num_bytes: int
+    listing_sha256: Sha256
+    columns: list[tuple[Literal["B", "H", "I", "L", "Q"], int]]
+
+
 def keep(key: str, index: ArchiveIndex) -> None:
     """Keep an index, as a line of JSON and then its columns, where the cache can be written to."""
     columns = [*index.columns, index.names.ends]
@@ -214,19 +230,26 @@ def kept(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
     start = hashlib.sha256().digest_size
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[:start]:
         return None
-    stop = content.index(b"\n", start)
-    header = json.loads(content[start:stop])
-    header["archives"] = [Stamp(*entry) for entry in header["archives"]]
-    if header["archives"] != list(archives):
+    try:
+        stop = content.index(b"\n", start)
+        header = as_record(parse_json(content[start:stop], "an index"), _Header, "an index")
+        if header.archives != list(archives):
+            return None
+        start, columns = stop + 1, []
+        for kind, count in header.columns:
+            columns.append(array(kind))
+            stop = start + count * columns[-1].itemsize
+            columns[-1].frombytes(content[start:stop])
+            start = stop
+        *numbers, ends = columns
+        of_all = (*numbers[:4], *filter(None, numbers[4:]), ends)
+        if any(len(column) != sum(header.counts) for column in of_all):
+            return None
+        names = Strings.of(content[start:], ends)
+        facts = {field.name: getattr(header, field.name) for field in fields(header)}
+        return ArchiveIndex(**(facts | {"columns": Columns(*numbers), "names": names}))
+    except (ValueError, TypeError):  # of another program, whose digest it has all the same
         return None
-    start, columns = stop + 1, []
-    for kind, count in header.pop("columns"):
-        columns.append(array(kind))
-        stop = start + count * columns[-1].itemsize
-        columns[-1].frombytes(memoryview(content)[start:stop])
-        start = stop
-    names = Strings.of(content[start:], columns.pop())
-    return ArchiveIndex(**header, columns=Columns(*columns), names=names)
 
 
 def name_of(key: str) -> str:

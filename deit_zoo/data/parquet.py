@@ -7,10 +7,10 @@ image that is fast, in random order each image costs its group.
 
 from __future__ import annotations
 
-import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -25,12 +25,28 @@ from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
 from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError
+from deit_zoo.files import as_record, parse_json
 from deit_zoo.machine import require_extra
 
 _NAMES = tuple(name for names in SPLITS.values() for name in names)
 _SUFFIX = ".parquet"
 # Row groups that are kept: threads that read one after the other are in two at a time.
 GROUPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Info:
+    features: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Metadata:
+    info: _Info = _Info()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ClassLabel:
+    names: list[str] | None = None
 
 
 class ParquetSet(TableSet):
@@ -180,15 +196,16 @@ def _columns(schema: Any) -> dict[str, Column]:
     """What the columns of a file hold: by what the Hub says of them, else by their types."""
     from pyarrow import types
 
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    text, where = (schema.metadata or {}).get(b"huggingface", b"{}"), "what the Hub says of it"
+    features = as_record(parse_json(text, where), _Metadata, where).info.features or {}
     columns = {}
     for field in schema:
-        feature = features.get(field.name, {})
+        feature = features.get(field.name)
         value = field.type.value_type if types.is_dictionary(field.type) else field.type
         is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if feature.get("_type") == "ClassLabel":
-            columns[field.name] = Column("classes", tuple(feature.get("names", ())))
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = as_record(feature, _ClassLabel, where).names or ()
+            columns[field.name] = Column("classes", tuple(names))
         elif is_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
             columns[field.name] = Column("image")
         elif types.is_integer(field.type):

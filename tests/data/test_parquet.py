@@ -54,6 +54,27 @@ def hub(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"info": 5}',
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, null]}}}}',
+        "\udcff",
+    ],
+)
+def test_what_a_file_says_of_its_columns_may_be_anything(said: str, hub: Path) -> None:
+    told = said.encode("utf-8", "surrogateescape")
+    for file in (hub / "data").iterdir():
+        rows = parquet.read_table(file).replace_schema_metadata({"huggingface": told})
+        parquet.write_table(rows, file)
+    assert "cannot be read as Parquet (what the Hub says of it is " in refused(
+        lambda: open_set(hub, "train")
+    )
+
+
 def test_images_are_read_from_every_file_and_row_group(hub: Path) -> None:
     train, val = open_set(hub, "train"), open_set(hub, "val")
     assert [(train.label_of(i), train.read(i)) for i in range(3)] == [
