@@ -6,6 +6,7 @@ None of the images goes with it. The words of its card are in `assets/run_card.m
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Checkpoint
 from deit_zoo.models.layers import as_pair
 from deit_zoo.registry import TRANSFORMERS, ModelSpec
+from deit_zoo.runs.receipt import without_paths
 from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.load import open_local, spec_of_file
 
@@ -72,6 +74,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
     known = {label.folder: label for label in labels(spec.labels)}
     classes = [known.get(name, Label(name, name)) for name in names] if names else [*known.values()]
     size = as_pair(local.metadata["img_size"])
+    public = without_paths(receipt)
     license = license or (start.license if start else _stated_license(run))
     with new_folder(folder) as temporary:
         sha256 = copy_file(local.path, temporary / MODEL_FILE)
@@ -83,6 +86,9 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
         for name in (RECEIPT_FILE, LOG_FILE, _CURVE):
             if (run / name).is_file():
                 shutil.copyfile(run / name, temporary / name)
+        if public != receipt:
+            text = json.dumps(public, indent=2, sort_keys=True)
+            write_whole(temporary / RECEIPT_FILE, f"{redact(text)}\n".encode())
         write_run_config(temporary, spec, classes, size, license)
         card = RunCard(
             spec=spec,
@@ -94,7 +100,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
             crop_pct=eval_transform(spec, size).crop_pct,
             timm_name=timm_name(spec),
             license=license,
-            receipt=receipt,
+            receipt=public,
             curve=(temporary / _CURVE).is_file(),
             of_classes=_figures_of_classes(run),
         )

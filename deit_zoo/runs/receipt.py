@@ -26,6 +26,7 @@ from deit_zoo.runs.reference import (
 )
 
 _ADDRESS = re.compile(r"\w+://|hf[-_]hub:")
+_LOCAL = ("/", ".", "~")
 FIGURES = ("top1", "top5", "loss")
 
 
@@ -170,6 +171,16 @@ def write_receipt(
     write_whole(output / RECEIPT_FILE, redact(text).encode())
 
 
+def without_paths(value: Any) -> Any:
+    """What a receipt says, as others may read it: older ones hold paths of the machine."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    is_path = isinstance(value, str) and value.rpartition("@")[2].startswith(_LOCAL)
+    return _last_part(value) if is_path else value
+
+
 def _without_paths(plan: Plan) -> Plan:
     """A plan as others may read it."""
     own = plan.recipe
@@ -182,5 +193,5 @@ def _last_part(value: Any) -> Any:
     if not isinstance(value, str) or _ADDRESS.match(value):
         return value
     name, at, path = value.rpartition("@")
-    is_local = path.startswith(("/", ".", "~")) or Path(path).exists()
+    is_local = path.startswith(_LOCAL) or Path(path).exists()
     return f"{name}{at}.../{Path(path).name}" if is_local else value

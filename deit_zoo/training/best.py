@@ -10,7 +10,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from deit_zoo.files import LOG_FILE, MODEL_FILE, digest, write_whole
+from deit_zoo.files import (
+    LOG_FILE,
+    MODEL_FILE,
+    SUMS_FILE,
+    digest,
+    read_sums,
+    write_sums,
+    write_whole,
+)
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.reference import read_log
@@ -22,12 +30,14 @@ BEST_FOLDER, LAST_FOLDER = "best", "last"
 def best_epoch(output: Path) -> dict[str, Any] | None:
     """Number (from 0) and figures of the epoch whose weights are kept as the best.
 
-    None where there are none, or a file that is torn: the next epoch's take its place.
+    None where there are none, or a file that is torn or altered: the next epoch's take its place.
     """
-    file = output / BEST_FOLDER / MODEL_FILE
+    file, sums = output / BEST_FOLDER / MODEL_FILE, output / BEST_FOLDER / SUMS_FILE
     if not file.is_file():
         return None
     try:
+        if sums.exists() and read_sums(sums).get(MODEL_FILE) != digest(file):
+            return None
         with safe_open(file, framework="pt") as stored:
             epoch: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])["epoch"]
         return {"number": epoch["number"], "loss": epoch["loss"], **epoch}
@@ -47,14 +57,19 @@ def keep_best(
 
     By top-1, or by mean average precision where images have several labels; then by loss.
     """
+    file, sums = output / BEST_FOLDER / MODEL_FILE, output / BEST_FOLDER / SUMS_FILE
     before = best_epoch(output)
+    if before is None and file.exists():
+        tell(f"{file} is torn or altered, so it is the best no more")
     epoch = {"number": number, **{key: getattr(reached, key) for key in reached.names}}
     better = before is None or _worth(epoch) > _worth(before)
     if not better or not math.isfinite(reached.loss):
         return
     try:
-        (output / BEST_FOLDER).mkdir(exist_ok=True)
-        save_model(model, output / BEST_FOLDER / MODEL_FILE, **facts, epoch=epoch)
+        file.parent.mkdir(exist_ok=True)
+        sums.unlink(missing_ok=True)  # first, or a run that is killed here would contradict itself
+        save_model(model, file, **facts, epoch=epoch)
+        write_sums(file.parent)
     except OSError as error:
         tell(
             f"the best weights so far, of epoch {number + 1}, could not be written "
@@ -95,7 +110,11 @@ def epochs_of(output: Path, sha256: str) -> dict[str, Any]:
 def sentence(epochs: dict[str, Any]) -> str:
     """Which epoch was exported and what the other reached, for people."""
     best, last = epochs["best"], epochs["last"]
-    if best is None or best["number"] == last["number"]:
+    if best is None:
+        return (
+            f"{MODEL_FILE} is of the last epoch, {last['number'] + 1}: {BEST_FOLDER}/ has no other"
+        )
+    if best["number"] == last["number"]:
         return f"the last epoch, {last['number'] + 1}, is the best"
     if epochs["exported"] == "best":
         return (

@@ -191,6 +191,20 @@ def test_every_file_of_the_repository_is_there_and_none_of_the_images(
         assert (published / name).read_bytes() == (run / name).read_bytes()
 
 
+def test_a_receipt_of_an_older_version_is_published_without_its_paths(
+    run: Path, tmp_path: Path
+) -> None:
+    former = Path(shutil.copytree(run, tmp_path / "run"))
+    receipt = json.loads((run / "receipt.json").read_text())
+    receipt["plan"]["recipe"]["init_from"] = "deit_pico_digits@/home/me/start.safetensors"
+    receipt["teacher"] = {"checkpoint": "/home/me/teacher"}
+    (former / "receipt.json").write_text(json.dumps(receipt))
+    build_run(former, REPO, tmp_path / "published")
+    text = (tmp_path / "published" / "receipt.json").read_text()
+    assert "/home/me" not in text
+    assert "deit_pico_digits@.../start.safetensors" in text
+
+
 def test_the_card_tells_classes_figures_start_and_its_licence(published: Path, run: Path) -> None:
     card = ModelCard.load(published / "README.md")
     reached = json.loads((run / "receipt.json").read_text())["reached"]

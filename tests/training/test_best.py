@@ -115,7 +115,14 @@ def test_best_weights_that_are_torn_are_none_and_the_next_take_their_place(
 ) -> None:
     output = shutil.copytree(finished, tmp_path / "run")
     file = output / "best" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    assert best_epoch(output) is None
+    file.write_bytes(whole)
+    assert best_epoch(output) is not None
+    (file.parent / "SHA256SUMS").unlink()  # as older runs are
+    assert best_epoch(output) is not None
+    file.write_bytes(whole[:1000])
     assert best_epoch(output) is None
     file.write_bytes(b"\xff" * 100)
     assert best_epoch(output) is None
