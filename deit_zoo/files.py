@@ -53,7 +53,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when all is in it, and is gone where not."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)

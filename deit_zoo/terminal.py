@@ -23,6 +23,7 @@ from rich.text import Text
 from deit_zoo.errors import redact
 
 REDRAW_SECONDS = 0.5
+WIDTH = 80  # where nobody says another
 # What moves the cursor, rings, recolours, or turns round the order of signs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -39,6 +40,11 @@ def one_line(text: str) -> str:
 
 class Terminal(Console):
     """A word that is longer than a line, mostly a path, is left whole, for copying."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.width < 1:  # as COLUMNS=0 says, of which rich makes nothing at all
+            self.width = WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As Console does, but of a text only what can be read; secrets do not go to stderr."""

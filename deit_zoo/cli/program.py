@@ -27,7 +27,7 @@ class Program(TyperGroup):
                 return super().invoke(ctx)
         except BrokenPipeError:  # `| head` has read enough
             raise typer.Exit(0) from None
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
+        except (OSError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
             if (text := sentence(error)) is None:
                 raise
             raise ZooError(text) from error
@@ -56,6 +56,9 @@ def sentence(error: Exception) -> str | None:
         return f"a number is too large ({error}); give a smaller one"
     if isinstance(error, UnicodeError):
         return f"a text or a name is not in the encoding that it should have ({error}); rename it"
+    if isinstance(error, RuntimeError):  # as Path.resolve has it, before Python 3.13
+        is_circle = str(error).startswith("Symlink loop")
+        return f"{error}; give another path, or mend this one" if is_circle else None
     # What a library has a class of its own for is what it was given; a bare ValueError is ours.
     return f"{error}; give another value" if type(error) is not ValueError else None
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from deit_zoo.files import is_running
+
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 60.0
 
@@ -67,9 +69,10 @@ def _watch(folder: Path, done: threading.Event, tell: Callable[[str], None]) -> 
 def _kill(file: Path, tell: Callable[[str], None]) -> None:
     rank, pid = file.name.split("-")
     command = Path("/proc") / pid / "cmdline"
+    if not is_running(int(pid)):
+        return
     with suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(int(pid), 0)
         if command.parent.parent.is_dir() and os.fsencode(file.parent) not in command.read_bytes():
             return  # another process, which was given the number of one that is gone
         tell(f"process {rank} gives no sign of life for {SILENT_SECONDS:g} seconds; it is killed")
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))  # which ends it on Windows
