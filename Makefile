@@ -11,8 +11,12 @@ BENCHMARKS := cold_start load cached startup plain cait_memory train_step classi
 SUITES := forward optimized cait train_forward_backward
 MEASURED := build/benchmarks
 SITE := build/site
+# CI sets it: the versions of .ci/requirements.txt, by their hashes; else the newest that fit.
+LOCK ?=
+COMPILE := uv pip compile --quiet --no-header --generate-hashes --no-annotate --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28
 
-.PHONY: demo test test-all lint docs benchmark gpu clean
+.PHONY: demo test test-all lint docs lock audit benchmark gpu clean
 
 demo: .venv/installed
 	rm -rf $(DEMO)
@@ -45,6 +49,15 @@ docs: .venv/installed
 	rm -rf $(SITE)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs $(SITE)
 
+# What CI installs, and what a release is built by. After each change of a dependency.
+lock: .venv/installed
+	PATH=$(BIN):$$PATH $(COMPILE) pyproject.toml --extra dev --output-file .ci/requirements.txt
+	echo 'hatchling>=1.26' | PATH=$(BIN):$$PATH $(COMPILE) - --output-file .ci/build.txt
+
+# Known vulnerabilities of what CI installs; asks pypi.org.
+audit: .venv/installed
+	$(BIN)/pip-audit --requirement .ci/requirements.txt --require-hashes --disable-pip --strict
+
 # Everything that was ever measured, and docs/performance.md of it; on a quiet machine. What was
 # broken off leaves the former results as they were.
 benchmark: .venv/installed
@@ -69,8 +82,9 @@ gpu:
 clean:
 	rm -rf .venv $(DEMO)
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(LOCK),$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
