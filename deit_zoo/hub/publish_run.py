@@ -15,12 +15,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deit_zoo.data.transforms import eval_transform
-from deit_zoo.errors import CheckpointError, IntegrityError, redact
+from deit_zoo.errors import CheckpointError, FormatError, IntegrityError, redact
 from deit_zoo.files import (
     ASSETS,
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
+    as_record,
     new_folder,
     read_json,
     write_sums,
@@ -34,11 +35,47 @@ from deit_zoo.manifest import Checkpoint
 from deit_zoo.models.layers import as_pair
 from deit_zoo.registry import TRANSFORMERS, ModelSpec
 from deit_zoo.runs.receipt import without_paths
+from deit_zoo.weights.cache import Sha256
 from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.load import open_local, spec_of_file
 
 _CURVE = "curve.png"
 CLASSES_FILE = Path("results", "classes.csv")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reached:
+    top1: float
+    num_images: int
+    mean_ap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Recipe:
+    epochs: int
+    source: str
+    init_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    num_images: int
+    recipe: _Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    published: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Receipt:
+    """What a receipt must say for a card."""
+
+    reached: _Reached
+    plan: _Plan
+    sha256: dict[str, Sha256]
+    start: _Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +201,8 @@ def _receipt(run: Path) -> dict[str, Any]:
     file = run / RECEIPT_FILE
     try:
         receipt: dict[str, Any] = read_json(file)
-        _ = receipt["reached"]["top1"], receipt["plan"]["recipe"], receipt["sha256"][MODEL_FILE]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        as_record(receipt, _Receipt, str(file))
+    except (OSError, FormatError) as error:
         raise CheckpointError(
             f"{run} is no run that ended: it has no whole {RECEIPT_FILE}; give the --output of "
             "deit-zoo finetune or reproduce"

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -203,6 +204,19 @@ def test_a_receipt_of_an_older_version_is_published_without_its_paths(
     text = (tmp_path / "published" / "receipt.json").read_text()
     assert "/home/me" not in text
     assert "deit_pico_digits@.../start.safetensors" in text
+
+
+@pytest.mark.parametrize(
+    "change", [{"reached": {"top1": "x", "num_images": 8}}, {"plan": None}, {"start": 5}]
+)
+def test_a_forged_receipt_is_one_sentence(
+    change: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    former = Path(shutil.copytree(run, tmp_path / "run"))
+    receipt = json.loads((run / "receipt.json").read_text())
+    (former / "receipt.json").write_text(json.dumps(receipt | change))
+    with pytest.raises(CheckpointError, match="it has no whole receipt"):
+        build_run(former, REPO, tmp_path / "published")
 
 
 def test_the_card_tells_classes_figures_start_and_its_licence(published: Path, run: Path) -> None:
