@@ -37,6 +37,13 @@ def test_a_pipe_gets_whole_lines() -> None:
     assert stream.getvalue() == f"{SENTENCE}\nlabel  {SENTENCE}\n"
 
 
+def test_a_screen_of_no_columns_shows_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    stream = StringIO()
+    Terminal(file=stream).print("hello")
+    assert stream.getvalue() == "hello\n"
+
+
 def test_wide_letters_count_double_and_ends_of_lines_stay() -> None:
     screen, stream = console(terminal=True, width=10)
     screen.print("猫猫 猫猫 猫猫\n\n  [bold]end[/]")

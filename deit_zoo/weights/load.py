@@ -72,6 +72,7 @@ class _Facts:
 
     name: str | None = None
     img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
+    problem_type: str | None = None
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:

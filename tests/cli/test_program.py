@@ -56,6 +56,15 @@ def test_a_stream_that_is_closed_or_full_is_one_sentence(line: str, told: str) -
     assert "Traceback" not in done.stderr
 
 
+def test_a_link_in_a_circle_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    done = deit_zoo("data", "digits", "--output", "circle", env={}, cwd=tmp_path)
+    assert "circle cannot be written (" in sentence_of(done)
+    error = RuntimeError("Symlink loop from '/x'")  # as Path.resolve has it
+    assert sentence(error) == "Symlink loop from '/x'; give another path, or mend this one"
+    assert sentence(RuntimeError("our own mistake")) is None
+
+
 @pytest.mark.parametrize("more", ["", "--json"])
 def test_a_reader_that_has_read_enough_is_no_error(more: str) -> None:
     # The pipe is closed before the command begins.
