@@ -10,8 +10,8 @@ Shapes: B batch, N patches, D embedding, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,8 @@ from deit_zoo.models.layers import (
     layer_norm,
     new_head,
     new_token,
-    pick_layers,
     softmax_map,
     split_heads,
-    to_grid,
 )
 
 
@@ -221,49 +219,18 @@ class CaiT(ZooModel):
         """Tokens to logits; with `pre_logits` to the class token (B, D)."""
         return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
 
-    def get_intermediate_layers(
-        self,
-        x: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_class_token: bool = False,
-        norm: bool = True,
-    ) -> tuple[Any, ...]:
-        """Patch tokens (B, N, D) of the last n self-attention blocks or of the listed ones.
+    def class_token(self, output: Tensor, number: int, norm: bool) -> Tensor:
+        """No class token exists among the patches: the (B, D) one that class-attention reads out
+        of them, which for the last block is the model's own."""
+        return super().class_token(self.read_class(output), number, norm)
 
-        `reshape` gives (B, D, h, w). No class token exists among the patches:
-        `return_class_token` pairs each result with the (B, D) one that class-attention reads
-        out of those patches, which for the last block is the model's own.
-        """
-        outputs = self._block_outputs(self.embed(x), pick_layers(n, len(self.blocks)))
-        patches = [self.norm(tokens) for tokens in outputs] if norm else outputs
-        if reshape:
-            patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
-        if not return_class_token:
-            return tuple(patches)
-        read = [self.read_class(tokens)[:, 0] for tokens in outputs]
-        return tuple(zip(patches, map(self.norm, read) if norm else read, strict=True))
-
-    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Softmax maps of the listed blocks, self-attention first, class-attention last.
-
-        Self-attention gives (B, H, N, N) after the first mixing of heads; class-attention, the
-        last `depth_token_only` layers, gives (B, H, 1, 1 + N).
-        """
-        depth = len(self.blocks)
-        numbers = pick_layers(tuple(layers), depth + len(self.blocks_token_only))
-        maps: dict[int, Tensor] = {}
-        x = self.embed(x)
-        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
-            if number in numbers:
-                maps[number] = cast(Block, block).attention(x)
-            x = self._run(block, x)
+    def _entered(self, x: Tensor) -> Generator[tuple[nn.Module, tuple[Tensor, ...]], None, Tensor]:
+        patches = yield from super()._entered(x)
         cls = self.cls_token.expand(x.shape[0], -1, -1)
-        for number, block in enumerate(self.blocks_token_only, start=depth):
-            if number in numbers:
-                maps[number] = cast(ClassBlock, block).attention(cls, x)
-            cls = self._run(block, cls, x)
-        return [maps[number] for number in numbers]
+        for block in self.blocks_token_only:
+            yield block, (cls, patches)
+            cls = self._run(block, cls, patches)
+        return cls
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse

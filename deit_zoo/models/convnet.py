@@ -9,7 +9,6 @@ Shapes: B batch, D channels, (h, w) the last feature map, N = h·w.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,6 @@ from deit_zoo.models.layers import (
     check_input,
     init_linear,
     new_head,
-    pick_layers,
 )
 
 GROUPS = 8
@@ -116,29 +114,9 @@ class ConvNet(ZooModel):
         pooled = tokens.mean(dim=1)
         return pooled if pre_logits else self.head(pooled)
 
-    def get_intermediate_layers(
-        self,
-        x: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_class_token: bool = False,
-        norm: bool = True,
-    ) -> tuple[Any, ...]:
-        """Feature maps of the last n blocks or of the listed ones, as tokens or (B, D, h, w).
-
-        A convnet has no class token: `return_class_token` pairs each with the mean over its map.
-        `norm` applies to the last block alone, whose channels it fits.
-        """
-        numbers = pick_layers(n, len(self.blocks))
-        outputs = self._block_outputs(self.embed(x), numbers)
-        maps = [
-            self.normed(output, number) if norm else output
-            for number, output in zip(numbers, outputs, strict=True)
-        ]
-        tokens = maps if reshape else [map.flatten(2).transpose(1, 2) for map in maps]
-        if return_class_token:
-            return tuple(zip(tokens, (map.mean(dim=(2, 3)) for map in maps), strict=True))
-        return tuple(tokens)
+    def class_token(self, output: Tensor, number: int, norm: bool) -> Tensor:
+        """A convnet has none: the mean over a feature map (B, D)."""
+        return (self.normed(output, number) if norm else output).mean(dim=(2, 3))
 
     def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """A convnet has none: raises ZooError."""
@@ -147,7 +125,3 @@ class ConvNet(ZooModel):
     def no_weight_decay(self) -> set[str]:
         """Nothing beyond biases and norms."""
         return set()
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, in timm's form."""
-        return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}

@@ -11,7 +11,6 @@ Shapes: B batch, N tokens (prefix and patches), D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +26,8 @@ from deit_zoo.models.layers import (
     layer_norm,
     new_head,
     new_token,
-    pick_layers,
     softmax_map,
     split_heads,
-    to_grid,
 )
 
 
@@ -100,45 +97,6 @@ class Transformer(ZooModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens to logits; with `pre_logits` to the class token (B, D)."""
         return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
-
-    def get_intermediate_layers(
-        self,
-        x: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_class_token: bool = False,
-        norm: bool = True,
-    ) -> tuple[Any, ...]:
-        """Patch tokens (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
-
-        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the class token (B, D).
-        """
-        outputs = self._block_outputs(self.embed(x), pick_layers(n, len(self.blocks)))
-        if norm:
-            outputs = [self.norm(tokens) for tokens in outputs]
-        patches = [tokens[:, self.num_prefix_tokens :] for tokens in outputs]
-        if reshape:
-            patches = [to_grid(tokens, self.patch_embed.grid_size) for tokens in patches]
-        if return_class_token:
-            return tuple(zip(patches, (tokens[:, 0] for tokens in outputs), strict=True))
-        return tuple(patches)
-
-    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused."""
-        numbers = pick_layers(tuple(layers), len(self.blocks))
-        maps: dict[int, Tensor] = {}
-        x = self.embed(x)
-        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
-            if number in numbers:
-                maps[number] = cast(Block, block).attention(x)
-            x = self._run(block, x)
-        return [maps[number] for number in numbers]
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
-        as it gets."""
-        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}
 
 
 class VisionTransformer(Transformer):

@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -107,15 +107,63 @@ class ZooModel(nn.Module):
             raise ZooError(f"output_fmt is {output_fmt!r}; give NCHW or NLC")
         layers = pick_layers(len(self.blocks) if indices is None else indices, len(self.blocks))
         last = max(layers) if stop_early or intermediates_only else len(self.blocks) - 1
-        x, outputs = self.embed(x), []
-        for number, block in enumerate(self.blocks[: last + 1]):
-            x = self._run(block, x)
-            if number in layers:
-                outputs.append(self.normed(x, number) if norm else x)
-        split = [self.split_prefix(output, output_fmt == "NCHW") for output in outputs]
+        outputs = self._block_outputs(self.embed(x), [*layers, last])
+        x = outputs[last]
+        shown = [(self.normed(y, i) if norm else y) for i, y in outputs.items() if i in layers]
+        split = [self.split_prefix(output, output_fmt == "NCHW") for output in shown]
         pairs = [(patches, prefix) for prefix, patches in split]
         intermediates = pairs if return_prefix_tokens else [patches for patches, _ in pairs]
         return intermediates if intermediates_only else (self.finish(x), intermediates)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Patches (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
+
+        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the `class_token`.
+        """
+        layers = pick_layers(n, len(self.blocks))
+        outputs = self._block_outputs(self.embed(x), layers)
+        normed = [self.normed(outputs[i], i) if norm else outputs[i] for i in layers]
+        patches = [self.split_prefix(output, reshape)[1] for output in normed]
+        if not return_class_token:
+            return tuple(patches)
+        tokens = [self.class_token(outputs[number], number, norm) for number in layers]
+        return tuple(zip(patches, tokens, strict=True))
+
+    def class_token(self, output: Tensor, number: int, norm: bool) -> Tensor:
+        """The class token (B, D) of what a block gives; `norm` puts it under the last norm."""
+        token = output[:, 0]
+        return cast(Tensor, self.norm(token)) if norm else token
+
+    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused.
+
+        A CaiT's are of patches alone (B, H, N, N), after the first mixing of heads; its last
+        layers, `depth_token_only` of them, are of the class token (B, H, 1, 1 + N).
+        """
+        depth = len(self.blocks) + len(getattr(self, "blocks_token_only", ()))
+        numbers = pick_layers(tuple(layers), depth)
+        entered = zip(range(max(numbers) + 1), self._entered(x), strict=False)
+        maps = {
+            number: cast(Any, layer).attention(*tokens)
+            for number, (layer, tokens) in entered
+            if number in numbers
+        }
+        return [maps[number] for number in numbers]
+
+    def _entered(self, x: Tensor) -> Generator[tuple[nn.Module, tuple[Tensor, ...]], None, Tensor]:
+        """Each layer with what enters it; in the end what the last block gives."""
+        x = self.embed(x)
+        for block in self.blocks:
+            yield block, (x,)
+            x = self._run(block, x)
+        return x
 
     def normed(self, output: Tensor, number: int) -> Tensor:
         """What a block gives, under the last norm."""
@@ -177,22 +225,24 @@ class ZooModel(nn.Module):
         return {"cls_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, in timm's form."""
-        raise NotImplementedError
+        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
+        as it gets."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed|stem)", "blocks": blocks}
 
     def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, *tokens, use_reentrant=False))
         return cast(Tensor, block(*tokens))
 
-    def _block_outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """What the listed blocks give when the first one is given x."""
+    def _block_outputs(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What the listed blocks give when the first one is given x, in their order."""
         outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: max(layers) + 1]):
             x = self._run(block, x)
             if number in layers:
                 outputs[number] = x
-        return [outputs[number] for number in layers]
+        return outputs
 
 
 class Scriptable(nn.Module):
