@@ -43,6 +43,11 @@ EPOCH_UNIT = 256
 # Loader workers of a process, if there are cores; a GPU takes images as fast as so many make them.
 MOST_WORKERS, MOST_WORKERS_OF_GPU = 12, 24
 WORKERS_LIMIT = 1024  # that may be typed
+# How images are decoded, where that is to be said.
+READINGS = {
+    "upstream": "",
+    "upright": "upright: turned as their EXIF says, transparency on white",
+}
 # What `--set` may change of the machine; none of it marks a run as modified.
 SETTINGS = (
     "precision",
@@ -197,27 +202,28 @@ class Plan:
     def lines(self) -> list[tuple[str, str]]:
         """What a person wants to know before the start."""
         recipe = self.recipe
-        return [
+        rows = [
             ("recipe", f"{recipe.name}{_modified(recipe, self.modified)}, {recipe.source}"),
-            *_assumed(recipe),
-            *_first_stage(recipe),
+            ("partly assumed", _assumed(recipe)),
+            ("first stage", _first_stage(recipe)),
             ("data", self._data()),
-            *_reading(self),
+            ("reading", READINGS[self.reading]),
             ("length", self._length()),
             ("batch", self._batch()),
-            *([("layout", layout_in_words(recipe))] if recipe.layouts else []),
+            ("layout", layout_in_words(recipe) if recipe.layouts else ""),
             ("machine", self._machine()),
-            *self._memory(),
+            ("memory", self._memory()),
             ("precision", self._precision()),
             ("rate", _rate(recipe)),
-            *_warm_up_without_end(recipe),
-            *_rate_by_the_rule(recipe),
+            ("", _warm_up_without_end(recipe)),
+            ("", _rate_by_the_rule(recipe)),
             ("distillation", _distillation(recipe)),
-            *self._teacher_labels(),
-            *_unusual(recipe),
-            *_target(recipe),
+            ("teacher labels", self._teacher_labels()),
+            ("also", _unusual(recipe)),
+            ("target", _target(recipe)),
             *(("time", sentence) for sentence in self._times()),
         ]
+        return [row for row in rows if row[1]]
 
     def _data(self) -> str:
         recipe = self.recipe
@@ -225,33 +231,30 @@ class Plan:
         short = short_of(recipe, self.num_images)
         return f"{data}: {short}" if short else data
 
-    def _memory(self) -> list[tuple[str, str]]:
+    def _memory(self) -> str:
         """What is known before a step: in float32 the weights, their gradients and moments."""
         spec = MODELS.get(self.recipe.architecture)
         if spec is None:
-            return []
+            return ""
         copies = 3 if self.recipe.optimizer == "sgd" else 4
         copies += self.recipe.ema_decay is not None
         megabytes = copies * 4 * spec.num_params / 1e6
         size = f"{megabytes / 1e3:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
-        return [
-            (
-                "memory",
-                f"{size} in each process for weights, gradients and moments; what "
-                "images need is measured before the first step",
-            )
-        ]
+        return (
+            f"{size} in each process for weights, gradients and moments; what images need is "
+            "measured before the first step"
+        )
 
-    def _teacher_labels(self) -> list[tuple[str, str]]:
+    def _teacher_labels(self) -> str:
         """Where the teacher's labels are kept, their size, and what they save."""
         if self.teacher_labels is None:
-            return []
+            return ""
         images = self.recipe.epochs * self.steps_per_epoch * self.recipe.batch_size
         line = f"{self.teacher_labels}, {2 * images / 1e6:,.1f} MB for {images:,} mixed images"
         share = teacher_share(self.recipe)
         if share is not None:
             line += f"; where all are known, {share:.0%} of the multiply-accumulates are saved"
-        return [("teacher labels", line)]
+        return line
 
     def _length(self) -> str:
         recipe = self.recipe
@@ -356,28 +359,21 @@ def short_of(recipe: Recipe, num_images: int) -> str:
     return f"only {num_images:,} of {full:,} training images" if num_images < full else ""
 
 
-def _target(recipe: Recipe) -> list[tuple[str, str]]:
+def _target(recipe: Recipe) -> str:
     """The published figure and the tolerance, by which the run will be judged."""
     metric = figure_of(recipe)
     if metric is None or metric.top1 is None:
-        return []
+        return ""
     least = metric.top1 - recipe.band
     words = f"top-1 {metric.top1:.2f} % is published; from {least:.2f} % on (tolerance "
-    return [("target", f"{words}{recipe.band:g}) it is reproduced")]
+    return f"{words}{recipe.band:g}) it is reproduced"
 
 
-def _assumed(recipe: Recipe) -> list[tuple[str, str]]:
+def _assumed(recipe: Recipe) -> str:
     if not recipe.assumed:
-        return []
+        return ""
     why = f"; deit-zoo info {recipe.name} says why" if recipe.name in RECIPES else ""
-    names = ", ".join(recipe.assumed)
-    return [("partly assumed", f"{names} (nobody published them, or second-hand only{why})")]
-
-
-def _reading(plan: Plan) -> list[tuple[str, str]]:
-    if plan.reading == "upstream":
-        return []
-    return [("reading", "upright: turned as their EXIF says, transparency on white")]
+    return f"{', '.join(recipe.assumed)} (nobody published them, or second-hand only{why})"
 
 
 def trained_first(recipe: Recipe) -> Recipe | None:
@@ -389,20 +385,18 @@ def trained_first(recipe: Recipe) -> Recipe | None:
     return stage
 
 
-def _first_stage(recipe: Recipe) -> list[tuple[str, str]]:
-    source = recipe.init_from
-    if source is None:
-        return []
+def _first_stage(recipe: Recipe) -> str:
+    source = recipe.init_from or ""
     stage = RECIPES.get(source)
     if stage is None:
-        return [("first stage", source)]
+        return source
     weights = f"train it, then --set init_from=runs/{source}"
     if source in MODELS:
         weights = "its published weights"
     elif trained_first(recipe) is not None:
         weights = "trained before, in the folder of its name beside this run's"
     length = f"{stage.epochs} epochs at {shown(stage.img_size)} px"
-    return [("first stage", f"{source}, {length}: {weights}")]
+    return f"{source}, {length}: {weights}"
 
 
 def _rate(recipe: Recipe) -> str:
@@ -417,22 +411,19 @@ def _rate(recipe: Recipe) -> str:
     return f"{rate}, cosine to {recipe.min_lr:.3g}"
 
 
-def _warm_up_without_end(recipe: Recipe) -> list[tuple[str, str]]:
+def _warm_up_without_end(recipe: Recipe) -> str:
     """A warning where the warm-up is as long as the run, which then learns little or nothing."""
     highest = max(learning_rate(recipe, epoch) for epoch in range(recipe.epochs))
     if not recipe.warmup_epochs or recipe.epochs > recipe.warmup_epochs + 1:
-        return []
+        return ""
     warm_up = count(recipe.warmup_epochs, "warm-up epoch")
-    return [
-        (
-            "",
-            f"in {count(recipe.epochs, 'epoch')} with {warm_up} the rate reaches {highest:.3g} at "
-            f"most, so little is learned; type --set warmup_epochs={recipe.epochs // 4}",
-        )
-    ]
+    return (
+        f"in {count(recipe.epochs, 'epoch')} with {warm_up} the rate reaches {highest:.3g} at "
+        f"most, so little is learned; type --set warmup_epochs={recipe.epochs // 4}"
+    )
 
 
-def _rate_by_the_rule(recipe: Recipe) -> list[tuple[str, str]]:
+def _rate_by_the_rule(recipe: Recipe) -> str:
     """What the paper's rule gives where the batch was changed and the rate was not."""
     shipped = RECIPES.get(recipe.name)
     if (
@@ -442,9 +433,9 @@ def _rate_by_the_rule(recipe: Recipe) -> list[tuple[str, str]]:
         or recipe.batch_size == shipped.batch_size
         or recipe.lr != shipped.lr
     ):
-        return []
+        return ""
     rate = f"{PAPER_RATE * recipe.batch_size / 512:.10g}"
-    return [("", f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}")]
+    return f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}"
 
 
 def _distillation(recipe: Recipe) -> str:
@@ -462,32 +453,24 @@ def _distillation(recipe: Recipe) -> str:
     return line
 
 
-def _unusual(recipe: Recipe) -> list[tuple[str, str]]:
+def _unusual(recipe: Recipe) -> str:
     """What most recipes leave alone."""
-    remarks = []
-    if not recipe.train_mode:
-        remarks.append("eval mode: no drop-path")
-    if (recipe.blocks, recipe.stem) != (None, "linear"):
-        blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
-        remarks.append(f"{blocks}, {recipe.stem} stem")
-    if recipe.optimizer == "lamb":
-        remarks.append("LAMB")
-    if recipe.three_augment:
-        crop = ", simple random crop" if recipe.random_crop == "simple" else ""
-        remarks.append(f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}")
-    if recipe.loss != "cross_entropy":
-        remarks.append(recipe.loss.replace("_", " "))
-    if recipe.cosub:
-        remarks.append("Cosub: each image goes through the network twice")
-    if recipe.ema_decay is not None:
-        remarks.append(f"moving average of the weights, decay {recipe.ema_decay:g}")
-    if recipe.clip_grad is not None:
-        remarks.append(f"gradients clipped at {recipe.clip_grad:g}")
-    if recipe.class_weights != "none":
-        remarks.append("classes weighted by their images, rare ones more")
-    if recipe.sampling != "uniform":
-        remarks.append("each class shown as often as any other")
-    return [("also", "; ".join(remarks))] if remarks else []
+    blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
+    crop = ", simple random crop" if recipe.random_crop == "simple" else ""
+    decay, bound = recipe.ema_decay, recipe.clip_grad
+    remarks = {
+        "eval mode: no drop-path": not recipe.train_mode,
+        f"{blocks}, {recipe.stem} stem": (recipe.blocks, recipe.stem) != (None, "linear"),
+        "LAMB": recipe.optimizer == "lamb",
+        f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}": recipe.three_augment,
+        recipe.loss.replace("_", " "): recipe.loss != "cross_entropy",
+        "Cosub: each image goes through the network twice": recipe.cosub,
+        f"moving average of the weights, decay {decay or 0.0:g}": decay is not None,
+        f"gradients clipped at {bound or 0.0:g}": bound is not None,
+        "classes weighted by their images, rare ones more": recipe.class_weights != "none",
+        "each class shown as often as any other": recipe.sampling != "uniform",
+    }
+    return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 
 def epoch_images(num_images: int) -> int:
