@@ -53,7 +53,7 @@ OUTSIDE = {
         "numpy",
     },
     "data": {"torch", "PIL", "simplejpeg", "numpy"},
-    "augment": {"torch", "triton"},
+    "augment": {"torch", "triton", "PIL", "numpy"},
     "evaluation": {"torch", "PIL", "numpy"},
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub", "msgspec"},

@@ -14,10 +14,8 @@ from torch import Tensor
 from deit_zoo.augment.operations import augmented, resized
 from deit_zoo.augment.record import (
     ARGUMENTS,
+    ERASE,
     ERASE_HEIGHT,
-    ERASE_LEFT,
-    ERASE_TOP,
-    ERASE_WIDTH,
     FIRST_LAYER,
     FLIP,
     HEIGHT,
@@ -73,8 +71,6 @@ def _resized(slot: Tensor, place: list[int], size: tuple[int, int]) -> Tensor:
 
 
 def _erase(slot: Tensor, place: list[int], image: Tensor) -> None:
-    top, left, height, width = (
-        place[word] for word in (ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH)
-    )
+    top, left, height, width = place[ERASE]
     noise = slot[place[NOISE] : place[NOISE] + 3 * height * width * 4].view(torch.float32)
     image[:, top : top + height, left : left + width] = noise.view(3, height, width)

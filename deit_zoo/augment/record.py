@@ -14,6 +14,7 @@ from typing import NamedTuple
 OFFSET, HEIGHT, WIDTH, FLIP = 0, 1, 2, 3
 ROW, LABEL, BAD = 4, 5, 6  # where the image goes; its class; 1 + the number of an unreadable image
 ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH = 7, 8, 9, 10  # of height 0: nothing is erased
+ERASE = slice(ERASE_TOP, ERASE_WIDTH + 1)  # the four, as a Box has them
 NOISE = 11  # the offset of what is put there, (3, height, width) float32
 FIRST_LAYER = 12  # then for each layer of RandAugment: the operation, and six arguments
 ARGUMENTS = 6

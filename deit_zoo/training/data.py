@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from deit_zoo.augment.device import finish
 from deit_zoo.augment.draws import Augment
 from deit_zoo.augment.record import BAD, LABEL, OPERATIONS, ROW
+from deit_zoo.augment.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import Loader, WorkersDiedError
 from deit_zoo.data.transforms import error_context, read_pixels, resize
@@ -37,7 +38,6 @@ from deit_zoo.training.places import (
     Place,
     Share,
 )
-from deit_zoo.training.ring import Pixels, Ring, SlotWriter, Words
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.teacher_labels import TeacherLabels
 

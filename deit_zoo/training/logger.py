@@ -228,14 +228,14 @@ class MetricLogger:
         self.lines = list(rows)
         lines = "".join(rows).encode()
         with full_disk_as_error(self.log):
-            found = self.log.read_bytes() if self.log.is_file() else b""
-            if self.log.is_file() and lines.startswith(found):
+            written = self.log.read_bytes() if self.log.is_file() else b""
+            if self.log.is_file() and lines.startswith(written):
                 with self.log.open("ab") as stream:  # who follows the file sees the line
-                    stream.write(lines[len(found) :])
+                    stream.write(lines[len(written) :])
                     stream.flush()
                     os.fsync(stream.fileno())
                 return
-            if not found.startswith(lines):
+            if not written.startswith(lines):
                 self._line(f"{self.log} is not as this run wrote it; it is written again")
             self.log.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.log, lines)

@@ -194,15 +194,15 @@ class EpochPlaces:
             replica, offset = divmod(place, self.size)
             where = Place(self.replicas[replica], begin + offset, row)
             places.setdefault(int(rank[place]), []).append(where)
-        wanted = np.flatnonzero(receiver == self.peer)
+        received = np.flatnonzero(receiver == self.peer)
         # What comes from process 0 comes first, and of each process in the order of the places.
-        arrival = np.argsort(decoder[wanted], kind="stable")
-        order = np.empty(len(wanted), dtype=np.int64)
-        order[arrival] = np.arange(len(wanted))
+        arrival = np.argsort(decoder[received], kind="stable")
+        order = np.empty(len(received), dtype=np.int64)
+        order[arrival] = np.arange(len(received))
         return Share(
             epoch=self.epoch,
             images=[(int(images[own[of[0].row]]), of) for _, of in sorted(places.items())],
             sends=np.bincount(receiver[own], minlength=self.peers).tolist(),
-            receives=np.bincount(decoder[wanted], minlength=self.peers).tolist(),
+            receives=np.bincount(decoder[received], minlength=self.peers).tolist(),
             order=order,
         )

@@ -240,21 +240,21 @@ def outlook(plan: Plan, cost: StepCost) -> str:
 
 def sentence(rates: Rates, workers: int, cores: int) -> str:
     """The rates of one process, what limits them, and what to do about it."""
-    told = (
+    rated = (
         f"workers {rates.workers:,.0f} img/s, copy and augmentation {rates.receiving:,.0f} img/s, "
         f"model {rates.model:,.0f} img/s in each process"
     )
     if rates.workers >= rates.training:
         share = rates.training / rates.receiving
         if share <= SHARE:
-            return f"{told}: the model limits, as it should"
+            return f"{rated}: the model limits, as it should"
         part = f"{share:.0%} of whose time goes to images"
-        return f"{told}: the training process limits, {part}"
+        return f"{rated}: the training process limits, {part}"
     if rates.reading < rates.training:
         disk = f"the disk limits with {rates.reading:,.0f} img/s"
-        return f"{told}: {disk}; put the images on a faster one"
+        return f"{rated}: {disk}; put the images on a faster one"
     needed = math.ceil(max(workers, 1) * rates.training / rates.workers)
     best = min(needed, cores)
     advice = [f"try --workers {best}"] if best > workers else []
     advice += [count(needed - cores, "more core")] if needed > cores else []
-    return f"{told}: decoding limits; {' and '.join(advice)}"
+    return f"{rated}: decoding limits; {' and '.join(advice)}"

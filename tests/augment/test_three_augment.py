@@ -14,6 +14,7 @@ from torchvision.transforms import functional as torchvision
 
 from deit_zoo.augment.draws import Draws
 from deit_zoo.augment.record import Box
+from deit_zoo.augment.three_augment import colours, one_of_three, simple_crop
 from deit_zoo.data.transforms import resize
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES
@@ -21,7 +22,6 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.data import augments_on_device
 from deit_zoo.training.seeding import seed_from_key
-from deit_zoo.training.three_augment import colours, one_of_three, simple_crop
 from deit_zoo.training.timm_bridge import TrainAugment, train_augment
 from support.tables import each_row
 

@@ -19,10 +19,7 @@ from torch import Tensor
 
 from deit_zoo.augment.record import (
     BAD,
-    ERASE_HEIGHT,
-    ERASE_LEFT,
-    ERASE_TOP,
-    ERASE_WIDTH,
+    ERASE,
     FIRST_LAYER,
     FLIP,
     HEIGHT,
@@ -183,7 +180,7 @@ class SlotWriter:
         words[OFFSET], words[HEIGHT], words[WIDTH] = self._copy(pixels), height, width
         words[FLIP], words[ROW], words[LABEL], words[BAD] = flip, row, label, bad
         if erase is not None and noise is not None:
-            words[[ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH]] = erase
+            words[ERASE] = erase
             words[NOISE] = self._copy(noise.numpy())
         words[FIRST_LAYER::LAYER] = NO_OPERATION
         for begin, layer in zip(range(FIRST_LAYER, len(words), LAYER), layers, strict=True):
