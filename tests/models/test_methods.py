@@ -200,27 +200,6 @@ def test_intermediate_layers_that_do_not_exist_are_refused(
 
 
 @transformers
-def test_attention_gives_one_map_per_head(network: ZooModel, images: Tensor) -> None:
-    (found,) = network.attention(images, layers=(0,))
-    # Patches of CaiT attend to each other only: its class token enters after them.
-    tokens = PATCHES + (network.num_prefix_tokens if hasattr(network, "distilled") else 0)
-    assert found.shape == (2, network.blocks[0].attn.num_heads, tokens, tokens)
-
-
-@only_cait
-def test_class_attention_gives_one_row_per_head(network: ZooModel, images: Tensor) -> None:
-    found = network.attention(images, layers=(-2, -1))
-    assert [item.shape for item in found] == [(2, 4, 1, 1 + PATCHES)] * 2
-
-
-@transformers
-def test_every_row_of_attention_sums_to_one(network: ZooModel, images: Tensor) -> None:
-    layers = range(DEPTH + len(getattr(network, "blocks_token_only", ())))
-    for found in network.attention(images, layers=layers):
-        torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
-
-
-@transformers
 def test_the_last_attention_is_the_default(network: ZooModel, images: Tensor) -> None:
     last = DEPTH + len(getattr(network, "blocks_token_only", ())) - 1
     found, expected = network.attention(images), network.attention(images, layers=(last,))
@@ -406,19 +385,6 @@ def test_timm_groups_parameters_by_their_depth(network: ZooModel, coarse: bool) 
     groups = group_parameters(network, network.group_matcher(coarse=coarse))
     found = {name: float(layer) for layer, names in groups.items() for name in names}
     assert ranks(found) == expected_depths(network)
-
-
-def test_timm_gives_earlier_layers_smaller_learning_rates(network: ZooModel) -> None:
-    optimizer = create_optimizer_v2(network, opt="adamw", lr=1.0, layer_decay=0.5)
-    names = {id(value): name for name, value in network.named_parameters()}
-    scales = {
-        names[id(value)]: group["lr_scale"]
-        for group in optimizer.param_groups
-        for value in group["params"]
-    }
-    depths = expected_depths(network)
-    last = max(depths.values())
-    assert scales == {name: pytest.approx(0.5 ** (last - depth)) for name, depth in depths.items()}
 
 
 @transformers

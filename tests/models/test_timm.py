@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deit_zoo
@@ -108,16 +108,10 @@ def test_timm_loads_our_weights(pair: Pair) -> None:
 
 
 def test_logits_are_those_of_timm(pair: Pair) -> None:
-    # Without gradients, `forward` leaves out what never reaches the head: rounding may differ.
     ours, theirs = (deepcopy(model).double().eval() for model in (pair.ours, pair.theirs))
     with torch.inference_mode():
         (found,), (expected,) = outputs(ours), outputs(theirs)
     assert relative_error(found, expected) <= 1e-12
-
-
-def test_logits_with_gradients_are_those_of_timm(pair: Pair) -> None:
-    (found,), (expected,) = outputs(pair.ours.eval()), outputs(pair.theirs.eval())
-    assert relative_error(found, expected) <= LIMIT
 
 
 def test_logits_in_train_mode_are_those_of_timm(pair: Pair) -> None:
@@ -149,17 +143,6 @@ def test_timm_loads_a_file_saved_here(name: str, tmp_path: Path) -> None:
     theirs = timm_model(name, checkpoint_path=str(tmp_path / "ours.safetensors"))
     state = theirs_as_ours(theirs)
     assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
-
-
-@pytest.mark.parametrize("name", SMALLEST)
-def test_a_file_saved_here_fits_timm_strictly(name: str, tmp_path: Path) -> None:
-    load.save_model(
-        golden.filled(deit_zoo.create(name, device="meta")), tmp_path / "ours.safetensors"
-    )
-    with torch.device("meta"):
-        theirs = timm_model(name)
-    state = load_file(tmp_path / "ours.safetensors")
-    assert not any(theirs.load_state_dict(state, strict=True, assign=True))
 
 
 @pytest.mark.parametrize("name", SMALLEST)
