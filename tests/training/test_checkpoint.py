@@ -218,18 +218,6 @@ def test_a_run_says_what_it_started_from_whatever_lies_there_when_it_goes_on(
     assert later.manager.origin == {"start": {"sha256": "a"}, "plan": {}}
 
 
-def test_a_state_that_is_torn_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
-    left = Run(tmp_path)
-    left.finish_epoch()
-    left.finish_epoch()
-    torn = states(tmp_path)[-1]
-    torn.write_bytes(torn.read_bytes()[:1000])
-    found = Run(tmp_path, seed=1)
-    assert found.manager.load() is True
-    assert (found.manager.epoch, len(found.told)) == (1, 1)
-    assert found.told[0].startswith(f"{torn} is torn or altered ")
-
-
 def test_a_run_without_a_whole_state_is_refused(tmp_path: Path) -> None:
     Run(tmp_path).finish_epoch()
     states(tmp_path)[0].write_bytes(b"")

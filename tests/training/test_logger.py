@@ -301,16 +301,6 @@ def test_tensorboard_shows_every_figure_of_every_epoch(tmp_path: Path) -> None:
     assert scalars(tmp_path, "images_per_second") == [(0, 1234.5), (1, 1234.5)]
 
 
-@pytest.mark.usefixtures("unknown")
-def test_tensorboard_shows_an_epoch_that_was_trained_again_once(tmp_path: Path) -> None:
-    with Screen(tmp_path).watch as watch:
-        for epoch in (0, 1):
-            watch.epoch(record(epoch, 10.0))
-    with Screen(tmp_path, 1).watch as watch:
-        watch.epoch(record(1, 30.0))
-    assert scalars(tmp_path, "val_top1") == [(0, 10.0), (1, 30.0)]
-
-
 @contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
     """A disk that is full for files of this size."""

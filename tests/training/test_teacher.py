@@ -333,13 +333,6 @@ def test_a_network_without_a_head_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    _, file = written(tmp_path, OTHER)
-    message = refused(CheckpointError, f"{SAME}@{file}")
-    assert message.startswith(f"{file} does not fit timm's test_efficientnet: ")
-    assert message.endswith("give the architecture that it was saved of")
-
-
 def test_a_file_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
     _, file = written(tmp_path, SAME)
     assert refused(CheckpointError, str(file)) == (
