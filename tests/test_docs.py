@@ -28,8 +28,9 @@ from support.command import deit_zoo
 ROOT = Path(__file__).parents[1]
 SLOW, STORY = "slow", "story"
 FIRST = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
-# What the examples of help name and no reader has yet: photographs, runs, the network.
-NEEDS_MORE = r"photo|runs/|hfds:|carried|pin |\.pth"
+# What the examples of help name and no reader has yet: photographs, runs, the network; and what has
+# no end.
+NEEDS_MORE = r"photo|runs/|hfds:|carried|pin |\.pth|serve "
 PAGES = [*FIRST, *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -27,7 +27,7 @@ FLOORS = {
     },
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "facts", "inference", "hub", "runs"},
-    3: {"zoo", "api", "page", "training"},
+    3: {"zoo", "api", "page", "serve", "training"},
     4: {"__init__", "__main__", "assets", "cli", "hubconf"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -58,6 +58,7 @@ OUTSIDE = {
     "inference": {"torch", "PIL"},
     "hub": {"torch", "safetensors", "huggingface_hub", "msgspec"},
     "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton", "filelock"},
+    "serve": {"torch", "fastapi", "starlette", "uvicorn", "prometheus_client"},
     "assets": {"PIL"},
     "page": {"jinja2", "markupsafe"},
     "cli": {"typer", "rich"},
@@ -75,6 +76,7 @@ DOORS = {
 }
 # A command imports what it runs when it runs; so do these, to keep `import deit_zoo` light.
 HEAVY = {"models", "weights", "data", "evaluation", "inference", "hub", "training", "distributed"}
+HEAVY |= {"serve"}
 LIGHT = {
     "__init__",
     "__main__",

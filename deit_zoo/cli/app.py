@@ -35,6 +35,7 @@ from deit_zoo.cli.options import AsJson, NameOrRun, example
 from deit_zoo.cli.page import write_page
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
+from deit_zoo.cli.serve import serve_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import RecipeError, ZooError, redact
@@ -234,6 +235,7 @@ def info_(
 
 for name, group, command, words in (
     ("classify", USE, classify_, "photo.jpg --model cait_s24_224 --topk 3"),
+    ("serve", USE, serve_, "deit_small --port 8000"),
     ("evaluate", USE, evaluate_, "deit_pico_digits --data digits"),
     ("reproduce", TRAIN, reproduce_, "deit_small --gpus 8 --dry-run"),
     ("finetune", TRAIN, finetune_, "deit_small --data photos --val-share 0.2"),

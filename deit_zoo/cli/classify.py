@@ -1,4 +1,5 @@
-"""`deit-zoo classify`: the most probable classes of images, printed as they are found."""
+"""`deit-zoo classify`: the most probable classes of images, printed as they are found, or put into
+a file."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 from rich.markup import escape
@@ -19,20 +21,32 @@ from deit_zoo.results import Prediction
 from deit_zoo.terminal import one_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from deit_zoo.data.transforms import EvalTransform
     from deit_zoo.models.layers import ZooModel
 
-    # The name of a file or a URL, the bytes from stdin, or why an argument names no image.
-    Source = str | Path | bytes | DataError
-    Row = tuple[str, list[Prediction]]
+    # The name of a file or an address, the bytes from stdin, or why an argument names no image.
+    Source = str | bytes | DataError
+    Row = tuple[str, list[Prediction] | DataError]
+
+
+class Question(NamedTuple):
+    """What is asked: of which images, by which model, and how that is computed."""
+
+    images: list[str]
+    model: str
+    topk: int
+    device: str
+    batch_size: int
+    workers: int | None
+    fast: bool
 
 
 def classify_(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, URLs, or - for stdin.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, URLs, s3://... or gs://..., - for stdin.")
+    ],
     model: Annotated[
         str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
     ] = "deit_small",
@@ -46,86 +60,155 @@ def classify_(
     fast: Annotated[
         bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Into a table, .csv or .parquet, of any number."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --output where it was stopped.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The most probable classes of images. One that cannot be read does not stop the others.
 
     Exit 0; 1: an image could not be read; 130: stopped by Ctrl-C.
     """
-    rows: list[dict[str, Any]] = []
-    errors: list[DataError] = []
+    question = Question(images, model, topk, device, batch_size, workers, fast)
+    if resume and output is None:
+        raise DataError("--resume goes on with a file; type --output FILE.csv or FILE.parquet too")
+    if as_json and output is not None:
+        raise DataError("--json prints and --output writes; type one of them")
     try:
-        network = _network(model, chosen_device(device), fast)
-        sources = [source for argument in images for source in _listed(argument)]
-        for classified, unread in _classify(sources, network, topk, batch_size, workers):
-            errors += unread
-            if as_json:
-                rows += map(_as_dict, classified)
-            elif classified:
-                out.print("\n".join(map(_lines, classified)))
+        unread = _show(question, as_json) if output is None else _write(question, output, resume)
     except KeyboardInterrupt:
-        talk.print("stopped")
+        talk.print("stopped" if output is None else "stopped; --resume goes on from here")
         raise typer.Exit(130) from None
-    if as_json:
-        print_json(rows)
-    for error in errors:
-        print_error(error)
-    if errors:
+    if unread:
         raise typer.Exit(1)
 
 
-def _network(model: str, device: str, fast: bool) -> ZooModel:
+def load_network(model: str, device: str, fast: bool) -> ZooModel:
+    """A model as it is or, if `fast`, an optimized copy; what it is goes to stderr."""
     from deit_zoo.zoo import load_model
 
     if not is_path(model) and (implied := resolve(model).name) != model.lower():
         talk.print(f"model: {implied}")
     network = load_model(model, device)
-    if not fast:
-        return network
-    from deit_zoo.inference.optimize import fast_copy
+    return optimized(network, compile=False) if fast else network
 
-    copy = fast_copy(network)
+
+def optimized(network: ZooModel, *, compile: bool) -> ZooModel:
+    """A copy that only predicts; what it is goes to stderr. Raises ZooError for other families."""
+    from deit_zoo.inference.optimize import optimize
+
+    copy = optimize(network, compile=compile)
     talk.print(f"optimized: {copy.choices()}")
     return cast("ZooModel", copy)
 
 
+def _show(question: Question, as_json: bool) -> int:
+    """Print the answers, batch by batch, or all in the end as JSON; how many there are not."""
+    rows: list[dict[str, Any]] = []
+    errors: list[DataError] = []
+    network = load_network(question.model, chosen_device(question.device), question.fast)
+    sources = [source for argument in question.images for source in _listed(argument)]
+    for batch in _classify(sources, network, question):
+        answered = [(name, answer) for name, answer in batch if not isinstance(answer, DataError)]
+        errors += [answer for _, answer in batch if isinstance(answer, DataError)]
+        if as_json:
+            rows += [
+                {"image": name, "predictions": [asdict(prediction) for prediction in answer]}
+                for name, answer in answered
+            ]
+        elif answered:
+            out.print("\n".join(_lines(name, answer) for name, answer in answered))
+    if as_json:
+        print_json(rows)
+    for error in errors:
+        print_error(error)
+    return len(errors)
+
+
+def _write(question: Question, file: Path, resume: bool) -> int:
+    """Put the answers into a file, or those that it has not; how many images could not be read."""
+    from deit_zoo.data.remote import NotFetchedError
+    from deit_zoo.inference.answer_file import (
+        check_answer_file,
+        counts_of,
+        open_answers,
+        settings_of,
+    )
+
+    check_answer_file(file, resume)
+    names: dict[str, None] = {}
+    for source in (source for argument in question.images for source in _listed(argument)):
+        if isinstance(source, DataError):
+            raise source
+        if isinstance(source, bytes):
+            raise DataError("--output is for files and addresses, and - is stdin; leave it out")
+        names[source] = None
+    network = load_network(question.model, chosen_device(question.device), question.fast)
+    settings = settings_of(network, question.images, question.topk)
+    if (counts := counts_of(file, settings)) is not None:
+        if counts[0] != len(names):
+            raise DataError(
+                f"{file} is complete with {counts[0]:,} images, and now there are {len(names):,}; "
+                "give another --output"
+            )
+        talk.print(f"{file} is complete: {_said(*counts)}")
+        return counts[1]
+    with open_answers(file, settings, resume) as answers:
+        if answers.done:
+            talk.print(f"{len(answers.done):,} images have their answers already")
+        sources = [name for name in names if name not in answers.done]
+        for batch in _classify(sources, network, question, done=len(names) - len(sources)):
+            for name, answer in batch:
+                if isinstance(answer, NotFetchedError):
+                    raise DataError(f"{answer}; with --resume it goes on from here") from answer
+                answers.add(name, answer)
+            answers.keep()
+        answers.finish()
+    talk.print(f"{file}: {_said(len(answers.done), answers.num_unreadable)}")
+    return answers.num_unreadable
+
+
+def _said(num_images: int, num_unreadable: int) -> str:
+    return f"{num_images:,} images, of which {num_unreadable:,} could not be read"
+
+
 def _classify(
-    sources: Sequence[Source], network: ZooModel, topk: int, batch_size: int, workers: int | None
-) -> Iterator[tuple[list[Row], list[DataError]]]:
-    """Batch by batch, the classes of images and why others could not be read."""
+    sources: Sequence[Source], network: ZooModel, question: Question, *, done: int = 0
+) -> Iterator[list[Row]]:
+    """Batch by batch, the classes of images or why they could not be read, after `done` others."""
     from deit_zoo.data.prefetch import prefetch
     from deit_zoo.inference.classify import predictions
     from deit_zoo.zoo import transform
 
     prepare = transform(network)
+    total = done + len(sources)
     with ExitStack() as stack:
-        bar = stack.enter_context(Bar("images")) if len(sources) > batch_size else None
+        bar = stack.enter_context(Bar("images")) if len(sources) > question.batch_size else None
         batches = stack.enter_context(
             prefetch(
                 sources,
                 lambda source: _read(source, prepare),
-                batch_size=batch_size,
-                threads=workers,
+                batch_size=question.batch_size,
+                threads=question.workers,
             )
         )
-        done = 0
         for batch in batches:
-            images = [item for item in batch if not isinstance(item, DataError)]
-            best = predictions(network, [pixels for _, pixels in images], topk) if images else []
-            rows = [(name, classes) for (name, _), classes in zip(images, best, strict=True)]
-            yield rows, [item for item in batch if isinstance(item, DataError)]
+            pixels = [image for _, image in batch if not isinstance(image, DataError)]
+            best = iter(predictions(network, pixels, question.topk) if pixels else ())
+            yield [
+                (name, image if isinstance(image, DataError) else next(best))
+                for name, image in batch
+            ]
             done += len(batch)
             if bar:
-                bar(done, len(sources))
+                bar(done, total)
 
 
-def _as_dict(row: Row) -> dict[str, Any]:
-    name, classes = row
-    return {"image": name, "predictions": [asdict(prediction) for prediction in classes]}
-
-
-def _lines(row: Row) -> str:
-    name, classes = row
+def _lines(name: str, classes: Sequence[Prediction]) -> str:
     lines = [f"  {100 * one.probability:6.2f} %  {escape(one_line(one.label))}" for one in classes]
     return "\n".join((f"[bold]{escape(one_line(name))}[/]", *lines))
 
@@ -140,18 +223,19 @@ def _listed(argument: str) -> Iterator[Source]:
         content = sys.stdin.buffer.read(MOST_BYTES + 1)
         endless = DataError(f"stdin holds over {MOST_BYTES / 1e9:.1f} GB; give one image")
         yield content if len(content) <= MOST_BYTES else endless
-    else:
-        yield from images_of(argument, note)
+        return
+    for image in images_of(argument, note):
+        yield str(image) if isinstance(image, Path) else image  # which takes a third of the memory
 
 
-def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor] | DataError:
+def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor | DataError]:
     """The name and the pixels of an image, or why it cannot be read."""
     from deit_zoo.data.transforms import as_tensor
 
+    name = source if isinstance(source, str) else "stdin"
     if isinstance(source, DataError):
-        return source
-    name = "stdin" if isinstance(source, bytes) else str(source)
+        return name, source
     try:
         return name, as_tensor(source, prepare.pixels, name)
     except DataError as error:
-        return error
+        return name, error

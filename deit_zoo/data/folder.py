@@ -14,6 +14,7 @@ from typing import Any
 from deit_zoo.data.formats import IMAGE_SUFFIXES
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
+from deit_zoo.data.remote import files_under, is_address
 from deit_zoo.errors import DataError
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
@@ -168,19 +169,34 @@ def is_folder(image: object) -> bool:
 
 
 def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Any]:
-    """An image itself; in place of a folder, all images in it, sorted by their paths, or the
-    DataError that there are none. `say` is told what else lies there.
+    """An image itself; in place of a folder, or of an address that fsspec knows, all images in it,
+    sorted by their paths, or the DataError that there are none. `say` is told what else lies there.
     """
-    if not is_folder(image):
+    left = Ignored()
+    if is_address(image):
+        names = [url for url, path in files_under(image) if not _is_left(path, left)]
+        yield from names
+    elif is_folder(image):
+        names = images_under(Path(image), ".", left)
+        yield from (Path(image) / name for name in names)
+    else:
         yield image
         return
-    left, folder = Ignored(), Path(image)
-    files = [folder / path for path in images_under(folder, ".", left)]
-    yield from files
     if sentence := left.sentence():
         say(f"{sentence} in {image}")
-    if not files:
+    if not names:
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
+
+
+def _is_left(path: str, left: Ignored) -> bool:
+    """Whether a file under an address is no image, which is counted."""
+    if has_hidden_part(path):
+        left.hidden += 1
+    elif is_image(path):
+        return False
+    else:
+        left.others[suffix_of(path)] += 1
+    return True
 
 
 def stat_of(file: Path | os.DirEntry[str]) -> os.stat_result | None:

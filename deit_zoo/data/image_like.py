@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deit_zoo.data.remote import is_address, read_address
 from deit_zoo.errors import DataError
 
 ImageLike: TypeAlias = (
@@ -42,6 +43,8 @@ def source_of(image: Any) -> Path | bytes | Image.Image:
         return image
     if is_url(image):
         return fetch(image)
+    if is_address(image):
+        return read_address(image)
     if isinstance(image, str | os.PathLike):
         return Path(image)
     if isinstance(image, bytes | bytearray | memoryview):

@@ -1,7 +1,8 @@
-"""Archives at an address that fsspec knows (`s3://`, `gs://`, `https://`): fetched once, whole.
+"""What lies at an address that fsspec knows: `s3://`, `gs://`, and more.
 
-They are kept in the zoo's cache, and read from there as any archive is. A file that has another
-size or another tag at its address by now is fetched again.
+Archives, at `https://` too, are fetched once, whole, and kept in the zoo's cache; one that has
+another size or another tag at its address by now is fetched again. Images are read as they are
+looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deit_zoo.data.image_file import MOST_BYTES, UnreadableError
 from deit_zoo.errors import DataError, MissingExtraError
 from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
@@ -36,6 +38,48 @@ class _File(NamedTuple):
     def is_fetched(self) -> bool:
         record = cache.read_record("archives", self.url, dict[str, Any])
         return self.place.is_file() and record == self.state | {"key": self.url}
+
+
+class NotFetchedError(DataError):
+    """What lies at an address could not be had, for a reason that may be gone later."""
+
+
+def is_address(image: object) -> bool:
+    """Whether an image, or a folder of images, is meant by an address that fsspec knows."""
+    web = ("http://", "https://")  # of these each is one image
+    return isinstance(image, str) and is_remote(image) and not image.startswith(web)
+
+
+def files_under(url: str) -> list[tuple[str, str]]:
+    """The address of each file under an address, or of a pattern with *, and its path there."""
+    files, path = _file_system(url)
+    try:
+        if files.isfile(path):
+            return [(url, url.rpartition("/")[2])]
+        names = sorted(files.glob(path) if "*" in path else files.find(path))
+    except Exception as error:
+        raise _not_fetched(url, error) from error
+    root = path.partition("*")[0].rpartition("/")[0] if "*" in path else path.rstrip("/")
+    return [(files.unstrip_protocol(name), name[len(root) :].lstrip("/")) for name in names]
+
+
+def read_address(url: str) -> bytes:
+    """The bytes of an image at an address. Raises NotFetchedError unless it is known why there are
+    none."""
+    files, path = _file_system(url)
+    try:
+        size = files.info(path)["size"] or 0
+        if size > MOST_BYTES:
+            most = f"at most {MOST_BYTES / 1e9:.1f} GB are read"
+            raise UnreadableError(url, f"of {size / 1e9:,.1f} GB, where {most}")
+        content: bytes = files.cat_file(path)
+    except (DataError, FileNotFoundError):
+        raise
+    except (IsADirectoryError, PermissionError) as error:
+        raise _not_fetched(url, error) from error
+    except Exception as error:
+        raise NotFetchedError(str(_not_fetched(url, error))) from error
+    return content
 
 
 def is_remote(data: str) -> bool:

@@ -52,6 +52,7 @@ FITTING = {
 # What would train, measure for long, or ask a network that tests have not.
 ADDED = {
     **dict.fromkeys(("reproduce", "finetune", "teacher-labels"), ("--dry-run",)),
+    "serve": ("--host", "192.0.2.1"),  # an address that no machine has, or it would not end
     "benchmark": ("--no-peers", "--seconds", "0.001", "--rounds", "1", "--batch-size", "1"),
 }
 LEFT_OUT = {"--network", "--dry-run", "--aot", "--cold-start", "--peers", "--memory", "--train"}

@@ -1,0 +1,247 @@
+"""The classes of many images in one file, CSV or Parquet, by a run that may be killed and go on.
+
+While it runs, each answer is a line of JSON in FILE.partial, in the words of `classify --json`;
+what a kill tore off is cut when it goes on. At the end the lines become FILE, whole. FILE.json says
+what made the answers, so that none of another model or another question are added to them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from deit_zoo.errors import DataError
+from deit_zoo.files import digest, read_json, write_whole
+from deit_zoo.machine import require_extra
+from deit_zoo.manifest import LocalCheckpoint
+from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
+from deit_zoo.results import Prediction
+from deit_zoo.version import __version__
+
+SUFFIXES = (".csv", ".parquet")
+SECONDS = 1.0  # after which answers are put on the disk: what a kill costs
+ROWS = 10_000  # that become Parquet, or are held, at the same time
+COUNTS = ("num_images", "num_unreadable")
+
+
+def check_answer_file(file: Path, resume: bool) -> None:
+    """Raises DataError where answers cannot be put there, or would be put over others."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{file} is no name of a table; type --output FILE.csv or FILE.parquet")
+    if file.is_dir() or not file.parent.is_dir():
+        raise DataError(f"{file} is a folder, or lies in none that is there; give another --output")
+    if not resume and (file.exists() or _partial(file).exists()):
+        raise DataError(
+            f"{file} is begun already; type --resume to go on, or give another --output"
+        )
+    if file.suffix.lower() == ".parquet":
+        require_extra("hfds", "a Parquet file", "pyarrow.parquet")
+
+
+def settings_of(network: ZooModel, images: Sequence[str], topk: int) -> dict[str, Any]:
+    """What answers depend on: the model and its weights, how it computes, and what was asked."""
+    checkpoint: Any = network.checkpoint
+    sha256 = checkpoint.sha256 if checkpoint else None
+    if sha256 is None and isinstance(checkpoint, LocalCheckpoint):
+        sha256 = digest(checkpoint.path)
+    return {
+        "images": list(images),
+        "model": spec_of(network).name,
+        "weights": sha256,
+        "optimized": getattr(network, "precision", None),
+        "topk": min(topk, num_classes_of(network)),
+    }
+
+
+class AnswerFile:
+    """Answers as they come, each image once: `done` are the names of those that are there."""
+
+    def __init__(self, file: Path, settings: Mapping[str, Any], stream: IO[bytes]) -> None:
+        self.file, self.settings, self._stream = file, settings, stream
+        self.done: set[str] = set()
+        self.num_unreadable = 0
+        self._written = time.monotonic()
+        end = 0
+        for line in stream:
+            if not line.endswith(b"\n") or (row := _row_of(line)) is None:
+                break  # torn off by a kill, or by a power cut
+            self._count(row)
+            end += len(line)
+        stream.seek(end)
+        stream.truncate()
+
+    def add(self, name: str, answer: list[Prediction] | DataError) -> None:
+        """Put down the classes of an image, or why it could not be read."""
+        row: dict[str, Any] = {"image": name}
+        if isinstance(answer, DataError):
+            row["error"] = str(answer)
+        else:
+            row["predictions"] = [asdict(prediction) for prediction in answer]
+        self._stream.write(json.dumps(row).encode() + b"\n")
+        self._count(row)
+
+    def keep(self) -> None:
+        """Have the disk keep what was put down, unless it did so a moment ago."""
+        if time.monotonic() - self._written > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have the disk keep what was put down."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Make the file of all that was put down."""
+        self.flush()
+        self._stream.seek(0)
+        rows = (json.loads(line) for line in self._stream)
+        write = _write_csv if self.file.suffix.lower() == ".csv" else _write_parquet
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as stream:
+                write(stream, rows, self.settings)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        counts = dict(zip(COUNTS, (len(self.done), self.num_unreadable), strict=True))
+        _write_settings(self.file, {**self.settings, **counts})
+        _partial(self.file).unlink()
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self.done.add(row["image"])
+        self.num_unreadable += "error" in row
+
+
+@contextmanager
+def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[AnswerFile]:
+    """Within it answers are added to those that are there; no other process does so meanwhile.
+
+    Raises DataError where those are of other settings.
+    """
+    from filelock import FileLock, Timeout
+
+    check_answer_file(file, resume)
+    lock = FileLock(f"{file}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"{file} is being written by another process; wait for it, or give another --output"
+        ) from error
+    try:
+        if file.exists() or _partial(file).exists():
+            _check_settings(file, settings)
+        else:
+            _write_settings(file, settings)
+        with _partial(file).open("a+b") as stream:
+            stream.seek(0)
+            yield AnswerFile(file, settings, stream)
+    finally:
+        with suppress(PermissionError):  # on Windows it is open, and goes when it is released
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def counts_of(file: Path, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The images of a file that is whole, and how many could not be read; else None.
+
+    Raises DataError where its answers are of other settings.
+    """
+    if not file.exists() or _partial(file).exists():
+        return None
+    record = _check_settings(file, settings)
+    num_images, num_unreadable = (int(record.get(key, 0)) for key in COUNTS)
+    return num_images, num_unreadable
+
+
+def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    beside = _beside(file)
+    if not beside.is_file():
+        raise DataError(
+            f"{file} has no {beside.name} beside it, which would say what its answers are of; give "
+            "another --output"
+        )
+    record = read_json(beside)
+    former = record if isinstance(record, dict) else {}
+    for key, value in settings.items():
+        if former.get(key) != value:
+            raise DataError(
+                f"{file} was begun with {key} {former.get(key)!r}, and this has {value!r}; type it "
+                "as then, or give another --output"
+            )
+    return former
+
+
+def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    text = json.dumps({**settings, "deit_zoo": __version__}, indent=2)
+    write_whole(_beside(file), f"{text}\n".encode())
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial")
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("image"), str) else None
+
+
+def _columns(topk: int) -> dict[str, str]:
+    """The columns of a table and their types, by Arrow's names."""
+    kinds = {"label": "string", "probability": "float64", "index": "int32", "folder": "string"}
+    ranked = {f"{key}_{rank + 1}": kinds[key] for rank in range(topk) for key in kinds}
+    return {"image": "string", **ranked, "error": "string"}
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer as the cells of its row; those that it has not are left out."""
+    cells = {key: _text(row[key]) for key in ("image", "error") if key in row}
+    for rank, prediction in enumerate(row.get("predictions", ())):
+        cells |= {f"{key}_{rank + 1}": value for key, value in prediction.items()}
+    return cells
+
+
+def _text(name: str) -> str:
+    """A name that may hold bytes of no encoding, as text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _write_csv(
+    stream: IO[bytes], rows: Iterator[dict[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    with open(stream.fileno(), "w", newline="", encoding="utf-8", closefd=False) as text:
+        table = csv.DictWriter(text, list(_columns(settings["topk"])), lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(_cells, rows))
+
+
+def _write_parquet(
+    stream: IO[bytes], rows: Iterator[dict[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = _columns(settings["topk"])
+    fields = [(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()]
+    schema = pyarrow.schema(fields, metadata={"deit_zoo": json.dumps(dict(settings))})
+    with parquet.ParquetWriter(stream, schema) as table:
+        while group := [_cells(row) for row in islice(rows, ROWS)]:
+            table.write_table(pyarrow.Table.from_pylist(group, schema=schema))

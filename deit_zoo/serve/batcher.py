@@ -1,0 +1,122 @@
+"""Images of many requests in one batch: threads read them, and one thread asks the model."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Condition, Thread
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from deit_zoo.data.transforms import EvalTransform, as_tensor
+from deit_zoo.inference.classify import predictions
+from deit_zoo.models.layers import ZooModel
+from deit_zoo.results import Prediction
+
+# Seconds that an image waits for others that are being read; where none is, it does not wait.
+MOST_WAIT = 0.05
+GRACE = 5.0  # seconds that the model gets to finish its batch at the end
+Images: TypeAlias = list[tuple[str, bytes]]  # with their names
+
+
+class _Ready(NamedTuple):
+    """Pixels that wait for the model, how many classes are asked for, and where they go."""
+
+    pixels: Tensor
+    topk: int
+    answer: Future[list[Prediction]]
+
+
+class Batcher:
+    """The model, and all that waits for it. `say` is called with the size of each batch.
+
+    `failure` is why the last batch had no answers; None where it had.
+    """
+
+    def __init__(
+        self,
+        network: ZooModel,
+        prepare: EvalTransform,
+        *,
+        batch_size: int,
+        threads: int,
+        say: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self.network, self.prepare, self.batch_size, self.say = network, prepare, batch_size, say
+        self.failure: str | None = None
+        self._reading = 0
+        self._ready: deque[_Ready] = deque()
+        self._closed = False
+        self._changed = Condition()
+        self._pool = ThreadPoolExecutor(threads, "read")
+        self._worker = Thread(target=self._answer_all, name="model", daemon=True)
+        self._worker.start()
+
+    def submit(self, images: Images, topk: int) -> list[Future[list[Prediction]]]:
+        """The classes of encoded images, once they are known; of what is none, its DataError."""
+        answers: list[Future[list[Prediction]]] = [Future() for _ in images]
+        with self._changed:
+            self._reading += len(images)
+        for (name, data), answer in zip(images, answers, strict=True):
+            self._pool.submit(self._read, data, name, topk, answer)
+        return answers
+
+    def warm_up(self) -> None:
+        """Have the model answer its smallest and its largest batch, before anybody waits."""
+        pixels = torch.zeros(3, *self.prepare.img_size, dtype=torch.uint8)
+        for size in (1, self.batch_size):
+            predictions(self.network, [pixels] * size, 1)
+
+    def close(self) -> None:
+        """Let go of what still waits; the batch that the model has is finished."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._worker.join(GRACE)
+
+    def _read(self, data: bytes, name: str, topk: int, answer: Future[list[Prediction]]) -> None:
+        ready = None
+        try:
+            # Whoever asked may have gone.
+            if answer.set_running_or_notify_cancel():
+                ready = _Ready(as_tensor(data, self.prepare.pixels, name), topk, answer)
+        except Exception as error:  # raised again where the answer is waited for
+            answer.set_exception(error)
+        finally:
+            with self._changed:
+                self._reading -= 1
+                if ready:
+                    self._ready.append(ready)
+                self._changed.notify_all()
+
+    def _next_batch(self) -> list[_Ready]:
+        """What is ready, once that is a whole batch or no more is to be waited for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._closed)
+            until = time.monotonic() + MOST_WAIT
+            while self._reading and len(self._ready) < self.batch_size and not self._closed:
+                if not self._changed.wait(until - time.monotonic()):
+                    break
+            if self._closed:
+                return []
+            return [self._ready.popleft() for _ in range(min(self.batch_size, len(self._ready)))]
+
+    def _answer_all(self) -> None:
+        while batch := self._next_batch():
+            try:
+                topk = max(one.topk for one in batch)
+                answers = predictions(self.network, [one.pixels for one in batch], topk)
+                self.failure = None
+            except Exception as error:  # the next batch may have more luck
+                self.failure = str(error) or type(error).__name__
+                for one in batch:
+                    one.answer.set_exception(error)
+                continue
+            self.say(len(batch))
+            for one, answer in zip(batch, answers, strict=True):
+                one.answer.set_result(answer[: one.topk])

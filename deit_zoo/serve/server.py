@@ -1,0 +1,124 @@
+"""The service as a process: its socket, its time-outs, and an end that answers what has come."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from deit_zoo.errors import ZooError
+
+KEEP_ALIVE_SECONDS = 30
+MOST_CONNECTIONS = 1000
+BACKLOG = 1024
+
+
+class TimedProtocol(H11Protocol):
+    """HTTP, where a connection on which no whole request begins is closed: uvicorn would wait for
+    the rest of its headers for ever."""
+
+    seconds = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _set_timer(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with its address, on which nobody is let in yet. ZooError where it is taken."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform != "win32":  # where it would share the port of a service that runs
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ZooError(
+            f"port {port} of {host} cannot be listened on ({reason}); give another --port or --host"
+        ) from error
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Where the service is found."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
+    """Serve until Ctrl-C or SIGTERM; requests that have come are then answered first."""
+
+    class Protocol(TimedProtocol):
+        seconds = timeout
+
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(timeout) + 1,
+        limit_concurrency=MOST_CONNECTIONS,
+        backlog=BACKLOG,
+    )
+    server = uvicorn.Server(config)
+    # Filters of warnings belong to the process: threads that read images would undo each other's.
+    with warnings.catch_warnings(), _signals_end(server):
+        warnings.simplefilter("ignore")
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _signals_end(server: uvicorn.Server) -> Iterator[None]:
+    """Within it a signal to stop is an end like any other: uvicorn raises it again when it is done.
+
+    It also ends a server that has not begun yet.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
