@@ -27,7 +27,7 @@ FLOORS = {
     },
     1: {"machine", "distributed", "models", "recipes", "weights", "data", "augment"},
     2: {"evaluation", "facts", "inference", "hub", "runs"},
-    3: {"zoo", "api", "page", "serve", "training"},
+    3: {"zoo", "api", "page", "training"},
     4: {"__init__", "__main__", "assets", "cli", "hubconf"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -55,10 +55,9 @@ OUTSIDE = {
     "data": {"torch", "PIL", "simplejpeg", "numpy"},
     "augment": {"torch", "triton", "PIL", "numpy"},
     "evaluation": {"torch", "PIL", "numpy"},
-    "inference": {"torch", "PIL"},
+    "inference": {"torch", "PIL", "fastapi", "starlette", "uvicorn", "prometheus_client"},
     "hub": {"torch", "safetensors", "huggingface_hub", "msgspec"},
     "training": {"torch", "safetensors", "PIL", "numpy", "rich", "timm", "triton", "filelock"},
-    "serve": {"torch", "fastapi", "starlette", "uvicorn", "prometheus_client"},
     "assets": {"PIL"},
     "page": {"jinja2", "markupsafe"},
     "cli": {"typer", "rich"},
@@ -73,10 +72,13 @@ DOORS = {
     "onnx": "inference.export",
     "onnxscript": "inference.export",
     "onnxruntime": "inference.export",
+    "fastapi": "inference.serve.app",
+    "starlette": "inference.serve.app",
+    "uvicorn": "inference.serve.server",
+    "prometheus_client": "inference.serve.metrics",
 }
 # A command imports what it runs when it runs; so do these, to keep `import deit_zoo` light.
 HEAVY = {"models", "weights", "data", "evaluation", "inference", "hub", "training", "distributed"}
-HEAVY |= {"serve"}
 LIGHT = {
     "__init__",
     "__main__",

@@ -16,8 +16,8 @@ from deit_zoo.errors import ZooError
 from deit_zoo.machine import require_extra
 
 if TYPE_CHECKING:
+    from deit_zoo.inference.serve.app import Limits
     from deit_zoo.models.layers import ZooModel
-    from deit_zoo.serve.app import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_PIXELS = 50_000_000  # unless told: the photographs of telephones, not the largest panoramas
@@ -81,8 +81,8 @@ def serve_(
     if compile and not fast:
         raise ZooError("--compile is for the optimized copy; type it without --no-fast")
     from deit_zoo.data.transforms import MAX_PIXELS_ENVIRONMENT
-    from deit_zoo.serve.app import Limits
-    from deit_zoo.serve.server import bind
+    from deit_zoo.inference.serve.app import Limits
+    from deit_zoo.inference.serve.server import bind
 
     limits = Limits(
         max_bytes=max_mb << 20,
@@ -122,10 +122,10 @@ def _run(
     workers: int | None,
 ) -> None:
     from deit_zoo.data.prefetch import default_threads
-    from deit_zoo.serve.app import create_app
-    from deit_zoo.serve.batcher import Batcher
-    from deit_zoo.serve.metrics import Metrics
-    from deit_zoo.serve.server import address, run
+    from deit_zoo.inference.serve.app import create_app
+    from deit_zoo.inference.serve.batcher import Batcher
+    from deit_zoo.inference.serve.metrics import Metrics
+    from deit_zoo.inference.serve.server import address, run
     from deit_zoo.zoo import transform
 
     metrics = Metrics()

@@ -15,15 +15,14 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deit_zoo.errors import DataError
-from deit_zoo.serve.batcher import Batcher, Images
-from deit_zoo.serve.metrics import Metrics
+from deit_zoo.inference.serve.batcher import Batcher, Images
+from deit_zoo.inference.serve.metrics import FORMAT, Metrics
 from deit_zoo.version import __version__
 
 HELD = 16  # the largest requests whose bytes may be held at the same time
@@ -159,7 +158,7 @@ def create_app(
     @app.get("/metrics")
     async def show_metrics() -> Response:
         """Requests, images, batches, times and memory, for Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.text(), media_type=FORMAT)
 
     return app
 

@@ -25,8 +25,8 @@ import deit_zoo as zoo
 from deit_zoo.cli.serve import serve_
 from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
-from deit_zoo.serve import batcher as batching
-from deit_zoo.serve.batcher import Batcher
+from deit_zoo.inference.serve import batcher as batching
+from deit_zoo.inference.serve.batcher import Batcher
 from support.command import ROOT, Process, deit_zoo, sentence
 from support.processes import free_port
 

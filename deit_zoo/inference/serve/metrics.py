@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
+FORMAT = CONTENT_TYPE_LATEST
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -31,3 +40,7 @@ class Metrics:
         self.waiting = Gauge(
             "deit_zoo_images_waiting", "Images that wait for their answer.", registry=self.registry
         )
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' own format."""
+        return generate_latest(self.registry)
