@@ -25,7 +25,7 @@ out = Terminal(highlight=False, soft_wrap=True)
 talk = Terminal(stderr=True, highlight=False, soft_wrap=True)
 NARROWEST = 20  # that a column of text gets
 ALIKE = str.maketrans(
-    {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u"}
+    {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u", "→": "->"}
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 

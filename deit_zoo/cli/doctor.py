@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,10 +22,11 @@ from deit_zoo.cli.options import AsJson
 from deit_zoo.version import __version__
 
 HUB_SECONDS = 5.0  # to wait for an answer
-DECODING_SECONDS = 0.5
+LOADING_SECONDS = 0.5
 PHOTOGRAPH = (375, 500)  # pixels, about the median of ImageNet's
 FREE_GB = 5.0  # the largest checkpoint, fetched and converted
 SHARED_MB = 256  # what a loader's workers leave their images in
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 EXTRAS = {
     "train": ("timm", "matplotlib", "tensorboard"),
     "export": ("onnx", "onnxscript"),
@@ -50,7 +52,7 @@ def doctor_(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """What of this machine can be used, and what to do about the rest.
+    """What of this machine can be used, and after an arrow what to do about the rest.
 
     Exit 1: a cache cannot be written, or the Hub not be reached.
     """
@@ -60,7 +62,8 @@ def doctor_(
     else:
         rows = []
         for line in lines:
-            rows.append((line.name, line.found + (f"; {line.todo}" if line.todo else "")))
+            rows.append((line.name, line.found))
+            rows += [("", f"→ {line.todo}")] if line.todo else []
         print_rows(out, rows)
     if any(line.wrong for line in lines):
         raise typer.Exit(1)
@@ -70,22 +73,16 @@ def examine(network: bool) -> Iterator[Line]:
     """Every line, from what cannot be missing to what may be."""
     import torch
 
-    from deit_zoo.machine import (
-        best_device,
-        cpu_name,
-        fastest_dtype,
-        missing_compiler,
-        usable_cores,
-    )
+    from deit_zoo.machine import best_device, fastest_dtype, missing_compiler
 
-    yield Line(name="deit_zoo", found=f"{__version__}, Python {platform.python_version()}")
+    yield Line(name="deit_zoo", found=f"{__version__} in {Path(__file__).parents[1]}")
+    yield Line(name="Python", found=f"{platform.python_version()}, {sys.executable}")
+    yield Line(name="torch", found=f"{torch.__version__}")
     device = best_device()
-    yield Line(name="torch", found=f"{torch.__version__}, {_gpus()}")
+    yield from _gpus()
     dtype, why = fastest_dtype(device)
     yield Line(name="computes", found=f"fastest in {dtype} on {device} ({why})")
-    cores, all_cores = usable_cores(), os.cpu_count() or 1
-    of = "" if cores == all_cores else f" of {all_cores}"
-    yield Line(name="cores", found=f"{cores}{of}, {cpu_name()}")
+    yield _cores()
     compiler = missing_compiler()
     yield Line(
         name="compiler",
@@ -99,20 +96,60 @@ def examine(network: bool) -> Iterator[Line]:
             found=f"{', '.join(missing)} missing" if missing else _versions(modules),
             todo=f"where it is wanted: pip install 'deit_zoo[{extra}]'" if missing else None,
         )
-    yield _decoding()
+    yield _loading()
     yield from _folders()
+    yield from _carried()
     yield _shared_memory()
     if network:
         yield _hub()
 
 
-def _gpus() -> str:
+def _gpus() -> Iterator[Line]:
+    """Each GPU and its memory; without one, whether there is one that torch does not see."""
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-        return ", ".join(f"cuda:{n} {name}" for n, name in enumerate(names))
-    return "Apple's GPU" if torch.backends.mps.is_available() else "no GPU that it can use"
+        for number in range(torch.cuda.device_count()):
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
+            name = torch.cuda.get_device_name(number)
+            yield Line(
+                name="GPU",
+                found=f"cuda:{number} {name}, {free:.0f} of {total:.0f} GiB free",
+                todo=None if free > total / 2 else "others hold its memory: nvidia-smi says who",
+            )
+    elif torch.backends.mps.is_available():
+        yield Line(name="GPU", found="Apple's, mps:0")
+    elif not NVIDIA_DRIVER.exists():
+        yield Line(name="GPU", found="none; the CPU computes")
+    elif torch.version.cuda is None:
+        todo = "this torch is built for the CPU: install one for CUDA, as pytorch.org says"
+        yield Line(name="GPU", found="NVIDIA's driver is there, and torch sees no GPU", todo=todo)
+    else:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        todo = (
+            f"the driver is too old for CUDA {torch.version.cuda}, or no GPU is free to this user"
+        )
+        if hidden is not None:
+            todo = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it"
+        yield Line(name="GPU", found="NVIDIA's driver is there, and torch sees no GPU", todo=todo)
+
+
+def _cores() -> Line:
+    """The cores of this process, and whether torch uses them."""
+    import torch
+
+    from deit_zoo.machine import cpu_name, usable_cores
+
+    cores, all_cores = usable_cores(), os.cpu_count() or 1
+    of = "" if cores == all_cores else f" of {all_cores}"
+    threads, bound = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    todo = None
+    if threads < cores and bound is not None:
+        todo = f"OMP_NUM_THREADS is {bound}: unset it to use all cores"
+    elif cores < all_cores:
+        todo = "affinity or a container's quota holds back the rest: docker run --cpus, srun -c"
+    words = f"{cores}{of}, {cpu_name()}; torch computes with {min(threads, cores)}"
+    return Line(name="cores", found=words, todo=todo)
 
 
 def _versions(modules: tuple[str, ...]) -> str:
@@ -125,13 +162,14 @@ def _versions(modules: tuple[str, ...]) -> str:
     return ", ".join(versions)
 
 
-def _decoding() -> Line:
-    """How fast a core decodes photographs, and by what."""
+def _loading() -> Line:
+    """How fast a core loads photographs as evaluation does, and by what they are decoded."""
     import numpy as np
     from PIL import Image
 
     from deit_zoo.data.jpeg import SIMPLEJPEG
-    from deit_zoo.data.transforms import read_pixels
+    from deit_zoo.machine import usable_cores
+    from deit_zoo.zoo import transform
 
     ramp = np.indices(PHOTOGRAPH).sum(0) % 251
     noise = np.random.default_rng(0).integers(0, 24, (*PHOTOGRAPH, 3))
@@ -139,16 +177,22 @@ def _decoding() -> Line:
     Image.fromarray((ramp[..., None] + noise).clip(0, 255).astype(np.uint8)).save(
         buffer, "JPEG", quality=90
     )
+    load = transform("deit_small")
+    load(buffer.getvalue())
     count, began = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - began) < DECODING_SECONDS:
-        read_pixels(buffer.getvalue(), "an image", "upstream")
+    while (seconds := time.perf_counter() - began) < LOADING_SECONDS:
+        load(buffer.getvalue())
         count += 1
     height, width = PHOTOGRAPH
+    cores, rate = usable_cores(), count / seconds
     return Line(
-        name="decoding",
-        found=f"{count / seconds:,.0f} JPEG of {width}x{height} a second on one core, by "
+        name="loading",
+        found=f"{rate:,.0f} JPEG of {width}x{height} a second to 224 px on one core, "
+        f"about {cores * rate:,.0f} on {cores}; decoded by "
         f"{f'simplejpeg {SIMPLEJPEG}' if SIMPLEJPEG else 'Pillow'}",
-        todo=None if SIMPLEJPEG else "faster, with the same pixels: pip install simplejpeg",
+        todo="your own: deit-zoo data benchmark DIR"
+        if SIMPLEJPEG
+        else "faster, with the same pixels: pip install simplejpeg",
     )
 
 
@@ -173,6 +217,25 @@ def _folders() -> Iterator[Line]:
         yield Line(name=name, found=room, todo=todo, wrong=todo is not None)
 
 
+def _carried() -> Iterator[Line]:
+    """The folders of weights that were carried here, where any are named."""
+    from deit_zoo.manifest import read_manifest
+    from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT, carried_folders, place_of
+
+    if os.environ.get(WEIGHTS_ENVIRONMENT):
+        names = [name for name, record in read_manifest().items() if place_of(record) == "carried"]
+        missing = [folder for folder in carried_folders("") if not folder.is_dir()]
+        yield Line(
+            name="carried",
+            found=f"{', '.join(names) or 'no weights'} in {os.environ[WEIGHTS_ENVIRONMENT]}",
+            todo=f"{missing[0]} is no folder: set {WEIGHTS_ENVIRONMENT} to those that `deit-zoo "
+            "weights fetch NAME --to DIR` made"
+            if missing
+            else None,
+            wrong=bool(missing),
+        )
+
+
 def _shared_memory() -> Line:
     """Where a data loader's workers leave images; a container has 64 MB unless told otherwise."""
     place = Path("/dev/shm")
@@ -192,13 +255,17 @@ def _hub() -> Line:
         return Line(name="Hub", found="not asked, for HF_HUB_OFFLINE is set")
     began = time.perf_counter()
     try:
-        requests.head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        answer = requests.head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        problem = f"answers {answer.status_code}" if answer.status_code >= 500 else None
     except requests.RequestException as error:
-        return Line(
-            name="Hub",
-            found=f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-            todo="without a network: deit-zoo weights fetch NAME --to DIR on another machine",
-            wrong=True,
-        )
+        problem = f"cannot be reached ({type(error).__name__})"
     seconds = time.perf_counter() - began
-    return Line(name="Hub", found=f"{constants.ENDPOINT} answers in {seconds:.2f} s")
+    if problem is None:
+        return Line(name="Hub", found=f"{constants.ENDPOINT} answers in {seconds:.2f} s")
+    return Line(
+        name="Hub",
+        found=f"{constants.ENDPOINT} {problem}",
+        todo="behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT; without a network: "
+        "deit-zoo weights fetch NAME --to DIR on another machine",
+        wrong=True,
+    )

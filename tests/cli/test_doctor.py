@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from deit_zoo.machine import usable_cores
 from support.command import deit_zoo
 from support.hub_server import HubServer
 
@@ -15,9 +16,25 @@ def test_a_machine_in_order_is_exit_0(tmp_path: Path) -> None:
     with HubServer() as hub:
         done = deit_zoo("doctor", env=hub.environment(tmp_path))
     assert done.status == 0, done.out + done.err
-    names = [line.split("  ")[0] for line in done.out.splitlines()]
-    assert names[:4] == ["deit_zoo", "torch", "computes", "cores"]
+    names = [line.split("  ")[0] for line in done.out.splitlines() if not line.startswith(" ")]
+    assert list(dict.fromkeys(names)) == [  # several GPUs have a line each
+        *("deit_zoo", "Python", "torch", "GPU", "computes", "cores", "compiler"),
+        *("extra train", "extra export", "loading"),
+        *("cache", "Hub's cache", "shared memory", "Hub"),
+    ]
     assert "answers in" in done.out.splitlines()[-1]
+
+
+def test_each_line_that_could_be_better_says_what_to_do(tmp_path: Path) -> None:
+    environment = {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["DEIT_ZOO_WEIGHTS"] = str(tmp_path / "absent")
+    done = deit_zoo("doctor", "--no-network", "--json", env=environment)
+    lines = {line["name"]: line for line in json.loads(done.out)}
+    if usable_cores() > 1:
+        assert lines["cores"]["todo"] == "OMP_NUM_THREADS is 1: unset it to use all cores"
+    assert lines["carried"]["found"] == f"no weights in {tmp_path / 'absent'}"
+    assert lines["carried"]["todo"].startswith(f"{tmp_path / 'absent'} is no folder: set DEIT_ZOO")
+    assert (done.status, lines["carried"]["wrong"]) == (1, True)
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_what_to_type(tmp_path: Path) -> None:
@@ -38,9 +55,12 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     environment = {"DEIT_ZOO_CACHE": str(tmp_path / "file" / "cache"), "HF_HOME": str(tmp_path)}
     done = deit_zoo("doctor", "--no-network", env=environment)
-    [line] = [line for line in done.out.splitlines() if line.startswith("cache")]
+    lines = done.out.splitlines()
+    [number] = [number for number, line in enumerate(lines) if line.startswith("cache")]
     assert done.status == 1
-    assert line.endswith("it cannot be written to: set DEIT_ZOO_CACHE to a folder that can")
+    assert lines[number + 1].strip() == (
+        "→ it cannot be written to: set DEIT_ZOO_CACHE to a folder that can"
+    )
 
 
 def test_help_shows_the_commands_in_groups() -> None:
