@@ -68,9 +68,8 @@
     if (!passes(zoo.models[name])) filters.reset();
     table.draw();
     unfold(name, true);
-    const button = document.querySelector(`[data-name="${CSS.escape(name)}"] .fold`);
-    button.scrollIntoView({block: "start"});
-    button.focus({preventScroll: true});
+    byId(name).scrollIntoView({block: "start"});
+    byId(name).focus({preventScroll: true});
   }
   const goToAddress = () => goTo(decodeURIComponent(location.hash.slice(1)));
 

@@ -93,7 +93,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Chrome]:
-    browser, service = shutil.which("chromium"), shutil.which("chromedriver")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    service = shutil.which("chromedriver")
     if browser is None or service is None:
         pytest.fail("the page needs a browser; type: apt-get install chromium chromium-driver")
     options = ChromeOptions()
