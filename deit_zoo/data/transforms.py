@@ -318,6 +318,8 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
     Raises UnknownFormatError where a package would decode it, and whatever Pillow raises.
     """
     content = source if isinstance(source, bytes) else read_file(source)
+    if not content:  # Pillow would try every format on it, and twice
+        raise UnidentifiedImageError("it is empty")
     try:
         return Image.open(BytesIO(content), formats=decodable())
     except UnidentifiedImageError as error:
