@@ -7,6 +7,7 @@ and no write. A file with other bytes than its digest promises is never returned
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -494,7 +495,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
-    """The file with the stated digest; a wrong one is fetched once more, then dropped.
+    """The file with the stated digest; a wrong one is dropped, and fetched once more.
 
     The one that the manifest pins counts more. Of a small file the Hub states no SHA-256: the one
     that it had when it came from this commit is recorded; then it had git's SHA-1.
@@ -508,20 +509,27 @@ def _checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
             sha256 = expected or digest_of_blob(path, stated.git_sha1)
             cache.check(path, sha256)
         except IntegrityError:
+            actual = digest(path)
+            _drop(path)
             continue
         if source.sha256 is None:
             known = asdict(Stated(commit=stated.commit, sha256=sha256))
             for revision in {source.revision, stated.commit}:
                 cache.write_record("stated", _key(replace(source, revision=revision)), known)
         return KnownFile(path=path, sha256=sha256, proof=source.proof)
-    actual = digest(path)
-    for wrong in (path.resolve(), path):
-        wrong.unlink(missing_ok=True)
     raise IntegrityError(
         f"{where} gave a file of SHA-256 {actual} twice, but "
         f"{expected or f'one that git names {stated.git_sha1}'} is expected; "
         "try another network or mirror (HF_ENDPOINT)"
     )
+
+
+def _drop(file: Path) -> None:
+    """Remove a wrong file of the Hub's cache; what a link there leads to elsewhere is not ours."""
+    target = Path(os.path.realpath(file))
+    file.unlink(missing_ok=True)
+    if target.is_relative_to(os.path.realpath(constants.HF_HUB_CACHE)):
+        target.unlink(missing_ok=True)
 
 
 class _Masked(logging.Filter):

@@ -224,6 +224,18 @@ def test_a_record_without_a_field_or_of_another_type_is_made_anew(
         assert machine.fetch() == right
 
 
+def test_a_link_of_the_cache_to_a_file_elsewhere_is_dropped_and_that_file_is_not(
+    machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine), sha256=sha256(weights)))
+    file = Path(machine.fetch()["file"])
+    (machine.folder / "mine").write_bytes(flipped(weights))
+    file.unlink()
+    file.symlink_to(machine.folder / "mine")
+    assert machine.fetch()["sha256"] == sha256(weights)
+    assert (machine.folder / "mine").read_bytes() == flipped(weights)
+
+
 @pytest.mark.parametrize("etag", ["../../../../evil", "{folder}/evil", "", "a" * 5000])
 def test_a_name_of_the_hub_that_leads_out_of_its_cache_is_refused(
     etag: str, machine: Machine, weights: bytes
