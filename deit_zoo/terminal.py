@@ -178,7 +178,7 @@ class Bar:
             transient=True,
             disable=not console.is_terminal,
             # A bar would take what is printed to stdout to where it stands itself.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self.task = self.progress.add_task(escape(what), total=size, completed=done, speed="")
         self.cell = Cell() if is_notebook() else None

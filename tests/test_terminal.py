@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from io import StringIO
 
 import pytest
 
 from deit_zoo.cli.console import print_rows
-from deit_zoo.terminal import Terminal, clock
+from deit_zoo.terminal import Bar, Terminal, clock
 
 SENTENCE = "the quick brown fox jumps over /a/path/that/is/longer/than/the/screen and sleeps"
 
@@ -28,6 +29,27 @@ def test_a_terminal_breaks_between_words_and_leaves_a_long_path_whole() -> None:
         "/a/path/that/is/longer/than/the/screen",
         "and sleeps",
     ]
+
+
+def test_a_program_without_streams_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under pythonw, or in a service.
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with Bar("images") as bar:
+        bar(1, 2)
+    assert (bar.done, bar.total) == (1, 2)
+
+
+def test_a_bar_counts_on_a_terminal_and_is_silent_in_a_pipe() -> None:
+    shown = {}
+    for terminal in (True, False):
+        screen, stream = console(terminal=terminal, width=60)
+        with Bar("images", console=screen) as bar:
+            bar(1, 2)
+            bar(2, 2)
+        shown[terminal] = stream.getvalue()
+    assert "2/2" in shown[True]
+    assert shown[False] == ""
 
 
 def test_a_pipe_gets_whole_lines() -> None:
