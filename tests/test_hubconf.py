@@ -77,9 +77,10 @@ def entry_points() -> dict[str, object]:
 
 
 def test_there_is_an_entry_point_for_every_name_and_every_upstream_name() -> None:
-    others = {name for spec in MODELS.values() for name in spec.aliases if name.isidentifier()}
-    assert set(entry_points()) == {*MODELS, *UPSTREAM, *others, "create"}
-    assert {"deit_s", "deit_b_384"} < others
+    short = {f"deit_{size}{kind}" for size in ("ti", "s", "b") for kind in ("", "_distilled")}
+    short |= {"deit_b_384", "deit_b_distilled_384"}
+    teacher = {"regnety_160"}
+    assert set(entry_points()) == {*MODELS, *UPSTREAM, *short, *teacher, "create"}
 
 
 def test_every_entry_point_tells_what_it_is_and_how_to_call_it() -> None:
