@@ -155,6 +155,17 @@
 
   const isRound = ({value}) => [1, 2, 5].includes(Number(value.toExponential(3).split("e")[0]));
 
+  // From one of 1, 2, 5, 10, 20, ... to another.
+  function bounds(values) {
+    if (!values.length) return {};
+    const low = Math.min(...values), high = Math.max(...values);
+    const steps = (value) => [1, 2, 5, 10].map((s) => s * 10 ** Math.floor(Math.log10(value)));
+    return {
+      min: steps(low).findLast((step) => step <= low),
+      max: steps(high).find((step) => step >= high),
+    };
+  }
+
   let chart = null;
   function drawChart() {
     const axis = zoo.axes[Number(axisChoice.value)];
@@ -178,6 +189,7 @@
           x: {
             type: "logarithmic",
             title: {display: true, text: narrow ? axis.unit : `${axis.unit}: ${axis.title}`},
+            ...bounds(points.map((point) => point.x)),
             afterBuildTicks: (scale) => { scale.ticks = scale.ticks.filter(isRound); },
             ticks: {callback: shown, maxRotation: 0, autoSkipPadding: 12},
           },
