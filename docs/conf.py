@@ -23,9 +23,10 @@ ROOT_PAGES |= {"CONTRIBUTING.md": "contributing.md"}
 
 project, author, version, release = "deit_zoo", "The deit_zoo developers", __version__, __version__
 html_title = f"deit_zoo {version}"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 highlight_language = "none"
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # a test runs the tour
 
 default_role = "code"  # docstrings write names between single backticks
 add_module_names = False
@@ -40,6 +41,7 @@ nitpick_ignore_regex = [("py:class", r"(?!deit_zoo\.).*")]
 html_theme = "furo"
 pygments_dark_style = "a11y-high-contrast-dark"  # beside Furo's own in light
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_show_copyright = False
 # What is no page of Sphinx's: the page of the zoo.

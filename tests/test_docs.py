@@ -216,7 +216,9 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading() -> None:
 def test_every_page_stands_in_the_contents_of_the_site() -> None:
     docs = ROOT / "docs"
     contents = (docs / "index.md").read_text(encoding="utf-8").splitlines()
-    pages = {page.stem for page in docs.iterdir() if page.suffix in (".md", ".rst")} - {"index"}
+    pages = {page.stem for page in docs.iterdir() if page.suffix in (".md", ".rst", ".ipynb")} - {
+        "index"
+    }
     assert pages - set(contents) == set(), "name it in a toctree of docs/index.md"
 
 

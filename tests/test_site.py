@@ -6,12 +6,19 @@ import re
 import shlex
 import subprocess
 import sys
-from functools import cache
+import threading
+from collections.abc import Iterator
+from functools import cache, partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from support.browser import Window, chromium
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -50,6 +57,27 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def window(site: Path) -> Iterator[Window]:
+    """The site in a browser; whatever is done with it, it asks for nothing but its files."""
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server,
+        chromium() as driver,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        window = Window(driver, f"http://127.0.0.1:{server.server_port}/")
+        yield window
+        own = ("data:", "about:blank", window.address)
+        assert [address for address in window.requests() if not address.startswith(own)] == []
+        assert window.logged() == []
+        server.shutdown()
 
 
 def missing(page: Path, link: str) -> bool:
@@ -105,3 +133,32 @@ def test_a_page_can_be_edited_and_says_its_version(site: Path) -> None:
     text = (site / "evaluate.html").read_text(encoding="utf-8")
     assert "https://github.com/org/deit/edit/main/docs/evaluate.md" in text
     assert f"deit_zoo {__version__}" in text
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_no_page_is_wider_than_its_window(site: Path, window: Window, width: int) -> None:
+    for page in sorted({*site.glob("*.html")} - {site / "zoo.html"}):  # which has tests of its own
+        window.open(page.name, width=width)
+        assert window.run("return document.documentElement.scrollWidth") <= width, page.name
+
+
+def test_dark_mode_is_that_of_the_system_until_it_is_chosen(window: Window) -> None:
+    brightness = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    window.open("index.html", scheme="dark")
+    assert max(window.run(brightness)) < 50
+    for _ in range(2):  # from the system's to light, or through dark to it
+        window.one(".content-icon-container .theme-toggle").click()
+        if min(window.run(brightness)) > 200:
+            return
+    raise AssertionError("the button never leads to light")
+
+
+def test_search_finds_pages_by_a_word_of_theirs(window: Window) -> None:
+    window.open("search.html?q=distilled")
+    WebDriverWait(window.driver, 30).until(
+        lambda driver: driver.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    )
+    found = window.run(
+        "return [...document.querySelectorAll('#search-results li a')].map(a => a.href)"
+    )
+    assert {"finetune_choices", "imagenet"} <= {Path(urlsplit(link).path).stem for link in found}
