@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
@@ -23,6 +19,7 @@ from deit_zoo.page.speeds import Axis
 from deit_zoo.page.zoo_page import zoo_page
 from deit_zoo.recipes import RECIPES
 from deit_zoo.zoo import info, list_models
+from support.browser import Window, chromium
 
 pytestmark = pytest.mark.slow
 
@@ -34,26 +31,8 @@ MEASURED = Axis(
 )
 
 
-class Page:
+class Page(Window):
     """The page in a browser, at a width, in light or dark."""
-
-    def __init__(self, driver: Chrome, file: Path) -> None:
-        self.driver, self.address = driver, file.as_uri()
-
-    def open(self, fragment: str = "", *, width: int = 1400, scheme: str = "light") -> None:
-        command = self.driver.execute_cdp_cmd
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        command("Emulation.setDeviceMetricsOverride", size)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        command("Emulation.setEmulatedMedia", {"features": [feature]})
-        self.driver.get("about:blank")
-        self.driver.get(self.address + fragment)
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def run(self, script: str, *words: Any) -> Any:
-        return self.driver.execute_script(script, *words)
 
     def names(self) -> list[str]:
         """The models of the table that are shown, from above."""
@@ -76,33 +55,10 @@ class Page:
                 return wanted
         raise AssertionError(f"Tab never comes to {selector}")
 
-    def logged(self) -> list[str]:
-        """What the console has said since it was last asked."""
-        return [str(entry["message"]) for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> set[str]:
-        """The addresses that were asked for since this was last asked."""
-        entries = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
-        return {
-            entry["message"]["params"]["request"]["url"].partition("#")[0]
-            for entry in entries
-            if entry["message"]["method"] == "Network.requestWillBeSent"
-        }
-
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Chrome]:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    service = shutil.which("chromedriver")
-    if browser is None or service is None:
-        pytest.fail("the page needs a browser; type: apt-get install chromium chromium-driver")
-    options = ChromeOptions()
-    options.binary_location = browser
-    # Without a sandbox, for root; a container's shared memory is small.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with Chrome(options=options, service=Service(service)) as driver:
+    with chromium() as driver:
         yield driver
 
 
@@ -117,7 +73,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(driver: Chrome, file: Path) -> Iterator[Page]:
     """The page in a window; whatever is done with it, the console says nothing."""
-    page = Page(driver, file)
+    page = Page(driver, file.as_uri())
     yield page
     assert page.logged() == []
 

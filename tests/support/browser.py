@@ -18,7 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 @contextmanager
 def chromium() -> Iterator[Chrome]:
     """The system's Chromium, without a window."""
-    browser, service = shutil.which("chromium"), shutil.which("chromedriver")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    service = shutil.which("chromedriver")
     if browser is None or service is None:
         pytest.fail("pages need a browser; type: apt-get install chromium chromium-driver")
     options = ChromeOptions()
