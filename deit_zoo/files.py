@@ -91,7 +91,7 @@ def is_running(pid: int) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no system counts so far
         return False
     except OSError:  # it is another user's
         pass

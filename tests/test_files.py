@@ -157,6 +157,11 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(tmp_
     assert file.read_bytes() == b"b"
 
 
+def test_no_process_has_a_number_beyond_all() -> None:
+    assert is_running(os.getpid())
+    assert not is_running(10**30)
+
+
 def test_no_signal_is_sent_on_windows_where_zero_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail(f"{number} to {pid}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from deit_zoo.files import (
     MODEL_FILE,
     SUMS_FILE,
     digest,
+    parse_json,
     read_sums,
     write_sums,
     write_whole,
@@ -39,7 +39,7 @@ def best_epoch(output: Path) -> dict[str, Any] | None:
         if sums.exists() and read_sums(sums).get(MODEL_FILE) != digest(file):
             return None
         with safe_open(file, framework="pt") as stored:
-            epoch: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])["epoch"]
+            epoch: dict[str, Any] = parse_json(stored.metadata()[METADATA_KEY], "it")["epoch"]
         return {"number": epoch["number"], "loss": epoch["loss"], **epoch}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from deit_zoo.errors import CheckpointError
-from deit_zoo.files import digest, write_whole
+from deit_zoo.errors import CheckpointError, FormatError
+from deit_zoo.files import as_record, digest, parse_json, write_whole
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.rollback import FOLDER, History
 from deit_zoo.weights.formats import read_safetensors
@@ -28,6 +29,7 @@ from deit_zoo.weights.load import METADATA_KEY
 
 KEEP_LAST = 2
 DIGITS = 16  # of the SHA-256, in a file's name
+_NAME = re.compile(rf"epoch-(\d{{5,}})-step-(\d{{6,}})-[0-9a-f]{{{DIGITS}}}\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,13 +127,15 @@ def _write_state(output: Path, position: TrainPosition, data: bytes) -> Path:
 
 def states(output: Path) -> list[Path]:
     """The states of a run, the one that is furthest last."""
-    return sorted((output / FOLDER).glob("epoch-*.safetensors"))
+    files = (output / FOLDER).glob("epoch-*.safetensors")
+    return sorted(file for file in files if _NAME.fullmatch(file.name))
 
 
 def position_of(file: Path) -> tuple[int, int]:
     """Finished epochs, and finished steps of the next, as a state's name says."""
-    _, epoch, _, step, _ = file.stem.split("-")
-    return int(epoch), int(step)
+    match = _NAME.fullmatch(file.name)
+    assert match is not None, "states have such names alone"
+    return int(match[1]), int(match[2])
 
 
 def usable_states(
@@ -148,7 +152,7 @@ def usable_states(
         elif (name := not_finite(read_safetensors(file))) is not None:
             tell(f"{file} holds numbers that are not finite ({name}); not used")
         else:
-            facts = _record_of(file)["facts"] or {}
+            facts = _record_of(file).facts or {}
             epoch, step = position_of(file)
             if history.is_current(epoch * steps + step, facts.get("rewinds", 0)):
                 yield file
@@ -157,7 +161,7 @@ def usable_states(
 def facts_kept(output: Path) -> dict[str, Any]:
     """What the furthest state that is whole says beside its tensors; nothing where none is."""
     whole = (file for file in reversed(states(output)) if _is_whole(file))
-    return next((_record_of(file)["facts"] or {} for file in whole), {})
+    return next((_record_of(file).facts or {} for file in whole), {})
 
 
 def _is_whole(file: Path) -> bool:
@@ -191,7 +195,7 @@ def load_state(
 ) -> TrainPosition:
     """Put a state back. Raises CheckpointError where another recipe left it."""
     tensors, record = read_safetensors(file), _record_of(file)
-    if record["recipe_sha256"] not in (recipe_sha256, *earlier_recipes):
+    if record.recipe_sha256 not in (recipe_sha256, *earlier_recipes):
         raise CheckpointError(
             f"{file} was left by another recipe; give a new --output, or the same recipe and --set"
         )
@@ -204,13 +208,25 @@ def load_state(
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     if state.ema is not None:
         state.ema.module.load_state_dict(_with_prefix(tensors, "ema."), strict=True)
-    return TrainPosition(epoch=record["epoch"], step=record["step"], facts=record["facts"])
+    return TrainPosition(epoch=record.epoch, step=record.step, facts=record.facts)
 
 
-def _record_of(file: Path) -> dict[str, Any]:
-    with safe_open(file, framework="pt") as stored:
-        record: dict[str, Any] = json.loads(stored.metadata()[METADATA_KEY])
-    return record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    epoch: int
+    step: int
+    facts: dict[str, Any] | None
+    recipe_sha256: str
+
+
+def _record_of(file: Path) -> _Record:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get(METADATA_KEY, "")
+        # A loss may be no number: what was counted is told all the same.
+        return as_record(parse_json(text, "its record", float), _Record, "its record")
+    except (SafetensorError, FormatError) as error:
+        raise CheckpointError(f"{file} is no state of a run ({error}); remove it") from error
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -34,6 +35,7 @@ from deit_zoo.training.state_files import (
     state_tensors,
     states,
 )
+from deit_zoo.weights.load import METADATA_KEY
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 FACTS = {"rewinds": 1, "sums": {"step": 3, "loss": 0.1}}
@@ -379,6 +381,22 @@ def test_a_state_of_another_recipe_is_refused(state: Path) -> None:
     assert str(caught.value) == (
         f"{state} was left by another recipe; give a new --output, or the same recipe and --set"
     )
+
+
+@pytest.mark.parametrize("name", ["epoch-x", "epoch-a-b-c-d", "epoch-99999-step-000000-abc"])
+def test_what_has_not_the_name_of_a_state_is_none(name: str, state: Path) -> None:
+    (state.parent / f"{name}.safetensors").touch()
+    assert states(state.parents[1]) == [state]
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", '{"epoch": "x"}'])
+def test_a_forged_state_is_one_sentence(text: str, state: Path, trained: TrainState) -> None:
+    data = to_bytes(state_tensors(trained), metadata={METADATA_KEY: text})
+    digits = hashlib.sha256(data).hexdigest()[:16]
+    forged = state.with_name(f"epoch-00009-step-000000-{digits}.safetensors")
+    forged.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is no state of a run"):
+        load_state(forged, learner(1), DIGEST)
 
 
 def test_a_state_is_a_safetensors_file_and_no_pickle(state: Path) -> None:
