@@ -5,8 +5,9 @@
 A request is one image; every twentieth is cut off. The clients are threads of this process, on the
 same cores as the service, and their work counts against it. Both have one optimized copy, as many
 threads of torch and as many that read. Rounds are interleaved, medians are printed; each answer is
-compared with that of `classify`. The service's memory is read after each round. The weights are
-random: what a model costs does not depend on them.
+compared with that of `classify`. The service's memory is read after each round. Processor time
+is what other work on the machine changes least; of `serve` it is the service's, and the clients' is
+told beside it. The weights are random: what a model costs does not depend on them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from harness.timing import rotated
 
 BROKEN_EVERY = 20
 CLOSE = 1e-4  # of a probability: batches differ, and with them the order of sums
-CLASSIFY, SERVE = "classify --fast", "serve"
+CLASSIFY, SERVE, CLIENTS = "classify --fast", "serve", "its clients"
+CPU = "process_cpu_seconds_total"
 Answers = list[list[Prediction] | DataError]
 
 
@@ -121,57 +123,84 @@ def main() -> None:
     arguments = arguments_of(__doc__, rounds=5, more=_more)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model = deit_zoo.create(arguments.model)
-    times: dict[str, list[float]] = {CLASSIFY: [], SERVE: []}
-    right = errors = 0
-    memory: list[float] = []
+    model = deit_zoo.create(arguments.model).eval()
+    fast = deit_zoo.optimize(model, compile=False)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        deit_zoo.save(model, folder / "model.safetensors")
-        fast = deit_zoo.optimize(model.eval(), compile=False)
-        files = write_photographs(folder, arguments.images)
+        weights = Path(name) / "model.safetensors"
+        deit_zoo.save(model, weights)
+        files = write_photographs(Path(name), arguments.images)
         for file in files[::BROKEN_EVERY]:
             file.write_bytes(file.read_bytes()[:1000])
-        with served(folder / "model.safetensors", arguments.threads, arguments.workers) as where:
-            for number in range(arguments.rounds + 1):  # the first makes all warm
-                for what in rotated([CLASSIFY, SERVE], number):
-                    started = time.perf_counter()
-                    if what == CLASSIFY:
-                        expected: Answers = deit_zoo.classify(
-                            files, fast, workers=arguments.workers
-                        )
-                    else:
-                        answers = ask_all(where, files, arguments.clients)
-                    if number:
-                        times[what].append(time.perf_counter() - started)
-                if number:
-                    counts = judged(answers, expected)
-                    right, errors = right + counts[0], errors + counts[1]
-                memory.append(figure(where, "process_resident_memory_bytes") / 2**20)
-            batches = figure(where, "deit_zoo_batch_size_sum") / figure(
-                where, "deit_zoo_batch_size_count"
-            )
-    rates = {what: len(files) / statistics.median(times[what]) for what in times}
-    ratio = statistics.median(a / b for a, b in zip(times[CLASSIFY], times[SERVE], strict=True))
-    broken = len(files[::BROKEN_EVERY])
+        with served(weights, arguments.threads, arguments.workers) as where:
+            rounds = [
+                measured(number, where, files, fast, arguments)
+                for number in range(arguments.rounds + 1)
+            ][1:]  # the first made all warm
+            sizes = (figure(where, f"deit_zoo_batch_size_{part}") for part in ("sum", "count"))
+            total, batches = sizes
+    report(rounds, len(files), total / batches, arguments)
+
+
+def measured(
+    number: int,
+    where: tuple[str, int],
+    files: list[Path],
+    fast: Any,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """One round: seconds and processor seconds of either, and what the service answered."""
+    found: dict[str, Any] = {}
+    for what in rotated([CLASSIFY, SERVE], number):
+        started, own, its = time.perf_counter(), time.process_time(), figure(where, CPU)
+        if what == CLASSIFY:
+            expected: Answers = deit_zoo.classify(files, fast, workers=arguments.workers)
+            found[f"cpu {CLASSIFY}"] = time.process_time() - own
+        else:
+            answers = ask_all(where, files, arguments.clients)
+            found[f"cpu {CLIENTS}"] = time.process_time() - own
+            found[f"cpu {SERVE}"] = figure(where, CPU) - its
+        found[what] = time.perf_counter() - started
+    found["right"], found["errors"] = judged(answers, expected)
+    found["memory"] = figure(where, "process_resident_memory_bytes") / 2**20
+    return found
+
+
+def report(
+    rounds: list[dict[str, Any]], count: int, batch_size: float, arguments: argparse.Namespace
+) -> None:
+    """Print the medians, and write them where asked."""
+    broken = len(range(0, count, BROKEN_EVERY))
     print(
         f"{arguments.model} on the CPU, {os.cpu_count()} cores, {arguments.threads} threads of "
-        f"torch, {arguments.workers} that read, {arguments.clients} clients; {len(files)} JPEGs of "
+        f"torch, {arguments.workers} that read, {arguments.clients} clients; {count} JPEGs of "
         f"{SIZE[0]}x{SIZE[1]}, {broken} of them cut off"
     )
-    for what, rate in rates.items():
-        print(f"{what:24}{rate:8.1f} images/s")
-    print(f"{'serve / classify':24}{ratio:8.3f}")
-    rounds = arguments.rounds
+    rows: list[dict[str, Any]] = []
+    for what in (CLASSIFY, SERVE, CLIENTS):
+        rate = count / statistics.median(one[what] for one in rounds) if what != CLIENTS else None
+        cpu = 1000 * statistics.median(one[f"cpu {what}"] for one in rounds) / count
+        rows.append({"what": what, "images_per_second": rate, "cpu_ms_per_image": cpu})
+        print(
+            f"{what:24}{'' if rate is None else f'{rate:.1f} images/s':>18}{cpu:10.2f} ms of a core"
+        )
+    ratios = {
+        "serve / classify": statistics.median(one[CLASSIFY] / one[SERVE] for one in rounds),
+        "serve / classify, by processor time": statistics.median(
+            one[f"cpu {CLASSIFY}"] / one[f"cpu {SERVE}"] for one in rounds
+        ),
+    }
+    for name, ratio in ratios.items():
+        print(f"{name:38}{ratio:8.3f}")
+    memory = [one["memory"] for one in rounds]
+    right, errors = (sum(one[key] for one in rounds) for key in ("right", "errors"))
     print(
-        f"right answers {right} of {rounds * (len(files) - broken)}, errors {errors} of "
-        f"{rounds * broken}; {batches:.1f} images to a batch"
+        f"right answers {right} of {len(rounds) * (count - broken)}, errors {errors} of "
+        f"{len(rounds) * broken}; {batch_size:.1f} images to a batch"
     )
     print("the service's memory after each round, MiB: " + " ".join(f"{one:.0f}" for one in memory))
-    rows = [{"what": what, "images_per_second": rate} for what, rate in rates.items()]
-    found = {"right": right, "errors": errors, "memory_mb": memory, "batch_size": batches}
-    asked = {"workers": arguments.workers, "clients": arguments.clients, "num_images": len(files)}
-    write(arguments, rows, {"serve / classify": ratio}, model=arguments.model, **asked, **found)
+    found = {"right": right, "errors": errors, "memory_mb": memory, "batch_size": batch_size}
+    asked = {"workers": arguments.workers, "clients": arguments.clients, "num_images": count}
+    write(arguments, rows, ratios, model=arguments.model, **asked, **found)
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

@@ -53,8 +53,9 @@ def classify(
     Args:
         images: one image or many: paths, URLs, bytes of an encoded image, files opened with 'rb',
             PIL images, arrays (H, W, 3) or tensors (3, H, W) in RGB order, uint8, uint16 or floats
-            from 0 to 1; or a folder, for all images in it in the order of their paths. Of many,
-            only some batches are held in memory, whatever gives them.
+            from 0 to 1; or a folder, on this machine or at an address of fsspec (s3://...), for all
+            images in it in the order of their paths. Of many, only some batches are held in memory,
+            whatever gives them.
         model: a name (its checkpoint is loaded) or a model from `create`.
         topk: classes per image.
         device: where the model runs: cpu, cuda, cuda:1, mps or auto, which a model that is given

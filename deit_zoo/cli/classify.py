@@ -131,7 +131,7 @@ def _show(question: Question, as_json: bool) -> int:
 
 def _write(question: Question, file: Path, resume: bool) -> int:
     """Put the answers into a file, or those that it has not; how many images could not be read."""
-    from deit_zoo.data.remote import NotFetchedError
+    from deit_zoo.data.remote import NotFetchedError, is_remote
     from deit_zoo.inference.answer_file import (
         check_answer_file,
         counts_of,
@@ -140,6 +140,9 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     )
 
     check_answer_file(file, resume)
+    for argument in question.images:
+        if argument != "-" and not is_remote(argument) and not Path(argument).exists():
+            raise DataError(f"{argument} does not exist; give image files, folders or addresses")
     names: dict[str, None] = {}
     for source in (source for argument in question.images for source in _listed(argument)):
         if isinstance(source, DataError):

@@ -164,7 +164,9 @@ def part_folder(root: Path, part: str) -> Path:
 
 
 def is_folder(image: object) -> bool:
-    """Whether images are meant by their folder."""
+    """Whether images are meant by their folder, or by an address that is no image's."""
+    if is_address(image):
+        return not is_image(str(image))
     return isinstance(image, str | os.PathLike) and Path(image).is_dir()
 
 

@@ -177,8 +177,8 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if former.get(key) != value:
             raise DataError(
-                f"{file} was begun with {key} {former.get(key)!r}, and this has {value!r}; type it "
-                "as then, or give another --output"
+                f"{file} was begun with {key} {former.get(key)!r:.200}, and this has "
+                f"{value!r:.200}; type it as then, or give another --output"
             )
     return former
 
