@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-TOUR = Path(__file__).parents[1] / "docs" / "tour.ipynb"
+from support.tour import TOUR, read, run
+
 # One cell more, which notes every frame of the bar that a person sees.
 NOTING = """
 import json
@@ -32,15 +30,11 @@ print(json.dumps(frames))
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
-    """The tour as a kernel of its own runs it anew, with one cell more."""
-    notebook = nbformat.read(TOUR, as_version=4)
+def executed() -> NotebookNode:
+    """The tour as it runs anew, with one cell more."""
+    notebook = read()
     notebook.cells.append(new_code_cell(NOTING))
-    folder = tmp_path_factory.mktemp("tour")
-    with pytest.MonkeyPatch.context() as patch:
-        # What huggingface_hub makes tqdm say in a notebook without ipywidgets.
-        patch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
-        NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
+    run(notebook)
     return notebook
 
 
@@ -55,8 +49,8 @@ def kinds(cells: list[NotebookNode]) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.slow
 def test_the_tour_runs_and_shows_what_is_stored_in_it(executed: NotebookNode) -> None:
-    stored = nbformat.read(TOUR, as_version=4)
-    assert kinds(executed.cells[:-1]) == kinds(stored.cells)
+    stale = "stale: cd tests && python -m support.tour"
+    assert kinds(executed.cells[:-1]) == kinds(read().cells), stale
 
 
 @pytest.mark.slow
@@ -69,8 +63,7 @@ def test_a_bar_moves_in_a_cell_and_is_gone_at_the_end(executed: NotebookNode) ->
 
 
 def test_the_tour_is_stored_with_pictures_and_names_no_machine() -> None:
-    stored = nbformat.read(TOUR, as_version=4)
-    outputs = [output for cell in stored.cells for output in cell.get("outputs", [])]
+    outputs = [output for cell in read().cells for output in cell.get("outputs", [])]
     assert {"stream"} >= {one.output_type for one in outputs if "data" not in one}
     assert "image/png" in {kind for output in outputs for kind in output.get("data", {})}
     text = TOUR.read_text(encoding="utf-8")

@@ -54,7 +54,8 @@ def doctor_(
 ) -> None:
     """What of this machine can be used, and after an arrow what to do about the rest.
 
-    Exit 1: a cache cannot be written, or the Hub not be reached.
+    Exit 1: a cache cannot be written, a folder of carried weights is not there, or the Hub cannot
+    be reached.
     """
     lines = list(examine(network))
     if as_json:

@@ -14,8 +14,8 @@ DATA = {"imagenet1k": "in1k", "digits": "digits"}
 PROOF = {"pinned": "pinned", "hub digest": "hub", "prefix": "prefix", "none": "none"}
 OF_TIMM = "measured by timm with this transform, for which the authors published no figure"
 LEGEND = (
-    "proof: the SHA-256 is pinned, stated by the Hub, known by its prefix, or not at all",
-    "here: the weights are embedded in the package, cached, or carried to this machine",
+    "proof: SHA-256 pinned, stated by the Hub, known by its prefix, or none",
+    "here: weights embedded in the package, cached, or carried to this machine",
 )
 
 

@@ -46,8 +46,8 @@ def test_list_shows_every_model_with_its_figures() -> None:
     assert max(map(len, done.out.splitlines())) <= 80
     assert done.err == (
         "* measured by timm with this transform, for which the authors published no figure\n"
-        "proof: the SHA-256 is pinned, stated by the Hub, known by its prefix, or not at all\n"
-        "here: the weights are embedded in the package, cached, or carried to this machine\n"
+        "proof: SHA-256 pinned, stated by the Hub, known by its prefix, or none\n"
+        "here: weights embedded in the package, cached, or carried to this machine\n"
         "recipes partly assumed, for what nobody published: 23 of 38; `deit-zoo info NAME` says "
         "which values, and why\n"
     )
