@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError, IntegrityError, MissingExtraError
-from deit_zoo.files import read_json
+from deit_zoo.files import read_bytes, read_json
 
 SIGNATURE_FILE = "model.sig"
+KEY_BYTES = 1 << 16
 
 
 def sign(folder: Path, private_key: Path) -> Path:
@@ -24,6 +25,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     signature = folder / SIGNATURE_FILE
     config = model_signing.signing.Config().set_hashing_config(_hashing(signature))
     try:
+        read_bytes(private_key, KEY_BYTES)  # what is no regular file could hang, or never end
         config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
     except Exception as error:  # whatever the library makes of a key
         raise CheckpointError(
@@ -45,6 +47,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
     config = model_signing.verifying.Config().set_hashing_config(_hashing(signature))
     try:
         read_json(signature)
+        read_bytes(public_key, KEY_BYTES)
         config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # whatever the library makes of a forged signature
         raise IntegrityError(

@@ -92,6 +92,16 @@ def test_another_key_did_not_sign_it(signed: tuple[Path, Path], tmp_path: Path) 
         sign(folder, tmp_path / "none.pem")
 
 
+def test_a_key_that_is_no_file_does_not_hang(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, _ = signed
+    os.mkfifo(tmp_path / "fifo")
+    for key in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="could not be signed with"):
+            sign(folder, key)
+        with pytest.raises(IntegrityError, match="give a regular file"):
+            check_signature(folder, key)
+
+
 @pytest.mark.slow
 def test_publish_signs_and_verify_asks_for_the_key(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "mine")
