@@ -22,14 +22,18 @@ from deit_zoo.data.archives import (
     read_at,
     whole_archive,
 )
-from deit_zoo.data.folder import has_hidden_part, is_image
+from deit_zoo.data.folder import SPLIT_FOLDERS, has_hidden_part, is_image
 from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, read_solution, validation_labels
 from deit_zoo.errors import DataError
 
 # Listing is waiting for a disk, for the most part: threads wait at the same time.
 LISTERS = 16
-# "test" validates only where nothing else does.
-SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# "test" validates only where nothing else does. In letters of any case, as of folders.
+SPLIT_OF = {
+    name: "test" if name.startswith("test") else split
+    for split, names in SPLIT_FOLDERS.items()
+    for name in names
+}
 LABEL_SUFFIX = ".cls"
 LONGEST_LABEL = 1024
 
@@ -147,9 +151,9 @@ def _place(name: str, split: str, named: bool, heap: Mapping[str, str]) -> tuple
     """The class of a file and its path under it; None where it is no file of the split."""
     parts = name.split("/")
     for number, part in enumerate(parts[:-2]):
-        if part in SPLIT_OF:
+        if part.lower() in SPLIT_OF:
             place = parts[number + 1], "/".join(parts[number + 2 :])
-            return place if SPLIT_OF[part] == split else None
+            return place if SPLIT_OF[part.lower()] == split else None
     synset = heap.get(parts[-1].partition(".")[0])
     if synset is not None and parts[-2:-1] == ["val"]:
         return synset, parts[-1]

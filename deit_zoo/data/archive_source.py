@@ -44,7 +44,7 @@ SUFFIXES = (".tar", ".zip")
 STREAMS = (".tgz", ".gz", ".bz2", ".xz", ".zst")
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # By a word in its name an archive tells its split; "test" validates where nothing else does.
-_WORD = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
+_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -152,8 +152,7 @@ def _word(archive: str, data: str) -> str | None:
     inside = folder.rpartition("/")[2] if folder != data.rstrip("/") and archive != data else ""
     for text in (name, inside):
         if match := _WORD.search(text):
-            word = match[1].lower()
-            return "val" if word.startswith("val") else word
+            return SPLIT_OF[match[1].lower()]
     return None
 
 
@@ -174,7 +173,8 @@ def _addresses(data: str) -> list[str]:
 def _archives_in(root: Path) -> list[Path]:
     """The archives in a folder, and in its train/ and val/."""
     with listing_errors():
-        folders = [root, *(root / name for name in SPLIT_OF if (root / name).is_dir())]
+        inside = (path for path in root.iterdir() if path.name.lower() in SPLIT_OF)
+        folders = [root, *(path for path in inside if path.is_dir())]
         files = [path for folder in folders for path in folder.iterdir()]
     names = (path for path in files if not is_hidden(path.name))
     return sorted(path for path in names if path.name.lower().endswith(SUFFIXES))
@@ -185,7 +185,7 @@ def _has_class_folders(root: Path) -> bool:
     with listing_errors():
         for folder in (path for path in root.iterdir() if path.is_dir()):
             entries = [] if is_hidden(folder.name) else list(folder.iterdir())
-            if folder.name in SPLIT_OF and any(path.is_dir() for path in entries):
+            if folder.name.lower() in SPLIT_OF and any(path.is_dir() for path in entries):
                 return True
             if any(is_image(path.name) for path in entries):
                 return True

@@ -19,8 +19,12 @@ from deit_zoo.errors import DataError
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
 SYSTEM_NAMES = frozenset(("$RECYCLE.BIN", "@eaDir", "Thumbs.db", "__MACOSX", "desktop.ini"))
-# The folders of a split, the first that there is.
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+# The folders of a split, the first that there is, in letters of any case.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+SPLIT_NAMES = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
 
 
 @dataclass(slots=True)
@@ -136,14 +140,34 @@ def class_folders(root: Path, left: Ignored | None = None) -> list[str]:
 def split_folder(root: Path, split: str) -> Path | None:
     """The folder of a split in a data set's, or None.
 
-    `test/` validates where nothing else does, beside `train/` or alone: else it is a class.
+    `test/` validates where nothing else does, beside `train/` or alone: else it is a class. So is
+    one with images in it, as other folders beside it have.
     """
+    if not root.is_dir():
+        return None
+    with listing_errors(), os.scandir(root) as entries:
+        names = [e.name for e in entries if not is_hidden(e.name) and e.is_dir()]
+    folders = {name.lower(): root / name for name in sorted(names)}
+    others = [folder for name, folder in folders.items() if name not in SPLIT_NAMES]
     for name in SPLIT_FOLDERS[split]:
-        if not (root / name).is_dir():
+        folder = folders.get(name)
+        if folder is None or (
+            _begins_with_images(folder) and any(map(_begins_with_images, others))
+        ):
             continue
-        if name != "test" or (root / "train").is_dir() or class_folders(root) == ["test"]:
-            return root / name
+        is_test = name.startswith("test")
+        if not is_test or len(folders) == 1 or split_folder(root, "train") is not None:
+            return folder
     return None
+
+
+def _begins_with_images(folder: Path) -> bool:
+    """Whether an image lies in a folder itself, before any folder."""
+    with listing_errors(), os.scandir(folder) as entries:
+        for entry in (entry for entry in entries if not is_hidden(entry.name)):
+            if entry.is_dir() or is_image(entry.name):
+                return not entry.is_dir()
+    return False
 
 
 def part_folder(root: Path, part: str) -> Path:

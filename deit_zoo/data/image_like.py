@@ -27,9 +27,10 @@ KINDS = (
 
 
 def is_one(images: object) -> bool:
-    """Whether this is one image, not many."""
+    """Whether this is one image, or anything else that is not many."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
-    return single or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
+    single = single or hasattr(images, "read") or not hasattr(images, "__iter__")
+    return single or getattr(images, "ndim", 4) < 4
 
 
 def is_url(image: object) -> bool:

@@ -23,6 +23,7 @@ from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError
 
 SPLIT_FILE = "split.csv"
+SUFFIXES = (".csv", ".tsv")
 UNREADABLE = "unreadable"
 ALL = "all"  # the split of images that are not parted
 SEPARATOR = "|"  # between the labels of an image that has several
@@ -169,13 +170,13 @@ class MemberSet(ListSet):
 def is_list(data: str | Path) -> bool:
     """Whether a data set is a list of files."""
     place = Path(split_address(str(data))[0])
-    return place.suffix.lower() == ".csv" and place.is_file()
+    return place.suffix.lower() in SUFFIXES and place.is_file()
 
 
 def root_of(data: str | Path) -> Path:
     """The folder from which on files are named: the data, or the folder of a list."""
     place = Path(split_address(str(data))[0])
-    return place.parent if place.suffix.lower() == ".csv" else Path(data)
+    return place.parent if place.suffix.lower() in SUFFIXES else Path(data)
 
 
 def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:

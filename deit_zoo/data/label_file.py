@@ -2,16 +2,20 @@
 
 The first column names the files, from the CSV's folder on. Then comes one column of labels, with
 `|` or `;` between several, or a column of 0 and 1 for each class; and `split`, where the file says
-what is for validation. A file may stand in several rows, which say more of it.
+what is for validation. A file may stand in several rows, which say more of it. Between columns are
+commas, semicolons or tabs.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deit_zoo.data.folder import is_image
 from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage
 from deit_zoo.data.table import SPLITS, split_address
 from deit_zoo.errors import DataError
@@ -33,22 +37,28 @@ def read_labels(data: str | Path) -> ImageList:
     place, chosen = split_address(str(data))
     file = Path(place)
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            heading, *rows = csv.reader(stream)
+        heading, *rows = _rows(file) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as a list of images ({error}); it must have {FORM}"
         ) from error
-    rows = [row for row in rows if row]
+    if heading and is_image(heading[0]):
+        raise DataError(
+            f"the first row of {file} is an image, {heading[0]}, and should name the columns; put "
+            "file,label before it"
+        )
+    if len(set(heading)) < len(heading):
+        raise DataError(f"two columns of {file} have one name; its first row is {heading}")
     if wrong := next((n for n, row in enumerate(rows, 2) if len(row) != len(heading)), None):
         raise DataError(f"row {wrong} of {file} has not the {len(heading)} columns of the first")
     columns = {name: [row[n].strip() for row in rows] for n, name in enumerate(heading)}
     if len(heading) < 2 or not rows:
         raise DataError(f"{file} names no images with labels; it must have {FORM}")
     files = columns.pop(heading[0])
-    splits = columns.pop(_SPLIT, [])
+    splits = [word.lower() for word in columns.pop(_SPLIT, [])]
     labels = _labels(file, columns, chosen.get("label"))
     root = file.resolve().parent
+    files = [_as_it_lies(root, name) for name in files]
     of_file: dict[str, tuple[str, set[str]]] = {}
     for number, (name, own) in enumerate(zip(files, labels, strict=True)):
         split, known = of_file.setdefault(name, (splits[number] if splits else ALL, set()))
@@ -63,6 +73,26 @@ def read_labels(data: str | Path) -> ImageList:
             for name, (split, own) in _in_splits(file, of_file)
         ),
     )
+
+
+def _rows(file: Path) -> list[list[str]]:
+    """The rows of a file of commas, semicolons or tabs, as its first line says.
+
+    The numbers that pandas puts before each row, under no name, are no column.
+    """
+    content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if wide else "utf-8-sig", "surrogateescape")
+    first = text.partition("\n")[0]
+    delimiter = next((mark for mark in "\t,;" if mark in first), ",")
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    return [row[1:] for row in rows] if rows and len(rows[0]) > 2 and not rows[0][0] else rows
+
+
+def _as_it_lies(root: Path, name: str) -> str:
+    """A file's name, which Windows may have written with backslashes."""
+    by_windows = "\\" in name and not (root / name).exists()
+    return Path(name.replace("\\", "/") if by_windows else name).as_posix()
 
 
 def _labels(file: Path, columns: dict[str, list[str]], chosen: str | None) -> Iterable[set[str]]:

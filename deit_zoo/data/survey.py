@@ -263,7 +263,21 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
     words = ("in train/ only", f"in {val.name}/ only")
     if other := differences(train.classes, val.classes, words):
         return f"the classes of {data} differ: {other}; give train and val the same classes"
-    return _problem_within(data, train) or _problem_within(data, val)
+    if problem := _problem_within(data, train) or _problem_within(data, val):
+        return problem
+    alone = len(train.classes) == 1 and train.several is None
+    return _one_class(data, next(iter(train.classes))) if alone else None
+
+
+def _one_class(data: str, name: str) -> str:
+    """The sentence about a single class, which may be a folder around the data set."""
+    inner = Path(data) / name
+    if inner.is_dir() and (folders := [path for path in inner.iterdir() if path.is_dir()]):
+        return (
+            f"{data} holds one folder, {name}, so one class; its own folders may be classes (such "
+            f"as {min(folders).name}): give {inner}"
+        )
+    return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
 
 
 def _problem_within(data: str, split: Split) -> str | None:

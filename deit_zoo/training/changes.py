@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deit_zoo.errors import RecipeError
+from deit_zoo.files import MODEL_FILE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe, differences, shown
 from deit_zoo.training.job import Change, Job
@@ -14,6 +15,7 @@ from deit_zoo.training.rollback import read_history
 from deit_zoo.training.run_data import former_job
 
 # What moves weights; all else shapes data, draws, the network or the length of a run.
+MOST_NAMED = 6  # fields, in a sentence
 CHANGEABLE = ("lr", "clip_grad", "warmup_lr", "min_lr", "weight_decay")
 
 
@@ -26,14 +28,26 @@ def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
         return
     changes = differences(recipe, former.recipe)
     allowed = CHANGEABLE if may_change(output, former) else ()
-    for name, value, its in changes:
-        if name not in allowed:
-            may = f"; it may go on with another {', '.join(allowed)}" if allowed else ""
-            raise RecipeError(
-                f"{output} holds a run of another recipe ({former.recipe.name}, whose {name} is "
-                f"{shown(its)}, not {shown(value)}){may}; give a new --output, or remove it: rm -r "
-                f"{shlex.quote(str(output))}"
-            )
+    others = [
+        f"{name} is {shown(its)}, not {shown(value)}"
+        for name, value, its in changes
+        if name not in allowed
+    ]
+    if others:
+        left = len(others) - MOST_NAMED
+        named = ", ".join(others[:MOST_NAMED]) + (f", and {left} more" if left > 0 else "")
+        may = f"; it may go on with another {', '.join(allowed)}" if allowed else ""
+        further = shlex.join(["deit-zoo", "finetune", str(output)])
+        advice = f", or train its weights further: {further}" if is_finished(output, former) else ""
+        raise RecipeError(
+            f"{output} holds a run of another recipe ({former.recipe.name}, whose {named}){may}; "
+            f"give a new --output{advice}"
+        )
+
+
+def is_finished(output: Path, plan: Plan) -> bool:
+    """Whether a run on a folder of images has ended, and left its weights."""
+    return plan.recipe.data == "folder" and (output / MODEL_FILE).is_file()
 
 
 def may_change(output: Path, plan: Plan) -> bool:

@@ -175,7 +175,12 @@ def _file_in(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} holds {len(others)} files of weights ({shown}); give one of them"
         )
-    return others[0] if others else usual[0]
+    if others:
+        return others[0]
+    raise CheckpointError(
+        f"{folder} is a folder without weights; give one that holds {MODEL_FILE}, as a run does, "
+        "or the file"
+    )
 
 
 def load_checkpoint(

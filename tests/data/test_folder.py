@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 import deit_zoo
 from deit_zoo.data.folder import FolderSet, class_folders
 from deit_zoo.data.image_set import open_set
+from deit_zoo.data.split import list_images
 from deit_zoo.data.survey import scan, validate
 from deit_zoo.evaluation.accuracy import validation_set
 from support.images import photo, refused, write
@@ -180,6 +181,27 @@ def test_a_test_folder_is_not_taken_where_there_is_another(folder: Path) -> None
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     root = write(tmp_path, {"control/1.png": photo("red"), "test/1.png": photo("blue")})
     assert validation_set(root).classes == ["control", "test"]
+
+
+def test_splits_are_known_in_letters_of_any_case(tmp_path: Path) -> None:
+    files = {f"{split}/{name}/1.png": photo("red") for split in ("a", "b") for name in ("x", "y")}
+    folder = write(tmp_path / "photos", files)
+    for train, val in (("Train", "VAL"), ("TRAIN", "Validation"), ("Training", "Testing")):
+        (folder / "a").rename(folder / train)
+        (folder / "b").rename(folder / val)
+        assert [open_set(folder, split).classes for split in ("train", "val")] == [["x", "y"]] * 2
+        assert refused(lambda: list_images(folder, 0.5)).endswith("is none; leave it out")
+        archive = shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+        assert len(open_set(archive, "val")) == 2
+        (folder / train).rename(folder / "a")
+        (folder / val).rename(folder / "b")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    files = {f"{name}/{n}.png": photo("red") for name in ("Train", "Bus", "val") for n in (1, 2)}
+    folder = write(tmp_path / "vehicles", files)
+    assert open_set(folder, "all").classes == ["Bus", "Train", "val"]
+    assert list_images(folder, 0.5).classes == ["Bus", "Train", "val"]
 
 
 def test_what_was_trained_on_is_not_measured_on_unasked(folder: Path) -> None:

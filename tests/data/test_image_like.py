@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def test_a_batch_of_pixels_is_many_images(model: ZooModel) -> None:
 def test_what_is_no_image_is_told_what_would_be_one(
     image: Any, message: str, model: ZooModel
 ) -> None:
-    for refuse in (deit_zoo.transform(model), lambda given: deit_zoo.attention_map(given, model)):
+    uses = (deit_zoo.attention_map, deit_zoo.classify)
+    for refuse in (deit_zoo.transform(model), *(partial(use, model=model) for use in uses)):
         with pytest.raises(DataError) as caught:
             refuse(image)
         assert str(caught.value) == message

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from deit_zoo.data.image_set import open_set, open_unchecked
-from deit_zoo.data.survey import bad_images, inspect, scan, validate
+from deit_zoo.data.split import list_images
+from deit_zoo.data.survey import bad_images, inspect, scan, validate, validate_list
 from support.images import encoded, photo, refused, write
 
 
@@ -80,6 +81,19 @@ def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
     assert refused(lambda: validate(tmp_path)).startswith(
         f"{tmp_path} holds no image in train/; give image files such as x.jpg, x.png, "
+    )
+
+
+def test_one_class_is_refused_and_what_lies_in_it_is_named(tmp_path: Path) -> None:
+    files = {f"{split}/photos/{n}.png": photo("red") for split in ("train", "val") for n in (1, 2)}
+    folder = write(tmp_path / "one", files)
+    assert refused(lambda: validate(folder)) == (
+        f"{folder} has one class, 'photos', and a model tells classes apart; give 2 or more"
+    )
+    wrapped = write(tmp_path / "wrapped", {f"photos/{name}/1.png": b"" for name in ("cat", "dog")})
+    assert refused(lambda: validate_list(str(wrapped), list_images(wrapped, 0.5))) == (
+        f"{wrapped} holds one folder, photos, so one class; its own folders may be classes (such "
+        f"as cat): give {wrapped}/photos"
     )
 
 

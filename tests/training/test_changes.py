@@ -59,8 +59,21 @@ def test_all_else_may_not(output: Path, change: str) -> None:
     assert str(caught.value) == (
         f"{output} holds a run of another recipe (deit_pico_digits, whose {name} is {before}, not "
         f"{float(value) if isinstance(before, float) else value}); it may go on with another lr, "
-        "clip_grad, warmup_lr, min_lr, weight_decay; give a new --output, or remove it: rm -r "
-        f"{output}"
+        "clip_grad, warmup_lr, min_lr, weight_decay; give a new --output"
+    )
+
+
+def test_every_field_that_differs_is_named_and_a_finished_run_may_be_trained_further(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    former, now = plan_of("data=folder"), plan_of("data=folder", "epochs=150", "mixup=0.1")
+    with pytest.raises(RecipeError) as caught:
+        check_changes(tmp_path, former, now.recipe)
+    assert str(caught.value) == (
+        f"{tmp_path} holds a run of another recipe (deit_pico_digits, whose epochs is 140, not "
+        "150, mixup is 0.2, not 0.1); give a new --output, or train its weights further: deit-zoo "
+        f"finetune {tmp_path}"
     )
 
 

@@ -71,6 +71,9 @@ FORMS = {
     "semicolons": ("image,tags", "a.png,cat; dog", "b.png,", "c.png, dog"),
     "a column of each class": ("file,cat,dog", "a.png,1,1", "b.png,0,0", "c.png,0,1"),
     "a row of each label": ("file,tag", "a.png,cat", "b.png,", "a.png,dog", "c.png,dog"),
+    "semicolons between columns": ("file;tags", "a.png;cat|dog", "b.png;", "c.png;dog"),
+    "tabs, in folders of Windows": ("file\ttags", ".\\a.png\tcat;dog", "b.png\t", "c.png\tdog"),
+    "an index of pandas": (",file,tags", "0,./a.png,cat|dog", "1,b.png,", "2,c.png,dog"),
     "other columns": ("file,by,tags", "a.png,Ann,cat|dog", "b.png,Ann,", "c.png,Bob,dog"),
 }
 
@@ -85,6 +88,15 @@ def test_a_file_of_labels_says_the_same_in_every_form(form: str, tmp_path: Path)
         ("b.png", []),
         ("c.png", ["dog"]),
     ]
+
+
+def test_a_file_as_excel_saves_it_is_read(tmp_path: Path) -> None:
+    rows = "file\tlabel\r\nö.png\tkatze\r\nb.png\thund\r\n"
+    for name, encoding in (("wide.tsv", "utf-16"), ("marked.csv", "utf-8-sig")):
+        (tmp_path / name).write_bytes(rows.encode(encoding))
+        images = open_set(tmp_path / name, "all")
+        assert [images.name_of(n) for n in range(2)] == [f"{tmp_path}/b.png", f"{tmp_path}/ö.png"]
+        assert images.classes == ["hund", "katze"]
 
 
 def test_a_file_with_one_label_for_each_image_is_as_class_folders(
@@ -114,6 +126,11 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
             ("file,age", "a.png,31", "b.png,52"),
             "column 'age' of FILE holds numbers such as 31, and",
         ),
+        (
+            ("a.png,cat", "b.png,dog"),
+            "the first row of FILE is an image, a.png, and should name the",
+        ),
+        (("file,tag,tag", "a.png,cat,dog"), "two columns of FILE have one name; its first row is"),
         (("file,score", "a.png,0.5"), "column 'score' of FILE holds numbers such as 0.5, and"),
         (("file,x,y", "a.png,3,4", "b.png,5,6"), "column 'x' of FILE holds numbers such as 3, and"),
         (("file,by,tags", "a.png,Ann,cat"), "which holds the labels by typing --label-column by"),
