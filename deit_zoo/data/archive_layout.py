@@ -122,10 +122,15 @@ def _rows(path: Path, named: bool, *, split: str, progress: Progress = lambda fi
 
 
 def _all_places(names: Sequence[str]) -> Iterator[tuple[str, str] | None]:
-    """The class and the path of each file in an archive of class folders, or of one with them."""
+    """The class and the path of each file in an archive of class folders, or of folders around
+    them."""
     images = [name for name in names if is_image(name) and not has_hidden_part(name)]
-    tops = {name.partition("/")[0] for name in images}
-    outer = f"{tops.pop()}/" if len(tops) == 1 and all(n.count("/") > 1 for n in images) else ""
+    outer = ""
+    while images and all(name.count("/", len(outer)) > 1 for name in images):
+        tops = {name[: name.index("/", len(outer)) + 1] for name in images}
+        if len(tops) > 1:
+            break
+        outer = tops.pop()
     for name in names:
         folder, _, path = name.removeprefix(outer).partition("/")
         yield (folder, path) if path else None

@@ -257,6 +257,7 @@ def _zip_entries(
             size, length, start = _large(archive.path, extra, size, length, start)
         position += extra_length + comment_length
         text = name.decode("utf-8" if flags & UTF8 else "cp437", "surrogateescape")
+        text = text if "/" in text else text.replace("\\", "/")  # as some of Windows pack
         yield text, flags, method, length, size, start + shift
 
 

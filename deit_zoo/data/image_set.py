@@ -59,6 +59,8 @@ def kind_of(data: str | Path) -> Kind:
 
     The images of a table are rows. A heap is Kaggle's, which holds the validation images.
     """
+    if str(data).strip() in ("", HFDS):  # as of a variable that is not set; else this folder
+        raise DataError(f"the data set is {str(data)!r}, which names none; give its place")
     if is_table(data):
         return "table"
     if is_list(data):
@@ -81,10 +83,10 @@ def kind_of(data: str | Path) -> Kind:
 def open_members(data: str) -> ArchiveSet | TableSet:
     """All images of archives or of a table in which nothing is kept apart.
 
-    They may lie in `train/`, or in a split of that name. Raises MissingSplitError where there are
-    none.
+    They may lie in one split. Raises MissingSplitError where there are none.
     """
-    part: PartName = "train" if has_split(data, "train") else "all"
+    splits: tuple[SplitName, ...] = ("train", "val")
+    part: PartName = next((split for split in splits if has_split(data, split)), "all")
     if is_table(data):
         return open_table(data, part)
     return ArchiveSet(data, part, open_index(data, part), allow_empty=True)

@@ -14,6 +14,7 @@ from deit_zoo.data.image_set import (
     ImageSet,
     absolute,
     has_split,
+    is_table,
     kind_of,
     open_members,
     open_unchecked,
@@ -74,7 +75,7 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
 
 def _parted_members(data: str, val_share: float) -> ImageList:
     """The images of archives or of a table, parted."""
-    if has_split(data, "val"):
+    if has_split(data, "val") and (not is_table(data) or has_split(data, "train")):
         raise DataError(_is_parted(data))
     members = open_members(absolute(data))
     groups: dict[str, list[ListedImage]] = {name: [] for name in members.classes}

@@ -30,6 +30,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 SAMPLES = 64
 # Of columns that may hold labels; the first that there is.
 _LABEL_KINDS = ("classes", "integers", "strings")
+_LABEL = "label"
 _ADDRESS = re.compile(r"(.*?)((?:,(?:image|label)=[^,]+)*)", re.DOTALL)
 
 
@@ -116,6 +117,12 @@ def choose_columns(data: str, columns: Mapping[str, Column]) -> tuple[str, str]:
     """The columns of the images and of their labels. Raises DataError where they are not clear."""
     there = {column.kind for column in columns.values()}
     kind = next((kind for kind in _LABEL_KINDS if kind in there), "classes")
+    own = None if "label" in split_address(data)[1] else columns.get(_LABEL)
+    if (
+        kind != "classes" and own is not None and own.kind == "strings"
+    ):  # beside other texts and IDs
+        columns = {name: c for name, c in columns.items() if c.kind == "image"} | {_LABEL: own}
+        kind = own.kind
     return _choose(data, columns, "image", "image"), _choose(data, columns, "label", kind)
 
 

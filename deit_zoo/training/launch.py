@@ -41,6 +41,7 @@ from deit_zoo.training import elastic
 from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_data import (
+    check_outside,
     check_same_data,
     check_states,
     check_validation,
@@ -275,6 +276,8 @@ def run_plan(
     if plan.parquet:
         require_extra("hfds", "--parquet", "pyarrow")
     resolve_init_from(plan.recipe)
+    if plan.recipe.data == "folder" and data is not None:
+        check_outside(output, data)
 
     def prepare(stack: ExitStack) -> Job:
         try:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deit_zoo.data.folder import split_folder
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList
 from deit_zoo.data.image_set import ImageSet, kind_of, open_list, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
@@ -58,6 +59,19 @@ def images_of_run(
     if len(images.images) <= SMALL:
         return _without_unreadable(images, data, reading, tell, progress)
     return images if val_share is not None or kind_of(data) == "list" else None
+
+
+def check_outside(output: Path, data: str | Path) -> None:
+    """Raises DataError where a run would lie among the images that it is trained on."""
+    if kind_of(data) != "folder":
+        return
+    root = Path(data).resolve()
+    parts = [split_folder(root, split) for split in SPLITS]
+    for folder in filter(None, parts) if any(parts) else [root]:
+        if output.resolve().is_relative_to(folder):
+            raise DataError(
+                f"{output} lies in {data}, where it would be a class; give an --output elsewhere"
+            )
 
 
 def check_validation(

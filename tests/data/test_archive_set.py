@@ -479,7 +479,18 @@ def test_an_archives_validation_images_lie_under_any_usual_name(name: str, tmp_p
     assert len(open_set(data, "val")) == (12 if name != "test" else 1)
 
 
-@pytest.mark.parametrize("outer", ["", "photos/"])
+def test_a_zip_with_the_separators_of_windows_is_a_folder_too(tmp_path: Path) -> None:
+    names = {name.replace("/", "\\"): file for name, file in FILES.items()}
+    images = open_set(stored_zip(tmp_path, names), "val")
+    assert (images.classes, len(images)) == (CLASSES, 12)
+
+
+@pytest.mark.parametrize("name", ["", " ", "hfds:"])
+def test_no_name_is_not_the_folder_in_which_one_is(name: str) -> None:
+    assert refused(lambda: kind_of(name)).startswith(f"the data set is {name!r}, which names none;")
+
+
+@pytest.mark.parametrize("outer", ["", "photos/", "a/b/"])
 def test_an_archive_that_is_not_parted_is_measured_on(outer: str, tmp_path: Path) -> None:
     files = {f"{outer}{path}": file for path, file in part(FILES, "val").items()}
     root = write(tmp_path / "set", files | {f"{outer}.DS_Store": b"", f"{outer}read me.txt": b""})

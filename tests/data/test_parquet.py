@@ -126,6 +126,18 @@ def test_without_the_hubs_word_columns_are_known_by_their_types(tmp_path: Path) 
     assert (images.read(0), images.classes) == (photo("red"), ["0"])
 
 
+def test_a_column_of_names_that_is_called_label_is_that_of_the_labels(tmp_path: Path) -> None:
+    names = ["red", "blue", "red"]
+    columns = {"image": [photo(name) for name in names], "id": [0, 1, 2]}
+    columns |= {"label": names, "by": ["Ann", "Bob", "Ann"]}
+    write_parquet(tmp_path / "photos.parquet", pa.table(columns))
+    images = open_set(tmp_path / "photos.parquet", "all")
+    assert [images.classes[images.label_of(n)] for n in range(3)] == names
+    assert open_set(f"{tmp_path / 'photos.parquet'},label=by", "all").classes == ["Ann", "Bob"]
+    images = open_set(f"{tmp_path / 'photos.parquet'},label=id", "all")
+    assert [images.label_of(n) for n in range(3)] == [0, 1, 2]
+
+
 def test_columns_are_chosen_by_the_address(tmp_path: Path) -> None:
     rows = table(TRAIN, None).append_column("coarse", pa.array([0, 0, 1]))
     for split in ("train", "test"):

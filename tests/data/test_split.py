@@ -210,7 +210,7 @@ def test_shards_are_parted_class_by_class_and_tell_keys_apart(tmp_path: Path) ->
     assert len({images.read(n) for images in sets for n in range(len(images))}) == 12
 
 
-@pytest.mark.parametrize("form", ["file", "folder", "saved", "hub", "names"])
+@pytest.mark.parametrize("form", ["file", "folder", "saved", "train", "test", "names"])
 def test_a_table_of_one_split_is_parted_by_its_rows(tmp_path: Path, form: str) -> None:
     names = ["dog", "cat"]
     rows = {
@@ -221,14 +221,12 @@ def test_a_table_of_one_split_is_parted_by_its_rows(tmp_path: Path, form: str) -
     features = datasets.Features({"image": datasets.Image(), "label": label})
     table = datasets.Dataset.from_dict(rows, features=features)
     data = tmp_path / "photos.parquet"
-    if form in ("saved", "hub"):
-        saved = datasets.DatasetDict({"train": table}) if form == "hub" else table
+    if form in ("saved", "train", "test"):
+        saved = table if form == "saved" else datasets.DatasetDict({form: table})
         saved.save_to_disk(data := tmp_path / "saved")
     else:
-        (tmp_path / "part-0.parquet").parent.mkdir(exist_ok=True)
         table.to_parquet(data)
-    place = {"folder": str(tmp_path), "saved": f"hfds:{data}", "hub": f"hfds:{data}"}
-    source = place.get(form, str(data))
+    source = f"hfds:{data}" if data.is_dir() else str(tmp_path if form == "folder" else data)
     images = list_images(source, 0.25)
     assert [image.class_name for image in images.of("val")].count("cat") == 1
     (tmp_path / "split.csv").write_bytes(images.to_bytes())

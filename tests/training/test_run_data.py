@@ -170,6 +170,18 @@ def test_a_run_on_an_archive_goes_on_with_the_archive_that_it_began_with(
     )
 
 
+def test_a_run_does_not_lie_among_its_images(tmp_path: Path, cats: Path) -> None:
+    output = cats / "runs" / "out"
+    assert refused(output, cats) == (
+        f"{output} lies in {cats}, where it would be a class; give an --output elsewhere"
+    )
+    assert sorted(path.name for path in cats.iterdir()) == ["0", "1"]
+    (cats / "train").mkdir()
+    for name in "01":
+        (cats / name).rename(cats / "train" / name)
+    tune(cats / "out", cats)  # beside train/ it is no class
+
+
 def test_a_folder_that_moved_is_still_the_same(tmp_path: Path, cats: Path) -> None:
     tune(tmp_path / "out", cats)
     moved = cats.rename(tmp_path / "moved")
