@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
@@ -260,10 +261,11 @@ def _parquet(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _numbers(cells: Sequence[Any]) -> Sequence[Any]:
+    """Numbers where all are, else texts in UTF-8; of a file's name another byte is as `\\xe9`."""
     try:
         return [cell if isinstance(cell, int) else float(cell) for cell in cells]
     except ValueError:
-        return cells
+        return [os.fsencode(str(cell)).decode("utf-8", "backslashreplace") for cell in cells]
 
 
 def _page(title: str, shown: Contents) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_the_predictions_are_also_parquet_with_numbers_as_numbers(
     assert table[1]["right"] == 0
     write_report(tmp_path / "report", "pets", [answers])
     assert not (tmp_path / "report" / "predictions.parquet").exists()
+
+
+def test_a_file_whose_name_is_no_utf_8_is_in_parquet_too(answers: Answers, tmp_path: Path) -> None:
+    dog = tmp_path / "pets" / "dog"
+    (dog / "1.png").rename(os.fsdecode(bytes(dog) + b"/\xe9.png"))
+    answers.images = FolderSet(tmp_path / "pets", answers.classes)
+    write_report(tmp_path / "report", "pets", [answers], parquet=True)
+    files = parquet.read_table(tmp_path / "report" / "predictions.parquet")["file"].to_pylist()
+    assert files[4] == f"{dog}/\\xe9.png"
 
 
 def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
