@@ -81,6 +81,7 @@ def serve_(
     if compile and not fast:
         raise ZooError("--compile is for the optimized copy; type it without --no-fast")
     from deit_zoo.data.transforms import MAX_PIXELS_ENVIRONMENT
+    from deit_zoo.data.transforms import max_pixels as check_max_pixels
     from deit_zoo.inference.serve.app import Limits
     from deit_zoo.inference.serve.server import bind
 
@@ -96,6 +97,7 @@ def serve_(
         os.environ.setdefault(MAX_PIXELS_ENVIRONMENT, str(MAX_PIXELS))
         if max_pixels is not None:
             os.environ[MAX_PIXELS_ENVIRONMENT] = str(max_pixels)
+        check_max_pixels()
         try:
             network = _load(name, chosen_device(device), fast, compile)
             _run(network, limits, listener, batch_size, workers)
