@@ -6,7 +6,7 @@ PARALLEL := --numprocesses auto --dist worksteal
 DEMO := demo
 # Of everybody in benchmarks: with one, two processes of a shared machine do not meet.
 THREADS ?= 1
-BENCHMARKS := cold_start load cached startup plain cait_memory train_step classify input
+BENCHMARKS := cold_start load cached startup plain cait_memory train_step classify serve input
 # Of benchmarks/compare.py.
 SUITES := forward optimized cait train_forward_backward
 MEASURED := build/benchmarks

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 TEXT = Path(__file__).with_suffix(".md")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 # Beside those of TABLES. They have a section where they are there, and may be of another machine.
-PLAIN, GPU, INPUT, LISTING = "plain*", "gpu_*", "input", "listing"
+PLAIN, GPU, INPUT, LISTING, SERVE = "plain*", "gpu_*", "input", "listing", "serve"
 OURS = "deit_zoo"
 
 Report = dict[str, Any]  # what a results file holds
@@ -252,7 +252,7 @@ def read(folder: Path) -> Results:
     files = [folder / f"{name}.json" for name in TABLES]
     files += [
         file
-        for name in (PLAIN, GPU, INPUT, LISTING)
+        for name in (PLAIN, GPU, INPUT, LISTING, SERVE)
         for file in sorted(folder.glob(f"{name}.json"))
     ]
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
@@ -268,6 +268,7 @@ def page(results: Results) -> str:
         "gpu": gpu_section(results),
         "input": input_section(results),
         "listing": listing_section(results),
+        "serve": serve_section(results),
         "batch_size": step["batch_size"],
         "size": step["img_size"][0],
         "precision": results["train_step"]["precision"],
@@ -539,6 +540,34 @@ def input_section(results: Results) -> str:
     )
     parts = ["\n".join(goals(results, INPUT_GOALS)), filled(text)]
     return "\n\n".join(["## Images for training", *parts, measured(report, headers, input_rows)])
+
+
+def serve_rows(report: Report) -> Iterator[list[str]]:
+    """Each side, then the ratios."""
+    for row in report["rows"]:
+        yield [row["what"], number(row["images_per_second"]), number(row["cpu_ms_per_image"], 2)]
+    for name, ratio in report["ratios"].items():
+        yield [name, number(ratio, 3), ""]
+
+
+def serve_section(results: Results) -> str:
+    """The service beside `classify`, with the machine where that was measured."""
+    if SERVE not in results:
+        return ""
+    report = results[SERVE]
+    memory = [round(one) for one in report["memory_mb"]]
+    text = (
+        f"`deit-zoo serve` and `classify --fast` on the same cores and {report['num_images']:,} "
+        "photographs of 500x375 pixels, every twentieth cut off: one to a request, from "
+        f"{report['clients']} clients whose work is counted against the service in images/s. "
+        f"Right answers: {report['right']:,}; errors, each a sentence: {report['errors']:,}; "
+        f"images to a batch: {report['batch_size']:.1f}; memory of the service after each round: "
+        f"{', '.join(f'{one:,}' for one in memory)} MiB. Other work ran beside it, which changes "
+        "processor time least. "
+        f"Measured on {report['date'][:10]}: {processor(report)}. {versions(report)}."
+    )
+    headers = ("", "images/s", "ms of a core for each")
+    return f"{filled(text)}\n\n{measured(report, headers, serve_rows)}"
 
 
 def listing_rows(report: Report) -> Iterator[list[str]]:

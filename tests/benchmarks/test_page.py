@@ -61,11 +61,11 @@ def test_make_benchmark_runs_every_benchmark_and_the_page() -> None:
     ).stdout
     scripts = {file.stem for file in FOLDER.glob("*.py")} - {"measuring", "page", "compare"}
     of_a_gpu = {"gpu", "gpu_tests", "predict", "augment_gpu", "reproduce"}
-    assert scripts - {"plain", "input", "listing"} - of_a_gpu == set(page.TABLES) - set(
+    assert scripts - {"plain", "input", "listing", "serve"} - of_a_gpu == set(page.TABLES) - set(
         compare.SUITES
     )
     words = recipe.replace(";", " ").split()
-    assert [name for name in (*page.TABLES, "input") if name not in words] == []
+    assert [name for name in (*page.TABLES, "input", "serve") if name not in words] == []
     assert recipe.index("compare.py") < recipe.index("benchmarks/results") < recipe.index("page.py")
 
 
