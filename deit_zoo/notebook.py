@@ -10,6 +10,8 @@ from base64 import b64encode
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
+from deit_zoo.errors import redact
+
 BAR_WIDTH = 140  # pixels
 BAR = "#0072B2"  # Okabe and Ito's blue, which both light and dark pages show
 
@@ -21,10 +23,11 @@ class Html(str):
 
 
 def text(value: str) -> Html:
-    """A name, a label or a path of others as a part of a page, whatever it holds."""
+    """A name, a label or a path of others as a part of a page, whatever it holds; no secrets, for
+    a notebook keeps what it shows."""
     from deit_zoo.terminal import one_line
 
-    return value if isinstance(value, Html) else Html(escape(one_line(value)))
+    return value if isinstance(value, Html) else Html(escape(one_line(redact(value))))
 
 
 def table(

@@ -92,6 +92,15 @@ def test_what_others_named_is_shown_and_does_nothing() -> None:
     assert page.texts.count(shown) == 4
 
 
+def test_a_notebook_keeps_no_secret_of_an_address() -> None:
+    results = deit_zoo.classify([Image.new("RGB", (8, 8))], MODEL, topk=1)
+    results.names = ["https://ada:hunter2@example.org/7.png?token=hf_abcdefghijklmnopqrstuvwxyz"]
+    html = results._repr_html_()
+    assert "example.org/7.png" in html
+    assert "hunter2" not in html
+    assert "hf_abc" not in html
+
+
 def test_an_evaluation_shows_its_figures() -> None:
     page = Page(Evaluation(top1=98.33, top5=100.0, loss=0.2235, num_images=1360)._repr_html_())
     assert [text for text in page.texts if text] == [
