@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from deit_zoo.errors import CheckpointError, FormatError
+from deit_zoo.errors import CheckpointError, FormatError, redact
 from deit_zoo.files import is_inside, read_json
 from deit_zoo.registry import MODELS
 
@@ -123,8 +123,11 @@ class Checkpoint:
         return self.sources[0].proof
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data, each source with its strength of proof."""
-        sources = [asdict(source) | {"proof": source.proof} for source in self.sources]
+        """The record as plain data to show, each source with its strength of proof."""
+        sources = [
+            asdict(source) | {"proof": source.proof, "url": source.url and redact(source.url)}
+            for source in self.sources
+        ]
         return asdict(self) | {"sources": sources, "proof": self.proof}
 
 

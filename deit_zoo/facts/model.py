@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from deit_zoo.errors import redact
 from deit_zoo.files import ASSETS
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 
@@ -75,7 +76,8 @@ def figures(model: ModelInfo, record: Checkpoint) -> Iterator[Row]:
 def sources(record: Checkpoint) -> Iterator[Row]:
     """Where the checkpoint's bytes are, how they are proved, and on which terms they are given."""
     for source in record.sources:
-        address = source.url or source.repo_id or f"{source.filename}, inside the package"
+        url = redact(source.url or "")  # a manifest of one's own may hold a key
+        address = url or source.repo_id or f"{source.filename}, inside the package"
         yield f"from {source.kind}", address
         if source.kind == "hub":
             yield "  commit", source.revision or "not known: the newest is taken"

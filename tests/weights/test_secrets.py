@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import deit_zoo
+from deit_zoo.facts.model import sources
+from deit_zoo.manifest import manifest_path
 from support.hub_server import HubServer
 from support.machine import FILE, Machine, sha256, url_source
 
@@ -93,3 +96,18 @@ def test_nothing_that_gives_access_is_told(
     assert answer["failed"] >= 1
     shown = "\n".join([*answer["said"], answer["log"], err])
     assert [secret for secret in SECRETS if secret in shown] == [], shown
+
+
+def test_what_is_known_of_a_model_has_no_key_to_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads(manifest_path().read_text())
+    url = "https://me:PASSWORD@example.com/x.pth?X-Amz-Signature=SIGNATURE"
+    content["checkpoints"]["deit_tiny"]["sources"] = [url_source(url, "0" * 8)]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(tmp_path / "manifest.json"))
+    model = deit_zoo.info("deit_tiny")
+    assert model.checkpoint is not None
+    shown = json.dumps(model.to_dict()) + str(list(sources(model.checkpoint)))
+    assert "https://***@example.com/x.pth?***" in shown
+    assert not [secret for secret in SECRETS if secret in shown]
