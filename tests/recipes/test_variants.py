@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from deit_zoo.errors import RecipeError, UnknownModelError
 from deit_zoo.recipes import RECIPES, find_recipe, variant_name, variants, variants_of
 from deit_zoo.recipes.costs import estimate
-from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import changed, differences
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.receipt import judge
@@ -171,10 +169,3 @@ def test_a_variant_is_planned_as_it_is_typed() -> None:
     assert rows["target"].split()[:3] == ["top-1", "80.00", "%"]
     assert rows["recipe"].strip().startswith("deit_base_no_cutmix, arXiv:2012.12877, Table 8")
     assert rows["output"].strip() == "runs/deit_base_no_cutmix"
-
-
-def test_a_plan_with_a_row_survives_a_journey_through_json() -> None:
-    from deit_zoo.recipes.plan import plan_from
-
-    plan: Plan = make_plan("deit_base_no_cutmix", gpus=16)
-    assert plan_from(json.loads(json.dumps(plan.to_dict()))) == plan

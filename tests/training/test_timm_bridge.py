@@ -98,21 +98,15 @@ def label_shares(mixed: Tensor, low: float, high: float) -> Tensor:
     return (mixed.mean(dim=(1, 2, 3)) - low) / (high - low)
 
 
-# Warnings are errors in the tests, so these two also prove that there are none.
+# Warnings are errors in the tests, so this also proves that there are none.
 def test_500_images_pass_through_the_whole_transform() -> None:
     found = [tuple(tensor.shape) for tensor in augmented(500) if torch.isfinite(tensor).all()]
     assert found == [(3, 224, 224)] * 500
 
 
-@pytest.mark.slow
-def test_20000_images_pass_through_the_whole_transform() -> None:
-    # timm asks Pillow 13 for posterize with 0 bits, which raises: about once in 1,000 images.
-    found = sum(tensor.shape == (3, 224, 224) for tensor in augmented(20_000))
-    assert found == 20_000
-
-
 def test_posterize_with_no_bits_is_black() -> None:
-    # Pillow 12 and older, with which the published models were trained, gave black; 13 raises.
+    # About once in 1,000 images. Pillow 12 and older, with which the published models were trained,
+    # gave black; 13 raises.
     white = Image.new("RGB", (8, 8), (255, 255, 255))
     assert posterize()(white).getextrema() == ((0, 0),) * 3
 
