@@ -173,15 +173,6 @@ def test_a_weight_that_the_last_step_of_an_epoch_spoils_is_neither_measured_nor_
     assert_finite(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_in_its_first_steps_begins_again_without_them(
-    tmp_path: Path, digits_folder: Path, spoiled: Callable[..., None]
-) -> None:
-    spoiled("gradient", [(0, 0), (0, 1), (0, 2)])
-    begin(tmp_path, digits_folder)
-    assert skipped(tmp_path) == [3, 0, 0]
-
-
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
     """The folder of a run that failed in its second epoch and always would; no test changes it."""
