@@ -7,7 +7,7 @@ from typing import Any
 
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
-from deit_zoo.recipes.plan import layout_in_words
+from deit_zoo.recipes.in_words import layout_in_words
 from deit_zoo.recipes.recipe import Recipe, shown
 from deit_zoo.recipes.sources import sources_of
 from deit_zoo.runs.reference import published_curve, published_figure

@@ -1,21 +1,17 @@
-"""From a recipe and a machine to what will happen, and where a second stage begins: no torch."""
+"""From a recipe and a machine to what will happen: no torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.files import RECEIPT_FILE, expand_user, read_json
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
-from deit_zoo.recipes import RECIPES
+from deit_zoo.recipes import in_words
 from deit_zoo.recipes.costs import estimate
-from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.recipe import (
     Amount,
     Bounds,
@@ -25,19 +21,16 @@ from deit_zoo.recipes.recipe import (
     count,
     cut_of,
     from_dict,
-    modifications,
     read_change,
     shown,
     type_hints,
 )
-from deit_zoo.registry import MODELS, lookup
+from deit_zoo.registry import MODELS
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 DIGITS_TRAIN = 1437
 # What the recipes were written for; a user's own folder has no such number.
 TRAIN_IMAGES = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}
-# DeiT, Table 9: the peak rate of a batch of 512.
-PAPER_RATE = 5e-4
 # Upstream rounds an epoch down to a multiple of this many images before it shares them out.
 EPOCH_UNIT = 256
 # Loader workers of a process, if there are cores; a GPU takes images as fast as so many make them.
@@ -203,24 +196,24 @@ class Plan:
         """What a person wants to know before the start."""
         recipe = self.recipe
         rows = [
-            ("recipe", f"{recipe.name}{_modified(recipe, self.modified)}, {recipe.source}"),
-            ("partly assumed", _assumed(recipe)),
-            ("first stage", _first_stage(recipe)),
+            ("recipe", f"{in_words.title(recipe, self.modified)}, {recipe.source}"),
+            ("partly assumed", in_words.assumed_fields(recipe)),
+            ("first stage", in_words.first_stage(recipe)),
             ("data", self._data()),
             ("reading", READINGS[self.reading]),
             ("length", self._length()),
             ("batch", self._batch()),
-            ("layout", layout_in_words(recipe) if recipe.layouts else ""),
+            ("layout", in_words.layout_in_words(recipe) if recipe.layouts else ""),
             ("machine", self._machine()),
             ("memory", self._memory()),
             ("precision", self._precision()),
-            ("rate", _rate(recipe)),
-            ("", _warm_up_without_end(recipe)),
-            ("", _rate_by_the_rule(recipe)),
-            ("distillation", _distillation(recipe)),
+            ("rate", in_words.rate(recipe)),
+            ("", in_words.warm_up_without_end(recipe)),
+            ("", in_words.rate_by_the_rule(recipe)),
+            ("distillation", in_words.distillation(recipe)),
             ("teacher labels", self._teacher_labels()),
-            ("also", _unusual(recipe)),
-            ("target", _target(recipe)),
+            ("also", in_words.unusual(recipe)),
+            ("target", in_words.target(recipe)),
             *(("time", sentence) for sentence in self._times()),
         ]
         return [row for row in rows if row[1]]
@@ -251,7 +244,7 @@ class Plan:
             return ""
         images = self.recipe.epochs * self.steps_per_epoch * self.recipe.batch_size
         line = f"{self.teacher_labels}, {2 * images / 1e6:,.1f} MB for {images:,} mixed images"
-        share = teacher_share(self.recipe)
+        share = in_words.teacher_share(self.recipe)
         if share is not None:
             line += f"; where all are known, {share:.0%} of the multiply-accumulates are saved"
         return line
@@ -303,38 +296,6 @@ class Plan:
         return estimate(self.recipe, gpus, self.num_images / full)
 
 
-def teacher_share(recipe: Recipe) -> float | None:
-    """The teacher's share of a step's multiply-accumulates; None of a teacher that is not ours.
-
-    A backward pass costs two forward passes.
-    """
-    student, teacher = MODELS.get(recipe.architecture), lookup(str(recipe.teacher))
-    if student is None or teacher is None:
-        return None
-    if not recipe.img_size == student.img_size == teacher.img_size:
-        return None
-    return teacher.gmacs / (teacher.gmacs + 3 * student.gmacs)
-
-
-def _modified(recipe: Recipe, modified: bool) -> str:
-    """The fields that are not the recipe's, with the recipe's values."""
-    shipped = RECIPES.get(recipe.name)
-    changes = modifications(recipe, shipped) if shipped else []
-    if not changes:
-        return " (modified)" if modified else ""
-    fields_ = (f"{name} {shown(its)} -> {shown(value)}" for name, value, its in changes)
-    return f" (modified: {', '.join(fields_)})"
-
-
-def layout_in_words(recipe: Recipe) -> str:
-    """By which layout a batch is cut, and who published it; or that it is a choice."""
-    if recipe.layout is not None:
-        return f"{recipe.layout}, as published ({recipe.layouts[recipe.layout]})"
-    own = f"{recipe.replicas} x {recipe.batch_size // recipe.replicas}, a choice"
-    published = ", ".join(f"{layout} ({source})" for layout, source in recipe.layouts.items())
-    return f"{own}; published: {published}" if published else own
-
-
 def laid_out(recipe: Recipe, processes: int) -> Recipe:
     """The recipe, cut as its authors cut it for so many processes.
 
@@ -357,120 +318,6 @@ def short_of(recipe: Recipe, num_images: int) -> str:
     """A remark where there are fewer training images than the recipe is for; else nothing."""
     full = TRAIN_IMAGES.get(recipe.data, 0)
     return f"only {num_images:,} of {full:,} training images" if num_images < full else ""
-
-
-def _target(recipe: Recipe) -> str:
-    """The published figure and the tolerance, by which the run will be judged."""
-    metric = figure_of(recipe)
-    if metric is None or metric.top1 is None:
-        return ""
-    least = metric.top1 - recipe.band
-    words = f"top-1 {metric.top1:.2f} % is published; from {least:.2f} % on (tolerance "
-    return f"{words}{recipe.band:g}) it is reproduced"
-
-
-def _assumed(recipe: Recipe) -> str:
-    if not recipe.assumed:
-        return ""
-    why = f"; deit-zoo info {recipe.name} says why" if recipe.name in RECIPES else ""
-    return f"{', '.join(recipe.assumed)} (nobody published them, or second-hand only{why})"
-
-
-def trained_first(recipe: Recipe) -> Recipe | None:
-    """The first stage that nobody published and that the same images train."""
-    stage = RECIPES.get(recipe.init_from or "")
-    shipped = RECIPES.get(recipe.name, recipe)
-    if stage is None or stage.name in MODELS or stage.data != shipped.data:
-        return None
-    return stage
-
-
-def _first_stage(recipe: Recipe) -> str:
-    source = recipe.init_from or ""
-    stage = RECIPES.get(source)
-    if stage is None:
-        return source
-    weights = f"train it, then --set init_from=runs/{source}"
-    if source in MODELS:
-        weights = "its published weights"
-    elif trained_first(recipe) is not None:
-        weights = "trained before, in the folder of its name beside this run's"
-    length = f"{stage.epochs} epochs at {shown(stage.img_size)} px"
-    return f"{source}, {length}: {weights}"
-
-
-def _rate(recipe: Recipe) -> str:
-    rate = f"peak {recipe.lr:.3g} after scaling"
-    if recipe.warmup_epochs:
-        epochs = count(recipe.warmup_epochs, "warm-up epoch")
-        rate += f", {epochs} from {recipe.warmup_lr:.3g}"
-    if recipe.schedule == "step":
-        return f"{rate}, x {recipe.decay_rate:g} every {recipe.decay_epochs} epochs"
-    if recipe.lr == recipe.min_lr:
-        return f"{rate}, then constant"
-    return f"{rate}, cosine to {recipe.min_lr:.3g}"
-
-
-def _warm_up_without_end(recipe: Recipe) -> str:
-    """A warning where the warm-up is as long as the run, which then learns little or nothing."""
-    highest = max(learning_rate(recipe, epoch) for epoch in range(recipe.epochs))
-    if not recipe.warmup_epochs or recipe.epochs > recipe.warmup_epochs + 1:
-        return ""
-    warm_up = count(recipe.warmup_epochs, "warm-up epoch")
-    return (
-        f"in {count(recipe.epochs, 'epoch')} with {warm_up} the rate reaches {highest:.3g} at "
-        f"most, so little is learned; type --set warmup_epochs={recipe.epochs // 4}"
-    )
-
-
-def _rate_by_the_rule(recipe: Recipe) -> str:
-    """What the paper's rule gives where the batch was changed and the rate was not."""
-    shipped = RECIPES.get(recipe.name)
-    if (
-        shipped is None
-        or shipped.data != "imagenet1k"
-        or shipped.lr != PAPER_RATE * shipped.batch_size / 512
-        or recipe.batch_size == shipped.batch_size
-        or recipe.lr != shipped.lr
-    ):
-        return ""
-    rate = f"{PAPER_RATE * recipe.batch_size / 512:.10g}"
-    return f"the paper's rule, 5e-4 x batch / 512, gives {rate}; type --set lr={rate}"
-
-
-def _distillation(recipe: Recipe) -> str:
-    if recipe.teacher is None:
-        return "none"
-    line = f"{recipe.distillation} from {recipe.teacher}, alpha {recipe.alpha:g}"
-    if recipe.distillation == "soft":
-        over = {"numel": "batch x classes", "batchmean": "the batch"}[recipe.kl_reduction]
-        line += f", tau {recipe.tau:g}, divided by {over} ({recipe.kl_reduction})"
-    spec = MODELS.get(recipe.architecture)
-    token = spec is not None and spec.arch.get("distilled", False)
-    line += f", on the {'distillation token' if token else 'class head'}"
-    if recipe.teacher_input == "own":
-        line += "; the teacher sees the images its own way"
-    return line
-
-
-def _unusual(recipe: Recipe) -> str:
-    """What most recipes leave alone."""
-    blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
-    crop = ", simple random crop" if recipe.random_crop == "simple" else ""
-    decay, bound = recipe.ema_decay, recipe.clip_grad
-    remarks = {
-        "eval mode: no drop-path": not recipe.train_mode,
-        f"{blocks}, {recipe.stem} stem": (recipe.blocks, recipe.stem) != (None, "linear"),
-        "LAMB": recipe.optimizer == "lamb",
-        f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}": recipe.three_augment,
-        recipe.loss.replace("_", " "): recipe.loss != "cross_entropy",
-        "Cosub: each image goes through the network twice": recipe.cosub,
-        f"moving average of the weights, decay {decay or 0.0:g}": decay is not None,
-        f"gradients clipped at {bound or 0.0:g}": bound is not None,
-        "classes weighted by their images, rare ones more": recipe.class_weights != "none",
-        "each class shown as often as any other": recipe.sampling != "uniform",
-    }
-    return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 
 def epoch_images(num_images: int) -> int:
@@ -509,63 +356,6 @@ def plan_from(values: Mapping[str, Any]) -> Plan:
     # A plan of an older version has fewer fields.
     known = {field.name for field in fields(Plan) if field.name in values}
     return Plan(recipe=recipe, **{name: values[name] for name in known - {"recipe"}})
-
-
-def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
-    """The model to build and its checkpoint (None: the published one); None begins at random.
-
-    Raises RecipeError for a stage that nobody published and that is not given as a run.
-    """
-    source = recipe.init_from
-    if source is None:
-        return None
-    if (first := lookup(source)) is not None and not Path(source).exists():
-        own = MODELS[recipe.architecture].variant(recipe.blocks, recipe.stem)
-        if (first.builder, first.arch) != (own.builder, own.arch):
-            raise RecipeError(
-                f"init_from is {source!r}, which is not built as {own.name} is; give a first stage "
-                "of the same architecture"
-            )
-        return first.name, None
-    if source.startswith("hf://") or expand_user(source).exists():
-        return recipe.architecture, source
-    if source in RECIPES:
-        raise RecipeError(
-            f"{recipe.name} begins from {source}, whose weights nobody published; train it first "
-            f"with deit-zoo reproduce {source}, then type --set init_from=runs/{source}"
-        )
-    raise RecipeError(
-        f"init_from is {source!r}, which is no model, no recipe and no file; give a model's name, "
-        "a run's folder, a .safetensors or .pth file, or hf://ORG/REPO"
-    )
-
-
-def is_first_stage(change: str, recipe: Recipe) -> bool:
-    """Whether `--set init_from=RUN` gives just the stage that the recipe names."""
-    name, _, value = change.partition("=")
-    file = expand_user(value) / RECEIPT_FILE
-    if name != "init_from" or not file.is_file():
-        return False
-    try:
-        receipt = read_json(file)
-        return bool(receipt["model"] == recipe.init_from and not receipt["modified"])
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """The rate of every step of an epoch (upstream's schedule, timm 0.3.2).
-
-    Upstream steps its scheduler with the number of the epoch that just ended: epochs 0 and 1 both
-    run at the warm-up rate, and the warm-up is not taken off the cosine's time axis.
-    """
-    time = max(epoch - 1, 0)
-    if time < recipe.warmup_epochs:
-        return recipe.warmup_lr + time * (recipe.lr - recipe.warmup_lr) / recipe.warmup_epochs
-    if recipe.schedule == "step":
-        return recipe.lr * recipe.decay_rate ** (time // recipe.decay_epochs)
-    cosine = (1.0 + math.cos(math.pi * time / recipe.epochs)) / 2.0
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine
 
 
 def default_workers(processes: int, most: int = MOST_WORKERS) -> int:

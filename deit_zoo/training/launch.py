@@ -21,6 +21,7 @@ from deit_zoo.machine import (
     world_size,
 )
 from deit_zoo.recipes import RECIPES, find_recipe
+from deit_zoo.recipes.first_stage import is_first_stage, resolve_init_from, trained_first
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
     IMAGENET_TRAIN,
@@ -28,11 +29,8 @@ from deit_zoo.recipes.plan import (
     MOST_WORKERS_OF_GPU,
     Plan,
     default_workers,
-    is_first_stage,
     laid_out,
-    resolve_init_from,
     settings,
-    trained_first,
 )
 from deit_zoo.recipes.recipe import Recipe, changed, differences, shown
 from deit_zoo.registry import MODELS, resolve

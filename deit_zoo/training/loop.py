@@ -19,7 +19,8 @@ from torch.optim import AdamW, Optimizer
 
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.recipes.plan import Plan, learning_rate
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.training.losses import Criterion, Teach
 from deit_zoo.training.micro_batches import Batch, MicroBatch, MicroBatches, Mix
 from deit_zoo.training.optim import Ema

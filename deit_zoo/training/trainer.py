@@ -25,8 +25,10 @@ from deit_zoo.inference.classify import class_names
 from deit_zoo.machine import commit, cpu_name
 from deit_zoo.manifest import manifest_record
 from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, spec_of
-from deit_zoo.recipes.plan import Plan, learning_rate, resolve_init_from
+from deit_zoo.recipes.first_stage import resolve_init_from
+from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.results import Evaluation
 from deit_zoo.runs import plot
 from deit_zoo.runs.json_lines import to_line

@@ -13,7 +13,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
-from deit_zoo.recipes.plan import resolve_init_from
+from deit_zoo.recipes.first_stage import resolve_init_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
 from deit_zoo.training.build import build_model

@@ -13,8 +13,9 @@ import golden
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.plan import Plan, laid_out, learning_rate, plan_from, settings
+from deit_zoo.recipes.plan import Plan, laid_out, plan_from, settings
 from deit_zoo.recipes.recipe import Recipe, changed, cut_of
+from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.training.launch import make_plan
 from support.command import run_python
 from support.tables import each_row

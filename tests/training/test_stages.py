@@ -12,7 +12,7 @@ import deit_zoo
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE
 from deit_zoo.recipes import RECIPES
-from deit_zoo.recipes.plan import trained_first
+from deit_zoo.recipes.first_stage import trained_first
 from deit_zoo.training.job import Job
 from deit_zoo.training.launch import check_first_stage, make_plan, reproduce
 from support.images import photo, write
