@@ -41,6 +41,7 @@ from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import RecipeError, ZooError, redact
 from deit_zoo.facts.model import rows_of_model
 from deit_zoo.facts.table import HEADING, NUMBERS, models_page, notes_of_models, rows_of_models
+from deit_zoo.machine import world_size
 from deit_zoo.registry import lookup, normalize, resolve
 from deit_zoo.version import __version__
 from deit_zoo.zoo import info, list_models
@@ -89,7 +90,7 @@ def let_the_first_speak() -> str:
     error of its own.
     """
     rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    if rank == "0" or world_size() in (None, 1):
         return "error"
     time.sleep(SECONDS_FOR_THE_FIRST)
     return f"error of process {rank}"

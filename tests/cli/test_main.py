@@ -168,6 +168,9 @@ def test_of_several_processes_the_first_tells_an_error_and_the_others_wait_for_i
     monkeypatch.setenv("RANK", "0")
     assert (let_the_first_speak(), waits) == ("error", [])
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)  # a job's RANK alone is not torchrun's
+    assert (let_the_first_speak(), waits) == ("error", [])
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert (let_the_first_speak(), waits) == ("error of process 3", [10.0])
 
 
