@@ -350,9 +350,20 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
 
 def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
-    from deit_zoo.models.layers import num_classes_of
+    """The same of one that tells classes apart. Raises ZooError where it cannot, or they have no
+    names that can be."""
+    from deit_zoo.models.layers import num_classes_of, num_outputs
 
     model = resolve_model(name_or_model, device)
-    if num_classes_of(model) == 0:
+    num_classes, second = num_classes_of(model), getattr(model, "head_dist", None)
+    if num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
+    if second is not None and num_outputs(second) not in (0, num_classes):
+        raise ZooError(
+            f"the model's two heads tell {num_classes} and {num_outputs(second)} classes apart; "
+            f"give both one number: model.reset_classifier({num_classes})"
+        )
+    names = getattr(model, "labels", None) or ()
+    if not all(isinstance(name, str) for name in names):
+        raise ZooError(f"model.labels is {names!r}; give a list of names, in the classes' order")
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +70,26 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
     for image in images.images:
         name = str(data) if images.several else f"{data}, class {image.class_name}"
         groups.setdefault(name, []).append(image)
-    return replace(images, images=tuple(_parted(groups, val_share)))
+    parted = _parted(groups, val_share)
+    return replace(
+        images, images=_with_every_label(images, parted) if images.several else (*parted,)
+    )
+
+
+def _with_every_label(of: ImageList, parted: Sequence[ListedImage]) -> tuple[ListedImage, ...]:
+    """The same, where each label that two images have is in both splits, if another lets it."""
+    with_label: dict[str, list[ListedImage]] = {}
+    for image in sorted(parted, key=_draw):
+        for label in of.labels_of(image):
+            with_label.setdefault(label, []).append(image)
+    val = {image.path for image in parted if image.split == "val"}
+    for images in with_label.values():
+        apart = [image for image in images if image.path in val]
+        if not apart and len(images) > 1:
+            val.add(images[0].path)
+        elif len(apart) == len(images) > 1:
+            val.remove(images[-1].path)
+    return tuple(image._replace(split="val" if image.path in val else "train") for image in parted)
 
 
 def _parted_members(data: str, val_share: float) -> ImageList:

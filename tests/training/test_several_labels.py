@@ -16,6 +16,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.prepare import write_tree
+from deit_zoo.data.split import list_images
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
@@ -97,6 +98,17 @@ def test_a_file_as_excel_saves_it_is_read(tmp_path: Path) -> None:
         images = open_set(tmp_path / name, "all")
         assert [images.name_of(n) for n in range(2)] == [f"{tmp_path}/b.png", f"{tmp_path}/ö.png"]
         assert images.classes == ["hund", "katze"]
+
+
+def test_each_label_of_two_images_is_in_both_splits(tmp_path: Path) -> None:
+    rows = [f"{n}.png,{'|'.join(filter(None, ('all', f'rare{n // 2}')))}" for n in range(12)]
+    file = listed(tmp_path / "labels.csv", "file,tags", *rows, "12.png,all|single", "13.png,")
+    for share in (0.05, 0.5, 0.95):
+        images = list_images(file, share)
+        assert len(images.images) == 14
+        for split in ("train", "val"):
+            labels = {label for image in images.of(split) for label in images.labels_of(image)}
+            assert {"all", *(f"rare{n}" for n in range(6))} <= labels
 
 
 def test_a_file_with_one_label_for_each_image_is_as_class_folders(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -116,6 +117,21 @@ def test_a_head_put_in_by_hand_says_how_many_classes_there_are(kind: str) -> Non
     assert (model.num_classes, names(model)) == (3, ["0", "1", "2"])
     model.labels = ["cat", "dog", "fox"]
     assert names(model) == ["cat", "dog", "fox"]
+
+
+def test_two_heads_of_other_numbers_and_labels_that_are_no_names_are_refused() -> None:
+    model = deit_zoo.create("deit_pico_distilled_digits")
+    model.head = nn.Linear(model.head.in_features, 3)
+    with pytest.raises(ZooError) as caught:
+        deit_zoo.classify(np.zeros((8, 8, 3), np.uint8), model)
+    assert str(caught.value) == (
+        "the model's two heads tell 3 and 10 classes apart; give both one number: "
+        "model.reset_classifier(3)"
+    )
+    model.reset_classifier(3)
+    model.labels = {0: "cat", 1: "dog", 2: "fox"}
+    with pytest.raises(ZooError, match="; give a list of names, in the classes' order"):
+        deit_zoo.classify(np.zeros((8, 8, 3), np.uint8), model)
 
 
 def test_a_fresh_head_of_as_many_classes_has_not_the_old_names() -> None:
