@@ -561,9 +561,10 @@ def serve_section(results: Results) -> str:
         "photographs of 500x375 pixels, every twentieth cut off: one to a request, from "
         f"{report['clients']} clients whose work is counted against the service in images/s. "
         f"Right answers: {report['right']:,}; errors, each a sentence: {report['errors']:,}; "
-        f"images to a batch: {report['batch_size']:.1f}; memory of the service after each round: "
-        f"{', '.join(f'{one:,}' for one in memory)} MiB. Other work ran beside it, which changes "
-        "processor time least. "
+        f"images to a batch: {report['batch_size']:.1f}; memory of the service at first and after "
+        "each round: "
+        f"{', '.join(f'{one:,}' for one in memory)} MiB. Processor time is what other work on "
+        "the machine changes least. "
         f"Measured on {report['date'][:10]}: {processor(report)}. {versions(report)}."
     )
     headers = ("", "images/s", "ms of a core for each")

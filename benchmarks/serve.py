@@ -133,14 +133,14 @@ def main() -> None:
         for file in files[::BROKEN_EVERY]:
             file.write_bytes(file.read_bytes()[:1000])
         with served(weights, arguments.threads, arguments.workers) as where:
-            measured(0, where, files[:WARM], fast, arguments)
+            warm = measured(0, where, files[:WARM], fast, arguments)
             rounds = [
                 measured(number, where, files, fast, arguments)
                 for number in range(arguments.rounds)
             ]
             sizes = (figure(where, f"deit_zoo_batch_size_{part}") for part in ("sum", "count"))
             total, batches = sizes
-    report(rounds, len(files), total / batches, arguments)
+    report(warm, rounds, len(files), total / batches, arguments)
 
 
 def measured(
@@ -168,7 +168,11 @@ def measured(
 
 
 def report(
-    rounds: list[dict[str, Any]], count: int, batch_size: float, arguments: argparse.Namespace
+    warm: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    count: int,
+    batch_size: float,
+    arguments: argparse.Namespace,
 ) -> None:
     """Print the medians, and write them where asked."""
     broken = len(range(0, count, BROKEN_EVERY))
@@ -193,13 +197,13 @@ def report(
     }
     for name, ratio in ratios.items():
         print(f"{name:38}{ratio:8.3f}")
-    memory = [one["memory"] for one in rounds]
+    memory = [one["memory"] for one in (warm, *rounds)]
     right, errors = (sum(one[key] for one in rounds) for key in ("right", "errors"))
     print(
         f"right answers {right} of {len(rounds) * (count - broken)}, errors {errors} of "
         f"{len(rounds) * broken}; {batch_size:.1f} images to a batch"
     )
-    print("the service's memory after each round, MiB: " + " ".join(f"{one:.0f}" for one in memory))
+    print("the service's memory at first and after each round, MiB:", *map(round, memory))
     found = {"right": right, "errors": errors, "memory_mb": memory, "batch_size": batch_size}
     asked = {"workers": arguments.workers, "clients": arguments.clients, "num_images": count}
     write(arguments, rows, ratios, model=arguments.model, **asked, **found)
