@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from deit_zoo.data.formats import IMAGE_SUFFIXES
 from deit_zoo.data.image_file import read_file
@@ -323,8 +324,10 @@ def listing_errors() -> Iterator[None]:
 def differences(names: Iterable[str], others: Iterable[str], words: tuple[str, str]) -> str:
     """What one collection has beyond the other, both ways, in words."""
     groups = (sorted(set(names) - set(others)), sorted(set(others) - set(names)))
+    composed, other = ({normalize("NFC", name) for name in group} for group in groups)
+    show = repr if composed.isdisjoint(other) else ascii  # letters that look the same are not
     return " and ".join(
-        f"{len(group)} {word} (such as {group[0]!r})"
+        f"{len(group)} {word} (such as {show(group[0])})"
         for group, word in zip(groups, words, strict=True)
         if group
     )

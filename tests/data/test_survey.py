@@ -68,6 +68,13 @@ def test_classes_that_differ_are_named(folder: Path) -> None:
     )
 
 
+def test_names_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
+    names = {"train": "bl\u00fcte", "val": "blu\u0308te"}  # as Windows and an old Mac write it
+    files = {f"{split}/{name}/1.png": photo("red") for split, name in names.items()}
+    said = refused(lambda: validate(write(tmp_path, files)))
+    assert "(such as 'bl\\xfcte') and 1 in val/ only (such as 'blu\\u0308te')" in said
+
+
 def test_a_class_without_images_is_named(folder: Path) -> None:
     (folder / "val" / "red" / "4.png").unlink()
     write(folder, {"val/red/4.txt": b""})
