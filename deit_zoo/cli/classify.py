@@ -134,7 +134,7 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     from deit_zoo.data.remote import NotFetchedError, is_remote
     from deit_zoo.inference.answer_file import (
         check_answer_file,
-        counts_of,
+        num_unreadable_of,
         open_answers,
         settings_of,
     )
@@ -151,15 +151,10 @@ def _write(question: Question, file: Path, resume: bool) -> int:
             raise DataError("--output is for files and addresses, and - is stdin; leave it out")
         names[source] = None
     network = load_network(question.model, chosen_device(question.device), question.fast)
-    settings = settings_of(network, question.images, question.topk)
-    if (counts := counts_of(file, settings)) is not None:
-        if counts[0] != len(names):
-            raise DataError(
-                f"{file} is complete with {counts[0]:,} images, and now there are {len(names):,}; "
-                "give another --output"
-            )
-        talk.print(f"{file} is complete: {_said(*counts)}")
-        return counts[1]
+    settings = settings_of(network, question.images, names, question.topk)
+    if (num_unreadable := num_unreadable_of(file, settings)) is not None:
+        talk.print(f"{file} is complete: {_said(len(names), num_unreadable)}")
+        return num_unreadable
     with open_answers(file, settings, resume) as answers:
         if answers.done:
             talk.print(f"{len(answers.done):,} images have their answers already")

@@ -8,18 +8,19 @@ what made the answers, so that none of another model or another question are add
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import digest, read_json, write_whole
+from deit_zoo.files import as_record, digest, read_json, write_whole
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
@@ -29,7 +30,6 @@ from deit_zoo.version import __version__
 SUFFIXES = (".csv", ".parquet")
 SECONDS = 1.0  # after which answers are put on the disk: what a kill costs
 ROWS = 10_000  # that become Parquet, or are held, at the same time
-COUNTS = ("num_images", "num_unreadable")
 
 
 def check_answer_file(file: Path, resume: bool) -> None:
@@ -46,19 +46,31 @@ def check_answer_file(file: Path, resume: bool) -> None:
         require_extra("hfds", "a Parquet file", "pyarrow.parquet")
 
 
-def settings_of(network: ZooModel, images: Sequence[str], topk: int) -> dict[str, Any]:
-    """What answers depend on: the model and its weights, how it computes, and what was asked."""
+def settings_of(
+    network: ZooModel, images: Sequence[str], names: Collection[str], topk: int
+) -> dict[str, Any]:
+    """What answers depend on: the images, by what was typed and by the names of all of them, the
+    model and its weights, how it computes, and what was asked."""
     checkpoint: Any = network.checkpoint
     sha256 = checkpoint.sha256 if checkpoint else None
     if sha256 is None and isinstance(checkpoint, LocalCheckpoint):
         sha256 = digest(checkpoint.path)
     return {
         "images": list(images),
+        "num_images": len(names),
+        "names": hashlib.sha256("\0".join(map(_text, sorted(names))).encode()).hexdigest(),
         "model": spec_of(network).name,
         "weights": sha256,
         "optimized": getattr(network, "precision", None),
         "topk": min(topk, num_classes_of(network)),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What stands in FILE.json once FILE is whole."""
+
+    num_unreadable: int
 
 
 class AnswerFile:
@@ -114,8 +126,7 @@ class AnswerFile:
             temporary.replace(self.file)
         finally:
             temporary.unlink(missing_ok=True)
-        counts = dict(zip(COUNTS, (len(self.done), self.num_unreadable), strict=True))
-        _write_settings(self.file, {**self.settings, **counts})
+        _write_settings(self.file, {**self.settings, "num_unreadable": self.num_unreadable})
         _partial(self.file).unlink()
 
     def _count(self, row: Mapping[str, Any]) -> None:
@@ -153,16 +164,14 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
         lock.release()
 
 
-def counts_of(file: Path, settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The images of a file that is whole, and how many could not be read; else None.
+def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
+    """How many images of a file that is whole could not be read; None where it is not.
 
     Raises DataError where its answers are of other settings.
     """
     if not file.exists() or _partial(file).exists():
         return None
-    record = _check_settings(file, settings)
-    num_images, num_unreadable = (int(record.get(key, 0)) for key in COUNTS)
-    return num_images, num_unreadable
+    return as_record(_check_settings(file, settings), _Counts, str(_beside(file))).num_unreadable
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +184,11 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     record = read_json(beside)
     former = record if isinstance(record, dict) else {}
     for key, value in settings.items():
+        if former.get(key) != value and key in ("num_images", "names"):
+            raise DataError(
+                f"{file} was begun with {former.get('num_images')} images, which are not the "
+                f"{settings['num_images']} that are there now; give another --output"
+            )
         if former.get(key) != value:
             raise DataError(
                 f"{file} was begun with {key} {former.get(key)!r:.200}, and this has "

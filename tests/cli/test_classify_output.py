@@ -74,6 +74,20 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         ]
 
 
+def interrupt(file: Path, torn: bytes = b"") -> None:
+    """Make a table what a kill leaves after 50 images, the last line of which was torn off."""
+    beside = file.with_name(f"{file.name}.json")
+    settings = json.loads(beside.read_text())
+    del settings["num_unreadable"]
+    beside.write_text(json.dumps(settings))
+    lines = [
+        json.dumps({"image": row["image"], "error": "as before"}).encode() + b"\n"
+        for row in rows_of(file)[:50]
+    ]
+    file.unlink()
+    file.with_name(f"{file.name}.partial").write_bytes(b"".join(lines) + torn)
+
+
 @pytest.mark.parametrize("name", ["answers.csv", "answers.parquet"])
 def test_a_table_holds_what_json_shows_and_what_could_not_be_read(
     name: str, images: Path, tmp_path: Path
@@ -109,16 +123,7 @@ def test_what_was_torn_off_is_done_again_and_nothing_twice(
     file = tmp_path / "answers.csv"
     assert put(images, file) == 1
     whole = file.read_text().splitlines()
-    settings = json.loads((tmp_path / "answers.csv.json").read_text())
-    (tmp_path / "answers.csv.json").write_text(
-        json.dumps({key: settings[key] for key in settings if not key.startswith("num_")})
-    )
-    lines = [
-        json.dumps({"image": row["image"], "error": "as before"}).encode() + b"\n"
-        for row in rows_of(file)[:50]
-    ]
-    file.unlink()
-    (tmp_path / "answers.csv.partial").write_bytes(b"".join(lines) + torn)
+    interrupt(file, torn)
     capsys.readouterr()
     assert put(images, file, resume=True) == 1
     assert capsys.readouterr().err.splitlines() == [
@@ -175,11 +180,24 @@ def test_an_output_that_is_there_is_left_alone_or_gone_on_with(
     ):
         told = refused(lambda options=options: put(folder, file, resume=True, **options))  # type: ignore[misc]
         assert told.startswith(f"{file} was begun with {fields}")
-    (folder / "new.png").write_bytes((folder / "00000.png").read_bytes())
-    assert refused(lambda: put(folder, file, resume=True)) == (
-        f"{file} is complete with 60 images, and now there are 61; give another --output"
-    )
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_no_answer_of_an_image_that_is_gone_is_kept(
+    is_whole: bool, images: Path, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "answers.csv", images / "a"
+    assert put(folder, file) == 0
+    if not is_whole:
+        interrupt(file)
+    (folder / "00000.png").rename(folder / "new.png")
+    assert refused(lambda: put(folder, file, resume=True)) == (
+        f"{file} was begun with 60 images, which are not the 60 that are there now; give another "
+        "--output"
+    )
+    (folder / "new.png").rename(folder / "00000.png")
+    assert put(folder, file, resume=True) == int(not is_whole)
 
 
 def test_two_processes_do_not_write_the_same_table(tmp_path: Path) -> None:
