@@ -38,9 +38,9 @@ def check_answer_file(file: Path, resume: bool) -> None:
         raise DataError(f"{file} is no name of a table; type --output FILE.csv or FILE.parquet")
     if file.is_dir() or not file.parent.is_dir():
         raise DataError(f"{file} is a folder, or lies in none that is there; give another --output")
-    if not resume and (file.exists() or _partial(file).exists()):
+    if not resume and (present := _present(file)):
         raise DataError(
-            f"{file} is begun already; type --resume to go on, or give another --output"
+            f"{present[0]} is there already; type --resume to go on, or give another --output"
         )
     if file.suffix.lower() == ".parquet":
         require_extra("hfds", "a Parquet file", "pyarrow.parquet")
@@ -151,7 +151,7 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
             f"{file} is being written by another process; wait for it, or give another --output"
         ) from error
     try:
-        if file.exists() or _partial(file).exists():
+        if _present(file):
             _check_settings(file, settings)
         else:
             _write_settings(file, settings)
@@ -200,6 +200,11 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
     text = json.dumps({**settings, "deit_zoo": __version__}, indent=2)
     write_whole(_beside(file), f"{text}\n".encode())
+
+
+def _present(file: Path) -> list[Path]:
+    """Of a table and what is written beside it, the files that are there."""
+    return [path for path in (file, _partial(file), _beside(file)) if path.exists()]
 
 
 def _partial(file: Path) -> Path:

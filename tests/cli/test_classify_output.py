@@ -164,7 +164,7 @@ def test_an_output_that_is_there_is_left_alone_or_gone_on_with(
     assert put(folder, file) == 0
     before = file.read_bytes()
     again = refused(lambda: put(folder, file))
-    assert again == f"{file} is begun already; type --resume to go on, or give another --output"
+    assert again == f"{file} is there already; type --resume to go on, or give another --output"
     capsys.readouterr()
     assert put(folder, file, resume=True) == 0
     said = capsys.readouterr().err
@@ -181,6 +181,17 @@ def test_an_output_that_is_there_is_left_alone_or_gone_on_with(
         told = refused(lambda options=options: put(folder, file, resume=True, **options))  # type: ignore[misc]
         assert told.startswith(f"{file} was begun with {fields}")
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_file_of_the_users_own_beside_the_table_is_left_alone(
+    resume: bool, images: Path, tmp_path: Path
+) -> None:
+    file, own = tmp_path / "answers.csv", tmp_path / "answers.csv.json"
+    own.write_text('{"mine": true}')
+    told = "was begun with images None, and" if resume else ".json is there already; type --resume"
+    assert told in refused(lambda: put(images, file, resume=resume))
+    assert own.read_text() == '{"mine": true}'
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
