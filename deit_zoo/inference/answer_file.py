@@ -14,13 +14,13 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from deit_zoo.errors import DataError
-from deit_zoo.files import as_record, digest, read_json, write_whole
+from deit_zoo.errors import DataError, FormatError
+from deit_zoo.files import as_record, digest, parse_json, read_json, write_whole
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
@@ -83,9 +83,9 @@ class AnswerFile:
         self._written = time.monotonic()
         end = 0
         for line in stream:
-            if not line.endswith(b"\n") or (row := _row_of(line)) is None:
-                break  # torn off by a kill, or by a power cut
-            self._count(row)
+            if not line.endswith(b"\n") or (row := _row_of(line, settings["topk"])) is None:
+                break  # torn off by a kill, or by a power cut; what follows is done again
+            self._count(row.image, row.error is not None)
             end += len(line)
         stream.seek(end)
         stream.truncate()
@@ -98,7 +98,7 @@ class AnswerFile:
         else:
             row["predictions"] = [asdict(prediction) for prediction in answer]
         self._stream.write(json.dumps(row).encode() + b"\n")
-        self._count(row)
+        self._count(name, isinstance(answer, DataError))
 
     def keep(self) -> None:
         """Have the disk keep what was put down, unless it did so a moment ago."""
@@ -129,9 +129,9 @@ class AnswerFile:
         _write_settings(self.file, {**self.settings, "num_unreadable": self.num_unreadable})
         _partial(self.file).unlink()
 
-    def _count(self, row: Mapping[str, Any]) -> None:
-        self.done.add(row["image"])
-        self.num_unreadable += "error" in row
+    def _count(self, name: str, is_unreadable: bool) -> None:
+        self.done.add(name)
+        self.num_unreadable += is_unreadable
 
 
 @contextmanager
@@ -215,12 +215,22 @@ def _beside(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _row_of(line: bytes) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of FILE.partial: the classes of an image, or why it could not be read."""
+
+    image: str
+    predictions: list[Prediction] = field(default_factory=list)
+    error: str | None = None
+
+
+def _row_of(line: bytes, topk: int) -> _Row | None:
+    """What a line says; None where it is no whole answer."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = as_record(parse_json(line, "a line", float), _Row, "a line")
+    except FormatError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("image"), str) else None
+    return row if len(row.predictions) == (topk if row.error is None else 0) else None
 
 
 def _columns(topk: int) -> dict[str, str]:
@@ -234,7 +244,10 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
     """An answer as the cells of its row; those that it has not are left out."""
     cells = {key: _text(row[key]) for key in ("image", "error") if key in row}
     for rank, prediction in enumerate(row.get("predictions", ())):
-        cells |= {f"{key}_{rank + 1}": value for key, value in prediction.items()}
+        cells |= {
+            f"{key}_{rank + 1}": _text(value) if isinstance(value, str) else value
+            for key, value in prediction.items()
+        }
     return cells
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 import sys
 from collections import Counter
@@ -116,7 +117,17 @@ def test_a_table_holds_what_json_shows_and_what_could_not_be_read(
     assert {file.name for file in tmp_path.iterdir()} == {"images", name, f"{name}.json"}
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"image": "a/00', b'{"image": 3}\n', b"\0" * 99])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"",
+        b'{"image": "a/00',
+        b'{"image": 3}\n',
+        b'{"image": "x"}\n',
+        b'{"image": "x", "predictions": [{"label": 1}]}\n',
+        b"\0" * 99,
+    ],
+)
 def test_what_was_torn_off_is_done_again_and_nothing_twice(
     torn: bytes, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,12 +242,14 @@ def test_names_of_any_kind_are_one_row_each(tmp_path: Path) -> None:
     names = ["two\nlines.png", 'a "quote", a comma.png', "caf\udce9.png"]
     with open_answers(file, {"topk": 1}, resume=False) as answers:
         for name in names:
-            answers.add(name, DataError("unreadable"))
+            answers.add(name, [Prediction("caf\udce9", math.nan, 0, name)])
     with open_answers(file, {"topk": 1}, resume=True) as answers:
         assert isinstance(answers, AnswerFile)
         assert answers.done == set(names)
         answers.finish()
-    assert [row["image"] for row in rows_of(file)] == [*names[:2], "caf\\udce9.png"]
+    written = [*names[:2], "caf\\udce9.png"]
+    for column in ("image", "folder_1"):
+        assert [row[column] for row in rows_of(file)] == written
 
 
 @pytest.mark.parametrize(
