@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from deit_zoo.data.remote import is_remote
 from deit_zoo.errors import DataError, FormatError
 from deit_zoo.files import as_record, digest, parse_json, read_json, write_whole
 from deit_zoo.machine import require_extra
@@ -57,6 +58,7 @@ def settings_of(
         sha256 = digest(checkpoint.path)
     return {
         "images": list(images),
+        "working_folder": os.getcwd() if any(map(_is_relative, images)) else None,
         "num_images": len(names),
         "names": hashlib.sha256("\0".join(map(_text, sorted(names))).encode()).hexdigest(),
         "model": spec_of(network).name,
@@ -71,6 +73,10 @@ class _Counts:
     """What stands in FILE.json once FILE is whole."""
 
     num_unreadable: int
+
+
+def _is_relative(image: str) -> bool:
+    return not is_remote(image) and not os.path.isabs(image)
 
 
 class AnswerFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -203,6 +204,22 @@ def test_a_file_of_the_users_own_beside_the_table_is_left_alone(
     told = "was begun with images None, and" if resume else ".json is there already; type --resume"
     assert told in refused(lambda: put(images, file, resume=resume))
     assert own.read_text() == '{"mine": true}'
+
+
+def test_images_of_the_same_names_in_another_folder_are_others(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "answers.csv"
+    for folder in (tmp_path / "images", shutil.copytree(images, tmp_path / "copy")):
+        monkeypatch.chdir(folder)
+        if not file.exists():
+            assert put("a", file) == 0
+    assert refused(lambda: put("a", file, resume=True)).startswith(
+        f"{file} was begun with working_folder '{images}', and this has '{tmp_path / 'copy'}'"
+    )
+    assert put(images / "a", tmp_path / "absolute.csv") == 0
+    monkeypatch.chdir(tmp_path)
+    assert put(images / "a", tmp_path / "absolute.csv", resume=True) == 0
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
