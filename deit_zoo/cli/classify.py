@@ -137,6 +137,8 @@ def _write(question: Question, file: Path, resume: bool) -> int:
         num_unreadable_of,
         open_answers,
         settings_of,
+        settings_of_name,
+        settings_of_network,
     )
 
     check_answer_file(file, resume)
@@ -150,11 +152,18 @@ def _write(question: Question, file: Path, resume: bool) -> int:
         if isinstance(source, bytes):
             raise DataError("--output is for files and addresses, and - is stdin; leave it out")
         names[source] = None
-    network = load_network(question.model, chosen_device(question.device), question.fast)
-    settings = settings_of(network, question.images, names, question.topk)
+    settings = settings_of(question.images, names)
+    network = None
+    if question.fast or is_path(question.model):
+        network = load_network(question.model, chosen_device(question.device), question.fast)
+        settings |= settings_of_network(network, question.topk)
+    else:
+        settings |= settings_of_name(question.model, question.topk)
     if (num_unreadable := num_unreadable_of(file, settings)) is not None:
         talk.print(f"{file} is complete: {_said(len(names), num_unreadable)}")
         return num_unreadable
+    if network is None:
+        network = load_network(question.model, chosen_device(question.device), question.fast)
     with open_answers(file, settings, resume) as answers:
         if answers.done:
             talk.print(f"{len(answers.done):,} images have their answers already")

@@ -23,8 +23,9 @@ from deit_zoo.data.remote import is_remote
 from deit_zoo.errors import DataError, FormatError
 from deit_zoo.files import as_record, digest, parse_json, read_json, write_whole
 from deit_zoo.machine import require_extra
-from deit_zoo.manifest import LocalCheckpoint
+from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
+from deit_zoo.registry import resolve
 from deit_zoo.results import Prediction
 from deit_zoo.version import __version__
 
@@ -47,25 +48,41 @@ def check_answer_file(file: Path, resume: bool) -> None:
         require_extra("hfds", "a Parquet file", "pyarrow.parquet")
 
 
-def settings_of(
-    network: ZooModel, images: Sequence[str], names: Collection[str], topk: int
-) -> dict[str, Any]:
-    """What answers depend on: the images, by what was typed and by the names of all of them, the
-    model and its weights, how it computes, and what was asked."""
-    checkpoint: Any = network.checkpoint
-    sha256 = checkpoint.sha256 if checkpoint else None
-    if sha256 is None and isinstance(checkpoint, LocalCheckpoint):
-        sha256 = digest(checkpoint.path)
+def settings_of(images: Sequence[str], names: Collection[str]) -> dict[str, Any]:
+    """What answers depend on in their images: what was typed, and the names of all of them."""
     return {
         "images": list(images),
         "working_folder": os.getcwd() if any(map(_is_relative, images)) else None,
         "num_images": len(names),
         "names": hashlib.sha256("\0".join(map(_text, sorted(names))).encode()).hexdigest(),
-        "model": spec_of(network).name,
-        "weights": sha256,
-        "optimized": getattr(network, "precision", None),
-        "topk": min(topk, num_classes_of(network)),
     }
+
+
+def settings_of_name(name: str, topk: int) -> dict[str, Any]:
+    """What answers depend on in a model that is known by its name, without loading it."""
+    spec = resolve(name)
+    sha256 = manifest_record(spec.name).sha256
+    return _settings_of_model(spec.name, sha256, None, min(topk, spec.num_classes))
+
+
+def settings_of_network(network: ZooModel, topk: int) -> dict[str, Any]:
+    """What answers depend on in a model: its weights, and how it computes."""
+    checkpoint: Any = network.checkpoint
+    sha256 = checkpoint.sha256 if checkpoint else None
+    if sha256 is None and isinstance(checkpoint, LocalCheckpoint):
+        sha256 = digest(checkpoint.path)
+    return _settings_of_model(
+        spec_of(network).name,
+        sha256,
+        getattr(network, "precision", None),
+        min(topk, num_classes_of(network)),
+    )
+
+
+def _settings_of_model(
+    name: str, sha256: str | None, precision: str | None, topk: int
+) -> dict[str, Any]:
+    return {"model": name, "weights": sha256, "optimized": precision, "topk": topk}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +192,12 @@ def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
 
     Raises DataError where its answers are of other settings.
     """
+    if not _present(file):
+        return None
+    record = _check_settings(file, settings)
     if not file.exists() or _partial(file).exists():
         return None
-    return as_record(_check_settings(file, settings), _Counts, str(_beside(file))).num_unreadable
+    return as_record(record, _Counts, str(_beside(file))).num_unreadable
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

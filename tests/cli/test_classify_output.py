@@ -222,6 +222,24 @@ def test_images_of_the_same_names_in_another_folder_are_others(
     assert put(images / "a", tmp_path / "absolute.csv", resume=True) == 0
 
 
+@pytest.mark.parametrize("answer", ["is complete: 60 images", "was begun with topk 5"])
+def test_a_table_that_is_there_is_compared_before_a_model_is_loaded(
+    answer: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "answers.csv"
+    assert put(images / "a", file) == 0
+    monkeypatch.delattr("deit_zoo.cli.classify.load_network")
+    if "complete" in answer:
+        assert put(images / "a", file, resume=True) == 0
+        assert answer in capsys.readouterr().err
+    else:
+        assert answer in refused(lambda: put(images / "a", file, resume=True, topk=3))
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_no_answer_of_an_image_that_is_gone_is_kept(
     is_whole: bool, images: Path, tmp_path: Path
