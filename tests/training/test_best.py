@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from deit_zoo.results import Evaluation
 from deit_zoo.training.best import best_epoch, keep_best
 from deit_zoo.training.finetune import finetune, make_plan
 from deit_zoo.training.launch import make_plan as plan_to_reproduce
+from support.runs import log_of, receipt_of
 
 PICO = "deit_pico_digits"
 # The rate grows until it spoils what was there: the first epochs are the best.
@@ -31,15 +30,6 @@ def tune(output: Path, data: Path, *changes: str) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
     """A run whose last epoch is not its best."""
     return tune(tmp_path_factory.mktemp("best") / "run", digits_folder)
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def receipt_of(output: Path) -> dict[str, Any]:
-    receipt: dict[str, Any] = json.loads((output / "receipt.json").read_text())
-    return receipt
 
 
 def test_a_fine_tune_ends_on_the_best_epoch(finished: Path, digits_folder: Path) -> None:

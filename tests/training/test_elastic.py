@@ -5,7 +5,6 @@ The baseline trains in this process. Every other run is typed, as a person types
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.signals import Interrupted
 from support.command import forked_python
 from support.processes import PROC, Tree, forest, forked, free_port, python, send
+from support.runs import sha256_of
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
 
@@ -48,10 +48,6 @@ EVERY_STEP = ("--set", "state_minutes=0")
 def settings(epochs: int) -> list[str]:
     """A short run at full rate from the first step on."""
     return [f"epochs={epochs}", "warmup_epochs=0"]
-
-
-def sha256(output: Path) -> str:
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
 
 
 def states(output: Path) -> list[str]:
@@ -126,7 +122,7 @@ def alone(place: Path, environment: dict[str, str]) -> Callable[[int], str]:
                     changes=settings(epochs),
                     workers=0,
                 )
-            known[epochs] = sha256(output)
+            known[epochs] = sha256_of(output)
         return known[epochs]
 
     return of
@@ -143,7 +139,7 @@ def pair(begin: Callable[..., Tree], place: Path) -> Tree:
 def test_two_processes_train_the_bits_of_one(
     pair: Tree, place: Path, alone: Callable[[int], str]
 ) -> None:
-    assert sha256(place / "pair") == alone(SHORT)
+    assert sha256_of(place / "pair") == alone(SHORT)
 
 
 def test_two_processes_are_measured_on_every_image_once(pair: Tree, place: Path) -> None:
@@ -197,7 +193,7 @@ def test_tasks_of_srun_train_the_bits_of_one_process_and_the_first_speaks(
     port = str(free_port())  # which the number of the job gives where nobody does
     first, second = (begin(output, MASTER_PORT=port, **slurm(rank, 7)) for rank in (0, 1))
     assert (first.code(), second.code()) == (0, 0), first.stderr + second.stderr
-    assert sha256(output) == alone(SHORT)
+    assert sha256_of(output) == alone(SHORT)
     assert (second.stdout, second.stderr) == ("", "")
 
 
@@ -208,7 +204,7 @@ def test_torchruns_processes_train_the_bits_of_one(
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     tree = begin(place / "torchrun", zoo=forked("-m", *torchrun, "-m", "deit_zoo"))
     assert tree.code() == 0, tree.stderr
-    assert sha256(place / "torchrun") == alone(SHORT)
+    assert sha256_of(place / "torchrun") == alone(SHORT)
     assert re.fullmatch(r"no verdict: top-1 .* on 360 images.*\n", tree.stdout)
 
 
@@ -229,7 +225,7 @@ def test_a_run_that_is_asked_to_stop_keeps_a_state_and_continues_to_the_same_bit
     again = begin(output, epochs=LONG)
     assert again.code() == 0, again.stderr
     assert "continuing after epoch " in again.stderr
-    assert sha256(output) == alone(LONG)
+    assert sha256_of(output) == alone(LONG)
 
 
 def assert_stopped(tree: Tree, name: str) -> None:
@@ -256,7 +252,7 @@ def test_a_signal_to_every_process_at_once_keeps_a_state(
     tree.until_gone()
     again = begin(output, epochs=LONG)
     assert again.code() == 0, again.stderr
-    assert sha256(output) == alone(LONG)
+    assert sha256_of(output) == alone(LONG)
 
 
 def import_torch(pid: int) -> bool:
@@ -307,7 +303,7 @@ def test_a_run_killed_ten_times_ends_in_the_bits_of_one_that_nobody_disturbed(
         assert tree.process.returncode == -signal.SIGKILL, tree.stderr
     last = begin(output, epochs=KILLED)
     assert last.code() == 0, last.stderr
-    assert sha256(output) == alone(KILLED)
+    assert sha256_of(output) == alone(KILLED)
     assert epochs_of(output) == KILLED
 
 
@@ -335,7 +331,7 @@ def test_a_process_that_is_killed_begins_again_with_the_others_and_it_is_told(
     told = "a process died; all begin again from the last state (restart 1 of 3)"
     assert tree.stderr.splitlines().count(told) == 1
     assert "Traceback" not in tree.stderr
-    assert sha256(output) == alone(LONG)
+    assert sha256_of(output) == alone(LONG)
     assert epochs_of(output) == LONG
 
 
@@ -359,7 +355,7 @@ def test_a_process_that_is_stopped_is_told_and_killed_and_all_begin_again(
     assert told.count(silence) == 1
     assert told.count("a process died; all begin again from the last state (restart 1 of 3)") == 1
     assert "Traceback" not in tree.stderr
-    assert sha256(output) == alone(LONG)
+    assert sha256_of(output) == alone(LONG)
 
 
 @pytest.mark.slow
@@ -481,7 +477,7 @@ def test_the_slurm_script_runs_asks_to_be_queued_again_and_ends_well(
     second = plant("bash", str(script), **cluster)
     assert second.code() == 0, second.stderr
     assert (place / "asked").read_text(encoding="utf-8") == "requeue 7\n"
-    assert sha256(output) == alone(LONG)
+    assert sha256_of(output) == alone(LONG)
 
 
 @pytest.mark.slow
@@ -499,7 +495,7 @@ def test_the_slurm_script_of_two_nodes_meets_at_the_first(
     script.write_text(text.replace(f":{elastic.PORT}", f":{free_port()}"), encoding="utf-8")
     trees = [plant("bash", str(script), **cluster, SLURM_PROCID=str(node)) for node in (0, 1)]
     assert [tree.code() for tree in trees] == [0, 0], trees[0].stderr + trees[1].stderr
-    assert sha256(output) == alone(SHORT)
+    assert sha256_of(output) == alone(SHORT)
     assert trees[1].stdout == ""
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deit_zoo
-from deit_zoo.data.digits import digits
 from deit_zoo.data.survey import Split, Survey
 from deit_zoo.errors import CheckpointError, DataError, ImageSizeError, RecipeError
 from deit_zoo.files import ASSETS
@@ -39,6 +38,7 @@ from deit_zoo.training.finetune import (
 from deit_zoo.training.launch import reproduce
 from deit_zoo.weights import load
 from deit_zoo.zoo import is_path
+from support.runs import digits_of, receipt_of
 from support.tables import each_row
 
 PICO, DISTILLED, CONVNET = "deit_pico_digits", "deit_pico_distilled_digits", "convnet_pico_digits"
@@ -493,7 +493,7 @@ def test_a_teacher_of_as_many_other_classes_is_refused_too() -> None:
 @pytest.fixture(scope="module")
 def low(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits 0 to 4: 40 of each to train on, 10 to validate."""
-    return write(tmp_path_factory.mktemp("low"), "01234", 40, 10)
+    return digits_of(tmp_path_factory.mktemp("low"), "01234", 40, 10)
 
 
 @pytest.fixture(scope="module")
@@ -508,19 +508,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 left = 100 * number
                 piece = picture.crop((left, 100, left + 200, 300))
                 piece.save(folder / name / f"{number}.jpg")
-    return folder
-
-
-def write(folder: Path, classes: str, train: int, val: int | None = None) -> Path:
-    """So many digits of each class; the validation images are those of other writers."""
-    counts: dict[tuple[str, str], int] = {}
-    for number, (image, label) in enumerate(digits()):
-        split, most = ("train", train) if number < 1437 else ("val", val)
-        counts[split, label] = counts.get((split, label), 0) + 1
-        if label in classes and (most is None or counts[split, label] <= most):
-            place = folder / split / label
-            place.mkdir(parents=True, exist_ok=True)
-            image.save(place / f"{number:04d}.png")
     return folder
 
 
@@ -542,11 +529,6 @@ def published(name: str) -> dict[str, Tensor]:
 def changed_in(after: dict[str, Tensor], before: dict[str, Tensor]) -> set[str]:
     assert after.keys() == before.keys()
     return {key for key in after if not torch.equal(after[key], before[key])}
-
-
-def receipt_of(output: Path) -> dict[str, Any]:
-    held: dict[str, Any] = json.loads((output / "receipt.json").read_text(encoding="utf-8"))
-    return held
 
 
 def test_ten_photographs_are_learned_and_told_apart_as_typed(
@@ -731,9 +713,9 @@ def test_weights_that_do_not_say_what_they_are_are_refused(tmp_path: Path) -> No
 def test_what_was_learned_of_five_digits_helps_to_learn_ten(tmp_path: Path) -> None:
     begun = tmp_path / "five"
     changes = ["data=folder", "epochs=30"]
-    five = write(tmp_path / "low", "01234", 1000)
+    five = digits_of(tmp_path / "low", "01234", 1000)
     reproduce(PICO, gpus=0, output=begun, data=five, changes=changes, workers=0)
-    ten = write(tmp_path / "ten", "0123456789", 20)
+    ten = digits_of(tmp_path / "ten", "0123456789", 20)
     figures = []
     for source in (str(begun), "none"):
         output = tmp_path / f"run-{len(figures)}"
@@ -747,7 +729,7 @@ def test_what_was_learned_of_five_digits_helps_to_learn_ten(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("field", ["class_weights", "sampling"])
 def test_a_rare_class_is_learned_where_classes_are_balanced(tmp_path: Path, field: str) -> None:
-    data = write(tmp_path / "rare", "01", 40, 10)
+    data = digits_of(tmp_path / "rare", "01", 40, 10)
     for file in sorted((data / "train" / "1").iterdir())[3:]:
         file.unlink()
 

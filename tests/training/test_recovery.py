@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from deit_zoo.training.rollback import read_history
 from deit_zoo.training.state_files import not_finite, states
 from deit_zoo.weights.load import read_tensors
 from support.faults import spoil
+from support.runs import log_of, receipt_of, sha256_of, strict_json
 
 # Three epochs of eight steps, cut from the recipe of the embedded model.
 CHANGES = ("epochs=3", "batch_size=32", "replicas=2", "warmup_epochs=0")
@@ -60,26 +59,8 @@ def words(output: Path, data: Path, *changes: str) -> list[str]:
     return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
 
 
-def strict_json(text: str) -> Any:
-    """JSON as the standard has it, without NaN."""
-    return json.loads(text, parse_constant=pytest.fail)
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [strict_json(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def receipt_of(output: Path) -> dict[str, Any]:
-    receipt: dict[str, Any] = strict_json((output / "receipt.json").read_text())
-    return receipt
-
-
 def skipped(output: Path) -> list[int]:
     return [row["skipped_steps"] for row in log_of(output)]
-
-
-def sha256(output: Path) -> str:
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
 
 
 def assert_finite(output: Path) -> None:
@@ -152,7 +133,7 @@ def test_a_run_that_leaves_steps_out_and_is_killed_ends_in_the_same_bits(
         assert dead.status == -9, f"{moment}: {dead.err}"
     again = command(*words(output, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
     assert again.status == 0, again.err
-    assert sha256(output) == sha256(undisturbed)
+    assert sha256_of(output) == sha256_of(undisturbed)
     assert skipped(output) == skipped(undisturbed) == [0, 4, 0]
     assert receipt_of(output)["run"]["rewinds"] == 1
 

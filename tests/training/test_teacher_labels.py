@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from deit_zoo.training.teaching import label_images, label_plan
 from deit_zoo.weights.load import save_model
 from support.command import deit_zoo as deit_zoo_command
 from support.hub_server import HubServer
+from support.runs import receipt_of, sha256, sha256_of
 
 STUDENT = "deit_pico_distilled_digits"
 # Two epochs of four steps of two replicas.
@@ -47,12 +47,7 @@ def run(output: Path, data: Path, *changes: str, **options: Any) -> str:
         changes=(*CHANGES, *changes),
         **{"workers": 0} | options,
     )
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
-
-
-def receipt_of(output: Path) -> dict[str, Any]:
-    receipt: dict[str, Any] = json.loads((output / "receipt.json").read_text())
-    return receipt
+    return sha256_of(output)
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +72,19 @@ def test_a_run_has_the_same_bytes_with_kept_labels_and_without(
     kept: Path, data: Path, tmp_path: Path, no_teacher: None
 ) -> None:
     again = run(tmp_path / "again", data, f"teacher_labels={kept / 'labels'}")
-    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    first = sha256_of(kept / "run")
     assert again == first
 
 
 def test_a_run_that_keeps_labels_is_the_run_that_does_not(
     kept: Path, data: Path, tmp_path: Path
 ) -> None:
-    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    first = sha256_of(kept / "run")
     assert run(tmp_path / "plain", data) == first
 
 
 def test_the_receipt_states_the_digest_of_labels_that_are_all_known(kept: Path) -> None:
-    digest = hashlib.sha256((kept / "labels" / LABELS_FILE).read_bytes()).hexdigest()
+    digest = sha256(kept / "labels" / LABELS_FILE)
     facts = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())
     assert facts["sha256"] == digest
     assert receipt_of(kept / "run")["teacher"]["labels_sha256"] == digest
@@ -158,7 +153,7 @@ def test_a_state_on_disk_never_is_ahead_of_the_labels(
     with pytest.raises(Killed):
         run(tmp_path / "run", data, *options)
     monkeypatch.setattr(CheckpointManager, "save", save)
-    first = hashlib.sha256((kept / "run/model.safetensors").read_bytes()).hexdigest()
+    first = sha256_of(kept / "run")
     assert run(tmp_path / "run", data, *options) == first
     digest = json.loads((kept / "labels" / LABEL_FACTS_FILE).read_text())["sha256"]
     assert json.loads((tmp_path / "labels" / LABEL_FACTS_FILE).read_text())["sha256"] == digest

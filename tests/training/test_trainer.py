@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -32,6 +31,7 @@ from deit_zoo.training.launch import reproduce
 from deit_zoo.training.state_files import states
 from support.archives import FORMS
 from support.command import ROOT, Process
+from support.runs import log_of, receipt_of, sha256
 
 # Three epochs of four steps, cut from the recipe of the embedded model.
 CHANGES = (
@@ -103,23 +103,10 @@ def words(output: Path, data: Path, *changes: str) -> list[str]:
     return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
 
 
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
 def steps_of(output: Path) -> list[dict[str, Any]]:
     """steps.jsonl without the clock."""
     rows = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
-
-
-def receipt_of(output: Path) -> dict[str, Any]:
-    held: dict[str, Any] = json.loads((output / "receipt.json").read_text(encoding="utf-8"))
-    return held
 
 
 def figures_of(output: Path) -> list[dict[str, Any]]:
