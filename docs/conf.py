@@ -15,7 +15,6 @@ from deit_zoo.page.speeds import read_curve
 from deit_zoo.page.zoo_page import zoo_page
 
 DOCS = Path(__file__).parent
-GENERATED = DOCS.parent / "build" / "docs"
 REPOSITORY = "https://github.com/org/deit"  # org/deit stands for this repository's home
 # Pages at the root that have one here.
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
@@ -44,10 +43,6 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_show_copyright = False
-# What is no page of Sphinx's: the page of the zoo.
-EXTRA = GENERATED / "extra"
-EXTRA.mkdir(parents=True, exist_ok=True)
-html_extra_path = [str(EXTRA)]
 html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": "main",
@@ -75,20 +70,20 @@ def relink_included(app: Sphinx, path: Path, page: str, source: list[str]) -> No
         source[0] = re.sub(local, lambda link: f"]({rooted(link[1])}", source[0])
 
 
-def write_generated(app: Sphinx) -> None:
-    """The reference of the command line, by typer."""
-    command = [sys.executable, "-m", "typer", "deit_zoo.cli.app", "utils", "docs"]
-    command += ["--name=deit-zoo", "--title=The command line"]
-    done = subprocess.run(command, cwd=DOCS.parent, check=True, stdout=subprocess.PIPE)
-    GENERATED.mkdir(parents=True, exist_ok=True)
-    (GENERATED / "cli.md").write_text(mended(done.stdout.decode()), encoding="utf-8")
+def put_commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """The reference of the command line, by typer, is the page `cli`."""
+    if page == "cli":
+        command = [sys.executable, "-m", "typer", "deit_zoo.cli.app", "utils", "docs"]
+        command += ["--name=deit-zoo", "--title=The command line"]
+        done = subprocess.run(command, cwd=DOCS.parent, check=True, stdout=subprocess.PIPE)
+        source[0] = mended(done.stdout.decode())
 
 
-def write_zoo(app: Sphinx) -> None:
+def write_zoo(app: Sphinx, error: Exception | None) -> None:
     """The page of the zoo, with the speeds that were measured for the documentation."""
     measured = read_curve(DOCS.parent / "benchmarks" / "results" / "curve.json")
     page = zoo_page([info(name) for name in list_models()], [measured])
-    (EXTRA / "zoo.html").write_text(page, encoding="utf-8")
+    (Path(app.outdir) / "zoo.html").write_text(page, encoding="utf-8")
 
 
 def mended(text: str) -> str:
@@ -103,7 +98,7 @@ def mended(text: str) -> str:
 
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
-    app.connect("builder-inited", write_generated)
-    app.connect("builder-inited", write_zoo)
+    app.connect("source-read", put_commands)
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_included)
+    app.connect("build-finished", write_zoo)

@@ -19,6 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from support.browser import Window, chromium
+from support.once import made_once
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -48,15 +49,18 @@ def page_of(file: Path) -> Page:
     return Page(file.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by the command of the Makefile."""
-    folder = tmp_path_factory.mktemp("site")
+def build(folder: Path) -> None:
+    """By the command of the Makefile."""
     [line] = re.findall(r"-m sphinx .*", (ROOT / "Makefile").read_text(encoding="utf-8"))
     words = shlex.split(line.replace("$(SITE)", str(folder)))
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, which no test changes."""
+    return made_once(tmp_path_factory, "site", build)
 
 
 class Quiet(SimpleHTTPRequestHandler):

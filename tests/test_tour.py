@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+from support.once import made_once
 from support.tour import TOUR, read, run
 
 # One cell more, which notes every frame of the bar that a person sees.
@@ -29,13 +32,18 @@ print(json.dumps(frames))
 """
 
 
-@pytest.fixture(scope="module")
-def executed() -> NotebookNode:
-    """The tour as it runs anew, with one cell more."""
+def execute(file: Path) -> None:
+    """Write the tour as it runs anew, with one cell more."""
     notebook = read()
     notebook.cells.append(new_code_cell(NOTING))
     run(notebook)
-    return notebook
+    nbformat.write(notebook, file)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
+    """The tour as it runs anew, with one cell more."""
+    return nbformat.read(made_once(tmp_path_factory, "tour.ipynb", execute), as_version=4)
 
 
 def kinds(cells: list[NotebookNode]) -> list[tuple[str, list[str]]]:
