@@ -111,7 +111,7 @@ def benchmark_(
             "deit_small; leave out --peers and --peer"
         )
     if output is not None:
-        check_output(output, suffix=".json")
+        check_output(output, suffix=".json", begins=b"{")
     if plot is not None:
         check_output(plot, "--plot")
         require_matplotlib()

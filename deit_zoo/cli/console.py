@@ -149,18 +149,23 @@ def ignore(*_: object) -> None:
     """The talk of a process that is not the first: none."""
 
 
-def check_output(file: Path, option: str = "--output", *, suffix: str = ".png") -> None:
-    """Raises DataError where a picture, or another kind of file, must not or cannot be put."""
+def check_output(
+    file: Path, option: str = "--output", *, suffix: str = ".png", begins: bytes = PNG
+) -> None:
+    """Raises DataError where a picture, or what else begins so, must not or cannot be put."""
     if file.suffix.lower() != suffix:
         raise DataError(f"{file} is no name of a {suffix[1:].upper()}; type {option} FILE{suffix}")
     if file.is_dir():
         raise DataError(f"{file} is a folder; type {option} FILE{suffix}")
     if not file.parent.is_dir():
         raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
-    with writing(file, option):
-        content = file.read_bytes() if file.exists() else PNG
-    if suffix == ".png" and not content.startswith(PNG):
-        raise DataError(f"{file} is there and no PNG; give another {option}")
+    if not file.exists():
+        return
+    with writing(file, option), file.open("rb") as stream:
+        beginning = stream.read(len(begins))
+    if beginning != begins:
+        kind = "PNG" if begins == PNG else "file of this command"
+        raise DataError(f"{file} is there and no {kind}; give another {option}")
 
 
 @contextmanager

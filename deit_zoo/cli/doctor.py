@@ -22,6 +22,7 @@ from deit_zoo.cli.options import AsJson
 from deit_zoo.version import __version__
 
 HUB_SECONDS = 5.0  # to wait for an answer
+HUB_REPO = "timm/deit_tiny_patch16_224.fb_in1k"  # whose answer tells a Hub from a proxy
 LOADING_SECONDS = 0.5
 PHOTOGRAPH = (375, 500)  # pixels, about the median of ImageNet's
 FREE_GB = 5.0  # the largest checkpoint, fetched and converted
@@ -111,13 +112,16 @@ def _gpus() -> Iterator[Line]:
 
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
-            name = torch.cuda.get_device_name(number)
-            yield Line(
-                name="GPU",
-                found=f"cuda:{number} {name}, {free:.0f} of {total:.0f} GiB free",
-                todo=None if free > total / 2 else "others hold its memory: nvidia-smi says who",
-            )
+            found = f"cuda:{number} {torch.cuda.get_device_name(number)}"
+            todo = "others hold its memory: nvidia-smi says who"
+            try:
+                free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
+            except RuntimeError as error:  # it is full, somebody's alone, or broken
+                reason = str(error).splitlines()[0]
+                yield Line(name="GPU", found=f"{found}: {reason}", todo=todo, wrong=True)
+                continue
+            found += f", {free:.0f} of {total:.0f} GiB free"
+            yield Line(name="GPU", found=found, todo=None if free > total / 2 else todo)
     elif torch.backends.mps.is_available():
         yield Line(name="GPU", found="Apple's, mps:0")
     elif not NVIDIA_DRIVER.exists():
@@ -221,11 +225,18 @@ def _folders() -> Iterator[Line]:
 def _carried() -> Iterator[Line]:
     """The folders of weights that were carried here, where any are named."""
     from deit_zoo.manifest import read_manifest
-    from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT, carried_folders, place_of
+    from deit_zoo.weights.places import (
+        WEIGHTS_ENVIRONMENT,
+        carried_folders,
+        place_of,
+        unreadable_records,
+    )
 
     if os.environ.get(WEIGHTS_ENVIRONMENT):
         names = [name for name, record in read_manifest().items() if place_of(record) == "carried"]
         missing = [folder for folder in carried_folders("") if not folder.is_dir()]
+        for reason in unreadable_records(read_manifest()):
+            yield Line(name="carried", found=reason, todo="carry it anew", wrong=True)
         yield Line(
             name="carried",
             found=f"{', '.join(names) or 'no weights'} in {os.environ[WEIGHTS_ENVIRONMENT]}",
@@ -250,14 +261,17 @@ def _shared_memory() -> Line:
 def _hub() -> Line:
     """Whether checkpoints can be fetched."""
     import requests
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         return Line(name="Hub", found="not asked, for HF_HUB_OFFLINE is set")
     began = time.perf_counter()
     try:
-        answer = requests.head(constants.ENDPOINT, timeout=HUB_SECONDS)
-        problem = f"answers {answer.status_code}" if answer.status_code >= 500 else None
+        address = hf_hub_url(HUB_REPO, "config.json")
+        answer = requests.head(address, timeout=HUB_SECONDS)
+        # Both are the Hub's own; a proxy, or the page of a hotel, has neither.
+        is_hub = {"x-repo-commit", "x-error-code"} & {name.lower() for name in answer.headers}
+        problem = None if is_hub else f"answers {answer.status_code}, not as a Hub does"
     except requests.RequestException as error:
         problem = f"cannot be reached ({type(error).__name__})"
     seconds = time.perf_counter() - began

@@ -16,11 +16,11 @@ from deit_zoo.zoo import ModelInfo
 def write_page(models: Sequence[ModelInfo], file: Path, curves: Sequence[Path]) -> None:
     """Write the page of the models, with the speeds of files that `benchmark --curve` wrote."""
     from deit_zoo.page.speeds import read_curve
-    from deit_zoo.page.zoo_page import zoo_page
+    from deit_zoo.page.zoo_page import BEGINS, zoo_page
 
     if not models:
         raise ZooError("no model passes these filters; `deit-zoo list` shows all")
-    check_output(file, "--html", suffix=".html")
+    check_output(file, "--html", suffix=".html", begins=BEGINS)
     page = zoo_page(models, [read_curve(curve) for curve in curves])
     with writing(file, "--html"):
         write_whole(file, page.encode())

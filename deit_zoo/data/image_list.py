@@ -189,6 +189,9 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
             heading, *rows = csv.reader(stream)
             if heading not in _HEADINGS:
                 raise ValueError(f"its first line is {','.join(heading)!r}")
+            for number, row in enumerate(rows, 2):
+                if len(row) != len(heading):
+                    raise ValueError(f"row {number} has {len(row)} cells")
             data = rows[0][3] if heading == _OF_MEMBERS and rows else ""
             images = tuple(
                 ListedImage(

@@ -71,7 +71,7 @@
     byId(name).scrollIntoView({block: "start"});
     byId(name).focus({preventScroll: true});
   }
-  const goToAddress = () => goTo(decodeURIComponent(location.hash.slice(1)));
+  const goToAddress = () => goTo(location.hash.slice(1));
 
   function takeColours() {
     const style = getComputedStyle(document.documentElement);

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deit_zoo.zoo import ModelInfo
 
 FOLDER = Path(__file__).parent
+BEGINS = b"<!doctype html>\n<!-- deit-zoo list --html -->"  # the template's first lines
 VENDORED = FOLDER / "vendored"
 DATA_SETS = {"imagenet1k": "ImageNet-1k", "digits": "digits"}
 # An article that is quoted, an address, and a digest or a commit.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.first_stage import trained_first
@@ -130,21 +132,27 @@ def distillation(recipe: Recipe) -> str:
     return line
 
 
-def unusual(recipe: Recipe) -> str:
+def unusual(recipe: Recipe) -> Iterator[str]:
     """What most recipes leave alone."""
-    blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
-    crop = ", simple random crop" if recipe.random_crop == "simple" else ""
-    decay, bound = recipe.ema_decay, recipe.clip_grad
-    remarks = {
-        "eval mode: no drop-path": not recipe.train_mode,
-        f"{blocks}, {recipe.stem} stem": (recipe.blocks, recipe.stem) != (None, "linear"),
-        "LAMB": recipe.optimizer == "lamb",
-        f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}": recipe.three_augment,
-        recipe.loss.replace("_", " "): recipe.loss != "cross_entropy",
-        "Cosub: each image goes through the network twice": recipe.cosub,
-        f"moving average of the weights, decay {decay or 0.0:g}": decay is not None,
-        f"gradients clipped at {bound or 0.0:g}": bound is not None,
-        "classes weighted by their images, rare ones more": recipe.class_weights != "none",
-        "each class shown as often as any other": recipe.sampling != "uniform",
-    }
-    return "; ".join(remark for remark, applies in remarks.items() if applies)
+    if not recipe.train_mode:
+        yield "eval mode: no drop-path"
+    if (recipe.blocks, recipe.stem) != (None, "linear"):
+        blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
+        yield f"{blocks}, {recipe.stem} stem"
+    if recipe.optimizer == "lamb":
+        yield "LAMB"
+    if recipe.three_augment:
+        crop = ", simple random crop" if recipe.random_crop == "simple" else ""
+        yield f"3-Augment{crop}, colour jitter {recipe.color_jitter:g}"
+    if recipe.loss != "cross_entropy":
+        yield recipe.loss.replace("_", " ")
+    if recipe.cosub:
+        yield "Cosub: each image goes through the network twice"
+    if recipe.ema_decay is not None:
+        yield f"moving average of the weights, decay {recipe.ema_decay:g}"
+    if recipe.clip_grad is not None:
+        yield f"gradients clipped at {recipe.clip_grad:g}"
+    if recipe.class_weights != "none":
+        yield "classes weighted by their images, rare ones more"
+    if recipe.sampling != "uniform":
+        yield "each class shown as often as any other"

@@ -212,7 +212,7 @@ class Plan:
             ("", in_words.rate_by_the_rule(recipe)),
             ("distillation", in_words.distillation(recipe)),
             ("teacher labels", self._teacher_labels()),
-            ("also", in_words.unusual(recipe)),
+            ("also", "; ".join(in_words.unusual(recipe))),
             ("target", in_words.target(recipe)),
             *(("time", sentence) for sentence in self._times()),
         ]

@@ -28,6 +28,9 @@ from deit_zoo.runs.reference import (
 
 _ADDRESS = re.compile(r"\w+://|hf[-_]hub:")
 _LOCAL = ("/", ".", "~")
+_ROOT = r"(?:file:/+|[A-Za-z]:[\\/]|\\\\|~\w*[\\/]|\.{1,2}[\\/]|/)"  # how local paths begin
+_PATH = re.compile(rf"([^@\s]*@|){_ROOT}(?:.*[\\/])?([^\\/]+)[\\/]?")
+_PATH_IN_TEXT = re.compile(rf"(?<![^\s\"'=@(,]){_ROOT}(?:[^\s\"'()]*[\\/])?([^\s\"'()\\/]+)")
 FIGURES = ("top1", "top5", "loss")
 
 
@@ -175,11 +178,14 @@ def write_receipt(
 def without_paths(value: Any) -> Any:
     """What a receipt says, as others may read it: older ones hold paths of the machine."""
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {without_paths(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    is_path = isinstance(value, str) and value.rpartition("@")[2].startswith(_LOCAL)
-    return _last_part(value) if is_path else value
+    if not isinstance(value, str):
+        return value
+    if path := _PATH.fullmatch(value):  # which may hold spaces
+        return f"{path[1]}.../{path[2]}"
+    return _PATH_IN_TEXT.sub(r".../\1", value)
 
 
 def _without_paths(plan: Plan) -> Plan:

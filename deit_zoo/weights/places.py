@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,8 +48,10 @@ def hub_folder() -> Path:
 
 def place_of(record: Checkpoint) -> Place | None:
     """Where the weights of a record would be taken from without a network; None for nowhere."""
-    if any(_is_of(record.name, folder) for folder in carried_folders(record.name)):
-        return "carried"
+    for folder in carried_folders(record.name):
+        with contextlib.suppress(ZooError, OSError):  # who loads it is told, and `doctor` says it
+            if _is_of(record.name, folder):
+                return "carried"
     if any(source.kind == "builtin" for source in record.sources):
         return "embedded"
     return "cached" if any(_is_cached(record.name, source) for source in record.sources) else None
@@ -60,7 +63,19 @@ def carried_folders(name: str) -> list[Path]:
     return [folder for base in named for folder in (expand_user(base) / name, expand_user(base))]
 
 
+def unreadable_records(names: Iterable[str]) -> list[str]:
+    """What is wrong with the records of carried folders that cannot be read."""
+    reasons = {}
+    for folder in (folder for name in names for folder in carried_folders(name)):
+        try:
+            _is_of("", folder)
+        except (ZooError, OSError) as error:
+            reasons[folder] = str(error)
+    return list(reasons.values())
+
+
 def _is_of(name: str, folder: Path) -> bool:
+    """Whether a folder was carried for a model. Raises ZooError or OSError for a broken record."""
     file = folder / RECORD_FILE
     if not (os.path.isfile(file) and os.path.isfile(folder / MODEL_FILE)):
         return False
@@ -72,7 +87,10 @@ def _is_cached(name: str, source: Source) -> bool:
     if source.kind == "hub":
         repository = hub_folder() / f"models--{str(source.repo_id).replace('/', '--')}"
         commit = source.revision or "*"
-        return any(repository.glob(f"snapshots/{commit}/{source.filename}"))
+        files = repository.glob(f"snapshots/{commit}/{source.filename}")
+        return any(file.is_file() for file in files)  # a link whose blob is gone is none
     with contextlib.suppress(ZooError):  # a user without a home has no cache
-        return any((folder() / "converted").glob(f"{name}-{12 * '[0-9a-f]'}.safetensors"))
+        digest = (source.sha256_prefix or "")[:12]
+        digest += (12 - len(digest)) * "[0-9a-f]"
+        return any((folder() / "converted").glob(f"{name}-{digest}.safetensors"))
     return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from deit_zoo.machine import usable_cores
 from support.command import deit_zoo
@@ -44,6 +46,28 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_type(tmp_path: Path) 
     assert (done.status, hub["wrong"]) == (1, True)
     assert hub["found"] == f"{NOWHERE} cannot be reached (ConnectionError)"
     assert "weights fetch NAME --to DIR" in hub["todo"]
+
+
+def test_a_page_of_a_proxy_is_not_taken_for_the_hub(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as proxy:
+        Thread(target=proxy.serve_forever).start()
+        address = f"http://127.0.0.1:{proxy.server_port}"
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        done = deit_zoo("doctor", "--json", env=environment)
+        proxy.shutdown()
+    [hub] = [line for line in json.loads(done.out) if line["name"] == "Hub"]
+    assert (done.status, hub["wrong"]) == (1, True)
+    assert hub["found"] == f"{address} answers 501, not as a Hub does"
+
+
+def test_a_carried_record_that_is_broken_is_told_and_stops_no_list(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "checkpoint.json").write_text("{broken")
+    environment = {"DEIT_ZOO_WEIGHTS": str(tmp_path)}
+    done = deit_zoo("doctor", "--no-network", "--json", env=environment)
+    first = next(line for line in json.loads(done.out) if line["name"] == "carried")
+    assert first["found"].startswith(f"{tmp_path / 'checkpoint.json'} is not JSON")
+    assert (done.status, deit_zoo("list", env=environment).status) == (1, 0)
 
 
 def test_without_a_network_nothing_is_asked(tmp_path: Path) -> None:

@@ -159,6 +159,14 @@ def test_a_table_that_is_no_list_is_refused(tmp_path: Path) -> None:
         scan(tmp_path / "ages.csv")
 
 
+@pytest.mark.parametrize("cells", [3, 5])
+def test_a_row_of_a_list_with_other_cells_is_named(cells: int, tmp_path: Path) -> None:
+    row = ",".join(["train", "a/1.png", "70", "/photos/a/1.png", "more"][:cells])
+    (tmp_path / "split.csv").write_text(f"split,class,bytes,file\n{row}\n")
+    with pytest.raises(DataError, match=rf"is no list of a run's images \(row 2 has {cells} cells"):
+        read_split(tmp_path / "split.csv")
+
+
 def test_what_differs_from_a_list_is_said_by_an_example(photos: Path) -> None:
     kept = list_images(photos, 0.2)
     assert difference(kept, kept, 0) is None

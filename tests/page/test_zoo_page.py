@@ -157,3 +157,13 @@ def test_a_curve_that_is_none_is_refused(
 )
 def test_what_makes_no_page_is_said(words: tuple[str, ...], message: str) -> None:
     assert sentence(deit_zoo("list", *words)) == message
+
+
+def test_a_page_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+    page = tmp_path / "zoo.html"
+    page.write_text("<html>mine")
+    message = f"{page} is there and no file of this command; give another --html"
+    assert sentence(deit_zoo("list", "--html", str(page))) == message
+    page.unlink()
+    for _ in range(2):
+        assert deit_zoo("list", "cait_xs24", "--html", str(page)).status == 0

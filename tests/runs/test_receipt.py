@@ -21,7 +21,14 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.plot import draw_run
-from deit_zoo.runs.receipt import Verdict, ema_figures, judge, times, write_receipt
+from deit_zoo.runs.receipt import (
+    Verdict,
+    ema_figures,
+    judge,
+    times,
+    without_paths,
+    write_receipt,
+)
 from support.tables import each_row
 
 RECIPE = replace(DEIT_PICO, band=0.5, band_source="a test")
@@ -307,6 +314,29 @@ def test_a_receipt_tells_no_local_path(given: str, told: str, tmp_path: Path) ->
     assert recipe["teacher"] == (told if given.startswith("hf") else f"regnety_160@{told}")
     assert f"init_from {told}, recipe none" in receipt["differs"]
     assert "somebody" not in (tmp_path / "receipt.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("/home/somebody/my photos/birds", ".../birds"),
+        ("deit_base@../somebody/best", "deit_base@.../best"),
+        (r"C:\Users\somebody\birds", ".../birds"),
+        (r"\\server\somebody\birds", ".../birds"),
+        ("file:///home/somebody/birds", ".../birds"),
+        (
+            "finetune deit_s --data=/home/somebody/birds --gpus 1",
+            "finetune deit_s --data=.../birds --gpus 1",
+        ),
+        (
+            {"/home/somebody/a": [".5", "1/2", "images/s", "hf://org/repo"]},
+            {".../a": [".5", "1/2", "images/s", "hf://org/repo"]},
+        ),
+    ],
+)
+def test_an_older_receipt_is_published_without_local_paths(value: Any, public: Any) -> None:
+    assert without_paths(value) == public
+    assert without_paths(public) == public
 
 
 def test_a_start_from_own_weights_of_the_published_name_is_a_difference(tmp_path: Path) -> None:
