@@ -19,14 +19,11 @@ from deit_zoo.distributed import how_it_ended
 from deit_zoo.errors import ZooError
 
 DYING_SECONDS = 5  # on a busy machine
-# As long as processes wait for each other. A worker that was stopped would be waited for for ever.
-SILENT_SECONDS = 1800.0
 _NO_MEMORY = "memory is mostly what they lack: give fewer --workers"
 _NO_ROOM = (
     "/dev/shm, through which they hand over images, has no room: give it more (docker run "
     "--shm-size=8g), or type --workers 0"
 )
-_SILENT = "one of them is stopped, or the disk that they read from hangs: look at both"
 _BUS_ERROR = -getattr(signal, "SIGBUS", 0)
 _END = object()
 
@@ -51,7 +48,6 @@ class Loader:
             **({"batch_sampler": keys} if batched else {"sampler": keys, "batch_size": None}),
             num_workers=workers,
             persistent_workers=workers > 0,
-            timeout=SILENT_SECONDS if workers else 0,
             worker_init_fn=_begin_worker,
         )
 
@@ -88,9 +84,6 @@ class Loader:
         except (RuntimeError, OSError, EOFError) as error:
             if _is_about_shared_memory(error):
                 raise WorkersDiedError("loader workers cannot go on", _NO_ROOM) from error
-            if str(error).startswith("DataLoader timed out"):
-                silent = f"loader workers gave nothing for {SILENT_SECONDS:g} seconds"
-                raise WorkersDiedError(silent, _SILENT) from error
             # Between what a dying worker breaks off and its end.
             wait([worker.sentinel for worker in self.workers], timeout=DYING_SECONDS)
             codes = [worker.exitcode for worker in self.workers if worker.exitcode is not None]

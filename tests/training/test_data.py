@@ -24,7 +24,6 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deit_zoo.augment.draws import Draws
 from deit_zoo.augment.record import BAD, LABEL, OFFSET, Box, Layer
-from deit_zoo.data import loader as loader_module
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
@@ -402,22 +401,6 @@ def test_a_killed_worker_changes_no_bit_and_is_told(
     assert equal(found, list(loader_of(spoiled, 0).epoch(0)))
     assert len(said) == 1
     assert said[0].startswith("a loader worker was killed by SIGKILL in epoch 1; loading starts ")
-
-
-@pytest.mark.slow
-def test_workers_that_are_stopped_are_replaced(
-    good: FolderSet, loader_of: Callable[..., TrainLoader], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loader_module, "SILENT_SECONDS", 5.0)
-    said: list[str] = []
-    loader = loader_of(good, 2, tell=said.append)
-    found = []
-    for number, batch in enumerate(loader.epoch(0)):
-        found.append(batch)
-        for pid in worker_pids() if number == 0 else ():
-            os.kill(pid, signal.SIGSTOP)
-    assert equal(found, list(loader_of(good, 0).epoch(0)))
-    assert said[0].startswith("loader workers gave nothing for 5 seconds in epoch 1; ")
 
 
 @pytest.mark.usefixtures("impatient")
