@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deit_zoo.data.remote import is_address, read_address
+from deit_zoo.data.remote import NotFetchedError, is_address, read_address
 from deit_zoo.errors import DataError
 
 ImageLike: TypeAlias = (
@@ -97,7 +97,8 @@ def from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
 
 
 def fetch(url: str) -> bytes:
-    """The bytes behind an address. Raises DataError with the reason where there are none."""
+    """The bytes behind an address. Raises DataError with the reason where there are none, and of
+    its kinds NotFetchedError where the reason may be gone later."""
     import requests
 
     from deit_zoo.weights import web
@@ -115,4 +116,12 @@ def fetch(url: str) -> bytes:
             return content
     except requests.RequestException as error:
         reason = str(error).split("(Caused by ")[-1].rstrip(")")
-    raise DataError(f"{url} could not be fetched: {reason}")
+        status = 0 if error.response is None else error.response.status_code
+        broken_off = (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        )
+        may_pass = status == 429 or status >= 500 or isinstance(error, broken_off)
+    kind = NotFetchedError if may_pass else DataError
+    raise kind(f"{url} could not be fetched: {reason}")

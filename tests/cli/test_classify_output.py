@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -312,6 +313,15 @@ def test_without_pyarrow_one_sentence_says_what_to_type(
         classify_([str(images)], output=tmp_path / "answers.parquet")
     told = "a Parquet file needs pyarrow; type: pip install 'deit_zoo[hfds]'"
     assert str(caught.value) == told
+
+
+def test_a_web_server_that_does_not_answer_is_no_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/7.png"
+    told = refused(lambda: put(url, tmp_path / "answers.csv"))
+    assert told.startswith(f"{url} could not be fetched: ")
+    assert told.endswith("; with --resume it goes on from here")
+    assert (tmp_path / "answers.csv.partial").read_bytes() == b""
 
 
 class Flaky(MemoryFileSystem):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from deit_zoo.data import image_like
+from deit_zoo.data.remote import NotFetchedError
 from deit_zoo.errors import DataError
 from deit_zoo.weights import fetch, web
 from deit_zoo.weights.reach import Reach
@@ -137,6 +138,25 @@ def test_an_address_that_nobody_can_have_is_one_sentence(url: str) -> None:
     with pytest.raises(DataError, match=r"could not be fetched: ") as caught:
         image_like.fetch(url)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "may_pass"),
+    [
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 429 Slowly\r\nContent-Length: 0\r\n\r\n", True),
+        (b"", True),  # it hangs up
+        (OK + b"Content-Length: 99\r\n\r\nhalf", True),
+        (b"HTTP/1.1 404 Absent\r\nContent-Length: 0\r\n\r\n", False),
+        (redirect("ftp://example.org/x"), False),
+    ],
+)
+def test_a_server_that_may_answer_later_is_told_from_one_that_has_no_image(
+    answer: bytes, may_pass: bool
+) -> None:
+    with server(answer) as url, pytest.raises(DataError, match="could not be fetched") as caught:
+        image_like.fetch(f"{url}/7.png")
+    assert isinstance(caught.value, NotFetchedError) is may_pass
 
 
 @pytest.mark.parametrize("url", ["http://h:99999/x", "http://[bad/x"])
