@@ -62,7 +62,7 @@ def classify_(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Into a table, .csv or .parquet, of any number."),
+        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --output where it was stopped.")

@@ -154,7 +154,7 @@ def check_output(
 ) -> None:
     """Raises DataError where a picture, or what else begins so, must not or cannot be put."""
     if file.suffix.lower() != suffix:
-        raise DataError(f"{file} is no name of a {suffix[1:].upper()}; type {option} FILE{suffix}")
+        raise DataError(f"{file} does not end in {suffix}; type {option} FILE{suffix}")
     if file.is_dir():
         raise DataError(f"{file} is a folder; type {option} FILE{suffix}")
     if not file.parent.is_dir():

@@ -37,9 +37,13 @@ ROWS = 10_000  # that become Parquet, or are held, at the same time
 def check_answer_file(file: Path, resume: bool) -> None:
     """Raises DataError where answers cannot be put there, or would be put over others."""
     if file.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{file} is no name of a table; type --output FILE.csv or FILE.parquet")
-    if file.is_dir() or not file.parent.is_dir():
-        raise DataError(f"{file} is a folder, or lies in none that is there; give another --output")
+        raise DataError(
+            f"{file} does not end in .csv or .parquet; type --output FILE.csv or FILE.parquet"
+        )
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; type --output FILE.csv or FILE.parquet")
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}; make it, or give another --output")
     if not resume and (present := _present(file)):
         raise DataError(
             f"{present[0]} is there already; type --resume to go on, or give another --output"

@@ -186,7 +186,7 @@ def _step(attention: Tensor, num_tokens: int) -> Tensor:
 def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> None:
     """Write a PNG: for each token the image, then each map over it with a scale of its own."""
     if file.suffix.lower() != ".png":
-        raise DataError(f"{file} is no name of a PNG; give a file that ends in .png")
+        raise DataError(f"{file} does not end in .png; give a name that does")
     require_matplotlib()
     data = BytesIO()
     figure(attention, _title(attention) if title is None else title).savefig(data, format="png")

@@ -170,7 +170,7 @@ def test_attention_never_overwrites_what_is_no_picture(typed: Callable[..., Done
         ),
         (
             ["7.png", "--model", PLAIN, "--output", "a.svg"],
-            "a.svg is no name of a PNG; type --output FILE.png",
+            "a.svg does not end in .png; type --output FILE.png",
         ),
         (
             ["-", "--model", PLAIN],

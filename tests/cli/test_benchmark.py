@@ -247,8 +247,8 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
             "int8 is what optimize makes; add --mode optimized",
         ),
         (["--img-size", "big"], "--img-size is 'big'; give pixels as 224, or 192x256 (HxW)"),
-        (["--plot", "a.svg"], "a.svg is no name of a PNG; type --plot FILE.png"),
-        (["--output", "a.txt"], "a.txt is no name of a JSON; type --output FILE.json"),
+        (["--plot", "a.svg"], "a.svg does not end in .png; type --plot FILE.png"),
+        (["--output", "a.txt"], "a.txt does not end in .json; type --output FILE.json"),
         (
             ["--output", "no/a.json"],
             "there is no folder no; make it, or give another --output",

@@ -291,8 +291,12 @@ def test_names_of_any_kind_are_one_row_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--output", "answers.txt"), "answers.txt is no name of a table; type --output FILE.csv"),
-        (("--output", "no/answers.csv"), "no/answers.csv is a folder, or lies in none"),
+        (("--output", "answers.txt"), "answers.txt does not end in .csv or .parquet; type"),
+        (
+            ("--output", "no/answers.csv"),
+            "there is no folder no; make it, or give another --output",
+        ),
+        (("--output", "folder.csv"), "folder.csv is a folder; type --output FILE.csv or"),
         (("--resume",), "--resume goes on with a file; type --output FILE.csv or FILE.parquet too"),
         (("--output", "answers.csv", "--json"), "--json prints and --output writes; type one"),
         (("absent", "--output", "answers.csv"), "absent does not exist; give image files, folders"),
@@ -302,6 +306,7 @@ def test_names_of_any_kind_are_one_row_each(tmp_path: Path) -> None:
 def test_what_makes_no_table_is_one_sentence(
     words: tuple[str, ...], told: str, images: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "folder.csv").mkdir()
     assert sentence(classify("images", *words, cwd=tmp_path)).startswith(told)
 
 

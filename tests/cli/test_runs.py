@@ -187,7 +187,7 @@ def test_plot_never_overwrites_what_is_no_picture(typed: Callable[..., Done], ru
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("curve.svg", "curve.svg is no name of a PNG; type --output FILE.png"),
+        ("curve.svg", "curve.svg does not end in .png; type --output FILE.png"),
         ("nowhere/p.png", "there is no folder nowhere; make it, or give another --output"),
         ("folder.png", "folder.png is a folder; type --output FILE.png"),
         # The temporary name is longer than a name may be.

@@ -449,7 +449,7 @@ def test_a_picture_is_a_png(small: AttentionMap, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         small.save(os.fspath(tmp_path / "a.svg"))
     assert str(caught.value) == (
-        f"{tmp_path / 'a.svg'} is no name of a PNG; give a file that ends in .png"
+        f"{tmp_path / 'a.svg'} does not end in .png; give a name that does"
     )
 
 

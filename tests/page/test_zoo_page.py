@@ -147,7 +147,7 @@ def test_a_curve_that_is_none_is_refused(
     ("words", "message"),
     [
         (("--curve", "own.json"), "--curve is drawn on a page; type --html FILE.html too"),
-        (("--html", "zoo.txt"), "zoo.txt is no name of a HTML; type --html FILE.html"),
+        (("--html", "zoo.txt"), "zoo.txt does not end in .html; type --html FILE.html"),
         (("zzz", "--html", "a.html"), "no model passes these filters; `deit-zoo list` shows all"),
         (
             ("--html", "a.html", "--json"),
