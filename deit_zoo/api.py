@@ -41,6 +41,7 @@ def classify(
     batch_size: int = 32,
     workers: int | None = None,
     fast: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Predictions:
     """The `topk` most probable classes of each image, best first: a list, which a notebook shows.
 
@@ -65,6 +66,8 @@ def classify(
         fast: by an optimized copy of the model, in the precision that the device computes fastest.
             It is not compiled, since that takes longer than most folders do: give a copy from
             `optimize` as the model to have that.
+        progress: called after each batch with the images done and the images in all, None where
+            nobody knows; unless given, a bar in a notebook or on a terminal.
 
     Raises:
         DataError: the only image cannot be read.
@@ -109,13 +112,18 @@ def classify(
 
     results = Predictions()
 
-    def sources() -> Iterator[Any]:
-        for source in (source for image in many for source in images_of(image)):
-            if len(results.names) < results.MOST:
-                results.names.append(name_of(source))
-            yield source
+    total = len(many) if isinstance(many, Sized) else None
 
-    total = None if is_folder(images) or not isinstance(many, Sized) else len(many)
+    def sources() -> Iterator[Any]:
+        nonlocal total
+        for image in many:
+            if is_folder(image):
+                total = None
+            for source in images_of(image):
+                if len(results.names) < results.MOST:
+                    results.names.append(name_of(source))
+                yield source
+
     bar = Bar("images")
     with ExitStack() as stack:
         batches = stack.enter_context(
@@ -128,9 +136,11 @@ def classify(
                 small = None if isinstance(pixels, DataError) else thumbnail(pixels)
                 results.thumbnails.append(small)
             results += [one if isinstance(one, DataError) else next(best) for one in batch]
-            if len(results) == batch_size:  # there may be more
-                stack.enter_context(bar)
-            if len(results) >= batch_size:
+            if progress is not None:
+                progress(len(results), total)
+            elif len(results) >= batch_size:
+                if len(results) == batch_size:  # there may be more
+                    stack.enter_context(bar)
                 bar(len(results), total)
     return results
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -536,6 +537,28 @@ def test_top5_looks_at_five_classes(
 def test_worker_processes_change_nothing(colours: ZooModel, data: Path) -> None:
     alone = deit_zoo.evaluate(colours, data, batch_size=3)
     assert deit_zoo.evaluate(colours, data, batch_size=3, workers=2) == alone
+
+
+def test_progress_of_classify_tells_images_done_and_in_all_where_that_is_known(
+    colours: ZooModel, data: Path
+) -> None:
+    files = sorted(data.glob("**/*.png"))
+    cases: list[tuple[Any, int | None]] = [
+        (files, 7),
+        (iter(files), None),
+        (data, None),
+        ([data], None),
+    ]
+    for images, total in cases:
+        calls: list[tuple[int, int | None]] = []
+        deit_zoo.classify(
+            images,
+            colours,
+            topk=1,
+            batch_size=3,
+            progress=lambda done, total, calls=calls: calls.append((done, total)),  # type: ignore[misc]
+        )
+        assert calls == [(3, total), (6, total), (7, total)]
 
 
 def test_progress_tells_images_done_and_in_all(colours: ZooModel, data: Path) -> None:
