@@ -111,6 +111,7 @@ def classify(
             return error
 
     results = Predictions()
+    names: list[str] = []  # of the first, which a notebook shows
 
     total = len(many) if isinstance(many, Sized) else None
 
@@ -120,8 +121,8 @@ def classify(
             if is_folder(image):
                 total = None
             for source in images_of(image):
-                if len(results.names) < results.MOST:
-                    results.names.append(name_of(source))
+                if len(names) < results.MOST:
+                    names.append(name_of(source))
                 yield source
 
     bar = Bar("images")
@@ -132,10 +133,11 @@ def classify(
         for batch in batches:
             readable = [pixels for pixels in batch if not isinstance(pixels, DataError)]
             best = iter(predictions(network, readable, topk) if readable else [])
-            for pixels in batch[: max(0, results.MOST - len(results))]:
+            answers = [one if isinstance(one, DataError) else next(best) for one in batch]
+            for name, answer, pixels in zip(names[len(results) :], answers, batch, strict=False):
                 small = None if isinstance(pixels, DataError) else thumbnail(pixels)
-                results.thumbnails.append(small)
-            results += [one if isinstance(one, DataError) else next(best) for one in batch]
+                results.images.append((answer, name, small))
+            results += answers
             if progress is not None:
                 progress(len(results), total)
             elif len(results) >= batch_size:

@@ -24,25 +24,29 @@ class Prediction:
 class Predictions(list["list[Prediction] | DataError"]):
     """The classes of each image, or why it could not be read; a notebook shows the first of them.
 
-    `names` and `thumbnails` are of these, a JPEG each of what the model saw.
+    `images` are answers with their images' names and a JPEG each of what the model saw, so that
+    each stands beside its own, however the list is changed.
     """
 
     MOST = 24  # images shown
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
-        self.thumbnails: list[bytes | None] = []
+        self.images: list[tuple[list[Prediction] | DataError, str, bytes | None]] = []
 
     def _repr_html_(self) -> str:
         from deit_zoo.notebook import Html, bar, picture, table, text
 
         rows: list[tuple[str, ...]] = []
-        for name, thumbnail, classes in zip(self.names, self.thumbnails, self, strict=False):
-            if isinstance(classes, DataError) or thumbnail is None:
+        known = {id(answer): (name, thumbnail) for answer, name, thumbnail in self.images}
+        for classes in self[: self.MOST]:
+            name, thumbnail = known.get(id(classes), ("", None))
+            if isinstance(classes, DataError):
                 rows.append((Html(""), name, Html(f"<em>{text(str(classes))}</em>")))
                 continue
-            image = picture(thumbnail, "jpeg", description=name, width=72)
+            image = Html("")
+            if thumbnail is not None:
+                image = picture(thumbnail, "jpeg", description=name, width=72)
             answers = [(one.label, bar(one.probability), share(one)) for one in classes]
             rows.append((image, name, Html(table(answers))))
         more = len(self) - len(rows)

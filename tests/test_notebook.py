@@ -14,7 +14,7 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import DataError
-from deit_zoo.results import Evaluation, Prediction
+from deit_zoo.results import Evaluation, Prediction, Predictions
 
 MODEL = "deit_pico_distilled_digits"
 ATTACK = "<script>alert(1)</script><img src=x onerror='alert(2)'>\u202e\n"
@@ -73,18 +73,36 @@ def test_classes_are_shown_beside_the_image_that_the_model_saw(digits: Path) -> 
 def test_only_the_first_of_many_images_are_kept_for_a_notebook() -> None:
     images = [Image.new("RGB", (400, 300))] * 40
     results = deit_zoo.classify(images, MODEL, topk=1, batch_size=7)
-    assert (len(results), len(results.names), len(results.thumbnails)) == (40, 24, 24)
+    assert (len(results), len(results.images)) == (40, 24)
     page = Page(results._repr_html_())
     assert len(page.pictures) == 24
-    assert max(len(jpeg or b"") for jpeg in results.thumbnails) < 4000
+    assert max(len(jpeg or b"") for _, _, jpeg in results.images) < 4000
     assert page.texts[-1] == "and 16 more"
-    assert pickle.loads(pickle.dumps(results)) == results == list(results)
+    copy = pickle.loads(pickle.dumps(results))
+    assert copy == results == list(results)
+    assert copy._repr_html_() == results._repr_html_()
+
+
+def test_classes_stay_beside_their_image_however_the_list_is_changed(digits: Path) -> None:
+    files = [digits / "val/7/1442.png", "absent.png", min((digits / "val/3").iterdir())]
+    results = deit_zoo.classify(files, MODEL, topk=1)
+    before = Page(results._repr_html_())
+    seven, absent, three = results
+    results.reverse()
+    results.remove(absent)
+    results.append([Prediction("of another", 1.0, 0, "")])
+    page = Page(results._repr_html_())
+    labels = [label for label in page.texts if label in ("3", "7", "of another", *map(str, files))]
+    assert labels == [str(files[2]), "3", str(files[0]), "7", "of another"]
+    assert [p.tobytes() for p in page.pictures] == [p.tobytes() for p in before.pictures[::-1]]
+    assert (seven, three) == (results[1], results[0])
 
 
 def test_what_others_named_is_shown_and_does_nothing() -> None:
-    results = deit_zoo.classify([Image.new("RGB", (8, 8)), "absent.png"], MODEL, topk=1)
-    results.names = [ATTACK, ATTACK]
-    results[:] = [[Prediction(ATTACK, 0.5, 0, ATTACK)], DataError(ATTACK)]
+    [_, _, jpeg] = deit_zoo.classify([Image.new("RGB", (8, 8))], MODEL, topk=1).images[0]
+    results = Predictions()
+    results += [[Prediction(ATTACK, 0.5, 0, ATTACK)], DataError(ATTACK)]
+    results.images = [(results[0], ATTACK, jpeg), (results[1], ATTACK, None)]
     page = Page(results._repr_html_())
     assert page.tags == {"div", "table", "tbody", "tr", "th", "td", "img", "em"}
     assert page.attributes == {"style", "src", "alt", "width"}
@@ -94,7 +112,8 @@ def test_what_others_named_is_shown_and_does_nothing() -> None:
 
 def test_a_notebook_keeps_no_secret_of_an_address() -> None:
     results = deit_zoo.classify([Image.new("RGB", (8, 8))], MODEL, topk=1)
-    results.names = ["https://ada:hunter2@example.org/7.png?token=hf_abcdefghijklmnopqrstuvwxyz"]
+    address = "https://ada:hunter2@example.org/7.png?token=hf_abcdefghijklmnopqrstuvwxyz"
+    results.images = [(results[0], address, None)]
     html = results._repr_html_()
     assert "example.org/7.png" in html
     assert "hunter2" not in html
@@ -113,6 +132,13 @@ def test_models_are_a_list_of_names_that_is_shown_as_a_table() -> None:
     assert table == deit_zoo.list_models("pico")
     rows = repr(table).splitlines()
     assert rows[0].split() == ["name", "top-1", "params", "GMACs", "px", "data", "proof", "here"]
+    changed = deit_zoo.list_models("pico", as_table=True)
+    changed.pop(0)
+    changed.append("one of yours")
+    lines = repr(changed).splitlines()
+    assert rows[1] not in lines
+    assert lines[1 : len(table)] == rows[2 : len(table) + 1]
+    assert lines[len(table)].split() == ["one", "of", "yours", *"–––––––"]
     page = Page(table._repr_html_())
     assert {*table, "98.61", "embedded", "pinned"} <= set(page.texts)
     facts = Page(deit_zoo.info("deit_s")._repr_html_())

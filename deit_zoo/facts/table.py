@@ -27,7 +27,7 @@ class ModelTable(list[str]):
         super().__init__(model.name for model in self.models)
 
     def __repr__(self) -> str:
-        rows = [HEADING, *rows_of_models(self.models)]
+        rows = [HEADING, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -36,13 +36,20 @@ class ModelTable(list[str]):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, *notes_of_models(self.models)])
+        return "\n".join([*lines, *self._notes()])
 
     def _repr_html_(self) -> str:
         from deit_zoo.notebook import table
 
-        rows, notes = rows_of_models(self.models), notes_of_models(self.models)
-        return table(rows, heading=HEADING, right=NUMBERS, notes=notes)
+        return table(self._rows(), heading=HEADING, right=NUMBERS, notes=self._notes())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Of the names in the list by now, whatever was done to it."""
+        known = {row[0]: row for row in rows_of_models(self.models)}
+        return [known.get(name, (name, *["–"] * (len(HEADING) - 1))) for name in self]
+
+    def _notes(self) -> list[str]:
+        return notes_of_models([model for model in self.models if model.name in self])
 
 
 def rows_of_models(models: Iterable[ModelInfo]) -> list[tuple[str, ...]]:
