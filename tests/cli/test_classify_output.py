@@ -8,6 +8,7 @@ import math
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pyarrow import parquet
 
 from deit_zoo.cli.classify import classify_
 from deit_zoo.data.digits import digits
-from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.errors import MissingExtraError
 from deit_zoo.inference.answer_file import AnswerFile, open_answers
 from deit_zoo.results import Prediction
 from support.command import Done, Process, deit_zoo, sentence
@@ -261,12 +262,21 @@ def test_no_answer_of_an_image_that_is_gone_is_kept(
 def test_two_processes_do_not_write_the_same_table(tmp_path: Path) -> None:
     file = tmp_path / "answers.csv"
     settings = {"images": ["x"], "topk": 1}
+    program = """
+import sys
+from pathlib import Path
+from deit_zoo.inference.answer_file import open_answers
+with open_answers(Path(sys.argv[1]), {"images": ["x"], "topk": 1}, resume=True):
+    print("open")
+"""
     with open_answers(file, settings, resume=False) as answers:
         answers.add("x", [Prediction("cat", 0.5, 0, "n1")])
         answers.flush()
-        other = open_answers(file, settings, resume=True)
-        with pytest.raises(DataError, match="is being written by another process"), other:
-            pass
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with Process(["-c", program, file], **pipes) as other:
+            printed, error = other.communicate(timeout=PATIENCE)
+        assert printed == ""
+        assert f"{file} is being written by another process; wait for it, or give" in error
         answers.finish()
     assert file.read_text() == (
         "image,label_1,probability_1,index_1,folder_1,error\nx,cat,0.5,0,n1,\n"
