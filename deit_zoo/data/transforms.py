@@ -374,9 +374,9 @@ def as_tensor(
     with image_errors(name):
         source = source_of(image)
     if isinstance(source, Path | bytes):
-        photo = open_image(source, name, reading="upright")
-        with error_context(name):
-            return transform(photo)
+        # Its pixels count among those that all threads hold until they are transformed.
+        with _opened(source, name) as opened:
+            return transform(_decoded(opened, "upright"))
     # The same image may be given twice, and no image is decoded by two threads at once.
     with _DECODING, image_errors(name):
         source.load()

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deit_zoo.data import transforms
 from deit_zoo.data.folder import FolderSet, images_of
 from deit_zoo.data.image_file import MAX_PIXELS, MOST_BYTES, read_file
 from deit_zoo.data.survey import bad_images, scan
-from deit_zoo.data.transforms import MemoryInUse, open_image, read_pixels, to_rgb
+from deit_zoo.data.transforms import MemoryInUse, as_tensor, open_image, read_pixels, to_rgb
 from deit_zoo.manifest import Reading
 from support.images import encoded, refused, write
 
@@ -245,6 +246,17 @@ def test_threads_decode_no_more_at_a_time_than_the_largest_image_takes() -> None
         assert not inside.is_set()
     assert inside.wait(60)
     thread.join()
+    assert memory.used == 0
+
+
+def test_an_image_counts_until_it_is_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MemoryInUse()
+    monkeypatch.setattr(transforms, "_MEMORY", memory)
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        return torch.tensor(memory.used)
+
+    assert as_tensor(grey(), transform, "a.png") > 0
     assert memory.used == 0
 
 
