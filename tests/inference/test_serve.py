@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ import deit_zoo as zoo
 from deit_zoo.cli.serve import serve_
 from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
+from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.serve import batcher as batching
 from deit_zoo.inference.serve.batcher import Batcher
 from support.command import ROOT, Process, deit_zoo, sentence
@@ -286,6 +288,34 @@ def test_a_batch_that_the_model_fails_at_does_not_end_it(
     [answer] = batcher.submit([("1", files["1"])], topk=1)
     assert (answer.result(PATIENCE)[0].label, batcher.failure) == ("1", None)
     batcher.close()
+
+
+def test_what_nobody_waits_for_any_more_is_let_go(
+    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = zoo.create(MODEL, pretrained=True)
+    sizes: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return predictions(*arguments)
+
+    monkeypatch.setattr(batching, "predictions", slow)
+    batcher = Batcher(network, zoo.transform(network), batch_size=4, threads=1, say=sizes.append)
+    [first] = batcher.submit([("1", files["1"])], topk=1)
+    assert begun.wait(PATIENCE)
+    for _ in range(3):
+        late = batcher.submit([("2", files["2"])] * 30, topk=1)
+        until(lambda: len(batcher._ready) == 30)
+        assert all(answer.cancel() for answer in late)
+        assert not batcher._ready
+    [last] = batcher.submit([("3", files["3"])], topk=1)
+    go_on.set()
+    assert [one.result(PATIENCE)[0].label for one in (first, last)] == ["1", "3"]
+    batcher.close()
+    assert sizes == [1, 1]
 
 
 def test_a_port_that_is_taken_and_bounds_that_do_not_fit_are_one_sentence() -> None:

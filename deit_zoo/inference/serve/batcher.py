@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition, Thread
@@ -24,11 +23,10 @@ Images: TypeAlias = list[tuple[str, bytes]]  # with their names
 
 
 class _Ready(NamedTuple):
-    """Pixels that wait for the model, how many classes are asked for, and where they go."""
+    """Pixels that wait for the model, and how many classes are asked for."""
 
     pixels: Tensor
     topk: int
-    answer: Future[list[Prediction]]
 
 
 class Batcher:
@@ -49,7 +47,7 @@ class Batcher:
         self.network, self.prepare, self.batch_size, self.say = network, prepare, batch_size, say
         self.failure: str | None = None
         self._reading = 0
-        self._ready: deque[_Ready] = deque()
+        self._ready: dict[Future[list[Prediction]], _Ready] = {}  # in the order of their reading
         self._closed = False
         self._changed = Condition()
         self._pool = ThreadPoolExecutor(threads, "read")
@@ -57,11 +55,15 @@ class Batcher:
         self._worker.start()
 
     def submit(self, images: Images, topk: int) -> list[Future[list[Prediction]]]:
-        """The classes of encoded images, once they are known; of what is none, its DataError."""
+        """A future for each encoded image: of its classes, or of the DataError that it has.
+
+        One that is cancelled lets go of its image, unless the model looks at it already.
+        """
         answers: list[Future[list[Prediction]]] = [Future() for _ in images]
         with self._changed:
             self._reading += len(images)
         for (name, data), answer in zip(images, answers, strict=True):
+            answer.add_done_callback(self._drop)
             self._pool.submit(self._read, data, name, topk, answer)
         return answers
 
@@ -79,22 +81,26 @@ class Batcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._worker.join(GRACE)
 
+    def _drop(self, answer: Future[list[Prediction]]) -> None:
+        with self._changed:
+            self._ready.pop(answer, None)
+
     def _read(self, data: bytes, name: str, topk: int, answer: Future[list[Prediction]]) -> None:
         ready = None
         try:
-            # Whoever asked may have gone.
-            if answer.set_running_or_notify_cancel():
-                ready = _Ready(as_tensor(data, self.prepare.pixels, name), topk, answer)
+            if not answer.cancelled():
+                ready = _Ready(as_tensor(data, self.prepare.pixels, name), topk)
         except Exception as error:  # raised again where the answer is waited for
-            answer.set_exception(error)
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(error)
         finally:
             with self._changed:
                 self._reading -= 1
-                if ready:
-                    self._ready.append(ready)
+                if ready and not answer.cancelled():
+                    self._ready[answer] = ready
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[_Ready]:
+    def _next_batch(self) -> dict[Future[list[Prediction]], _Ready]:
         """What is ready, once that is a whole batch or no more is to be waited for."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._closed)
@@ -103,20 +109,28 @@ class Batcher:
                 if not self._changed.wait(until - time.monotonic()):
                     break
             if self._closed:
-                return []
-            return [self._ready.popleft() for _ in range(min(self.batch_size, len(self._ready)))]
+                return {}
+            batch: dict[Future[list[Prediction]], _Ready] = {}
+            while self._ready and len(batch) < self.batch_size:
+                answer = next(iter(self._ready))
+                ready = self._ready.pop(answer)
+                if answer.set_running_or_notify_cancel():  # from here on it cannot be cancelled
+                    batch[answer] = ready
+            return batch
 
     def _answer_all(self) -> None:
-        while batch := self._next_batch():
+        while not self._closed:
+            if not (batch := self._next_batch()):  # each was cancelled meanwhile
+                continue
             try:
-                topk = max(one.topk for one in batch)
-                answers = predictions(self.network, [one.pixels for one in batch], topk)
+                topk = max(one.topk for one in batch.values())
+                best = predictions(self.network, [one.pixels for one in batch.values()], topk)
                 self.failure = None
             except Exception as error:  # the next batch may have more luck
                 self.failure = str(error) or type(error).__name__
-                for one in batch:
-                    one.answer.set_exception(error)
+                for answer in batch:
+                    answer.set_exception(error)
                 continue
             self.say(len(batch))
-            for one, answer in zip(batch, answers, strict=True):
-                one.answer.set_result(answer[: one.topk])
+            for (answer, ready), classes in zip(batch.items(), best, strict=True):
+                answer.set_result(classes[: ready.topk])
