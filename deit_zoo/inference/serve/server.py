@@ -26,14 +26,16 @@ BACKLOG = 1024
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP, where a connection on which no whole request begins is closed: uvicorn would wait for
-    the rest of its headers for ever."""
+    """HTTP, where a connection is closed on which no whole request begins in time, or whose client
+    does not read its answer: uvicorn would wait for either for ever."""
 
     seconds = 30.0
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # so any byte that is not sent pauses writing
         self._set_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -43,17 +45,32 @@ class TimedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._stop_unread()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
 
     def _set_timer(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self._timer is None:
-            self._timer = self.loop.call_later(self.seconds, self.transport.close)
+            self._timer = self.loop.call_later(self.seconds, self.transport.abort)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 def bind(host: str, port: int) -> socket.socket:
