@@ -31,6 +31,7 @@ def serve_(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000,
     device: Device = "auto",
     topk: Annotated[int, typer.Option(min=1, help="Classes per image, unless ?topk=N.")] = 5,
+    max_topk: Annotated[int, typer.Option(min=1, help="The most that ?topk=N may ask for.")] = 100,
     batch_size: Annotated[
         int, typer.Option(min=1, max=MOST, help="Images, at most, that the model sees at once.")
     ] = 32,
@@ -76,6 +77,8 @@ def serve_(
             f"--max-images is {max_images} and --queue is {queue}; give a --queue that holds the "
             "images of a request"
         )
+    if topk > max_topk:
+        raise ZooError(f"--topk is {topk} and --max-topk is {max_topk}; give a larger --max-topk")
     if math.isnan(timeout):
         raise ZooError("--timeout is nan; give seconds")
     if compile and not fast:
@@ -91,6 +94,7 @@ def serve_(
         max_waiting=queue,
         timeout=timeout,
         topk=topk,
+        max_topk=max_topk,
     )
     # Bound first, for a port may be taken; nobody is let in before the model is ready.
     with bind(host, port) as listener:
@@ -136,7 +140,7 @@ def _run(
         transform(network),
         batch_size=batch_size,
         threads=workers or default_threads(),
-        say=metrics.batches.observe,
+        on_batch=metrics.batches.observe,
     )
     try:
         batcher.warm_up()

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from fastapi import HTTPException
 from PIL import Image
 
 import deit_zoo as zoo
@@ -28,9 +29,9 @@ from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
 from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.serve import batcher as batching
+from deit_zoo.inference.serve.app import AdmissionControl, Limits
 from deit_zoo.inference.serve.batcher import Batcher
 from support.command import ROOT, Process, deit_zoo, sentence
-from support.processes import free_port
 
 MODEL = "deit_pico_digits"
 BOUNDS = ("--max-mb", "1", "--max-images", "4", "--queue", "8", "--max-pixels", "100000")
@@ -69,11 +70,15 @@ class Service:
         where = urlsplit(self.url)
         return socket.create_connection((where.hostname or "", where.port or 0), PATIENCE)
 
-    def begin(self, body: bytes, announced: int) -> socket.socket:
-        """A request of which only a part of the body is sent."""
+    def begin(self, body: bytes, announced: int, *, expect: bool = False) -> socket.socket:
+        """A request of which only a part of the body is sent; `expect`: once it is being read."""
         client = self.connect()
-        head = f"POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: {announced}\r\n\r\n"
-        client.sendall(head.encode() + body)
+        head = f"POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: {announced}\r\n"
+        head += "Expect: 100-continue\r\n" if expect else ""
+        client.sendall(f"{head}\r\n".encode())
+        if expect:
+            assert client.recv(1 << 10).startswith(b"HTTP/1.1 100")
+        client.sendall(body)
         return client
 
 
@@ -160,10 +165,11 @@ def _json(response: requests.Response) -> Any:
     return response.json()
 
 
-@pytest.mark.parametrize("query", ["?topk=0", "?topk=many", "?topk=1e9"])
+@pytest.mark.parametrize("query", ["?topk=0", "?topk=many", "?topk=1e9", "?topk=101"])
 def test_a_number_of_classes_that_is_none_is_refused(served: Service, query: str) -> None:
     done = served.ask(b"x", query)
-    assert (done.status_code, set(done.json())) == (400, {"error"})
+    told = "topk must be a whole number from 1 to 100, as in /classify?topk=3"
+    assert (done.status_code, done.json()) == (400, {"error": told})
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(
@@ -193,18 +199,43 @@ def test_a_request_without_an_image_says_how_one_is_sent(served: Service) -> Non
     assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)
 
 
-def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again(
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "undefined"])
+def test_a_charset_makes_no_name_that_cannot_be_answered(
+    served: Service, files: dict[str, bytes], charset: str
+) -> None:
+    name = {"utf-7": b"+2AA-", "unicode_escape": rb"\ud800", "undefined": b"a"}[charset]
+    head = b'--B\r\nContent-Disposition: form-data; name="images"; filename="' + name
+    done = requests.post(
+        f"{served.url}/classify",
+        data=head + b'"\r\n\r\n' + files["3"] + b"\r\n--B--\r\n",
+        headers={"Content-Type": f"multipart/form-data; boundary=B; charset={charset}"},
+        timeout=PATIENCE,
+    )
+    if charset == "undefined":
+        told = "the form is not in its charset; leave charset= out"
+        assert (done.status_code, done.json()) == (400, {"error": told})
+    else:
+        assert (done.status_code, done.json()[0]["image"]) == (200, r"\ud800")
+
+
+def test_who_has_only_begun_to_send_takes_no_place_in_the_queue(
     served: Service, files: dict[str, bytes]
 ) -> None:
-    clients = [served.begin(b"x", 100) for _ in range(8)]
-    until(lambda: served.figure("deit_zoo_images_waiting") == 8)
-    done = served.ask(files["3"])
-    assert (done.status_code, done.headers["Retry-After"]) == (503, "1")
-    assert done.json() == {"error": "8 images wait already; try again in 1 s"}
-    for client in clients:  # who go without an answer
-        client.close()
-    until(lambda: served.figure("deit_zoo_images_waiting") == 0)
-    assert served.ask(files["3"]).status_code == 200
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(served.begin(b"x", 100, expect=True))
+        assert served.figure("deit_zoo_images_waiting") == 0
+        assert served.ask(files["3"]).status_code == 200
+
+
+def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
+    admission = AdmissionControl(Limits(max_waiting=8))
+    with admission.admit(8), pytest.raises(HTTPException) as caught, admission.admit(1):
+        pass
+    assert (caught.value.status_code, caught.value.headers) == (503, {"Retry-After": "1"})
+    assert caught.value.detail == "8 images wait already; try again in 1 s"
+    with admission.admit(8):
+        assert admission.images == 8
 
 
 def test_health_and_metrics_say_what_is_served(served: Service, files: dict[str, bytes]) -> None:
@@ -254,8 +285,7 @@ def test_a_signal_ends_it_once_what_has_come_is_answered(
 ) -> None:
     with service() as running:
         image = files["7"]
-        with running.begin(image[:10], len(image)) as client:
-            until(lambda: running.figure("deit_zoo_images_waiting") == 1)
+        with running.begin(image[:10], len(image), expect=True) as client:
             running.process.send_signal(number)
             until(lambda: not _is_open(running))
             client.sendall(image[10:])
@@ -281,7 +311,9 @@ def test_images_that_arrive_together_are_one_batch(
     monkeypatch.setattr(batching, "MOST_WAIT", PATIENCE)  # however slow this machine is
     network = zoo.create(MODEL, pretrained=True)
     sizes: list[int] = []
-    batcher = Batcher(network, zoo.transform(network), batch_size=4, threads=2, say=sizes.append)
+    batcher = Batcher(
+        network, zoo.transform(network), batch_size=4, threads=2, on_batch=sizes.append
+    )
     images = [(label, files.get(label, b"broken")) for label in "0123x4567"]
     answers = batcher.submit(images, topk=1)
     best = [one.result()[0].label for one in answers if one.exception(PATIENCE) is None]
@@ -321,7 +353,9 @@ def test_what_nobody_waits_for_any_more_is_let_go(
         return predictions(*arguments)
 
     monkeypatch.setattr(batching, "predictions", slow)
-    batcher = Batcher(network, zoo.transform(network), batch_size=4, threads=1, say=sizes.append)
+    batcher = Batcher(
+        network, zoo.transform(network), batch_size=4, threads=1, on_batch=sizes.append
+    )
     [first] = batcher.submit([("1", files["1"])], topk=1)
     assert begun.wait(PATIENCE)
     for _ in range(3):
@@ -346,6 +380,8 @@ def test_a_port_that_is_taken_and_bounds_that_do_not_fit_are_one_sentence() -> N
         )
     told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--queue", "8"))
     assert told.startswith("--max-images is 64 and --queue is 8; ")
+    told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--topk", "200"))
+    assert told == "--topk is 200 and --max-topk is 100; give a larger --max-topk"
 
 
 def test_a_model_that_cannot_be_optimized_is_served_as_it_is_where_that_is_typed(
@@ -375,13 +411,12 @@ def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
     lines = [line for block in blocks for line in block.splitlines() if not line.startswith("pip")]
     start, asked = lines[0], [line for line in lines if line.startswith("curl ")]
     write_folder(tmp_path / "digits")
-    port = str(free_port())
-    words = shlex.split(start.replace("8000", port))[1:]
+    words = shlex.split(start.replace("8000", "0"))[1:]
     with Process(["-m", "deit_zoo", *words], stderr=subprocess.PIPE, text=True) as process:
         try:
             running = Service(process)
             for line in asked:
-                command = shlex.split(line.replace("8000", port))
+                command = shlex.split(line.replace("http://127.0.0.1:8000", running.url))
                 done = subprocess.run(
                     [*command, "--fail-with-body", "-sS"],
                     cwd=tmp_path,

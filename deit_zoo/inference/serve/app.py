@@ -6,11 +6,12 @@ Answers are in the words of `classify --json`; what goes wrong is one sentence u
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,9 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deit_zoo.errors import DataError
 from deit_zoo.inference.serve.batcher import Batcher, Images
 from deit_zoo.inference.serve.metrics import FORMAT, Metrics
+from deit_zoo.results import Prediction
 from deit_zoo.version import __version__
 
-HELD = 16  # the largest requests whose bytes may be held at the same time
+MAX_BODIES = 16  # of the largest size, that may be in memory at the same time
 LONGEST_NAME = 200
 RETRY_SECONDS = 1
 BODY = {
@@ -49,7 +51,8 @@ BODY = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What a client may ask for: bytes and images of a request, images of all that wait, seconds
-    for a request to arrive and as many for its answer, and the classes of an image unless it says.
+    for a request to arrive and as many for its answer, classes of an image unless asked
+    for another number, and the most of them.
     """
 
     max_bytes: int = 32 << 20
@@ -57,16 +60,17 @@ class Limits:
     max_waiting: int = 256
     timeout: float = 30.0
     topk: int = 5
+    max_topk: int = 100
 
 
-class Room:
-    """How many images wait, and how many bytes of requests are held: both have a bound."""
+class AdmissionControl:
+    """How many images wait, and how many bytes of requests there are: both have a bound."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.images, self.held = limits, 0, 0
+        self.limits, self.images, self.body_bytes = limits, 0, 0
 
     @contextmanager
-    def of(self, images: int) -> Iterator[None]:
+    def admit(self, images: int) -> Iterator[None]:
         """Within it so many images more wait. 503 where there is no room for them."""
         if self.images + images > self.limits.max_waiting:
             raise _busy(f"{self.images} images wait already")
@@ -80,17 +84,17 @@ class Room:
 class BoundedBody:
     """What a client sends, counted as it comes: 413 or 503 for more than there is room for."""
 
-    def __init__(self, receive: Receive, room: Room) -> None:
-        self.receive, self.room, self.length = receive, room, 0
+    def __init__(self, receive: Receive, admission: AdmissionControl) -> None:
+        self.receive, self.admission, self.length = receive, admission, 0
 
     async def __call__(self) -> Message:
         message = await self.receive()
         size = len(message.get("body", b""))
         self.length += size
-        self.room.held += size
-        if self.length > self.room.limits.max_bytes:
-            raise _too_large(self.room.limits)
-        if self.room.held > HELD * self.room.limits.max_bytes:
+        self.admission.body_bytes += size
+        if self.length > self.admission.limits.max_bytes:
+            raise _too_large(self.admission.limits)
+        if self.admission.body_bytes > MAX_BODIES * self.admission.limits.max_bytes:
             raise _busy("too much is being sent")
         return message
 
@@ -98,10 +102,10 @@ class BoundedBody:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.room.held -= self.length
+        self.admission.body_bytes -= self.length
 
 
-class Counted:
+class CountingMiddleware:
     """The application, with each answer counted by its status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -124,29 +128,36 @@ def create_app(
     batcher: Batcher, facts: Mapping[str, Any], limits: Limits, metrics: Metrics
 ) -> FastAPI:
     """The application; `facts` are what GET /health says of the model."""
+
+    async def bad_query(request: Request, error: Exception) -> Response:
+        most = limits.max_topk
+        return _error(400, f"topk must be a whole number from 1 to {most}, as in /classify?topk=3")
+
     app = FastAPI(title="deit-zoo serve", version=__version__, redoc_url=None)
-    app.add_middleware(Counted, metrics=metrics)
+    app.add_middleware(CountingMiddleware, metrics=metrics)
     app.add_exception_handler(AnyHTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _bad_query)
+    app.add_exception_handler(RequestValidationError, bad_query)
     app.add_exception_handler(Exception, _failed)
-    room = Room(limits)
-    metrics.waiting.set_function(lambda: room.images)
+    admission = AdmissionControl(limits)
+    metrics.waiting.set_function(lambda: admission.images)
 
     @app.post("/classify", openapi_extra=BODY)
     async def classify(
-        request: Request, topk: Annotated[int, Query(ge=1, le=1_000_000)] = limits.topk
+        request: Request, topk: int = Query(limits.topk, ge=1, le=limits.max_topk)
     ) -> Response:
         """The most probable classes of an image, or of each of a form's files."""
         started = time.perf_counter()
-        with room.of(1), BoundedBody(request.receive, room) as body:
+        with BoundedBody(request.receive, admission) as body:
             images = await _received(request, body, limits)
-            with room.of(len(images) - 1):
-                rows = await _rows(images, topk, batcher, limits.timeout)
-        good = sum("error" not in row for row in rows)
+            names = [name for name, _ in images]
+            with admission.admit(len(images)):
+                answers = await _answers(images, topk, batcher, limits.timeout)
+                # In a thread: what is large would keep the others waiting.
+                good, content = await asyncio.to_thread(_encoded, names, answers)
         metrics.images.labels("answered").inc(good)
-        metrics.images.labels("unreadable").inc(len(rows) - good)
+        metrics.images.labels("unreadable").inc(len(answers) - good)
         metrics.seconds.observe(time.perf_counter() - started)
-        return JSONResponse(rows, status_code=200 if good else 422)
+        return Response(content, 200 if good else 422, media_type="application/json")
 
     @app.get("/health")
     async def health() -> Response:
@@ -185,6 +196,8 @@ async def _parsed(request: Request, limits: Limits) -> Images:
         return [("body", data)]
     try:
         form = await request.form(max_files=limits.max_images, max_fields=limits.max_images)
+    except UnicodeError as error:
+        raise HTTPException(400, "the form is not in its charset; leave charset= out") from error
     except AnyHTTPException as error:
         if error.status_code != 400:
             raise
@@ -200,6 +213,8 @@ async def _parsed(request: Request, limits: Limits) -> Images:
                 )
                 raise HTTPException(400, problem)
             name = (value.filename or f"image {len(images) + 1}")[:LONGEST_NAME]
+            # A charset may have made a text of it that cannot be sent.
+            name = name.encode("utf-8", "backslashreplace").decode()
             images.append((name, await value.read()))
     finally:
         await form.close()
@@ -208,27 +223,40 @@ async def _parsed(request: Request, limits: Limits) -> Images:
     return images
 
 
-async def _rows(
+async def _answers(
     images: Images, topk: int, batcher: Batcher, timeout: float
-) -> list[dict[str, Any]]:
-    """An entry for each image: its classes, or why it cannot be read."""
+) -> list[list[Prediction] | BaseException]:
+    """The classes of each image, or why it has none. 504 where these are not known in time."""
     answers = [asyncio.wrap_future(answer) for answer in batcher.submit(images, topk)]
-    names = [name for name, _ in images]
     images.clear()  # the bytes are held until they are read, and no longer
     try:
-        done = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), timeout)
+        return await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), timeout)
     except asyncio.TimeoutError as error:
         problem = f"there was no answer within {timeout:g} seconds; send fewer images at once"
         raise HTTPException(504, problem) from error
-    return [_row(name, answer) for name, answer in zip(names, done, strict=True)]
 
 
-def _row(name: str, answer: Any) -> dict[str, Any]:
+def _encoded(
+    names: list[str], answers: list[list[Prediction] | BaseException]
+) -> tuple[int, bytes]:
+    """How many images have classes, and an entry for each image as JSON: these, or its error."""
+    rows = [_row(name, answer) for name, answer in zip(names, answers, strict=True)]
+    return sum("error" not in row for row in rows), json.dumps(rows, ensure_ascii=False).encode()
+
+
+def _row(name: str, answer: list[Prediction] | BaseException) -> dict[str, Any]:
     if isinstance(answer, DataError):
         return {"image": name, "error": str(answer)}
     if isinstance(answer, BaseException):
         raise answer
-    return {"image": name, "predictions": [asdict(prediction) for prediction in answer]}
+    # Not asdict, which copies each value.
+    return {
+        "image": name,
+        "predictions": [
+            {"label": x.label, "probability": x.probability, "index": x.index, "folder": x.folder}
+            for x in answer
+        ],
+    }
 
 
 def _too_large(limits: Limits) -> HTTPException:
@@ -251,10 +279,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         there = "POST images to /classify, or GET /health, /metrics or /docs"
         return _error(error.status_code, f"there is nothing here; {there}", error.headers)
     return _error(error.status_code, error.detail, error.headers)
-
-
-async def _bad_query(request: Request, error: Exception) -> Response:
-    return _error(400, "topk must be a whole number, 1 or more, as in /classify?topk=3")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

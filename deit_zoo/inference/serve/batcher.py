@@ -30,7 +30,7 @@ class _Ready(NamedTuple):
 
 
 class Batcher:
-    """The model, and all that waits for it. `say` is called with the size of each batch.
+    """The model, and all that waits for it. `on_batch` is called with the size of each batch.
 
     `failure` is why the last batch had no answers; None where it had.
     """
@@ -42,9 +42,10 @@ class Batcher:
         *,
         batch_size: int,
         threads: int,
-        say: Callable[[int], object] = lambda size: None,
+        on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self.network, self.prepare, self.batch_size, self.say = network, prepare, batch_size, say
+        self.network, self.prepare, self.batch_size = network, prepare, batch_size
+        self.on_batch = on_batch
         self.failure: str | None = None
         self._reading = 0
         self._ready: dict[Future[list[Prediction]], _Ready] = {}  # in the order of their reading
@@ -131,6 +132,6 @@ class Batcher:
                 for answer in batch:
                     answer.set_exception(error)
                 continue
-            self.say(len(batch))
+            self.on_batch(len(batch))
             for (answer, ready), classes in zip(batch.items(), best, strict=True):
                 answer.set_result(classes[: ready.topk])
