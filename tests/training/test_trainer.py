@@ -336,6 +336,14 @@ def test_bfloat16_on_the_cpu_trains_other_bits_and_says_so(
     assert sha256(tmp_path / "model.safetensors") != sha256(finished / "model.safetensors")
 
 
+def test_two_workers_train_the_same_bits_as_none(
+    tmp_path: Path, finished: Path, digits_folder: Path
+) -> None:
+    output = tmp_path / "run"
+    begin(output, digits_folder, workers=2)
+    assert_same_run(output, finished)
+
+
 def wait_for(there: Callable[[], bool], process: Process) -> None:
     while not there() and process.poll() is None:
         time.sleep(0.005)
