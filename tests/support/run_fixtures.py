@@ -36,6 +36,11 @@ def at_call(owner, name, number, act=die):
         return real(*values, **options)
     setattr(owner, name, called)
 
+def wait_for_states():
+    "Let each state be written before the run goes on, so that a process dies at the same place."
+    save = checkpoint.CheckpointManager.save
+    checkpoint.CheckpointManager.save = lambda manager: (save(manager), manager.wait())
+
 """
 Command = Callable[..., Done]
 

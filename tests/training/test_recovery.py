@@ -107,13 +107,26 @@ def test_steps_that_fail_each_time_they_are_met_are_left_out(
     assert ["not_finite" in strict_json(line) for line in went_over] == [True] * 3
 
 
-# Where one process after another is killed, each from where the one before it has come to.
+# Where one process after another is killed, each from where the one before it has come to; the last
+# state and the number of returns that it leaves.
 KILLS = {
-    "among the steps that fail": 'at_call(run.MetricLogger, "step", 12)',
-    "before the return is kept": 'at_call(checkpoint, "write_history", 0)',
-    "after the return is kept": 'at_call(checkpoint, "remove_beyond", 0)',
-    "in the first step after those left out": 'at_call(run.MetricLogger, "step", 0)',
-    "in the next epoch": 'at_call(run.MetricLogger, "step", 3)',
+    "among the steps that fail": (
+        'at_call(run.MetricLogger, "step", 12)',
+        ("epoch-00001-step-000003", 0),
+    ),
+    "before the return is kept": (
+        'at_call(checkpoint, "write_history", 0)',
+        ("epoch-00001-step-000003", 0),
+    ),
+    "after the return is kept": (
+        'at_call(checkpoint, "remove_beyond", 0)',
+        ("epoch-00001-step-000003", 1),
+    ),
+    "in the first step after those left out": (
+        'at_call(run.MetricLogger, "step", 0)',
+        ("epoch-00001-step-000002", 1),
+    ),
+    "in the next epoch": ('at_call(run.MetricLogger, "step", 3)', ("epoch-00002-step-000001", 1)),
 }
 
 
@@ -124,13 +137,15 @@ def test_a_run_that_leaves_steps_out_and_is_killed_ends_in_the_same_bits(
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "run"
     done = command(*words(undisturbed, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
     assert done.status == 0, done.err
-    for moment, kill in KILLS.items():
+    for moment, (kill, left) in KILLS.items():
         dead = command(
             *words(output, digits_folder, "state_minutes=0"),
-            before=f"{FAULT}{kill}",
+            before=f"{FAULT}wait_for_states()\n{kill}",
             DEIT_ZOO_MANIFEST=manifest,
         )
         assert dead.status == -9, f"{moment}: {dead.err}"
+        last = states(output)[-1].name.rpartition("-")[0]
+        assert (last, len(read_history(output).rollbacks)) == left, moment
     again = command(*words(output, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
     assert again.status == 0, again.err
     assert sha256_of(output) == sha256_of(undisturbed)

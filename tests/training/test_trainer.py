@@ -50,24 +50,45 @@ OFTEN = "state_minutes=0"  # a state after every step
 # What a run does not choose: the clock.
 MEASURED = {"images_per_second", "data_seconds", "seconds", "data_share", "memory"}
 # Where one process after another kills itself, as hard as any node dies, each time from where the
-# one before it has come to.
+# one before it has come to; the last state and the lines of the log that it leaves.
 IN_RENAME = """
 real = Path.replace
 Path.replace = lambda file, to: die() if "{place}" in to.name else real(file, to)
 """
 MOMENTS = {
-    "in a step of the second epoch": ('at_call(run.MetricLogger, "step", 5)', ()),
-    "in a step of which there is a state": ('at_call(run.MetricLogger, "step", 1)', (OFTEN,)),
+    "in a step of the second epoch": (
+        'at_call(run.MetricLogger, "step", 5)',
+        (),
+        ("epoch-00001-step-000000", 1),
+    ),
+    "in a step after one of which there is a state": (
+        'at_call(run.MetricLogger, "step", 1)',
+        (OFTEN,),
+        ("epoch-00001-step-000001", 1),
+    ),
     "in the rename of a state in mid-epoch": (
         IN_RENAME.format(place="epoch-00001-step-000002"),
         (OFTEN,),
+        ("epoch-00001-step-000001", 1),
     ),
-    "before the log": ('at_call(run.MetricLogger, "epoch", 0)', ()),
-    "between log and state": ('at_call(checkpoint, "save_state", 0)', ()),
-    "in the rename of a state": (IN_RENAME.format(place="epoch-00002-step-000000"), ()),
-    "after the state": ('at_call(run, "train_one_epoch", 1)', ()),
-    "before the export": ('at_call(run, "conclude", 0)', ()),
-    "before the receipt": ('at_call(run, "write_receipt", 0)', ()),
+    "before the log": (
+        'at_call(run.MetricLogger, "epoch", 0)',
+        (),
+        ("epoch-00001-step-000001", 1),
+    ),
+    "between log and state": (
+        'at_call(checkpoint, "save_state", 0)',
+        (),
+        ("epoch-00001-step-000001", 2),
+    ),
+    "in the rename of a state": (
+        IN_RENAME.format(place="epoch-00002-step-000000"),
+        (),
+        ("epoch-00001-step-000001", 2),
+    ),
+    "after the state": ('at_call(run, "train_one_epoch", 1)', (), ("epoch-00002-step-000000", 2)),
+    "before the export": ('at_call(run, "conclude", 0)', (), ("epoch-00003-step-000000", 3)),
+    "before the receipt": ('at_call(run, "write_receipt", 0)', (), ("epoch-00003-step-000000", 3)),
 }
 
 
@@ -373,10 +394,13 @@ def test_a_run_that_was_killed_at_every_moment_ends_in_the_same_bits_and_log(
     tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
 ) -> None:
     output = tmp_path / "run"
-    for moment, (before, changes) in MOMENTS.items():
+    for moment, (kill, changes, left) in MOMENTS.items():
         typed = words(output, digits_folder, *changes)
+        before = f"wait_for_states()\n{kill}"
         dead = command(*typed, before=before, DEIT_ZOO_MANIFEST=manifest)
         assert dead.status == -signal.SIGKILL, f"{moment}: {dead.err}"
+        last = states(output)[-1].name.rpartition("-")[0]
+        assert (last, len(log_of(output))) == left, moment
         assert not (output / "receipt.json").exists()
     begin(output, digits_folder)
     assert_same_run(output, finished)
