@@ -11,7 +11,8 @@ BENCHMARKS := cold_start load cached startup plain cait_memory train_step classi
 SUITES := forward optimized cait train_forward_backward
 MEASURED := build/benchmarks
 SITE := build/site
-# CI sets it: the versions of .ci/requirements.txt, by their hashes; else the newest that fit.
+# CI sets it: the versions of .ci/requirements.txt, by their hashes, and nothing besides; else the
+# newest that fit.
 LOCK ?=
 COMPILE := uv pip compile --quiet --no-header --generate-hashes --no-annotate --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28
@@ -84,7 +85,11 @@ clean:
 
 .venv/installed: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifdef LOCK
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip --isolated install --quiet --no-index --no-build-isolation --editable '.[dev]'
+else
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(LOCK),$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+endif
 	touch $@

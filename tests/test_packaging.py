@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from deit_zoo.version import __version__
 
@@ -79,6 +83,19 @@ def test_the_wheel_holds_manifest_types_labels_digits_checkpoints_and_logs(wheel
 def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top.partition("-")[0] for top in tops} == {"deit_zoo"}
+
+
+def test_the_lock_has_each_dependency_in_a_version_that_fits(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel).open(f"deit_zoo-{__version__}.dist-info/METADATA") as file:
+        needs = [Requirement(text) for text in BytesParser().parse(file).get_all("Requires-Dist")]
+    lock = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", lock, re.MULTILINE))
+    stale = []
+    for need in needs:
+        name = canonicalize_name(need.name)
+        if name != "deit-zoo" and not (name in locked and need.specifier.contains(locked[name])):
+            stale.append(str(need))
+    assert stale == [], "type: make lock"
 
 
 def test_the_three_checkpoints_weigh_less_than_4_mb_together() -> None:
