@@ -169,7 +169,7 @@ def inspect(
             split = _scan_part(data, part, progress)
         except MissingSplitError:
             continue
-        return {part: split}, _problem_within(str(data), split)
+        return {part: split}, _problem_within(str(data), split) or _wrapped(str(data), split)
     raise missing
 
 
@@ -265,19 +265,25 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
         return f"the classes of {data} differ: {other}; give train and val the same classes"
     if problem := _problem_within(data, train) or _problem_within(data, val):
         return problem
-    alone = len(train.classes) == 1 and train.several is None
-    return _one_class(data, next(iter(train.classes))) if alone else None
+    if len(train.classes) > 1 or train.several is not None:
+        return None
+    [name] = train.classes
+    one = f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
+    return _wrapped(data, train) or one
 
 
-def _one_class(data: str, name: str) -> str:
-    """The sentence about a single class, which may be a folder around the data set."""
-    inner = Path(data) / name
-    if inner.is_dir() and (folders := [path for path in inner.iterdir() if path.is_dir()]):
-        return (
-            f"{data} holds one folder, {name}, so one class; its own folders may be classes (such "
-            f"as {min(folders).name}): give {inner}"
-        )
-    return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
+def _wrapped(data: str, split: Split) -> str | None:
+    """The sentence about a single class that is a folder around the data set."""
+    inner = Path(data, *split.classes)
+    if len(split.classes) != 1 or not inner.is_dir():
+        return None
+    folders = [path.name for path in inner.iterdir() if path.is_dir()]
+    return (
+        f"{data} holds one folder, {inner.name}, so one class; its own folders may be classes "
+        f"(such as {min(folders)}): give {inner}"
+        if folders
+        else None
+    )
 
 
 def _problem_within(data: str, split: Split) -> str | None:

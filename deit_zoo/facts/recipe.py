@@ -8,7 +8,7 @@ from typing import Any
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.in_words import layout_in_words
-from deit_zoo.recipes.recipe import Recipe, shown
+from deit_zoo.recipes.recipe import Recipe, count, shown
 from deit_zoo.recipes.sources import sources_of
 from deit_zoo.runs.reference import published_curve, published_figure
 
@@ -43,7 +43,7 @@ def rows_of_recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "from", recipe.source
     yield "trains", f"{recipe.architecture} on {recipe.data}"
     for number, stage in enumerate(stages_of(recipe), start=1):
-        words = f"{stage.name}, {stage.epochs} epochs at {shown(stage.img_size)} px"
+        words = f"{stage.name}, {count(stage.epochs, 'epoch')} at {shown(stage.img_size)} px"
         yield (f"stage {number}", words)
     if recipe.layouts:
         yield "layout", layout_in_words(recipe)

@@ -74,7 +74,7 @@ def first_stage(recipe: Recipe) -> str:
         weights = "its published weights"
     elif trained_first(recipe) is not None:
         weights = "trained before, in the folder of its name beside this run's"
-    length = f"{stage.epochs} epochs at {shown(stage.img_size)} px"
+    length = f"{count(stage.epochs, 'epoch')} at {shown(stage.img_size)} px"
     return f"{source}, {length}: {weights}"
 
 

@@ -251,7 +251,7 @@ class Plan:
 
     def _length(self) -> str:
         recipe = self.recipe
-        length = f"{recipe.epochs} epochs of {count(self.steps_per_epoch, 'step')}"
+        length = f"{count(recipe.epochs, 'epoch')} of {count(self.steps_per_epoch, 'step')}"
         length += f", {self.unique_images:,} different images"
         if recipe.repeated_aug > 1:
             length += f", each shown {recipe.repeated_aug} times"

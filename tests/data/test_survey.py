@@ -98,10 +98,12 @@ def test_one_class_is_refused_and_what_lies_in_it_is_named(tmp_path: Path) -> No
         f"{folder} has one class, 'photos', and a model tells classes apart; give 2 or more"
     )
     wrapped = write(tmp_path / "wrapped", {f"photos/{name}/1.png": b"" for name in ("cat", "dog")})
-    assert refused(lambda: validate_list(str(wrapped), list_images(wrapped, 0.5))) == (
+    message = (
         f"{wrapped} holds one folder, photos, so one class; its own folders may be classes (such "
         f"as cat): give {wrapped}/photos"
     )
+    assert refused(lambda: validate_list(str(wrapped), list_images(wrapped, 0.5))) == message
+    assert inspect(wrapped)[1] == message
 
 
 @pytest.mark.parametrize("missing", ["train", "val"])
