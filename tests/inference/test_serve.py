@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -29,7 +30,7 @@ from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
 from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.serve import batcher as batching
-from deit_zoo.inference.serve.app import AdmissionControl, Limits
+from deit_zoo.inference.serve.app import AdmissionControl, Limits, _answers
 from deit_zoo.inference.serve.batcher import Batcher
 from support.command import ROOT, Process, deit_zoo, sentence
 
@@ -363,6 +364,9 @@ def test_what_nobody_waits_for_any_more_is_let_go(
         until(lambda: len(batcher._ready) == 30)
         assert all(answer.cancel() for answer in late)
         assert not batcher._ready
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(_answers([("2", files["2"])] * 30, 1, batcher, 0.01))
+    assert caught.value.status_code == 504
     [last] = batcher.submit([("3", files["3"])], topk=1)
     go_on.set()
     assert [one.result(PATIENCE)[0].label for one in (first, last)] == ["1", "3"]
