@@ -374,9 +374,10 @@ def test_compare_sorts_by_top1_and_says_what_changed(
 
 
 def test_a_run_of_several_labels_is_shown_by_its_mean_average_precision(
-    typed: Callable[..., Done], run: Path, tmp_path: Path
+    typed: Callable[..., Done], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tags = tmp_path / "tags"
+    monkeypatch.chdir(tmp_path)  # a long name is broken at the end of a line
+    run, tags = run.relative_to(tmp_path), Path("tags")
     tags.mkdir()
     rows = [
         {"epoch": n, "train_loss": 0.7, "val_top1": 90.0 + n, "val_mean_ap": ap, "val_loss": 0.5}

@@ -285,8 +285,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for part, pause in ((body[:stall_at], stall), (body[stall_at:], 0.0)):
             for start in range(0, len(part), CHUNK):
-                self.wfile.write(part[start : start + CHUNK])
+                # Counted first: who has the last bytes may ask at once how many there were.
                 request.sent += len(part[start : start + CHUNK])
+                self.wfile.write(part[start : start + CHUNK])
             time.sleep(pause)
         if fault is not None and fault.reset_at is not None:
             time.sleep(0.05)  # let what was sent arrive before the reset discards it
