@@ -221,22 +221,31 @@ def read_pixels(data: bytes, name: str, reading: Reading) -> Pixels:
             pixels: Pixels | None = jpeg_pixels(image)
             if pixels is not None:
                 return pixels
-        decoded = _decoded(image, reading)
-        if decoded.width * decoded.height <= STRIP:
-            return np.asarray(decoded)
-        pixels = np.empty((decoded.height, decoded.width, 3), np.uint8)
-        for box in strips(decoded):
-            pixels[box[1] : box[3]] = np.asarray(decoded.crop(box))
+        turned = _turned(image, reading)
+        if turned.width * turned.height <= STRIP:
+            return np.asarray(_converted(turned, reading))
+        pixels = np.empty((turned.height, turned.width, 3), np.uint8)
+        for box in strips(turned):
+            pixels[box[1] : box[3]] = np.asarray(_converted(turned.crop(box), reading))
         return pixels
 
 
 def _decoded(image: ImageFile, reading: Reading) -> Image.Image:
     """An opened image in RGB. What else its file says of it, such as EXIF, is done with."""
-    decoded = decode_jpeg(image) or image
-    rgb = decoded.convert("RGB") if reading == "upstream" else to_rgb(upright(decoded))
+    rgb = _converted(_turned(image, reading), reading)
     plain = rgb.copy() if rgb is image else rgb
     plain.info = {}
     return plain
+
+
+def _turned(image: ImageFile, reading: Reading) -> Image.Image:
+    """An opened image, decoded, and upright where it is read so."""
+    decoded = decode_jpeg(image) or image
+    return decoded if reading == "upstream" else upright(decoded)
+
+
+def _converted(image: Image.Image, reading: Reading) -> Image.Image:
+    return image.convert("RGB") if reading == "upstream" else to_rgb(image)
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def memory_for(image: Path, folder: Path, how: str = "image") -> int:
 def test_a_small_file_of_many_pixels_takes_little_more_than_its_pixels(
     how: str, tmp_path: Path
 ) -> None:
-    # It took 3.2 GB; 0.9 GB are what it is made of, a byte and then four for each pixel.
+    # It took 3.2 GB; it is made of a byte and then four for each pixel, or three of an array.
     Image.new("P", (SIDE, SIDE)).save(tmp_path / "p.png", transparency=0)
     assert memory_for(tmp_path / "p.png", tmp_path, how) < 1300
 

@@ -299,7 +299,7 @@ def test_a_fine_tuning_that_failed_continues_at_another_rate(
         spoil("loss", ALWAYS, replace=patch.setattr)
         with pytest.raises(ZooError, match=r", after going back 3 times; the same command "):
             tune()
-    with pytest.raises(RecipeError, match=r"whose epochs is 3, not 4\); it may go on with "):
+    with pytest.raises(RecipeError, match=r"whose epochs is 3, not 4, .+\); it may go on with "):
         tune("epochs=4", "lr=1e-5")
     tune("lr=1e-5")
     (change,) = receipt_of(output)["run"]["changes"]
