@@ -76,9 +76,12 @@ benchmark: .venv/installed
 	cp $(MEASURED)/*.json benchmarks/results
 	$(BIN)/python benchmarks/page.py
 
-# What a GPU has to show, in nine minutes and without an install: PYTHON has torch and timm.
+# What a GPU has to show, in nine minutes and without an install: PYTHON has torch and timm. Then
+# the curve of all published models there.
 gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --output $(MEASURED)/gpu
+	PYTHONPATH=. $(PYTHON) -m deit_zoo benchmark --curve --device cuda \
+		--output $(MEASURED)/gpu/curve.json --plot $(MEASURED)/gpu/curve.png
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -89,7 +89,7 @@ class FolderSet(LabelledImages):
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming it."""
-        from deit_zoo.data.transforms import image_errors
+        from deit_zoo.data.decode import image_errors
 
         path = os.path.join(self.root, self._paths[index])
         with image_errors(path):

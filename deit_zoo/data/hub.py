@@ -54,7 +54,7 @@ class HubSet(TableSet):
 
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming its row."""
-        from deit_zoo.data.transforms import image_errors
+        from deit_zoo.data.decode import image_errors
 
         source = self._source(index)
         if isinstance(source, memoryview):

@@ -119,7 +119,7 @@ class LabelledImages(ABC):
 
     def open(self, index: int) -> Image.Image:
         """An image in RGB. Raises DataError naming it."""
-        from deit_zoo.data.transforms import open_image
+        from deit_zoo.data.decode import open_image
 
         return open_image(self.read(index), self.name_of(index), reading=self.reading)
 

@@ -12,11 +12,12 @@ from pathlib import Path, PurePath
 from deit_zoo.data.archive_index import build_index, stamp
 from deit_zoo.data.archive_layout import list_imagenet_train, list_imagenet_val
 from deit_zoo.data.archive_set import ArchiveSet
+from deit_zoo.data.decode import image_errors, open_header, open_image
 from deit_zoo.data.folder import is_image
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.imagenet import LABEL_FILES
 from deit_zoo.data.prefetch import prefetch
-from deit_zoo.data.transforms import image_errors, open_header, open_image, resize
+from deit_zoo.data.transforms import resize
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from deit_zoo.data.decode import error_context
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
 from deit_zoo.data.image_set import ImageSet, has_own_names, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
-from deit_zoo.data.transforms import error_context
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel

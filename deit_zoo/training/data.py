@@ -22,9 +22,10 @@ from deit_zoo.augment.device import finish
 from deit_zoo.augment.draws import Augment
 from deit_zoo.augment.record import BAD, LABEL, OPERATIONS, ROW
 from deit_zoo.augment.ring import Pixels, Ring, SlotWriter, Words
+from deit_zoo.data.decode import error_context, read_pixels
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.data.loader import Loader, WorkersDiedError
-from deit_zoo.data.transforms import error_context, read_pixels, resize
+from deit_zoo.data.transforms import resize
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.plan import Plan

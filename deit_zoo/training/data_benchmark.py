@@ -11,8 +11,8 @@ from random import Random
 
 import torch
 
+from deit_zoo.data.decode import read_pixels
 from deit_zoo.data.image_set import ImageSet
-from deit_zoo.data.transforms import read_pixels
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.inference.throughput import cases_of, measure_case

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit_zoo.data.decode import open_image
 from deit_zoo.data.folder import is_image
 from deit_zoo.data.formats import FORMATS, IMAGE_SUFFIXES, decodable, undecodable
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.survey import bad_images
-from deit_zoo.data.transforms import open_image
 from support.images import encoded, refused, write
 from support.tables import each_row
 

@@ -20,11 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deit_zoo.data import transforms
+from deit_zoo.data import decode
+from deit_zoo.data.decode import MemoryInUse, open_image, read_pixels, to_rgb
 from deit_zoo.data.folder import FolderSet, images_of
 from deit_zoo.data.image_file import MAX_PIXELS, MOST_BYTES, read_file
 from deit_zoo.data.survey import bad_images, scan
-from deit_zoo.data.transforms import MemoryInUse, as_tensor, open_image, read_pixels, to_rgb
+from deit_zoo.data.transforms import as_tensor
 from deit_zoo.manifest import Reading
 from support.images import encoded, refused, write
 
@@ -35,7 +36,7 @@ PEAK = """
 import sys
 from contextlib import suppress
 from pathlib import Path
-from deit_zoo.data.transforms import open_image, read_pixels
+from deit_zoo.data.decode import open_image, read_pixels
 from deit_zoo.errors import DataError
 def read(image):
     with suppress(DataError):
@@ -145,7 +146,7 @@ def test_an_image_that_is_converted_strip_by_strip_has_the_pixels_of_the_whole(
         if mode in ("P", "L"):
             image.info["transparency"] = 5
     whole = to_rgb(image).tobytes()
-    monkeypatch.setattr(transforms, "STRIP", 100)
+    monkeypatch.setattr(decode, "STRIP", 100)
     assert to_rgb(image).tobytes() == whole
 
 
@@ -154,7 +155,7 @@ def test_pixels_that_are_read_strip_by_strip_are_those_of_the_whole(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (37, 23, 3), np.uint8)
     content = encoded(Image.fromarray(noise), "PNG")
-    monkeypatch.setattr(transforms, "STRIP", 100)
+    monkeypatch.setattr(decode, "STRIP", 100)
     assert np.array_equal(read_pixels(content, "a", "upstream"), noise)
 
 
@@ -217,7 +218,7 @@ def test_a_jpeg_file_of_very_many_scans_is_refused() -> None:
     file = BytesIO()
     Image.new("RGB", (32, 32), (9, 90, 200)).save(file, "JPEG", progressive=True)
     content = file.getvalue()
-    last = content.rindex(transforms.START_OF_SCAN)
+    last = content.rindex(decode.START_OF_SCAN)
     scans, end = content[last:-2], content[-2:]
     assert open_image(content, "a.jpg", reading="upright").size == (32, 32)
     told = refused(lambda: open_image(content[:-2] + 500 * scans + end, "a.jpg", reading="upright"))
@@ -251,7 +252,7 @@ def test_threads_decode_no_more_at_a_time_than_the_largest_image_takes() -> None
 
 def test_an_image_counts_until_it_is_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryInUse()
-    monkeypatch.setattr(transforms, "_MEMORY", memory)
+    monkeypatch.setattr(decode, "_MEMORY", memory)
 
     def transform(image: Image.Image) -> torch.Tensor:
         return torch.tensor(memory.used)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from deit_zoo.data import jpeg
+from deit_zoo.data.decode import open_image
 from deit_zoo.data.jpeg import decode_jpeg
-from deit_zoo.data.transforms import open_image
 from deit_zoo.errors import DataError
 from support.images import encoded
 from support.tables import each_row

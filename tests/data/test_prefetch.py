@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from deit_zoo.data import prefetch as module
+from deit_zoo.data.decode import open_image
 from deit_zoo.data.prefetch import default_threads, ordered_map, prefetch
-from deit_zoo.data.transforms import open_image
 from deit_zoo.errors import DataError
 
 PATIENCE = 30.0  # seconds until a test that waits in vain fails

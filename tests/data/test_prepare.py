@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from deit_zoo.data.decode import open_image
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.prepare import class_folder_names, imagenet_splits, shrink, write_tree
-from deit_zoo.data.transforms import open_image
 from deit_zoo.labels import labels
 from support.imagenet import kit_files, solution_csv, write_tar
 from support.images import encoded, photo, refused, write

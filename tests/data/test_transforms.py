@@ -17,17 +17,16 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
+from deit_zoo.data.decode import open_image, to_rgb
 from deit_zoo.data.transforms import (
     EvalTransform,
-    Reading,
     center_crop,
     normalize,
     normalized,
-    open_image,
     resize,
-    to_rgb,
 )
 from deit_zoo.errors import DataError, ImageSizeError
+from deit_zoo.manifest import Reading
 from golden import arrays, case, normals
 from support.tables import each_row
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 import deit_zoo
 from deit_zoo import weights
+from deit_zoo.data.decode import open_image, read_pixels
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.image_set import open_set, open_unchecked
-from deit_zoo.data.transforms import as_tensor, open_image, read_pixels
+from deit_zoo.data.transforms import as_tensor
 from deit_zoo.errors import CheckpointError, DataError
 from deit_zoo.evaluation.accuracy import EvalDataset
 from deit_zoo.inference.classify import reading_for
