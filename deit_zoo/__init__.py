@@ -17,8 +17,9 @@ if TYPE_CHECKING:
         save,
         verify,
     )
+    from deit_zoo.facts.model import ModelInfo
     from deit_zoo.results import Evaluation, Prediction
-    from deit_zoo.zoo import ModelInfo, create, info, list_models, transform
+    from deit_zoo.zoo import create, info, list_models, transform
 
 __all__ = [
     "Evaluation",

@@ -24,10 +24,11 @@ from deit_zoo.cli.options import (
     with_label_column,
 )
 from deit_zoo.errors import ZooError
+from deit_zoo.facts.model import ModelInfo
 from deit_zoo.manifest import Metric
 from deit_zoo.registry import lookup, resolve
 from deit_zoo.results import Evaluation
-from deit_zoo.zoo import ModelInfo, info
+from deit_zoo.zoo import info
 
 if TYPE_CHECKING:
     from deit_zoo.distributed import DistributedContext

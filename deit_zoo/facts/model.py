@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import redact
 from deit_zoo.files import ASSETS
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 
 if TYPE_CHECKING:
-    from deit_zoo.zoo import ModelInfo
+    from deit_zoo.weights.places import Place
 
 Row = tuple[str, str]
 PROOFS = {
@@ -19,6 +20,50 @@ PROOFS = {
     "prefix": "{} (prefix only)",
     "none": "none is published",
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What is known of a model. `checkpoint` and `recipe` are None where there is none.
+
+    Weights that were given by their path are `file`, their classes `labels`.
+    `recipe_assumed` names the recipe's values that nobody published, each with a reason.
+    """
+
+    name: str
+    family: str
+    aliases: tuple[str, ...]
+    arch: dict[str, Any]
+    num_params: int
+    gmacs: float
+    img_size: int | tuple[int, int]
+    source: str
+    checkpoint: Checkpoint | None
+    recipe: str | None
+    recipe_assumed: dict[str, str]
+    file: LocalCheckpoint | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def place(self) -> Place | None:
+        """Where its weights are taken from without a network: carried, embedded, cached, or None.
+
+        Found by their names; what the files hold is checked where they are loaded.
+        """
+        from deit_zoo.weights.places import place_of
+
+        return None if self.checkpoint is None else place_of(self.checkpoint)
+
+    def _repr_html_(self) -> str:
+        from deit_zoo.notebook import table
+
+        return table(rows_of_model(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, ready for JSON."""
+        facts = asdict(self) | {"checkpoint": self.checkpoint and self.checkpoint.to_dict()}
+        own = {"file": self.file.to_dict(), "labels": self.labels} if self.file else {}
+        return {key: facts[key] for key in facts if key not in ("file", "labels")} | own
 
 
 def rows_of_model(model: ModelInfo) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deit_zoo.zoo import ModelInfo
+    from deit_zoo.facts.model import ModelInfo
 
 HEADING = ("name", "top-1", "params", "GMACs", "px", "data", "proof", "here")
 NUMBERS = range(1, 5)  # columns

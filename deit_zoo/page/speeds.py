@@ -14,7 +14,7 @@ from deit_zoo.files import as_record, read_json
 from deit_zoo.registry import MODELS
 
 if TYPE_CHECKING:
-    from deit_zoo.zoo import ModelInfo
+    from deit_zoo.facts.model import ModelInfo
 
 LIMIT = 1 << 20  # bytes; a curve of all models has 20,000
 SPEED = "images/s"

@@ -26,7 +26,7 @@ from deit_zoo.runs.reference import published_curve
 from deit_zoo.version import __version__
 
 if TYPE_CHECKING:
-    from deit_zoo.zoo import ModelInfo
+    from deit_zoo.facts.model import ModelInfo
 
 FOLDER = Path(__file__).parent
 BEGINS = b"<!doctype html>\n<!-- deit-zoo list --html -->"  # the template's first lines
