@@ -134,6 +134,7 @@ def classify(
             readable = [pixels for pixels in batch if not isinstance(pixels, DataError)]
             best = iter(predictions(network, readable, topk) if readable else [])
             answers = [one if isinstance(one, DataError) else next(best) for one in batch]
+            # Of the first results.MOST alone there are names, and thumbnails.
             for name, answer, pixels in zip(names[len(results) :], answers, batch, strict=False):
                 small = None if isinstance(pixels, DataError) else thumbnail(pixels)
                 results.images.append((answer, name, small))

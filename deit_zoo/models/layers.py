@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -149,10 +150,10 @@ class ZooModel(nn.Module):
         """
         depth = len(self.blocks) + len(getattr(self, "blocks_token_only", ()))
         numbers = pick_layers(tuple(layers), depth)
-        entered = zip(range(max(numbers) + 1), self._entered(x), strict=False)
+        entered = islice(self._entered(x), max(numbers) + 1)
         maps = {
             number: cast(Any, layer).attention(*tokens)
-            for number, (layer, tokens) in entered
+            for number, (layer, tokens) in enumerate(entered)
             if number in numbers
         }
         return [maps[number] for number in numbers]
