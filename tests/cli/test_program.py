@@ -169,3 +169,17 @@ def test_a_user_without_a_home_is_told_how_to_give_the_cache_a_place(tmp_path: P
     )
     assert done.returncode == 2
     assert "set DEIT_ZOO_CACHE to a folder" in done.stderr.splitlines()[-1]
+
+
+def test_until_ctrl_c_is_heeded_nothing_is_imported_that_python_has_not_loaded() -> None:
+    # Till then Python itself answers it, with a traceback; `signal` takes fifteen milliseconds.
+    own = "sorted({*sys.modules} - before)"
+    code = f"import sys; before = {{*sys.modules}}; import deit_zoo.cli; print({own})"
+    done = subprocess.run(
+        [sys.executable, "-Sc", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "['deit_zoo', 'deit_zoo.cli', 'deit_zoo.version']\n"
