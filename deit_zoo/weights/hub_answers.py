@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import get_session
+from huggingface_hub.utils import _http
 
 from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause
 
@@ -15,11 +18,29 @@ _RESET = re.compile(r"(?i)(\bt=)(\d+)")
 
 
 def check_from_now_on() -> None:
-    """Check all that huggingface_hub's client of this moment is answered."""
-    session = get_session()
-    hooks = session.event_hooks
+    """Check all that huggingface_hub's client is answered, and those that it makes after this one.
+
+    It makes one after an error, in a fork, or where somebody closes its session. What makes them is
+    replaced in place: `set_client_factory` would end what other threads are fetching.
+    """
+    if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _CheckedClients):
+        _http._GLOBAL_CLIENT_FACTORY = _CheckedClients(_http._GLOBAL_CLIENT_FACTORY)
+    _checked(get_session())
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedClients:
+    factory: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return _checked(self.factory())
+
+
+def _checked(client: Any) -> Any:
+    hooks = client.event_hooks
     if _check not in hooks["response"]:
-        session.event_hooks = {**hooks, "response": [*hooks["response"], _check]}
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _check]}
+    return client
 
 
 def _check(response: Any) -> None:
@@ -35,7 +56,7 @@ def _check(response: Any) -> None:
     if (commit := headers.get(_COMMIT)) is None:
         return
     etag = next((headers[name] for name in _ETAGS if headers.get(name)), None)
-    names = [commit] if etag is None else [commit, etag.removeprefix("W/").strip('"')]
+    names = [commit] if etag is None else [commit, etag.lstrip("W/").strip('"')]
     for name in names:
         if not re.fullmatch(r"\w[\w.+=-]{0,127}", name, re.ASCII):
             raise ValueError(f"it answers {name!r:.80}, which is no name: check HF_ENDPOINT")

@@ -236,15 +236,62 @@ def test_a_link_of_the_cache_to_a_file_elsewhere_is_dropped_and_that_file_is_not
     assert (machine.folder / "mine").read_bytes() == flipped(weights)
 
 
-@pytest.mark.parametrize("etag", ["../../../../evil", "{folder}/evil", "", "a" * 5000])
+@pytest.mark.parametrize(
+    "etag", ['"../../../../evil"', '"{folder}/evil"', '""', "W..", '"' + "a" * 5000 + '"']
+)
 def test_a_name_of_the_hub_that_leads_out_of_its_cache_is_refused(
     etag: str, machine: Machine, weights: bytes
 ) -> None:
     machine.publish(hub_source(revision=commit_of(machine), sha256=sha256(weights)))
-    named = f'"{etag.format(folder=machine.folder)}"'
+    named = etag.format(folder=machine.folder)
     machine.hub.fail("HEAD", "/resolve/", headers={"X-Linked-ETag": named}, times=9)
     assert "which is no name: check HF_ENDPOINT" in machine.fetch()["message"]
     assert not any(machine.folder.rglob("evil*"))
+
+
+# As the library does after a connection that failed.
+CLOSING = """
+import huggingface_hub
+def pause(seconds):
+    pauses.append(seconds)
+    huggingface_hub.close_session()
+time.sleep = pause
+"""
+
+
+def test_such_a_name_is_refused_by_a_session_that_was_opened_meanwhile(
+    machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine), sha256=sha256(weights)))
+    machine.hub.fail("HEAD", "/resolve/", status=503, times=2)
+    machine.hub.fail("HEAD", "/resolve/", headers={"X-Linked-ETag": '"../../../../evil"'}, times=9)
+    answer = machine.fetch(before=CLOSING)
+    assert "which is no name: check HF_ENDPOINT" in answer["message"]
+    assert len(answer["pauses"]) >= 1
+    assert not any(machine.folder.rglob("evil*"))
+
+
+THREADS = """
+import json
+from concurrent.futures import ThreadPoolExecutor
+import huggingface_hub
+from deit_zoo.weights import hub_answers
+def ask(number):
+    huggingface_hub.close_session()
+    try:
+        return str(huggingface_hub.get_session().get("{endpoint}/any"))
+    except ValueError as error:
+        return str(error)
+hub_answers.check_from_now_on()
+with ThreadPoolExecutor(4) as threads:
+    print(json.dumps(list(threads.map(ask, range(4)))))
+"""
+
+
+def test_such_a_name_is_refused_in_every_thread_that_opens_a_session(machine: Machine) -> None:
+    machine.hub.fail("GET", "/any", headers={"X-Repo-Commit": ".."}, times=9)
+    answers = told(machine.start(THREADS.format(endpoint=machine.hub.endpoint)))
+    assert all("'..', which is no name: check HF_ENDPOINT" in answer for answer in answers), answers
 
 
 def test_a_hub_that_states_no_digest_is_refused(machine: Machine) -> None:
