@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from measuring import report_of, write_report
-from page import gpu_table
+from page import table
 
 from harness.workers import READY, kill, send, tree
 
@@ -253,7 +253,7 @@ def summary(reports: dict[str, dict[str, Any]], troubles: dict[str, list[str]]) 
     """Every figure, what was left out, and the last lines of what failed."""
     for name, report in reports.items():
         yield f"\n== {name}: {report['ended']}"
-        yield gpu_table(report)
+        yield table(report)
         for one in report.get("failed", []):
             yield f"left out: {one['model']}, {one['who']}: {one['reason']}"
         for line in troubles.get(name, []):
