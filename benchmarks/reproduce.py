@@ -1,10 +1,11 @@
-"""Whole runs of `deit-zoo reproduce`: the digits to their verdict, or two epochs of DeiT-S.
+"""Whole runs of `deit-zoo reproduce`: the digits to their verdict, or some epochs of DeiT-S.
 
     python benchmarks/reproduce.py digits|epoch [--device cuda] [--tiny] [--json FILE]
 
 The epochs are of JPEG files made on the spot, 500x375 pixels with as many bytes as ImageNet's
-have. What the second of them took is projected to 300 epochs of ImageNet, on one GPU and, by
-arithmetic, on 8 with as many cores each.
+have. What the last of them took is projected to 300 epochs of ImageNet, on one GPU and, by
+arithmetic, on 8 with as many cores each. Then `deit-zoo data benchmark` says what the workers have
+ready by themselves, and what the model takes.
 """
 
 from __future__ import annotations
@@ -36,15 +37,21 @@ SIZE = (500, 375)
 SCENES, FALL, QUALITY = 8, 1.3, 92  # with which a file has about 80 kB
 PER_CLASS = {"train": 20, "val": 1}
 # For a CPU: an image of each class, as small as a model can be.
-TINY = ("--set img_size=32", "--set batch_size=64", "--set replicas=2", "--workers 1")
+TINY = (
+    "--set epochs=2",
+    "--set img_size=32",
+    "--set batch_size=64",
+    "--set replicas=2",
+    "--workers 1",
+)
 NOTES = {
     "epoch": "On JPEG files of 500x375 pixels and about 80 kB, made for this. The hours on 8 GPUs "
     "are an eighth of those on one: what they take if each has as many cores as this one."
 }
-Found = Callable[[list[dict[str, Any]]], None]
+Report = Callable[..., None]  # of the rows so far, and what else the file holds
 
 
-def digits(arguments: argparse.Namespace, found: Found) -> None:
+def digits(arguments: argparse.Namespace, report: Report) -> None:
     """The embedded digits, by the shipped recipe, to the verdict."""
     options = ["--set epochs=2"] if arguments.tiny else []
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +59,7 @@ def digits(arguments: argparse.Namespace, found: Found) -> None:
         output = Path(folder) / "run"
         run("deit_pico_digits", arguments, output, options, lambda log: None)
         receipt = json.loads((output / RECEIPT_FILE).read_text(encoding="utf-8"))
-        found(
+        report(
             [
                 {
                     "model": "deit_pico_digits",
@@ -65,21 +72,36 @@ def digits(arguments: argparse.Namespace, found: Found) -> None:
         )
 
 
-def epoch(arguments: argparse.Namespace, found: Found) -> None:
-    """Two epochs of DeiT-S on files, and what the second means for ImageNet."""
+def epoch(arguments: argparse.Namespace, report: Report) -> None:
+    """Some epochs of DeiT-S on files, what the last means for ImageNet, and the loader alone."""
     model = "deit_tiny" if arguments.tiny else "deit_small"
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         started = time.perf_counter()
         size = photographs(data, {"train": 1, "val": 1} if arguments.tiny else PER_CLASS)
         made = {"file_bytes": size, "making_seconds": time.perf_counter() - started}
-        options = ["--set epochs=2", f"--data {data}", *(TINY if arguments.tiny else ())]
+        options = [f"--data {data}", *(TINY if arguments.tiny else ("--set epochs=4",))]
         images = len(list((data / "train").glob("*/*")))
+        rows: list[dict[str, Any]] = []
 
         def on_log(log: list[dict[str, Any]]) -> None:
-            found([row_of(model, images, line) | made for line in log])
+            rows[:] = [row_of(model, images, line) | made for line in log]
+            report(rows)
 
         run(model, arguments, Path(folder) / "run", options, on_log)
+        report(rows, loader=loader_alone(data, model, "64" if arguments.tiny else "4096"))
+
+
+def loader_alone(data: Path, model: str, images: str) -> dict[str, Any]:
+    """Images per second that all workers have ready, and that the model trains with."""
+    command = ["data", "benchmark", str(data), "--model", model, "--images", images, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deit_zoo", *command], capture_output=True, text=True, check=True
+    )
+    measured = json.loads(done.stdout)
+    *_, workers = (stage for stage in measured["stages"] if stage["processes"] is not None)
+    [need] = measured["models"]
+    return {"workers": workers, "model": need}
 
 
 def row_of(model: str, images: int, line: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +142,7 @@ def run(
         if code is not None:
             break
         time.sleep(0.2)
-    # 1 says that the figure was not reached, which two epochs cannot.
+    # 1 says that the figure was not reached, which so few epochs cannot.
     if code not in (0, 1) or not (output / RECEIPT_FILE).is_file():
         sys.exit(f"deit-zoo {' '.join(command)} ended with exit code {code}")
 
@@ -175,7 +197,7 @@ def landscape(number: int) -> Image.Image:
     return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
 
 
-RUNS: dict[str, Callable[[argparse.Namespace, Found], None]] = {"digits": digits, "epoch": epoch}
+RUNS: dict[str, Callable[[argparse.Namespace, Report], None]] = {"digits": digits, "epoch": epoch}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -189,12 +211,12 @@ def main() -> None:
     """Run, print, write."""
     arguments = arguments_of(__doc__, rounds=1, more=options)
 
-    def found(rows: list[dict[str, Any]]) -> None:
-        print(rows[-1], flush=True)
+    def report(rows: list[dict[str, Any]], **more: Any) -> None:
+        print(rows[-1], more or "", flush=True)
         note = {"note": NOTES[arguments.run]} if arguments.run in NOTES else {}
-        write(arguments, rows, {}, name=arguments.run, device=arguments.device, **note)
+        write(arguments, rows, {}, name=arguments.run, device=arguments.device, **note, **more)
 
-    RUNS[arguments.run](arguments, found)
+    RUNS[arguments.run](arguments, report)
 
 
 if __name__ == "__main__":

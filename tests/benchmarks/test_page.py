@@ -147,6 +147,15 @@ def test_goals_of_a_gpu_are_held_against_compiled_peers(
         "met |",
     ]
     assert "1.300 | met" in told[4]
+    assert [line.rpartition(" | ")[2] for line in told[5:7]] == ["not measured |"] * 2
+    loader = {"workers": {"images_per_second": 6}, "model": {"model": "a", "images_per_second": 5}}
+    rows = [{"model": "a", "data_share": share} for share in (0.9, 0.03)]
+    measured["gpu_epoch"] = {"rows": rows, "loader": loader}
+    told = [*goals.verdicts(measured, goals.GPU_GOALS)]
+    assert [line.rpartition("time")[2] for line in told[5:7]] == [
+        "s what DeiT-S trains with | 1.200 | met |",
+        " | 0.030 | not met |",
+    ]
     step["rows"].clear()
     assert "| – | not measured |" in [*goals.verdicts(measured, goals.GPU_GOALS)][1]
 
