@@ -89,7 +89,7 @@ class ExportOptions:
             raise ZooError(f"no export is named {to!r}; give onnx or pt2")
         if self.format not in FORMATS:
             examples = f"FILE.{to}" if to else "FILE.onnx or FILE.pt2"
-            raise ZooError(f"{self.file} is no name of an exported model; give {examples}")
+            raise ZooError(f"no exported model is named {self.file}; give {examples}")
         if to not in (None, self.format):
             raise ZooError(f"{self.file} is no {to} file by its name; give FILE.{to}")
         if not self.limit >= 0:

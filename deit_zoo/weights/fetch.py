@@ -297,7 +297,7 @@ def check_repo_id(repo_id: str) -> None:
     """Raises CheckpointError for what the Hub has no repository of, before it is asked."""
     if not is_repo_id(repo_id):
         raise CheckpointError(
-            f"{repo_id!r:.120} is no name of a repository; give ORG/NAME as the Hub has it"
+            f"no repository is named {repo_id!r:.120}; give ORG/NAME as the Hub has it"
         )
 
 

@@ -7,10 +7,13 @@ that can be given to it, so it is asked in a thread.
 
 from __future__ import annotations
 
+import os
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -18,6 +21,7 @@ from deit_zoo.terminal import Terminal
 
 REACH_SECONDS = 3.0  # of silence
 PATIENCE_SECONDS = 15.0  # two time-outs of a resolver whose first server is dead, and a connection
+CONNECT_SECONDS = 5.0  # a lost first packet of a connection is sent again after 1 and 3 seconds
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -59,11 +63,42 @@ class Reach:
 
     def _look(self, url: str, host: str, port: int) -> None:
         try:
-            socket.create_connection((host, port), timeout=PATIENCE_SECONDS / 2).close()
+            _connect(host, port)
         except (OSError, UnicodeError) as error:
             self._problems[url] = f"{error} ({host})"
         else:
             self._problems[url] = None
+
+
+def _connect(host: str, port: int) -> None:
+    """Raises OSError where no address of a host takes a connection in time.
+
+    All are asked at once: those of IPv6 come first, and may lead nowhere.
+    """
+    problem = 0
+    with selectors.DefaultSelector() as waiting, ExitStack() as sockets:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                connection = sockets.enter_context(socket.socket(family, kind))
+                connection.setblocking(False)
+                connection.connect(address)
+            except BlockingIOError:
+                waiting.register(connection, selectors.EVENT_WRITE, connection)
+            except OSError as error:
+                problem = error.errno or 0
+            else:
+                return
+        end = time.monotonic() + CONNECT_SECONDS
+        while waiting.get_map():
+            ended = waiting.select(max(0.0, end - time.monotonic()))
+            if not ended:
+                raise TimeoutError(f"no answer in {CONNECT_SECONDS:g} seconds")
+            for key, _ in ended:
+                problem = key.data.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not problem:
+                    return
+                waiting.unregister(key.data)
+    raise OSError(problem, os.strerror(problem))
 
 
 def _first_hop(url: str) -> tuple[str, int]:

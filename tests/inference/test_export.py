@@ -365,8 +365,8 @@ def test_a_file_of_other_weights_is_not_written(
 @pytest.mark.parametrize(
     ("file", "options", "sentence"),
     [
-        ("a.bin", {}, "a.bin is no name of an exported model; give FILE.onnx or FILE.pt2"),
-        ("a", {"to": "pt2"}, "a is no name of an exported model; give FILE.pt2"),
+        ("a.bin", {}, "no exported model is named a.bin; give FILE.onnx or FILE.pt2"),
+        ("a", {"to": "pt2"}, "no exported model is named a; give FILE.pt2"),
         ("a.onnx", {"to": "pt2"}, "a.onnx is no pt2 file by its name; give FILE.pt2"),
         ("a.onnx", {"to": "tflite"}, "no export is named 'tflite'; give onnx or pt2"),
         (

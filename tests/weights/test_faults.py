@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from hashlib import md5
@@ -89,7 +90,7 @@ def test_a_hub_that_refuses_connections_is_given_up_at_once(
     works(pinned, weights)
 
 
-# The system looks names up for as long as it likes, and addresses answer nothing.
+# The system looks names up for as long as it likes.
 NO_NETWORK = """
 import atexit, socket
 from deit_zoo.weights import reach
@@ -98,7 +99,7 @@ reach.REACH_SECONDS, reach.PATIENCE_SECONDS = 0.3, 0.6
 really = time.sleep
 def hang(*arguments, **options):
     really(60)
-socket.getaddrinfo = socket.create_connection = hang
+socket.getaddrinfo = hang
 begun = time.monotonic()
 atexit.register(lambda: print(json.dumps({"seconds": time.monotonic() - begun})))
 """
@@ -118,6 +119,36 @@ def test_without_a_network_it_is_said_at_once_in_one_line(pinned: Machine, weigh
     assert answer["message"].endswith("bring DIR here and set DEIT_ZOO_WEIGHTS=DIR")
     assert "\n" not in answer["message"]
     assert took["seconds"] < 30
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address whose host drops all packets: nobody accepts, and its queue is full."""
+    with socket.socket() as held, ExitStack() as queue:
+        held.bind(("127.0.0.1", 0))
+        held.listen(0)
+        for _ in range(2):
+            client = queue.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(held.getsockname())
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+DROPPED = """
+from deit_zoo.weights import reach
+assert reach.CONNECT_SECONDS <= 5
+reach.REACH_SECONDS, reach.CONNECT_SECONDS = 0.1, 0.5
+"""
+
+
+def test_a_server_whose_packets_are_dropped_is_given_up_in_seconds(
+    pinned: Machine, silent: str, weights: bytes
+) -> None:
+    begun = time.monotonic()
+    answer = pinned.fetch(before=DROPPED, HF_ENDPOINT=silent)
+    assert "the Hub's org/pico: no answer in 0.5 seconds (127.0.0.1)" in answer["message"]
+    assert time.monotonic() - begun < 10
+    works(pinned, weights)
 
 
 # The first of the resolver's servers is dead: names are known once it has been given up.
@@ -981,5 +1012,5 @@ def test_an_address_of_the_hub_is_a_checkpoint(text: str, machine: Machine, weig
 )
 def test_what_the_hub_cannot_have_is_refused_before_it_is_asked(text: str) -> None:
     # It would be asked offline only for what it could have.
-    with pytest.raises(CheckpointError, match=r"is no name of a repository|is no revision or file"):
+    with pytest.raises(CheckpointError, match=r"no repository is named|is no revision or file"):
         fetch_address(text)
