@@ -106,8 +106,8 @@ def _load_split(data: str, split: PartName) -> tuple[Any, str]:
         )
     elif not is_repo_id(name):
         raise DataError(
-            f"no data set is named {data}, and there is no folder {name!r}; give hfds: and a data set "
-            "of the Hub, or the folder of a saved one"
+            f"no data set is named {data}, and there is no folder {name!r}; give hfds: and a data "
+            "set of the Hub, or the folder of a saved one"
         )
     saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     if saved and (config or revision):
