@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
@@ -39,10 +38,13 @@ def one_line(text: str) -> str:
 
 
 class Terminal(Console):
-    """A word that is longer than a line, mostly a path, is left whole, for copying."""
+    """A word that is longer than a line, mostly a path, is left whole, for copying.
+
+    Nothing of it is coloured, or taken for the name of a picture as `:x:`, unless markup says so.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(highlight=False, emoji=False, soft_wrap=True, **options)
         if self.width < 1:  # as COLUMNS=0 says, of which rich makes nothing at all
             self.width = WIDTH
 
@@ -165,13 +167,13 @@ class Bar:
         columns: tuple[rich.ProgressColumn, ...] = (
             rich.MofNCompleteColumn(),
             TimeLeft(),
-            rich.TextColumn("{task.fields[speed]}"),
+            rich.TextColumn("{task.fields[speed]}", markup=False),
         )
         if in_bytes or size is not None:
             columns = (rich.DownloadColumn(), rich.TransferSpeedColumn())
-        console = console or Terminal(stderr=True, highlight=False, soft_wrap=True)
+        console = console or Terminal(stderr=True)
         self.progress = rich.Progress(
-            rich.TextColumn("{task.description}"),
+            rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(),
             *columns,
             console=console,
@@ -180,7 +182,7 @@ class Bar:
             # A bar would take what is printed to stdout to where it stands itself.
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
-        self.task = self.progress.add_task(escape(what), total=size, completed=done, speed="")
+        self.task = self.progress.add_task(what, total=size, completed=done, speed="")
         self.cell = Cell() if is_notebook() else None
 
     def __enter__(self) -> Bar:

@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from deit_zoo.cli.console import print_rows
+from deit_zoo.cli.console import print_rows, print_table
 from deit_zoo.terminal import Bar, Terminal, clock
 
 SENTENCE = "the quick brown fox jumps over /a/path/that/is/longer/than/the/screen and sleeps"
@@ -15,9 +15,7 @@ SENTENCE = "the quick brown fox jumps over /a/path/that/is/longer/than/the/scree
 
 def console(*, terminal: bool, width: int = 20) -> tuple[Terminal, StringIO]:
     stream = StringIO()
-    return Terminal(
-        file=stream, force_terminal=terminal, width=width, soft_wrap=True, color_system=None
-    ), stream
+    return Terminal(file=stream, force_terminal=terminal, width=width, color_system=None), stream
 
 
 def test_a_terminal_breaks_between_words_and_leaves_a_long_path_whole() -> None:
@@ -57,6 +55,12 @@ def test_a_pipe_gets_whole_lines() -> None:
     pipe.print(SENTENCE)
     print_rows(pipe, [("label", SENTENCE)])
     assert stream.getvalue() == f"{SENTENCE}\nlabel  {SENTENCE}\n"
+
+
+def test_a_name_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    # rich draws a picture for `:fire:`, and doubles a backslash at the end.
+    print_table([("run", "of"), ("a:fire:", "[b]\\"), ("猫\\", "x")])
+    assert capsys.readouterr().out == "run      of\na:fire:  [b]\\\n猫\\      x\n"
 
 
 def test_a_screen_of_no_columns_shows_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

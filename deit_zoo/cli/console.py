@@ -14,15 +14,17 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from deit_zoo import terminal
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.terminal import Terminal, one_line
 
-out = Terminal(highlight=False, soft_wrap=True)
-talk = Terminal(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal()
+talk = Terminal(stderr=True)
 NARROWEST = 20  # that a column of text gets
 ALIKE = str.maketrans(
     {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u", "→": "->"}
@@ -78,12 +80,6 @@ def print_json(value: Any) -> None:
     sys.stdout.write(re.sub("[\x7f-\x9f]", lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n")
 
 
-def print_text(text: str) -> None:
-    """Write to stdout as it is; where it has not a character, its number stands for it."""
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
 def is_unicode() -> bool:
     """Whether stdout has every character."""
     return (sys.stdout.encoding or "ascii").lower().replace("-", "") == "utf8"
@@ -116,26 +112,17 @@ def print_table(
 
     The last column, mostly paths, is left whole however long it is.
     """
-    heading, *body = columns([[one_line(cell) for cell in row] for row in rows], right)
-    out.print(f"[bold]{escape('  '.join(heading).rstrip())}[/]", soft_wrap=True)
-    for row in body:
-        cells = []
-        for cell in row:
-            style = (styles or {}).get(cell.strip())
-            cells.append(f"[{style}]{escape(cell)}[/]" if style else escape(cell))
-        out.print("  ".join(cells).rstrip(), soft_wrap=True)
-
-
-def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[list[str]]:
-    """Cells padded to the widest of their column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        line = Text()
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - cell_len(cell))
+            line.append(padding if column in right else "")
+            line.append(cell, (styles or {}).get(cell, "") if number else "bold")
+            line.append("  " if column in right else f"{padding}  ")
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 class Bar(terminal.Bar):

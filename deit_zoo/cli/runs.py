@@ -12,11 +12,10 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import (
     check_output,
-    columns,
     is_unicode,
+    out,
     print_json,
     print_table,
-    print_text,
     talk,
     writing,
 )
@@ -24,7 +23,6 @@ from deit_zoo.cli.options import AsJson, FiguresAsJson
 from deit_zoo.terminal import clock
 
 if TYPE_CHECKING:
-    from deit_zoo.runs.diff import Difference
     from deit_zoo.runs.log import Run
 
 PICTURE = Path("curve.png")
@@ -65,7 +63,8 @@ def plot_(
     else:
         width = max(NARROWEST, shutil.get_terminal_size().columns)
         shown = metric or Metric.TOP1
-        print_text(terminal_plot(histories, shown.value, width=width, plain=not is_unicode()))
+        chart = terminal_plot(histories, shown.value, width=width, plain=not is_unicode())
+        out.print(chart, end="", markup=False)
     if file is not None:
         with writing(file):
             draw(histories, file, metrics=[metric.value] if metric else ["loss", "top1"])
@@ -84,7 +83,7 @@ def diff_(
 
     Exit 0: nothing but the clock; 1: something does.
     """
-    from deit_zoo.runs.diff import ORDER, compare, compare_recipes
+    from deit_zoo.runs.diff import ORDER, compare, compare_recipes, shown
     from deit_zoo.runs.log import read_receipt, recipe_named, recipe_of
 
     if recipe_named(left) is not None or recipe_named(right) is not None:
@@ -98,20 +97,12 @@ def diff_(
         print_json({"left": left, "right": right, "same": same, "groups": fields})
     else:
         if same:
-            print_text("same but for the clock\n" if differences else "same\n")
-        _print_differences(differences)
+            out.print("same but for the clock" if differences else "same")
+        if differences:
+            rows = ((one.field, shown(one.left), shown(one.right)) for one in differences)
+            print_table([("field", "a", "b"), *rows])
     if not same:
         raise typer.Exit(1)
-
-
-def _print_differences(differences: list[Difference]) -> None:
-    """One table: each field, and its value in either receipt."""
-    from deit_zoo.runs.diff import shown
-
-    if differences:
-        rows = [(one.field, shown(one.left), shown(one.right)) for one in differences]
-        table = columns([("field", "a", "b"), *rows])
-        print_text("".join("  ".join(row).rstrip() + "\n" for row in table))
 
 
 def compare_(

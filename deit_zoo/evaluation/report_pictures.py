@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deit_zoo.runs.picture import drawable, new_figure, png_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from deit_zoo.data.image_set import ImageSet
 
 # More classes than these, and their counts or names would be too small to read.
@@ -29,7 +28,7 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     inches = min(12.0, max(4.0, 0.42 * size + 2.0))
-    figure = _figure(inches, inches)
+    figure = new_figure(inches, inches)
     panel = figure.subplots()
     panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     if size <= WITH_NAMES:
@@ -52,14 +51,14 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
                     )
     panel.set_xlabel("taken for")
     panel.set_ylabel("class")
-    return _png(figure)
+    return png_of(figure)
 
 
 def draw_mistakes(images: ImageSet, captions: Sequence[tuple[int, Sequence[str]]]) -> bytes:
     """Images by their numbers, as PNG, each below its lines and above the name of its file."""
     columns = min(COLUMNS, len(captions))
     rows = -(-len(captions) // columns)
-    figure = _figure(max(2.0 * columns, 4.0), 2.5 * rows)
+    figure = new_figure(max(2.0 * columns, 4.0), 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
@@ -68,23 +67,11 @@ def draw_mistakes(images: ImageSet, captions: Sequence[tuple[int, Sequence[str]]
         image.thumbnail((320, 320))
         panel.imshow(image)
         name = short(os.path.basename(images.name_of(number)))
-        panel.set_title("\n".join([*lines, name]), fontsize=8, parse_math=False)
-    return _png(figure)
+        panel.set_title("\n".join([*lines, name]), fontsize=8)
+    return png_of(figure)
 
 
 def short(name: str) -> str:
     """A name that fits above a picture."""
+    name = drawable(name)
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-
-
-def _png(figure: Any) -> bytes:
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    return data.getvalue()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase, digits
@@ -16,6 +16,7 @@ from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib
 from deit_zoo.recipes.recipe import count
 from deit_zoo.runs.log import Run, read_run
+from deit_zoo.runs.picture import drawable, new_figure, png_of
 from deit_zoo.runs.reference import published_figure, shown_figure
 
 if TYPE_CHECKING:
@@ -92,11 +93,7 @@ def draw(
 ) -> None:
     """Write a PNG with one panel for each metric. Raises MissingExtraError without matplotlib."""
     require_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-    figure = Figure(figsize=(7, 1.2 + 2.6 * len(metrics)), layout=layout)
+    figure = new_figure(7, 1.2 + 2.6 * len(metrics))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for panel, metric in zip(panels, metrics, strict=True):
         for number, line in enumerate(lines_of(runs, metric)):
@@ -113,9 +110,7 @@ def draw(
     figure.legend(
         *panels[-1].get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8
     )
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    write_whole(file, data.getvalue())
+    write_whole(file, png_of(figure))
 
 
 def _draw_line(panel: Axes, line: Line, colour: str) -> None:
@@ -128,7 +123,7 @@ def _draw_line(panel: Axes, line: Line, colour: str) -> None:
         linewidth=1.3,
         marker="o" if len(line.points) <= FEW else "",
         markersize=3,
-        label=line.label,
+        label=re.sub("^_", " _", drawable(line.label)),  # a legend leaves out what begins with _
     )
 
 
@@ -157,7 +152,7 @@ def _figure(run: Run) -> tuple[float, float, str] | None:
 def terminal_plot(
     runs: Sequence[Run], metric: str, *, width: int = 80, height: int = 15, plain: bool = False
 ) -> str:
-    """A chart of characters with a line on each run; `plain` for a terminal of ASCII only."""
+    """A chart of characters with a line on each run; `plain` is drawn in ASCII."""
     lines = lines_of(runs, metric)
     rows = [_axis(runs, metric), *chart(lines, width=width, height=height, plain=plain)]
     for mark, line in zip(_marks(lines, plain), lines, strict=True):
@@ -166,8 +161,7 @@ def terminal_plot(
         rows.append(f"    {figure[2]}")
     for run in runs:
         rows += wrap(summary(run), width, subsequent_indent="    ")
-    text = "\n".join(rows) + "\n"
-    return text.encode("ascii", "backslashreplace").decode() if plain else text
+    return "\n".join(rows) + "\n"
 
 
 def summary(run: Run) -> str:

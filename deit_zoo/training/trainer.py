@@ -74,10 +74,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     Raises Interrupted, with a state on disk, where the run was asked to stop.
     """
     plan, recipe = job.plan, job.plan.recipe
-    own = Terminal(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    console = Terminal(
-        stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=not group.is_main
-    )
+    own = Terminal(stderr=True)
+    console = Terminal(stderr=True, quiet=not group.is_main)
 
     def say(sentence: str) -> None:  # what is true of the run: the first process says it
         console.print(sentence, markup=False)

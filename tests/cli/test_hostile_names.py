@@ -10,10 +10,18 @@ import pytest
 import deit_zoo
 from deit_zoo import weights
 from deit_zoo.data.digits import digits
+from deit_zoo.files import ASSETS
 from deit_zoo.terminal import one_line, printable
 from support.command import deit_zoo as typed
 
-HOSTILE = ("\x1b]0;owned\x07\x1b[31mred", "two\nlines", "[/bold]\t", "\u202etxt", *"456789")
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[31mred",
+    "two\nlines",
+    "[/bold]\t",
+    "\u202etxt",
+    "a:fire:b",
+    *"56789",
+)
 
 
 @pytest.fixture
@@ -34,10 +42,19 @@ def test_labels_with_escapes_and_ends_of_lines_are_spelled(file: Path, tmp_path:
     lines = done.out.splitlines()
     assert len(lines) == 11
     assert lines[0].endswith(r"[red]\x1b[2J7.png")
-    assert any(line.endswith(r"two\nlines") for line in lines)
+    assert {r"two\nlines", "a:fire:b"} <= {line.split()[-1] for line in lines}
     assert "\x1b" not in typed("info", file).out
     rows = json.loads(typed("classify", image, "--model", file, "--topk", 10, "--json").out)
     assert {one["label"] for one in rows[0]["predictions"]} == set(HOSTILE)
+
+
+def test_a_receipt_with_escapes_and_ends_of_lines_is_spelled(tmp_path: Path) -> None:
+    receipt = json.loads((ASSETS / "deit_pico_digits.receipt.json").read_text())
+    receipt["environment"]["host"] = "\x1b[2Jtwo\nlines"
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt))
+    done = typed("diff", "deit_pico_digits", tmp_path)
+    assert done.status == 1
+    assert done.out.splitlines()[-1].endswith(r"\x1b[2Jtwo\nlines")
 
 
 @pytest.mark.parametrize(

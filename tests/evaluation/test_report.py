@@ -32,12 +32,12 @@ FILES = [
 
 @pytest.fixture
 def images(tmp_path: Path) -> FolderSet:
-    """Three cats, two dogs and a class whose name must be escaped."""
-    for name, count in (("cat", 3), ("dog", 2), ("<fox> $x$", 1)):
+    """Three cats, two dogs and a class whose name must be escaped, and is no formula."""
+    for name, count in (("cat", 3), ("dog", 2), ("<fox> $x^$", 1)):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(count):
             Image.new("RGB", (40, 30), "teal").save(tmp_path / "pets" / name / f"{number}.png")
-    return FolderSet(tmp_path / "pets", ["cat", "dog", "<fox> $x$"])
+    return FolderSet(tmp_path / "pets", ["cat", "dog", "<fox> $x^$"])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_class_has_its_recall_and_its_precision(answers: Answers) -> None:
     heading, *rows = class_rows([answers])
     assert heading == ["class", "val_images", "val_right", "val_accuracy", "val_precision"]
     assert rows == [
-        ["<fox> $x$", 1, 0, "0.00", ""],  # nothing was taken for it
+        ["<fox> $x^$", 1, 0, "0.00", ""],  # nothing was taken for it
         ["cat", 3, 2, "66.67", "66.67"],
         ["dog", 2, 2, "100.00", "66.67"],
     ]
@@ -68,10 +68,10 @@ def test_a_class_has_its_recall_and_its_precision(answers: Answers) -> None:
 
 def test_a_row_of_the_confusion_matrix_is_what_a_class_was_taken_for(answers: Answers) -> None:
     assert confusion_rows(answers) == [
-        ["class", "cat", "dog", "<fox> $x$"],
+        ["class", "cat", "dog", "<fox> $x^$"],
         ["cat", 2, 1, 0],
         ["dog", 0, 2, 0],
-        ["<fox> $x$", 1, 0, 0],
+        ["<fox> $x^$", 1, 0, 0],
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_report_has_its_files_and_escapes_names(answers: Answers, tmp_path: Pa
     assert sorted(path.name for path in folder.iterdir()) == FILES
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert "<h1>A &amp; B</h1>" in page
-    assert "&lt;fox&gt; $x$" in page
+    assert "&lt;fox&gt; $x^$" in page
     assert "66.67 % right, 4 of 6 images" in page
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(folder / name) as picture:
@@ -118,13 +118,15 @@ def test_the_predictions_are_also_parquet_with_numbers_as_numbers(
     assert not (tmp_path / "report" / "predictions.parquet").exists()
 
 
-def test_a_file_whose_name_is_no_utf_8_is_in_parquet_too(answers: Answers, tmp_path: Path) -> None:
-    dog = tmp_path / "pets" / "dog"
-    (dog / "1.png").rename(os.fsdecode(bytes(dog) + b"/\xe9.png"))
+def test_a_mistake_whose_name_is_no_utf_8_is_drawn_and_in_parquet_too(
+    answers: Answers, tmp_path: Path
+) -> None:
+    cat = tmp_path / "pets" / "cat"
+    (cat / "1.png").rename(os.fsdecode(bytes(cat) + b"/1\xe9.png"))
     answers.images = FolderSet(tmp_path / "pets", answers.classes)
     write_report(tmp_path / "report", "pets", [answers], parquet=True)
     files = parquet.read_table(tmp_path / "report" / "predictions.parquet")["file"].to_pylist()
-    assert files[4] == f"{dog}/\\xe9.png"
+    assert files[1] == f"{cat}/1\\xe9.png"
 
 
 def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
