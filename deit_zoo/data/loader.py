@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -19,6 +21,7 @@ from deit_zoo.distributed import how_it_ended
 from deit_zoo.errors import ZooError
 
 DYING_SECONDS = 5  # on a busy machine
+LOOK_SECONDS = 10.0  # between two looks at whether a worker is stopped
 _NO_MEMORY = "memory is mostly what they lack: give fewer --workers"
 _NO_ROOM = (
     "/dev/shm, through which they hand over images, has no room: give it more (docker run "
@@ -43,6 +46,7 @@ class Loader:
         self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, *, batched: bool = True
     ) -> None:
         self.workers: list[BaseProcess] = []
+        self._closed = threading.Event()
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             **({"batch_sampler": keys} if batched else {"sampler": keys, "batch_size": None}),
@@ -56,11 +60,15 @@ class Loader:
         others = active_children()
         with _block_signals(), _deaths_wait_for_the_next_batch(), self._own_errors():
             batches = iter(self._loader)
-        self.workers = self.workers or [one for one in active_children() if one not in others]
+        if not self.workers:
+            self.workers = [one for one in active_children() if one not in others]
+            if self.workers:
+                threading.Thread(target=self._watch, daemon=True, name="loader watch").start()
         return self._read(batches)
 
     def close(self) -> None:
         """End the workers."""
+        self._closed.set()
         for worker in self.workers:
             worker.kill()
             worker.join()
@@ -73,6 +81,16 @@ class Loader:
             if batch is _END:
                 return
             yield batch
+
+    def _watch(self) -> None:
+        """Say which worker is stopped: a time-out would say so, but hides from torch who died."""
+        told: set[int | None] = set()
+        while not self._closed.wait(LOOK_SECONDS):
+            stopped = {worker.pid for worker in self.workers if _is_stopped(worker.pid)}
+            for pid in stopped - told:
+                sentence = "is stopped, and what it reads is waited for; type: kill -CONT"
+                print(f"loader worker {pid} {sentence} {pid}", file=sys.stderr)
+            told = stopped
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -91,6 +109,15 @@ class Loader:
                 raise
             ends = ", ".join(f"a loader worker {how_it_ended(code)}" for code in codes)
             raise WorkersDiedError(ends, _NO_ROOM if _BUS_ERROR in codes else _NO_MEMORY) from error
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether a process is stopped by a signal, as Linux says it; elsewhere nobody knows."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return facts.rpartition(b") ")[2].startswith(b"T")
 
 
 def _is_about_shared_memory(error: Exception) -> bool:

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -116,7 +117,8 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
     )
     command = ("-c", PROCESS, str(output.resolve()), str(os.getpid()))
     try:
-        with signals_as_exceptions(), heartbeat.watch(_say) as folder:
+        own = Path(tempfile.mkdtemp(prefix="deit_zoo_"))
+        with signals_as_exceptions(), heartbeat.watch(own) as folder:
             elastic_launch(config, sys.executable)(*command, str(folder))
         return read_verdict(job, output)
     except SignalException as error:

@@ -1,22 +1,30 @@
 """Signs of life of a node's processes: one that is stopped or hangs would hold up all for good.
 
-Each touches a file of its own once a second, of the machine's own disk; the launcher looks at them.
-That says that a process runs, not that it gets on: for one that waits for a disk or for a GPU
-others wait as long as `distributed.TIMEOUT`. They begin when the libraries are loaded.
+Each touches a file of its own once a second, of the machine's own disk. The launcher looks at them,
+or under torchrun and srun, of whose processes none is ours, they look at each other's. That says
+that a process runs, not that it gets on: for one that waits for a disk or for a GPU others wait as
+long as `distributed.TIMEOUT`. They begin when the libraries are loaded.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from deit_zoo.files import is_running
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from deit_zoo.distributed import DistributedContext
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 60.0
@@ -24,55 +32,74 @@ SILENT_SECONDS = 60.0
 
 def beat(folder: Path, rank: str) -> None:
     """Give signs of life from now on, on a thread of its own."""
-    file = folder / f"{rank}-{os.getpid()}"
+    # Locked as long as this process lives, stopped or not: its number may be another's later.
+    lock = FileLock(folder / f"{rank}-{os.getpid()}", thread_local=False)
 
     def touch() -> None:
-        with suppress(OSError):  # the launcher is gone, and its folder
+        with suppress(OSError):  # who looks is gone, and the folder
             while True:
                 time.sleep(BEAT_SECONDS)
-                os.utime(file)
+                os.utime(lock.lock_file)
 
     with suppress(OSError):  # unwatched where there is no room for a file
-        file.touch()
+        lock.acquire()
         threading.Thread(target=touch, daemon=True, name="heartbeat").start()
 
 
 @contextmanager
-def watch(tell: Callable[[str], None]) -> Iterator[Path]:
-    """Within it, processes that beat in this folder and fall silent are told, and killed."""
+def watch_each_other(group: DistributedContext) -> Iterator[None]:
+    """Within it the processes of a node give signs of life, and each looks at the others'."""
+    name = group.run_on_main(lambda: f"deit_zoo_{uuid.uuid4().hex}")
+    folder = Path(tempfile.gettempdir()) / name
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    beat(folder, str(group.rank))
+    with watch(folder):
+        yield
+
+
+@contextmanager
+def watch(folder: Path) -> Iterator[Path]:
+    """Within it, processes that beat in this folder and fall silent are told, and killed.
+
+    Afterwards it is gone.
+    """
     done = threading.Event()
-    with TemporaryDirectory(prefix="deit_zoo_", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        thread = threading.Thread(target=_watch, args=(folder, done, tell), daemon=True)
-        thread.start()
-        try:
-            yield folder
-        finally:
-            done.set()
-            thread.join()
+    thread = threading.Thread(target=_watch, args=(folder, done), daemon=True)
+    thread.start()
+    try:
+        yield folder
+    finally:
+        done.set()
+        thread.join()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(folder: Path, done: threading.Event, tell: Callable[[str], None]) -> None:
+def _watch(folder: Path, done: threading.Event) -> None:
     # Looks are counted, not seconds: where the whole machine was suspended nobody was silent.
     seen: dict[str, tuple[int, int]] = {}
     while not done.wait(BEAT_SECONDS):
-        for file in folder.iterdir():
-            time_ns = file.stat().st_mtime_ns
-            former, looks = seen.get(file.name, (time_ns, 0))
-            looks = looks + 1 if time_ns == former else 0
-            seen[file.name] = time_ns, looks
-            if looks * BEAT_SECONDS >= SILENT_SECONDS:
-                file.unlink()
-                _kill(file, tell)
+        for file in folder.glob("*"):
+            with suppress(FileNotFoundError):  # another that looks has killed it
+                time_ns = file.stat().st_mtime_ns
+                former, looks = seen.get(file.name, (time_ns, 0))
+                looks = looks + 1 if time_ns == former else 0
+                seen[file.name] = time_ns, looks
+                if looks * BEAT_SECONDS >= SILENT_SECONDS:
+                    _kill(file)
 
 
-def _kill(file: Path, tell: Callable[[str], None]) -> None:
+def _kill(file: Path) -> None:
     rank, pid = file.name.split("-")
-    command = Path("/proc") / pid / "cmdline"
-    if not is_running(int(pid)):
-        return
-    with suppress(ProcessLookupError, FileNotFoundError):
-        if command.parent.parent.is_dir() and os.fsencode(file.parent) not in command.read_bytes():
-            return  # another process, which was given the number of one that is gone
-        tell(f"process {rank} gives no sign of life for {SILENT_SECONDS:g} seconds; it is killed")
-        os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))  # which ends it on Windows
+    try:
+        with FileLock(file, timeout=0):
+            alive = False
+    except Timeout:
+        alive = True
+    file.unlink()
+    if alive:
+        silence = f"gives no sign of life for {SILENT_SECONDS:g} seconds; it is killed"
+        print(f"process {rank} {silence}", file=sys.stderr)
+        with suppress(ProcessLookupError):
+            # The second ends it on Windows.
+            os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))

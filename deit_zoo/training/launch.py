@@ -24,7 +24,6 @@ from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.first_stage import is_first_stage, resolve_init_from, trained_first
 from deit_zoo.recipes.plan import (
     DIGITS_TRAIN,
-    IMAGENET_TRAIN,
     MOST_WORKERS,
     MOST_WORKERS_OF_GPU,
     Plan,
@@ -32,10 +31,10 @@ from deit_zoo.recipes.plan import (
     laid_out,
     settings,
 )
-from deit_zoo.recipes.recipe import Recipe, changed, differences, shown
+from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe, changed, differences, shown
 from deit_zoo.registry import MODELS, resolve
 from deit_zoo.runs.reference import recipe_differences
-from deit_zoo.training import elastic
+from deit_zoo.training import elastic, heartbeat
 from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_data import (
@@ -279,9 +278,8 @@ def run_plan(
 
     def prepare(stack: ExitStack) -> Job:
         try:
-            # The launcher of another node may prepare the same run: it reads every image's name.
-            patience = elastic.JOIN_SECONDS if plan.nodes > 1 else 0.0
-            stack.enter_context(run_lock(output, tell, patience))
+            if plan.nodes == 1:
+                stack.enter_context(run_lock(output, tell))
             if fit is None:  # before the digits are written there
                 check_output(output, plan.recipe, resume)
             if is_without_plan(output):
@@ -290,10 +288,12 @@ def run_plan(
             if plan.recipe.data == "folder" and data is not None:
                 images = images_of_run(data, val_share, output, plan.reading, tell, progress)
             job = make_job(plan, data, images, output, fit or with_num_images, progress)
-            check_output(output, job.plan.recipe, resume)
-            check_same_data(output, job, tell)
             if not has_begun(output):
                 check_validation(job.data, images, job.plan.reading, progress)
+            if plan.nodes > 1:  # so far all nodes read at once; they write one after another
+                stack.enter_context(run_lock(output, tell, elastic.JOIN_SECONDS))
+            check_output(output, job.plan.recipe, resume)
+            check_same_data(output, job, tell)
             job = with_changes(replace(job, val_share=val_share), output)
             forget_failed_start(output, job)
             output.mkdir(parents=True, exist_ok=True)
@@ -317,6 +317,8 @@ def run_plan(
 
     number = device.index if device else None
     with init_distributed(plan.device, number=number) as group, ExitStack() as stack:
+        if group.size > 1:
+            stack.enter_context(heartbeat.watch_each_other(group))
         return train(group.run_on_main(lambda: prepare(stack)), output, group)
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deit_zoo.augment.draws import Draws
 from deit_zoo.augment.record import BAD, LABEL, OFFSET, Box, Layer
+from deit_zoo.data import loader as data_loader
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
@@ -443,6 +445,30 @@ def test_a_handler_of_the_program_is_left_in_force(
         assert signal.getsignal(signal.SIGCHLD) is own
     finally:
         signal.signal(signal.SIGCHLD, held)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which process is stopped")
+def test_a_worker_that_is_stopped_is_told_once_with_what_lets_it_go_on(
+    good: FolderSet,
+    loader_of: Callable[..., TrainLoader],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(data_loader, "LOOK_SECONDS", 0.05)
+    batches = loader_of(good, 2).epoch(0)
+    found, said = [next(batches)], ""
+    pid = worker_pids()[0]
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.2)
+        said = capsys.readouterr().err
+    time.sleep(0.2)  # some looks more
+    os.kill(pid, signal.SIGCONT)
+    assert equal([*found, *batches], list(loader_of(good, 0).epoch(0)))
+    assert said + capsys.readouterr().err == (
+        f"loader worker {pid} is stopped, and what it reads is waited for; type: kill -CONT {pid}\n"
+    )
 
 
 @pytest.mark.usefixtures("impatient")

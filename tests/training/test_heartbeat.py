@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,22 +33,30 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_process_that_is_stopped_is_told_and_killed() -> None:
-    told: list[str] = []
-    with heartbeat.watch(told.append) as folder:
+@pytest.mark.parametrize("lookers", [1, 2])  # a launcher; or processes that look at each other
+def test_a_process_that_is_stopped_is_told_once_and_killed(
+    lookers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "beats"
+    folder.mkdir()
+    with ExitStack() as stack:
+        for _ in range(lookers):
+            stack.enter_context(heartbeat.watch(folder))
         command = [sys.executable, "-c", BEATING, str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "beating\n"
-            process.send_signal(signal.SIGSTOP)
-            assert process.wait(60) == -signal.SIGKILL
-    assert told == ["process 3 gives no sign of life for 0.5 seconds; it is killed"]
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "beating\n"
+        process.send_signal(signal.SIGSTOP)
+        assert process.wait(60) == -signal.SIGKILL
+    silence = "process 3 gives no sign of life for 0.5 seconds; it is killed\n"
+    assert capsys.readouterr().err == silence
     assert not folder.exists()
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone() -> None:
-    with heartbeat.watch(pytest.fail) as folder:
+def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(tmp_path: Path) -> None:
+    with heartbeat.watch(tmp_path / "beats") as folder:
+        folder.mkdir()
         file = folder / f"0-{os.getpid()}"
         file.touch()
         deadline = time.monotonic() + 60
@@ -57,7 +66,8 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone() -> No
 
 
 def test_a_process_without_room_for_its_file_is_not_watched(tmp_path: Path) -> None:
-    heartbeat.beat(tmp_path / "gone", "0")
+    (tmp_path / "file").touch()
+    heartbeat.beat(tmp_path / "file", "0")
 
 
 def test_a_process_that_still_loads_its_libraries_is_not_watched(

@@ -421,15 +421,17 @@ def test_a_plan_of_wrong_types_is_read_or_refused_in_one_sentence(tmp_path: Path
     assert not any("\n" in sentence for sentence in sentences)
 
 
-def test_a_nodes_launcher_waits_for_anothers_as_long_as_they_have_to_meet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_nodes_launcher_reads_the_images_before_it_waits_for_anothers(
+    output: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(output: Path, tell: Any, seconds: float) -> None:
         raise DataError(f"in use for {seconds:g} seconds")
 
     monkeypatch.setattr(launch, "run_lock", busy)
-    machine: dict[str, Any] = {"gpus": 0, "processes": 1, "nodes": 2}
+    machine: dict[str, Any] = {"gpus": 0, "processes": 1, "nodes": 2, "rendezvous": "localhost:1"}
+    seen: list[int] = []
     with pytest.raises(DataError, match=f"in use for {elastic.JOIN_SECONDS} seconds"):
         reproduce(
-            "deit_pico_digits", output=tmp_path, data=tmp_path, rendezvous="localhost:1", **machine
+            "deit_pico_digits", output=output, data=digits_folder, progress=seen.append, **machine
         )
+    assert seen
