@@ -45,7 +45,8 @@ from deit_zoo.augment.record import BAD, LABEL
 from deit_zoo.data import jpeg
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.recipes.deit import DEIT_SMALL as RECIPE
-from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan
+from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.recipe import IMAGENET_TRAIN
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.places import EpochPlaces, Key, replica_indices
 from deit_zoo.training.seeding import seed_from_key

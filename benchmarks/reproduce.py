@@ -31,7 +31,7 @@ from PIL import Image
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE
 from deit_zoo.labels import labels
 from deit_zoo.recipes import RECIPES
-from deit_zoo.recipes.plan import IMAGENET_TRAIN
+from deit_zoo.recipes.recipe import IMAGENET_TRAIN
 
 SIZE = (500, 375)
 SCENES, FALL, QUALITY = 8, 1.3, 92  # with which a file has about 80 kB

@@ -307,7 +307,7 @@ def judge(
 ) -> tuple[bool | None, str]:
     """Whether the published top-1 was reached, and the sentence that says so or why nobody can."""
     from deit_zoo.data.digits import NUM_VAL
-    from deit_zoo.recipes.plan import IMAGENET_VAL
+    from deit_zoo.recipes.recipe import IMAGENET_VAL
 
     if published is None or published.top1 is None or model.checkpoint is None:
         return None, "no published figure to compare with"

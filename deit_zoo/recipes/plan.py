@@ -13,6 +13,7 @@ from deit_zoo.manifest import Reading
 from deit_zoo.recipes import in_words
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
+    IMAGENET_TRAIN,
     Amount,
     Bounds,
     Count,
@@ -27,7 +28,6 @@ from deit_zoo.recipes.recipe import (
 )
 from deit_zoo.registry import MODELS
 
-IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 DIGITS_TRAIN = 1437
 # What the recipes were written for; a user's own folder has no such number.
 TRAIN_IMAGES = {"imagenet1k": IMAGENET_TRAIN, "digits": DIGITS_TRAIN}

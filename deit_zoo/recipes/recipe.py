@@ -29,6 +29,7 @@ Count = Annotated[int, Bounds(1, math.inf, "at least 1")]
 Pixels = int | tuple[int, int]  # of a square's side, or (height, width)
 MOST_SIDE = 13_377  # of a square of as many pixels as an image may have that is decoded
 ImgSize = Annotated[Pixels, Bounds(1, MOST_SIDE, f"from 1 to {MOST_SIDE:,} pixels")]
+IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000  # images
 _BELOW_ONE = ("drop_path_rate", "ema_decay")
 # RandAugment as timm spells it, and only what timm acts on: it skips some sections without a word.
 # And AutoAugment (arXiv 1805.09501), by its policy for ImageNet.

@@ -13,8 +13,8 @@ from deit_zoo.errors import redact
 from deit_zoo.files import LOG_FILE, RECEIPT_FILE, write_whole
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes.in_words import layout_in_words
-from deit_zoo.recipes.plan import IMAGENET_VAL, Plan, short_of
-from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.recipes.plan import Plan, short_of
+from deit_zoo.recipes.recipe import IMAGENET_VAL, Recipe
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.json_lines import finite
 from deit_zoo.runs.reference import (

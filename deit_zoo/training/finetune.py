@@ -20,8 +20,8 @@ from deit_zoo.labels import labels
 from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.finetune import FINETUNE, TABLE_6, TABLE_7
-from deit_zoo.recipes.plan import IMAGENET_TRAIN, Plan, settings
-from deit_zoo.recipes.recipe import Pixels, Recipe, changed, shown
+from deit_zoo.recipes.plan import Plan, settings
+from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Pixels, Recipe, changed, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
 from deit_zoo.training.job import read_job
