@@ -55,6 +55,8 @@ SETTINGS = (
     "parquet",
     "teacher_labels",
 )
+# What a plan has too, and `--set` is not for.
+OPTIONS = ("device", "gpus", "nodes", "output", "processes", "workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -342,7 +344,9 @@ def field_names() -> tuple[str, ...]:
 
 
 def _check_name(name: str) -> None:
-    """Raises RecipeError where a field is not called so and another nearly is."""
+    """Raises RecipeError where a field is not called so and another nearly is, or an option."""
+    if name in OPTIONS:
+        raise RecipeError(f"--set {name}=: {name} is an option of its own; type --{name}")
     names = {field.replace("_", ""): field for field in field_names()}
     plain = name.lower().replace("_", "").replace("-", "")
     if name in names.values() or not (near := get_close_matches(plain, names, n=1)):

@@ -21,7 +21,7 @@ from deit_zoo.manifest import read_manifest
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.finetune import FINETUNE, TABLE_6, TABLE_7
 from deit_zoo.recipes.plan import Plan, settings
-from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Pixels, Recipe, changed, shown
+from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Pixels, Recipe, changed, count, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
 from deit_zoo.training import launch
 from deit_zoo.training.job import read_job
@@ -326,7 +326,8 @@ def _for_few_epochs(recipe: Recipe, chosen: Collection[str]) -> Recipe:
     most = recipe.epochs // 4
     if "warmup_epochs" in chosen or recipe.warmup_epochs <= most:
         return recipe
-    why = f"{recipe.warmup_epochs} in the recipe; at most a quarter of {recipe.epochs} epochs"
+    epochs = count(recipe.epochs, "epoch")
+    why = f"{recipe.warmup_epochs} in the recipe; at most a quarter of {epochs}"
     return replace(recipe, warmup_epochs=most, assumed=recipe.assumed | {"warmup_epochs": why})
 
 
@@ -396,11 +397,9 @@ def _number(value: float) -> str:
 
 
 def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
-    from deit_zoo.zoo import create
-
     if recipe.init_from == spec.name and spec.name not in read_manifest():
         raise RecipeError(
             f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
             "with one of yours, or train it with deit-zoo reproduce --set data=folder"
         )
-    create(spec.name, img_size=recipe.img_size, drop_path_rate=recipe.drop_path_rate, device="meta")
+    launch.check_network(recipe)

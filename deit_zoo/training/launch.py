@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.errors import DataError, MissingExtraError, RecipeError
+from deit_zoo.errors import DataError, MissingExtraError, RecipeError, ZooError
 from deit_zoo.files import PLAN_FILE, RECEIPT_FILE
 from deit_zoo.labels import labels
 from deit_zoo.machine import (
@@ -273,6 +273,7 @@ def run_plan(
     if plan.parquet:
         require_extra("hfds", "--parquet", "pyarrow")
     resolve_init_from(plan.recipe)
+    check_network(plan.recipe)
     if plan.recipe.data == "folder" and data is not None:
         check_outside(output, data)
 
@@ -312,14 +313,22 @@ def run_plan(
             if plan.nodes > 1:  # the other nodes' launchers prepare too: the first process has it
                 stack.close()
             return elastic.launch(job, output, rendezvous)
-    from deit_zoo.distributed import init_distributed
+    from deit_zoo.distributed import init_distributed, is_peer_lost
     from deit_zoo.training.trainer import train
 
     number = device.index if device else None
     with init_distributed(plan.device, number=number) as group, ExitStack() as stack:
         if group.size > 1:
             stack.enter_context(heartbeat.watch_each_other(group))
-        return train(group.run_on_main(lambda: prepare(stack)), output, group)
+        try:
+            return train(group.run_on_main(lambda: prepare(stack)), output, group)
+        except RuntimeError as error:
+            if not is_peer_lost(error):
+                raise
+            raise ZooError(
+                "another process of the run is gone, which said why; the same command continues "
+                "from the last state"
+            ) from error
 
 
 def num_processes(
@@ -418,6 +427,19 @@ def check_log_to(plan: Plan) -> None:
             f"--log-to {plan.log_to} needs the package of that name; type: pip install "
             f"{plan.log_to}"
         )
+
+
+def check_network(recipe: Recipe) -> None:
+    """Raises ZooError for one that cannot be built."""
+    from deit_zoo.zoo import create
+
+    create(
+        recipe.architecture,
+        img_size=recipe.img_size,
+        blocks=recipe.blocks,
+        stem=recipe.stem,
+        device="meta",
+    )
 
 
 def check_device(plan: Plan) -> None:

@@ -554,6 +554,11 @@ def test_a_field_that_is_nearly_right_gets_the_nearest(change: str, near: str) -
         settings([change])
 
 
+def test_an_option_that_is_no_field_is_told_as_one() -> None:
+    with pytest.raises(RecipeError, match=r"workers is an option of its own; type --workers$"):
+        settings(["workers=2"])
+
+
 def test_a_warm_up_as_long_as_the_run_is_remarked_with_what_to_type() -> None:
     plan = make_plan("deit_small", gpus=0, changes=["epochs=3"])
     # Five epochs of warm-up from 1e-6 to 1e-3, of which the third epoch has had one.

@@ -337,7 +337,7 @@ def test_a_process_that_is_killed_begins_again_with_the_others_and_it_is_told(
 
 
 IMPATIENT = (
-    "from deit_zoo.training import heartbeat; heartbeat.SILENT_SECONDS = 5.0; "
+    "from deit_zoo.training import heartbeat; heartbeat.SILENT_SECONDS = 10.0; "
     "from deit_zoo.cli import main; main()"
 )
 TORCHRUN = (
@@ -360,15 +360,17 @@ def test_a_process_that_is_stopped_is_told_and_killed_and_all_begin_again(
     restarts: str,
 ) -> None:
     output = place / f"stopped-{len(words)}"
-    tree = begin(output, epochs=LONG, zoo=python(*words, "-c", IMPATIENT))
+    # torch 2.15 shares a store, which keeps the addresses of dead processes.
+    store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    tree = begin(output, epochs=LONG, zoo=python(*words, "-c", IMPATIENT), **store)
     tree.until(lambda: epochs_of(output) == 2)
     send(tree.ranks()[0], signal.SIGSTOP)
     assert tree.code() == 0, tree.stderr
     told = tree.stderr.splitlines()
-    silence = "process 0 gives no sign of life for 5 seconds; it is killed"
-    assert told.count(silence) == 1
+    silence = "process 0 gives no sign of life for 10 seconds; it is killed"
+    assert told.count(silence) == 1, tree.stderr
     assert not restarts or told.count(restarts) == 1
-    assert ("Traceback" in tree.stderr) is False
+    assert "Traceback" not in tree.stderr
     assert sha256_of(output) == alone(LONG)
 
 

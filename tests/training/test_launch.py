@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL
-from deit_zoo.errors import DataError, MissingExtraError, RecipeError, UnknownModelError, ZooError
+from deit_zoo.errors import (
+    DataError,
+    ImageSizeError,
+    MissingExtraError,
+    RecipeError,
+    UnknownModelError,
+    ZooError,
+)
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import DIGITS_TRAIN, default_workers
 from deit_zoo.training import elastic, launch
@@ -366,8 +373,10 @@ def test_a_run_is_not_gone_on_with_against_the_will(left: Path) -> None:
         (DataError, {"changes": ["batch_size=4096"]}),
         (DataError, {"data": Path("/nowhere")}),
         (DataError, {"name": "deit_s"}),
+        (ImageSizeError, {"changes": ["img_size=17"]}),
+        (ZooError, {"changes": ["stem=hmlp"]}),
     ],
-    ids=["no field", "GPUs", "half", "nodes", "no whole step", "no folder", "ImageNet"],
+    ids=["no field", "GPUs", "half", "nodes", "no step", "no folder", "ImageNet", "size", "stem"],
 )
 def test_a_refused_run_leaves_no_folder(
     output: Path, error: type[ZooError], options: dict[str, Any]
