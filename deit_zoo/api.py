@@ -336,6 +336,7 @@ def evaluate(
 
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
+    from deit_zoo.data.remote import local_path
     from deit_zoo.evaluation import parallel
     from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
     from deit_zoo.inference.classify import class_names
@@ -347,6 +348,7 @@ def evaluate(
             f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
             "0 or more worker processes"
         )
+    data = local_path(data)
     devices = parallel.devices_for(device, gpus, processes)
     if group is not None:
         devices = [group.device] * group.size

@@ -651,7 +651,8 @@ def test_a_folder_without_class_folders_is_named(colours: ZooModel, tmp_path: Pa
     refuses(
         colours,
         tmp_path,
-        f"{tmp_path} holds no folder; it must hold one folder of images per class",
+        f"{tmp_path} is empty; it must hold one folder of images per class, as in "
+        f"{tmp_path}/cat/1.jpg",
     )
 
 

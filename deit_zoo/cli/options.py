@@ -82,7 +82,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop
 
 
 def with_label_column(data: str, column: str | None) -> str:
-    """The address of a table with the column of its labels. Raises DataError for other data."""
+    """The data set, of a table with the column of its labels. Raises DataError for other data."""
+    from deit_zoo.data.remote import local_path
+
+    data = local_path(data)
     if column is None:
         return data
     from deit_zoo.data.image_list import is_list

@@ -15,7 +15,7 @@ from unicodedata import normalize
 from deit_zoo.data.formats import IMAGE_SUFFIXES
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
-from deit_zoo.data.remote import files_under, is_address
+from deit_zoo.data.remote import files_under, is_address, local_path
 from deit_zoo.errors import DataError
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
@@ -134,7 +134,11 @@ def class_folders(root: Path, left: Ignored | None = None) -> list[str]:
             else:
                 left.others[suffix_of(entry.name)] += 1
     if not names:
-        raise DataError(f"{root} holds no folder; it must hold one folder of images per class")
+        what = "holds no folder" if left.others else "is empty"
+        raise DataError(
+            f"{root} {what}; it must hold one folder of images per class, as in "
+            f"{root / 'cat' / '1.jpg'}"
+        )
     return sorted(names)
 
 
@@ -192,6 +196,7 @@ def is_folder(image: object) -> bool:
     """Whether images are meant by their folder, or by an address that is no image's."""
     if is_address(image):
         return not is_image(str(image))
+    image = local_path(image)
     return isinstance(image, str | os.PathLike) and Path(image).is_dir()
 
 
@@ -199,7 +204,7 @@ def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) ->
     """An image itself; in place of a folder, or of an address that fsspec knows, all images in it,
     sorted by their paths, or the DataError that there are none. `say` is told what else lies there.
     """
-    left = Ignored()
+    left, image = Ignored(), local_path(image)
     if is_address(image):
         names = [url for url, path in files_under(image) if not _is_left(path, left)]
         yield from names

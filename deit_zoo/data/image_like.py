@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deit_zoo.data.remote import NotFetchedError, is_address, read_address
+from deit_zoo.data.remote import NotFetchedError, is_address, local_path, read_address
 from deit_zoo.errors import DataError
 
 ImageLike: TypeAlias = (
@@ -47,7 +47,7 @@ def source_of(image: Any) -> Path | bytes | Image.Image:
     if is_address(image):
         return read_address(image)
     if isinstance(image, str | os.PathLike):
-        return Path(image)
+        return Path(local_path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if hasattr(image, "read"):

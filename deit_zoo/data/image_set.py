@@ -8,7 +8,7 @@ from typing import Literal
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
-from deit_zoo.data.folder import FlatSet, FolderSet, part_folder
+from deit_zoo.data.folder import FlatSet, FolderSet, part_folder, split_folder
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HFDS, HubSet, is_hfds
 from deit_zoo.data.image_list import (
@@ -26,10 +26,17 @@ from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import is_remote
 from deit_zoo.data.table import PartName, SplitName, TableSet, split_address
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, FormatError
+from deit_zoo.files import PLAN_FILE, read_json
 from deit_zoo.manifest import Reading
 
 Kind = Literal["table", "archives", "heap", "folder", "list"]
+_FORMS = (
+    "a folder with train/ and val/ of class folders, a .tar or .zip of one, WebDataset shards "
+    "(their folder, or a pattern such as shards/{train,val}-{000..127}.tar), the folder of "
+    "ImageNet's archives as downloaded, or of Parquet files, a CSV of files and labels, or "
+    "hfds:NAME"
+)
 
 
 def open_set(
@@ -60,7 +67,7 @@ def kind_of(data: str | Path) -> Kind:
     The images of a table are rows. A heap is Kaggle's, which holds the validation images.
     """
     if str(data).strip() in ("", HFDS):  # as of a variable that is not set; else this folder
-        raise DataError(f"the data set is {str(data)!r}, which names none; give its place")
+        raise DataError(f"the data set is {str(data)!r}, which names none; give {_FORMS}")
     if is_table(data):
         return "table"
     if is_list(data):
@@ -70,14 +77,10 @@ def kind_of(data: str | Path) -> Kind:
     if means_archives(str(data)):
         return "archives"
     if Path(data).is_dir():
+        _check_no_run(Path(data))
         return "folder"
     there = Path(split_address(str(data))[0]).exists()
-    raise DataError(
-        f"{data} {'is no data set' if there else 'does not exist'}; give a folder with train/ and "
-        "val/ of class folders, a .tar or .zip of one, WebDataset shards (their folder, or a "
-        "pattern such as shards/{train,val}-{000..127}.tar), the folder of ImageNet's archives as "
-        "downloaded, or of Parquet files, a CSV of files and labels, or hfds:NAME"
-    )
+    raise DataError(f"{data} {'is no data set' if there else 'does not exist'}; give {_FORMS}")
 
 
 def open_members(data: str) -> ArchiveSet | TableSet:
@@ -151,6 +154,21 @@ def open_table(
     if is_parquet(data):  # also with hfds:, for the package would copy all of it to Arrow files
         return ParquetSet(data, split, classes, progress)
     return HubSet(data, split, classes)
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises DataError for the folder of a run, whose folders are no classes."""
+    plan = folder / PLAN_FILE
+    if not plan.is_file() or split_folder(folder, "val") is not None:
+        return
+    try:
+        trained_on = read_json(plan)["data"]
+    except (FormatError, KeyError, TypeError):  # a plan of something else
+        return
+    raise DataError(
+        f"{folder} is the folder of a run, which holds no images to train or to measure on; give "
+        f"the data set that it was trained on, {trained_on}, or another"
+    )
 
 
 def _read_as(reading: Reading | None, images: ImageSet) -> ImageSet:

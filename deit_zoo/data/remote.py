@@ -23,6 +23,7 @@ from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
 
+LOCAL = "file://"
 # Files that are fetched at the same time.
 FETCHERS = 8
 
@@ -44,10 +45,19 @@ class NotFetchedError(DataError):
     """What lies at an address could not be had, for a reason that may be gone later."""
 
 
+def local_path(place: Any) -> Any:
+    """`file:///photos` as the path that it names; whatever else is given as it is."""
+    if not isinstance(place, str) or not place.startswith(LOCAL):
+        return place
+    from urllib.request import url2pathname
+
+    return url2pathname(place.removeprefix(LOCAL))
+
+
 def is_address(image: object) -> bool:
     """Whether an image, or a folder of images, is meant by an address that fsspec knows."""
-    web = ("http://", "https://")  # of these each is one image
-    return isinstance(image, str) and is_remote(image) and not image.startswith(web)
+    others = ("http://", "https://", LOCAL)  # of the web each is one image
+    return isinstance(image, str) and is_remote(image) and not image.startswith(others)
 
 
 def files_under(url: str) -> list[tuple[str, str]]:

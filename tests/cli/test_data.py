@@ -58,13 +58,14 @@ def test_digits_are_written_as_an_image_folder(tmp_path: Path) -> None:
 
 
 def test_a_good_folder_exits_0_and_lists_nothing(whole: Path) -> None:
-    assert data("check", whole) == (
-        0,
-        "",
-        "train       20 images in 10 classes (2 each)\n"
-        "val         10 images in 10 classes (1 each)\n"
-        "30 images read, 0 bad\n",
-    )
+    for place in (whole, whole.as_uri()):
+        assert data("check", place) == (
+            0,
+            "",
+            "train       20 images in 10 classes (2 each)\n"
+            "val         10 images in 10 classes (1 each)\n"
+            "30 images read, 0 bad\n",
+        )
 
 
 def test_bad_files_are_listed_one_per_line_and_exit_1(folder: Path) -> None:
@@ -168,6 +169,7 @@ def test_imagenets_archives_that_are_not_there_are_named(tmp_path: Path) -> None
     ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere does not exist; give a folder with train/ and val/"),
+        ([""], "the data set is '', which names none; give a folder with train/ and val/"),
         (["hfds:nobody/nothing"], "hfds:nobody/nothing cannot be read ("),
     ],
 )

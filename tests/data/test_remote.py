@@ -17,6 +17,7 @@ import fsspec
 import pytest
 
 from deit_zoo.data.image_set import ImageSet, open_set
+from deit_zoo.data.remote import local_path
 from deit_zoo.data.survey import validate
 from deit_zoo.errors import MissingExtraError
 from support.archives import FILES, shards
@@ -144,6 +145,11 @@ def test_a_shard_with_another_md5_than_was_stated_is_refused(
         f"{bucket}/x-train-000.tar did not arrive whole: its MD5 is not {stated.hexdigest()}, "
         "which was announced; type the command again"
     )
+
+
+def test_an_address_of_this_machine_is_the_path_that_it_names() -> None:
+    assert local_path("file:///my%20photos/{train,val}.tar") == "/my photos/{train,val}.tar"
+    assert local_path("s3://my%20photos") == "s3://my%20photos"
 
 
 def test_a_folder_without_archives_is_refused(bucket: str) -> None:

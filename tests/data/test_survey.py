@@ -210,4 +210,15 @@ def test_an_archive_is_looked_at_as_the_folder_is(kind: str, folder: Path, tmp_p
 
 
 def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
-    assert "holds no folder" in refused(lambda: inspect(tmp_path))
+    def sentence() -> str:
+        return refused(lambda: inspect(tmp_path)).partition(";")[0]
+
+    assert sentence() == f"{tmp_path} is empty"
+    (tmp_path / "1.txt").touch()
+    assert sentence() == f"{tmp_path} holds no folder"
+    (tmp_path / "plan.json").write_text("of something else")
+    assert sentence() == f"{tmp_path} holds no folder"
+    (tmp_path / "plan.json").write_text('{"data": "/photos"}')  # of a run
+    assert sentence() == (
+        f"{tmp_path} is the folder of a run, which holds no images to train or to measure on"
+    )

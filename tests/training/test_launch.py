@@ -252,7 +252,8 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path, output: Path) -> No
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     assert refused(DataError, output=output, data=tmp_path) == (
-        f"{tmp_path / 'train'} holds no folder; it must hold one folder of images per class"
+        f"{tmp_path / 'train'} is empty; it must hold one folder of images per class, as in "
+        f"{tmp_path / 'train' / 'cat' / '1.jpg'}"
     )
 
 
