@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import DataError
-from deit_zoo.files import ASSETS, LOG_FILE, parse_json
+from deit_zoo.errors import DataError, FormatError
+from deit_zoo.files import ASSETS, LOG_FILE, as_record, parse_json
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.figures import figure_of
@@ -23,6 +23,8 @@ from deit_zoo.registry import MODELS
 PUBLISHED = Path(__file__).with_name("published_curves.json")
 # Said after what is more likely to explain a difference.
 _LAST = ("seed", "band")
+FLOAT32_MAX = 2.0**128
+LONGEST = 1e9  # seconds of an epoch: thirty years
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,36 +178,57 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     Raises DataError naming the line that is no epoch.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as stream:
+            return rows_of_log(list(stream), file)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}); give a run's {LOG_FILE}") from error
-    return rows_of_log(text.splitlines(keepends=True), file)
 
 
 def rows_of_log(lines: Iterable[str], file: Path) -> list[dict[str, Any]]:
     """The epochs of the lines of a log. Raises DataError naming the line that is no epoch."""
-    return [
-        _epoch_of(line, f"line {number} of {file}")
-        for number, line in enumerate(lines, start=1)
-        if line.endswith("\n")
-    ]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            continue
+        where = f"line {number} of {file}"
+        try:
+            row = parse_json(line, where, lambda _: None)
+            as_record(row, _Epoch, where)
+        except FormatError as error:
+            raise DataError(
+                f"{where} is no epoch of a run; each line must be a JSON object with epoch, "
+                "train_loss and val_top1"
+            ) from error
+        if rows and row["epoch"] <= (last := rows[-1]["epoch"]):
+            raise DataError(
+                f"{where} has epoch {row['epoch']} after {last}; a log has each once, in their "
+                "order"
+            )
+        rows.append(row)
+    return rows
 
 
-def _epoch_of(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line, where, lambda _: None)
-        figures = row["train_loss"], row["val_top1"]
-        sound = isinstance(row["epoch"], int) and all(
-            isinstance(figure, int | float | None) for figure in figures
-        )
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise DataError(
-            f"{where} is no epoch of a run; each line must be a JSON object with epoch, "
-            "train_loss and val_top1"
-        )
-    return row
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Epoch:
+    """What is computed with of an epoch, within the bounds that it can have."""
+
+    epoch: int
+    train_loss: float | None
+    val_top1: float | None
+    val_mean_ap: float | None = None
+    val_loss: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        percents = (self.val_top1 or 0.0, self.val_mean_ap or 0.0)
+        losses = (self.train_loss or 0.0, self.val_loss or 0.0)
+        if (
+            not all(0.0 <= percent <= 100.0 for percent in percents)
+            or not all(abs(loss) <= FLOAT32_MAX for loss in losses)
+            or not 0.0 <= (self.seconds or 0.0) <= LONGEST
+            or self.epoch < 0
+        ):
+            raise ValueError("a figure is beyond what it can be")
 
 
 def shown_figure(value: float | None, layout: str) -> str:

@@ -396,6 +396,14 @@ def test_an_epoch_without_a_finite_top1_says_so_beside_the_curve() -> None:
         '{"epoch": 1, "train_loss": 1.0}',
         '{"epoch": "1", "train_loss": 1.0, "val_top1": 1.0}',
         '{"epoch": 1, "train_loss": "1.0", "val_top1": 1.0}',
+        '{"epoch": true, "train_loss": 1.0, "val_top1": 1.0}',
+        '{"epoch": -1, "train_loss": 1.0, "val_top1": 1.0}',
+        '{"epoch": 1, "train_loss": -1e308, "val_top1": 1.0}',
+        '{"epoch": 1, "train_loss": 1.0, "val_top1": 100.1}',
+        '{"epoch": 1, "train_loss": 1.0, "val_top1": 1.0, "val_mean_ap": "x"}',
+        '{"epoch": 1, "train_loss": 1.0, "val_top1": 1.0, "val_loss": [1.0]}',
+        '{"epoch": 1, "train_loss": 1.0, "val_top1": 1.0, "seconds": "5"}',
+        '{"epoch": 1, "train_loss": 1.0, "val_top1": 1.0, "seconds": -5}',
     ],
 )
 def test_a_line_that_is_no_epoch_is_named(tmp_path: Path, line: str) -> None:
@@ -408,6 +416,13 @@ def test_a_line_that_is_no_epoch_is_named(tmp_path: Path, line: str) -> None:
         f"line 2 of {file} is no epoch of a run; each line must be a JSON object with epoch, "
         "train_loss and val_top1"
     )
+
+
+def test_an_epoch_that_comes_again_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"epoch": 0, "train_loss": 2.5, "val_top1": 10.0}\n' * 2)
+    with pytest.raises(DataError, match=r"line 2 of .* has epoch 0 after 0; a log has each once"):
+        read_log(file)
 
 
 def test_a_log_that_is_no_text_is_refused(tmp_path: Path) -> None:
