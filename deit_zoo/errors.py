@@ -6,20 +6,24 @@ Messages land in logs and in reports of bugs, so none shows a password or what g
 import os
 import re
 
-# No text ends within an address but by one of these.
-_SIGN = r"[^\s'\"<>]"
-_LAST_SIGN = r"[^\s'\"<>.,:;)\]}]"
+_ADDRESS = re.compile(r"://((?:(?!://)\S)+)")
+# user:password@ of an address, any sign in the password; not host:port/. Or TOKEN@.
+_PASSWORD = re.compile(r"[^/?#@:'\"<>]+:(?!\d+[/?#])")
+_NO_PATH = re.compile(r"[^/?#'\"<>]*")
+# What an address asks by: a presigned one is a key to its file.
+_QUERY = re.compile(r"(?i)(\?|%3f|[#;](?=[^'\"<>]*=))((?:=['\"<]|[^'\"<>])*[^\s'\"<>.,:;)\]}])")
+_NAMES = r"signature|sig|credential|token|secret|passw(?:or)?d|pwd|(?:api|access|account)[_-]?key"
+# Each reads a text in one go, however it looks.
 _SECRETS = (
-    # user:password@ of an address, any sign in the password; not ORG@ of hf://ORG/REPO@REVISION.
-    (rf"(?<!hf)://(?:[^/?#@:\s'\"<>]+:(?!\d+[/?#]){_SIGN}*|[^/?#\s'\"<>]*)@", "://***@"),
-    # What an address asks by: a presigned one is a key to its file.
-    (rf"(://[^\s'\"<>?#]*)\?{_SIGN}*{_LAST_SIGN}", r"\1?***"),
-    (rf"([?#])[^\s'\"<>?#=]+={_SIGN}*", r"\1***"),
-    # The same, as libraries cut it off in the front.
-    (r"(?:\(…\)|\b)[\w.%-]+=[^\s'\"<>&]*&[^\s'\"<>)]*|(?<=\(…\))[^\s'\"<>)]+", "***"),
-    (r"(?i)((?:signature|credential|token|secret|password|api[_-]?key)=)[^\s'\"<>&;,)]+", r"\1***"),
-    (r"(?i)(bearer )\S{8,}", r"\1***"),
-    (r"\bhf_[A-Za-z0-9]{8,}\b", "***"),
+    # A query, as libraries cut it off in the front.
+    (r"([?#])[^\s'\"<>?#=]+=[^\s'\"<>]*", r"\1***"),
+    (r"(\(…\))[^\s'\"<>)&]+(?![^\s'\"<>)&]*&)", r"\1***"),
+    (r"(?:\(…\))?(?<![\w.%-])[\w.%-]+=[^\s'\"<>&=]*=*&[^\s'\"<>)]*", "***"),
+    (rf"(?i)((?:{_NAMES})[=:])[^\s'\"<>&;,)]+", r"\1***"),
+    (rf"""(?i)((?:{_NAMES})(['"])\s*:\s*\2)[^'"]+""", r"\1***"),
+    (r"(?i)(bearer |authorization['\"]?: ?(?:b?['\"])?\w+ )[^\s'\"]{8,}", r"\1***"),
+    (r"(?i)(cookie['\"]?: ?)[^\n]+", r"\1***"),
+    (r"\bhf_(?:(?:oauth|jwt|app)_[\w.-]{8,}|[A-Za-z0-9]{8,}\b)", "***"),
 )
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")
 _TOKEN_SIGNS = 8  # a shorter one could be a word
@@ -27,12 +31,23 @@ _TOKEN_SIGNS = 8  # a shorter one could be a word
 
 def redact(text: str) -> str:
     """A text without passwords, tokens and the queries of addresses, for others to read."""
+    text = _ADDRESS.sub(_without_access, text)
     for pattern, masked in _SECRETS:
         text = re.sub(pattern, masked, text)
     for name in _TOKENS:
         if len(token := os.environ.get(name, "")) >= _TOKEN_SIGNS:
             text = text.replace(token, "***")
     return text
+
+
+def _without_access(address: re.Match[str]) -> str:
+    """An address from its :// on, without user and query; hf://ORG/REPO@REVISION has no user."""
+    rest = address[1]
+    user, sign, host = rest.rpartition("@")
+    is_hub = address.string.endswith("hf", 0, address.start())
+    if sign and (_PASSWORD.match(user) or (not is_hub and _NO_PATH.fullmatch(user))):
+        rest = f"***@{host}"
+    return "://" + _QUERY.sub(r"\1***", rest, count=1)
 
 
 class ZooError(Exception):

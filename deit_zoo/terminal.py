@@ -23,8 +23,11 @@ from deit_zoo.errors import redact
 
 REDRAW_SECONDS = 0.5
 WIDTH = 80  # where nobody says another
-# What moves the cursor, rings, recolours, or turns round the order of signs.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What moves the cursor, rings, recolours, turns round the order of signs, or hides among them.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 def printable(text: str) -> str:
