@@ -11,6 +11,9 @@ from functools import cache
 from deit_zoo.errors import DataError
 from deit_zoo.files import ASSETS
 
+# The kind of model that gives each class a sigmoid of its own, as transformers' configurations say.
+SEVERAL_LABELS = "multi_label_classification"
+
 
 @dataclass(frozen=True, slots=True)
 class Label:

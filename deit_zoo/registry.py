@@ -6,6 +6,7 @@ likeness only chooses what an error suggests.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import MissingExtraError, UnknownModelError, ZooError
@@ -415,11 +415,11 @@ def is_path(text: str) -> bool:
     if text.startswith(("hf://", "/", "./", "../", "~")):
         return True
     if not text or lookup(text) is not None:
-        return text.endswith(".pth") and Path(text).is_file()
+        return text.endswith(".pth") and os.path.isfile(text)
     if text.endswith(".safetensors"):
         return True
     slashes = set("/\\") & set(_OWNERS.sub("", text))
-    return Path(text).exists() or (bool(slashes) and not _refusal_of(text)[0])
+    return os.path.exists(text) or (bool(slashes) and not _refusal_of(text)[0])
 
 
 def resolve(name: str) -> ModelSpec:

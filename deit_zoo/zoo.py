@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import ZooError
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from deit_zoo.models.layers import ZooModel
 
 _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
+# Whole numbers that `create` takes: the least, and what is meant.
+_WHOLE = (
+    ("num_classes", 0, "the number of classes, or 0 for none"),
+    ("patch_size", 1, "the pixels along one side of a patch, such as 16"),
+    ("in_chans", 1, "the number of channels of an image, such as 3"),
+)
 
 
 def list_models(
@@ -190,17 +197,20 @@ def create(
     if name is not None and checkpoint is None and is_path(os.fspath(name)):
         name, checkpoint = None, name
     spec = None if name is None else resolve(os.fspath(name))
-    if not 0.0 <= drop_path_rate < 1.0:
-        raise ZooError(f"drop_path_rate is {drop_path_rate}; give a share from 0 to below 1")
-    if in_chans is not None and in_chans < 1:
-        raise ZooError(
-            f"in_chans is {in_chans}; give the number of channels of an image, such as 3"
-        )
+    if not (isinstance(drop_path_rate, int | float) and 0.0 <= drop_path_rate < 1.0):
+        raise ZooError(f"drop_path_rate is {drop_path_rate!r}; give a share from 0 to below 1")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as torch.bfloat16")
     is_meta = str(device) == "meta"  # without memory, for shapes alone
     device = torch.device("meta") if is_meta else usable_device(device or "cpu")
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}
+    for key, least, what in _WHOLE:
+        value = shape[key]
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (is_whole and value >= least):
+            raise ZooError(f"{key} is {value!r}; give {what}")
     if (blocks, stem) != (None, "linear"):
         if pretrained or checkpoint is not None:
             raise ZooError(
@@ -209,6 +219,8 @@ def create(
             )
         spec = _named(spec).variant(blocks, stem)
     if checkpoint is None and not pretrained:
+        if weights is not None:
+            raise ZooError(f"weights is {weights!r}, but there is no checkpoint; give checkpoint=")
         spec = _named(spec)
         given = {key: value for key, value in shape.items() if value is not None}
         if patch_size is not None and "patch_size" not in spec.arch:

@@ -680,6 +680,51 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
             "drop_path_rate is nan; give a share from 0 to below 1",
         ),
         (
+            lambda model: deit_zoo.create("deit_tiny", drop_path_rate="0.1"),
+            ZooError,
+            "drop_path_rate is '0.1'; give a share from 0 to below 1",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", num_classes=2.0),
+            ZooError,
+            "num_classes is 2.0; give the number of classes, or 0 for none",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_pico_digits", True, patch_size=0),
+            ZooError,
+            "patch_size is 0; give the pixels along one side of a patch, such as 16",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", dtype="float16"),
+            ZooError,
+            "dtype is 'float16'; give a floating one of torch, such as torch.bfloat16",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", weights="ema"),
+            ZooError,
+            "weights is 'ema', but there is no checkpoint; give checkpoint=",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", img_size=224.0),
+            ImageSizeError,
+            "img_size is 224.0; give one number of pixels or (height, width), for example ",
+        ),
+        (
+            lambda model: deit_zoo.create("x" * 5000),
+            UnknownModelError,
+            "no model is named 'xxx",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", checkpoint="x" * 5000),
+            CheckpointError,
+            "checkpoint 'xxx",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", checkpoint=""),
+            CheckpointError,
+            "checkpoint '' does not exist; give a .safetensors or .pth file, a folder ",
+        ),
+        (
             lambda model: deit_zoo.create("deit_tiny", in_chans=0),
             ZooError,
             "in_chans is 0; give the number of channels of an image, such as 3",

@@ -11,9 +11,9 @@ from torch import Tensor
 from deit_zoo.data.image_like import from_pixels
 from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
-from deit_zoo.labels import Label, labels
+from deit_zoo.labels import SEVERAL_LABELS, Label, labels
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import SEVERAL_LABELS, ZooModel, num_classes_of, spec_of
+from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
 
 BATCH_SIZE = 32  # images classified at once

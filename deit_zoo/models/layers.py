@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from deit_zoo.registry import ModelSpec
 
 LAYER_NORM_EPS = 1e-6
-SEVERAL_LABELS = "multi_label_classification"  # as transformers' configurations say it
 INIT_STD = 0.02
 
 
@@ -385,7 +384,7 @@ def init_linear(module: nn.Module) -> None:
 
 def as_pair(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) from an int or a pair."""
-    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    pair = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
         raise ImageSizeError(
             f"img_size is {img_size!r}; give one number of pixels or (height, width), "

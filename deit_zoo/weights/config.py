@@ -8,15 +8,20 @@ from typing import Any
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import MODEL_FILE, read_json
-from deit_zoo.labels import folders, labels
-from deit_zoo.registry import MODELS, ModelSpec, lookup
+from deit_zoo.labels import SEVERAL_LABELS, folders, labels
+from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec, lookup
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
+# What all transformers here are built with, in the words of either library.
+_BUILT = {"activation": "gelu", "pooling": "token"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`name`, `labels` and `reading`, as far as a folder's configuration says them."""
+    """What a folder's configuration says: `name`, `labels`, `reading` and `problem_type`.
+
+    `network` is what it says of the network that no tensor shows, where `name` does not imply it.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         return {}
@@ -25,7 +30,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is no object")
         spec, names = _model(config), _class_names(config)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        network = _network(config, spec)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise CheckpointError(
             f"{file} is no configuration of timm's or transformers' ({error}); remove it to load "
             "the weights without their names"
@@ -35,6 +41,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         facts["labels"] = _as_folders(names, spec)
         own = spec is None or tuple(facts["labels"]) != folders(spec.labels)
         facts["reading"] = "upright" if own else "upstream"
+    if config.get("problem_type") == SEVERAL_LABELS:
+        facts["problem_type"] = SEVERAL_LABELS
+    if network:
+        facts["network"] = network
     return facts
 
 
@@ -58,6 +68,28 @@ def _model(config: dict[str, Any]) -> ModelSpec | None:
     ]
     size = config.get("image_size", 224)
     return next((spec for spec in alike if spec.img_size == size), alike[0] if alike else None)
+
+
+def check_network(spec: ModelSpec, network: dict[str, Any], where: Path) -> None:
+    """Raises CheckpointError where a configuration is of a network that a model is not."""
+    own = _BUILT | {"num_heads": spec.arch.get("num_heads")}
+    for key, value in network.items():
+        if spec.family in TRANSFORMERS and value != own.get(key):
+            raise CheckpointError(
+                f"{where / CONFIG_FILE} states {key}={value!r:.80}, but {spec.name} has "
+                f"{own.get(key)!r}: the weights are another network's; give some of {spec.name}"
+            )
+
+
+def _network(config: dict[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
+    arguments = config.get("model_args") or {}
+    stated = {
+        "activation": config.get("hidden_act") or arguments.get("act_layer"),
+        "pooling": config.get("global_pool"),
+    }
+    differing = {key: value for key, value in stated.items() if value and value != _BUILT[key]}
+    num_heads = config.get("num_attention_heads") or arguments.get("num_heads")
+    return differing | ({"num_heads": num_heads} if num_heads and spec is None else {})
 
 
 def _class_names(config: dict[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import WEIGHT_FILES, read_config
+from deit_zoo.weights.config import WEIGHT_FILES, check_network, read_config
 from deit_zoo.weights.formats import (
     StateDict,
     is_pickle,
@@ -73,6 +73,7 @@ class _Facts:
     name: str | None = None
     img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
     problem_type: str | None = None
+    network: dict[str, str | int] | None = None
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:
@@ -125,14 +126,14 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
             weights=weights,
         )
     file = expand_user(path)
-    if file.is_dir():
+    if str(path) and os.path.isdir(file):
         if weights is not None and (file / weights / MODEL_FILE).is_file():
             file, weights = file / weights, None
         file = _file_in(file)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise CheckpointError(
-            f"checkpoint {str(path)!r} does not exist; give a .safetensors or .pth file, a folder "
-            f"that holds {MODEL_FILE}, or hf://ORG/REPO"
+            f"checkpoint {str(path)!r:.300} does not exist; give a .safetensors or .pth file, a "
+            f"folder that holds {MODEL_FILE}, or hf://ORG/REPO"
         )
     known = known_file(file)
     metadata = read_metadata(file, known.sha256) or read_config(file.parent)
@@ -200,6 +201,7 @@ def load_checkpoint(
 
     Raises IntegrityError where a digest is given and the file that is mapped has another.
     """
+    check_network(spec, metadata.get("network") or {}, file.parent)
     spec = spec.variant(metadata.get("blocks"), metadata.get("stem", "linear"))
     state = read_state(file, weights, sha256)
     tensors = state.tensors

@@ -91,7 +91,10 @@ def _check_stored(file: Path | OpenedFile) -> None:
     them could be of any size."""
     with ZipFile(file) as archive:
         if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
-            raise CheckpointError(f"{file} is a packed archive; unpack it and give what is in it")
+            raise CheckpointError(
+                f"{file} is a packed archive, or a program as TorchScript saves it; give a file of "
+                "the model's state_dict()"
+            )
 
 
 def read_pickled(file: Path | OpenedFile) -> Any:

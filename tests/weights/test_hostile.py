@@ -89,7 +89,11 @@ def test_a_header_of_safetensors_that_is_torn_deep_or_lies(header: str, tmp_path
     [
         *(DEEP, "{", "[]", "5", "\xff"),
         *('{"architecture": "vit", "model_args": 5}', '{"label_names": 5}', '{"id2label": 5}'),
-        *('{"id2label": {"x": "y"}}', '{"id2label": {"%s": "y"}}' % ("9" * 5000)),
+        *(
+            '{"id2label": [1]}',
+            '{"id2label": {"x": "y"}}',
+            '{"id2label": {"%s": "y"}}' % ("9" * 5000),
+        ),
     ],
 )
 def test_a_configuration_that_is_torn_deep_or_of_wrong_types(
@@ -161,7 +165,7 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    refused(tmp_path / "b.pth", "is a packed archive; unpack it and give what is in it")
+    refused(tmp_path / "b.pth", "is a packed archive, or a program as TorchScript")
 
 
 def test_a_pickle_that_asks_for_a_list_of_a_trillion_numbers_gets_none(tmp_path: Path) -> None:

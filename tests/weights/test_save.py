@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 import deit_zoo
 from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.files import MODEL_FILE
 from deit_zoo.inference.classify import class_names
 from deit_zoo.models.layers import ZooModel
 from support.machine import NAME
@@ -228,6 +230,35 @@ def test_a_configuration_says_which_model_and_classes(
     # Whoever has classes of their own has images of their own, which are seen upright.
     expected = {"name": name, "labels": labels, "reading": labels and "upright"}
     assert weights.local(tmp_path).metadata == {k: v for k, v in expected.items() if v is not None}
+
+
+TINY = {"model_type": "vit", "hidden_size": 192, "num_attention_heads": 3}
+TIMM = {"architecture": "deit_tiny_patch16_224"}
+
+
+@pytest.mark.parametrize(
+    ("config", "stated"),
+    [
+        (TINY | {"num_attention_heads": 6}, "num_heads=6, but deit_tiny has 3"),
+        (TIMM | {"model_args": {"num_heads": 6}}, "num_heads=6, but deit_tiny has 3"),
+        (TINY | {"hidden_act": "relu"}, "activation='relu', but deit_tiny has 'gelu'"),
+        (TIMM | {"global_pool": "avg"}, "pooling='avg', but deit_tiny has 'token'"),
+    ],
+)
+def test_weights_of_another_network_whose_tensors_fit_are_refused(
+    config: dict[str, Any], stated: str, tmp_path: Path
+) -> None:
+    save_file(deit_zoo.create("deit_tiny", num_classes=2).state_dict(), tmp_path / MODEL_FILE)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"config.json states {stated}: the weights are ano"):
+        deit_zoo.create("deit_tiny", checkpoint=tmp_path)
+
+
+def test_a_configuration_says_that_each_class_has_a_sigmoid(tmp_path: Path) -> None:
+    save_file(deit_zoo.create("deit_tiny", num_classes=2).state_dict(), tmp_path / MODEL_FILE)
+    config = TINY | {"problem_type": "multi_label_classification", "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert deit_zoo.create(tmp_path).problem_type == "multi_label_classification"
 
 
 def test_what_the_weights_say_goes_before_a_configuration(tmp_path: Path) -> None:
