@@ -70,8 +70,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def write_whole(file: Path, data: bytes) -> None:
     """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename.
 
-    What processes of this machine that were killed had begun of it is removed.
+    What processes of this machine that were killed had begun of it is removed. FormatError where
+    the name is a device's or a FIFO's: it would be gone.
     """
+    if file.exists():
+        _check_regular(file, file.stat().st_mode)
     beginning = f".{file.name}.{_machine()}."
     _remove_torn(file.parent, beginning)
     temporary = file.parent / f"{beginning}{os.getpid()}.{secrets.token_hex(4)}"

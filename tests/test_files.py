@@ -157,6 +157,21 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(tmp_
     assert file.read_bytes() == b"b"
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+def test_what_is_no_regular_file_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    # root could replace /dev/null itself; the link shows it to a test that must not.
+    file = tmp_path / "file"
+    if kind == "a device":
+        file.symlink_to(os.devnull)
+    else:
+        os.mkfifo(file)
+    with pytest.raises(FormatError, match=f"{kind}; give a regular file"):
+        write_whole(file, b"a")
+    assert file.exists()
+    assert not file.is_file()
+    assert len(os.listdir(tmp_path)) == 1
+
+
 def test_no_process_has_a_number_beyond_all() -> None:
     assert is_running(os.getpid())
     assert not is_running(10**30)

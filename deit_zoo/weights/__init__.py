@@ -23,10 +23,12 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
     """
     from deit_zoo.errors import CheckpointError
     from deit_zoo.labels import folders
-    from deit_zoo.models.layers import unwrapped
+    from deit_zoo.models.layers import spec_of, unwrapped
     from deit_zoo.weights.load import save_model
 
     own: ZooModel = unwrapped(model)
+    if not hasattr(own, "spec"):
+        spec_of(own)  # raises: it is none of the zoo's
     reading, names = getattr(own, "reading", None), getattr(own, "labels", None)  # no RegNet's
     if reading is not None:
         metadata = {"reading": reading} | metadata

@@ -262,7 +262,13 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
         start = tensor.untyped_storage().data_ptr()
         stored[key] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    text = json.dumps(facts, sort_keys=True)
+    try:
+        text = json.dumps(facts, sort_keys=True)
+        _read_facts(text)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata could not be read again ({error}); give texts and finite numbers"
+        ) from error
     write_whole(file, to_bytes(stored, metadata={METADATA_KEY: text}))
     return digest(file)
 
@@ -297,10 +303,14 @@ def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise not_whole(same, error) from error
     try:
-        facts: dict[str, Any] = parse_json(text, "its metadata")
-        as_record(facts, _Facts, "its metadata")
+        return _read_facts(text)
     except FormatError as error:
         raise not_whole(same, error) from error
+
+
+def _read_facts(text: str) -> dict[str, Any]:
+    facts: dict[str, Any] = parse_json(text, "its metadata")
+    as_record(facts, _Facts, "its metadata")
     return facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_names_of_another_number_of_classes_are_not_saved(tmp_path: Path) -> Non
     for names in (["cat", "dog"], "abc", [1, 2, 3]):
         with pytest.raises(CheckpointError, match=r"labels are .*, but the model has 3 classes"):
             weights.save(tuned(), tmp_path / "mine.safetensors", labels=names)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"lr": float("nan")}, {"by": object()}, {"steps": 10**30}, {"img_size": "16"}]
+)
+def test_metadata_that_could_not_be_read_again_is_not_saved(
+    metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="the metadata could not be read again"):
+        weights.save(tuned(), tmp_path / "mine.safetensors", **metadata)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_model_that_is_none_of_the_zoos_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Linear was not made by deit_zoo\.create"):
+        weights.save(nn.Linear(3, 3), tmp_path / "mine.safetensors")
 
 
 # Classes.
