@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.machine import caller_state
+from deit_zoo.machine import caller_state, plain_torch
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry import resolve
 from deit_zoo.results import Evaluation, Predictions
@@ -477,6 +477,7 @@ def _eval_set(
 
 
 @caller_state()
+@plain_torch()
 def reproduce(
     name: str,
     output: str | os.PathLike[str] | None = None,
@@ -528,6 +529,7 @@ def reproduce(
 
 
 @caller_state()
+@plain_torch()
 def finetune(
     name: str,
     data: str | os.PathLike[str] | None = None,

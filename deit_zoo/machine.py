@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +133,28 @@ def caller_state() -> Iterator[None]:
         os.environ.update(variables)
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within it torch is as it was imported, whatever the caller has set, or called this in: no
+    other type or device of new tensors, gradients, and no autocast.
+    """
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            nullcontext() if device.type == "cpu" else torch.device("cpu"),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def peak_mb(device: torch.device | None = None) -> float | None:

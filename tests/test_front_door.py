@@ -28,6 +28,7 @@ def state() -> list[Any]:
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist(),
         torch.get_num_threads(),
+        torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         dict(os.environ),
@@ -62,6 +63,23 @@ def test_a_model_is_fine_tuned_and_used_in_one_program(digits: Path, tmp_path: P
     deit_zoo.save(model, str(tmp_path / "mine.safetensors"), labels=["three", "seven"])
     again = deit_zoo.create(PICO, checkpoint=tmp_path / "mine.safetensors")
     assert again.labels == ("three", "seven")
+
+
+def test_what_the_caller_has_set_of_torch_changes_no_bit_of_a_training(
+    digits: Path, tmp_path: Path
+) -> None:
+    few = {"epochs": 1, "workers": 0, "device": "cpu"}
+    deit_zoo.finetune(PICO, digits, tmp_path / "plain", **few)
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = state()
+        with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
+            deit_zoo.finetune(PICO, digits, tmp_path / "other", **few)
+        assert state() == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+    plain, other = (tmp_path / name / "model.safetensors" for name in ("plain", "other"))
+    assert plain.read_bytes() == other.read_bytes()
 
 
 def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def finetune(
     and Interrupted where the run was asked to stop.
     """
     launch.check_extra()
+    if is_path(name) and expand_user(name).resolve() == output.resolve():
+        raise RecipeError(
+            f"{output} is the run that is trained further, which has a folder of its own; give "
+            "another --output"
+        )
     place = launch.training_device(gpus, processes, device)
     plan = make_plan(
         name,

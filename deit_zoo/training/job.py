@@ -101,7 +101,13 @@ def read_job(output: Path) -> Job:
     file = output / PLAN_FILE
     try:
         record = read_json(file) if file.is_file() else _kept(output)
-        data, listed = record["data"], record.get("listed", False)
+        data, split = record["data"], output / SPLIT_FILE
+        listed = record.get("listed", False)
+        if listed and not split.is_file():
+            raise DataError(
+                f"{output} has lost its {SPLIT_FILE}, which lists the images that its run is of; "
+                "put it back, or give an empty folder as --output"
+            )
         return Job(
             plan=plan_from(record),
             data=data,
@@ -109,7 +115,7 @@ def read_job(output: Path) -> Job:
             newest=int(record.get("newest", 0)),
             changes=tuple(Change(**change) for change in record.get("changes", [])),
             val_share=record.get("val_share"),
-            images=read_split(output / SPLIT_FILE, root_of(data)) if listed else None,
+            images=read_split(split, root_of(data)) if listed else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -664,6 +664,11 @@ def test_another_folder_is_refused_before_anything_is_listed(tmp_path: Path) -> 
     )
 
 
+def test_a_run_is_not_trained_further_in_its_own_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"a folder of its own; give another --output$"):
+        finetune(f"{tmp_path}/", data=tmp_path / "none", output=tmp_path)
+
+
 def test_a_dry_run_parts_nothing(photos: Path) -> None:
     plan, _ = planned(make_plan(PICO), photos, val_share=0.2)
     assert plan.num_images == 8

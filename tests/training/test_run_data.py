@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -233,9 +234,13 @@ def test_a_recipe_on_a_folder_keeps_its_list_too(tmp_path: Path, cats: Path) -> 
     told: list[str] = []
     changes = ["data=folder", "epochs=1", "batch_size=4", "replicas=1", "warmup_epochs=0"]
     output, data = tmp_path / "out", tmp_path / "parted"
-    reproduce(PICO, gpus=0, output=output, data=data, changes=changes, workers=0, tell=told.append)
+    typed: dict[str, Any] = {"gpus": 0, "data": data, "changes": changes, "workers": 0}
+    reproduce(PICO, output=output, tell=told.append, **typed)
     assert len(told) == 1
     assert scan(output / "split.csv").train.images == 20
+    (output / "split.csv").unlink()
+    with pytest.raises(DataError, match=r"out has lost its split\.csv, .*; put it back"):
+        reproduce(PICO, output=output, **typed)
 
 
 def test_a_run_of_version_0_1_that_was_parted_by_links_goes_on(
