@@ -20,6 +20,9 @@ from deit_zoo.runs.reference import (
     setting_differences,
 )
 
+# What comes of reading a recipe from what is none.
+_NO_RECIPE = (ValueError, KeyError, TypeError, AttributeError, RecipeError)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -131,8 +134,16 @@ def recipe_named(name_or_path: str) -> Recipe | None:
 
 
 def recipe_of(name_or_path: str) -> Recipe:
-    """The recipe of this name, or that of a receipt."""
-    return recipe_named(name_or_path) or from_dict(read_receipt(name_or_path)["plan"]["recipe"])
+    """The recipe of this name, or that of a receipt. Raises DataError for a receipt without."""
+    if (recipe := recipe_named(name_or_path)) is not None:
+        return recipe
+    try:
+        return from_dict(read_receipt(name_or_path)["plan"]["recipe"])
+    except _NO_RECIPE as error:
+        raise DataError(
+            f"the receipt of {name_or_path} has no recipe that this version can read; give the "
+            "name of a recipe, or another receipt"
+        ) from error
 
 
 def _in_current_words(receipt: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def _recipe_of(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:
         recipe = from_dict(plan["recipe"])
         precision = plan.get("precision", "auto")
         return recipe, tuple(setting_differences(recipe, int(plan["num_images"]), precision))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+    except (OSError, *_NO_RECIPE) as error:
         raise DataError(
             f"{file} is no {file.stem} of a deit_zoo run; remove it, or give the {LOG_FILE} "
             "alone, under another name"

@@ -14,7 +14,7 @@ from deit_zoo.files import ASSETS
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import changed
-from deit_zoo.runs.log import read_receipt, read_run
+from deit_zoo.runs.log import read_receipt, read_run, recipe_of
 
 NAMES = "convnet_pico_digits, deit_pico_digits, deit_pico_distilled_digits"
 ROWS = [
@@ -197,6 +197,14 @@ def test_a_file_that_is_no_receipt_is_told_of(tmp_path: Path, text: str) -> None
         f"{file} is no receipt of a deit_zoo run; give the receipt.json that "
         "`deit-zoo reproduce` left"
     )
+
+
+@pytest.mark.parametrize("plan", [{}, {"recipe": None}, {"recipe": {"nothing": 1}}])
+def test_a_receipt_without_a_recipe_is_told_of(tmp_path: Path, plan: dict[str, Any]) -> None:
+    receipt = {"plan": plan, "reached": {}, "sha256": {}}
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt), encoding="utf-8")
+    with pytest.raises(DataError, match="has no recipe that this version can read; give the name"):
+        recipe_of(str(tmp_path))
 
 
 def test_a_receipt_of_the_former_words_is_read_in_todays(tmp_path: Path) -> None:
