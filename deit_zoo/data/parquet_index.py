@@ -22,7 +22,7 @@ from deit_zoo.errors import DownloadError
 from deit_zoo.files import write_whole
 from deit_zoo.weights import cache
 
-FORMAT = 1
+FORMAT = 2
 # Each has a row group in memory.
 LISTERS = 4
 
@@ -96,37 +96,31 @@ def _images_of(path: str, *, column: str, progress: Callable[[int], None]) -> An
         levels = file.schema.column(leaf)
         if levels.max_repetition_level:
             raise UnknownPageError("rows have many images")
-        found: list[Place] = []
+        rows: list[Place] = []
         for group in range(file.num_row_groups):
             chunk = file.metadata.row_group(group).column(leaf)
             start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
             stream.seek(start)
             pages = memoryview(stream.read(chunk.total_compressed_size))
             of_group = list(places(pages, start, chunk.compression, levels.max_definition_level))
-            if group == 0 or len(of_group) != file.metadata.row_group(group).num_rows:
-                rows = file.read_row_group(group, [names[leaf]], use_threads=False)
-                of_group = _matched(of_group, pages, start, rows)
-            found += of_group
+            if len(of_group) != file.metadata.row_group(group).num_rows:
+                raise UnknownPageError("rows are missing")
+            if group == 0:
+                table = file.read_row_group(0, [names[leaf]], use_threads=False)
+                _compare(of_group, pages, start, table)
+            rows += of_group
             progress(len(of_group))
-    return np.array(found, np.uint64).reshape(-1, 5)
+    return np.array(rows, np.uint64).reshape(-1, 5)
 
 
-def _matched(found: list[Place], pages: memoryview, start: int, rows: Any) -> list[Place]:
-    """The place of each row by what it holds: rows may share one, or have none.
-
-    Raises UnknownPageError where a row is nowhere.
-    """
-    images = rows.column(0).combine_chunks()
+def _compare(rows: list[Place], pages: memoryview, start: int, table: Any) -> None:
+    """Raise UnknownPageError unless each row's place holds what pyarrow reads there."""
+    images = table.column(0).combine_chunks()
     images = images.field(0) if hasattr(images, "field") else images
-    pieces = (pages[place.offset - start :][: place.length] for place in found)
-    place_of = {
-        value(bytes(piece), place): place for piece, place in zip(pieces, found, strict=True)
-    }
-    place_of[b""] = Place(0, 0, 0, 0, 0)
-    try:
-        return [place_of[image or b""] for image in images.to_pylist()]
-    except KeyError as error:
-        raise UnknownPageError("a row is not where its pages are") from error
+    for place, image in zip(rows, images, strict=True):
+        piece = bytes(pages[place.offset - start :][: place.length]) if place.length else b""
+        if value(piece, place) != (image.as_py() or b""):
+            raise UnknownPageError("a row is not where its pages are")
 
 
 def value(piece: bytes, place: Place) -> bytes:

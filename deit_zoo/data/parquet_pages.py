@@ -1,7 +1,8 @@
 """Where the values of a Parquet column lie in its file, so that each can be read by itself.
 
 A column chunk is a row of pages, and in a plain page of byte strings each value has its length
-before it. A page may be compressed by Snappy, which compresses 64 KiB at a time: at each such place
+before it. The first may be a dictionary: pages of numbers then say which of its values each row
+has. A page may be compressed by Snappy, which compresses 64 KiB at a time: at each such place
 a piece begins that can be inflated alone. Any other page is not for this module.
 
 Parquet  https://parquet.apache.org/docs/file-format
@@ -13,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 BLOCK = 1 << 16
@@ -21,7 +23,7 @@ DATA_PAGE, DICTIONARY_PAGE = 0, 2
 CODECS = ("UNCOMPRESSED", "SNAPPY")
 # Fields of a page's header (parquet.thrift).
 _KIND, _INFLATED, _LENGTH, _DATA, _DICTIONARY = 1, 2, 3, 5, 7
-_ENCODING = 2
+_NUM_VALUES, _ENCODING = 1, 2
 # Of the compact protocol of Thrift.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 7, 8, 12
 
@@ -43,30 +45,35 @@ class UnknownPageError(Exception):
     """A page whose values cannot be read one by one."""
 
 
-def places(chunk: memoryview, offset: int, codec: str, most_level: int) -> Iterator[Place]:
-    """The values of a column chunk that lies at an offset of its file, in their order.
+NO_PLACE = Place(0, 0, 0, 0, 0)  # of a row without an image
 
-    Those of a dictionary come first, each once. Raises UnknownPageError.
+
+def places(chunk: memoryview, offset: int, codec: str, most_level: int) -> Iterator[Place]:
+    """The value of each row of a column chunk that lies at an offset of its file.
+
+    Raises UnknownPageError.
     """
     if codec not in CODECS:
         raise UnknownPageError(f"its pages are compressed by {codec}")
+    dictionary: list[Place] = []
     start = 0
     while start < len(chunk):
         header, start = _read_struct(chunk, start)
         if not 0 <= header[_LENGTH] <= len(chunk) - start:
             raise UnknownPageError("a page is not whole")
         body = chunk[start : start + header[_LENGTH]]
-        kind = header[_KIND]
-        if kind not in (DATA_PAGE, DICTIONARY_PAGE):
-            raise UnknownPageError(f"it has pages of kind {kind}")
-        content = header[_DATA if kind == DATA_PAGE else _DICTIONARY]
-        is_dictionary = kind == DICTIONARY_PAGE and content[_ENCODING] in (PLAIN, PLAIN_DICTIONARY)
-        if is_dictionary or content[_ENCODING] == PLAIN:
-            page = _Page(body, offset + start, codec, header[_INFLATED])
-            yield from page.places(has_levels=kind == DATA_PAGE and most_level > 0)
-        elif content[_ENCODING] not in (PLAIN_DICTIONARY, RLE_DICTIONARY):
-            raise UnknownPageError(f"its pages have encoding {content[_ENCODING]}")
+        page = _Page(body, offset + start, codec, header[_INFLATED])
         start += header[_LENGTH]
+        if (kind := header[_KIND]) == DICTIONARY_PAGE:
+            # More may lie there: pyarrow leaves room for values that a dictionary has twice.
+            num_values = header[_DICTIONARY][_NUM_VALUES]
+            dictionary += islice(page.values(page.content(), 0), num_values)
+        elif kind != DATA_PAGE:
+            raise UnknownPageError(f"it has pages of kind {kind}")
+        elif (num_rows := header[_DATA][_NUM_VALUES]) > len(chunk) + BLOCK:
+            raise UnknownPageError("it has more rows than bytes")
+        else:
+            yield from page.rows(num_rows, header[_DATA][_ENCODING], most_level, dictionary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +85,35 @@ class _Page:
     codec: str
     inflated: int
 
-    def places(self, *, has_levels: bool) -> Iterator[Place]:
-        """The values, behind the levels, which say in which rows there is one."""
-        content = inflate(self.body, self.inflated) if self.codec == "SNAPPY" else self.body
+    def rows(
+        self, num_rows: int, encoding: int, most_level: int, dictionary: list[Place]
+    ) -> Iterator[Place]:
+        """A value for each row, behind the levels, which say in which rows there is one."""
+        content = self.content()
+        is_there, start = [True] * num_rows, 0
+        if most_level:
+            start = 4 + struct.unpack_from("<I", content, 0)[0]
+            levels = _numbers(content[4:start], most_level.bit_length(), num_rows)
+            is_there = [level == most_level for level in levels]
+        if encoding == PLAIN:
+            values = self.values(content, start)
+        elif encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
+            numbers = _numbers(content[start + 1 :], content[start], sum(is_there))
+            values = (dictionary[number] for number in numbers)
+        else:
+            raise UnknownPageError(f"its pages have encoding {encoding}")
+        for one in is_there:
+            if (place := next(values, None) if one else NO_PLACE) is None:
+                raise UnknownPageError("values are missing")
+            yield place
+
+    def content(self) -> memoryview:
+        """The body, inflated."""
+        return inflate(self.body, self.inflated) if self.codec == "SNAPPY" else self.body
+
+    def values(self, content: memoryview, start: int) -> Iterator[Place]:
+        """Byte strings from a place of the content on, each with its length before it."""
         blocks = _blocks(self.body, self.inflated) if self.codec == "SNAPPY" else []
-        start = 0
-        if has_levels:
-            start += 4 + struct.unpack_from("<I", content, start)[0]
         while start < len(content):
             size = struct.unpack_from("<I", content, start)[0]
             start += 4
@@ -101,11 +130,37 @@ class _Page:
             start += size
 
 
+def _numbers(buffer: memoryview, width: int, count: int) -> list[int]:
+    """So many numbers of so many bits, in runs: one number again and again, or eights of them."""
+    import numpy as np
+
+    if not width:
+        return [0] * count
+    numbers: list[int] = []
+    place = 0
+    while len(numbers) < count:
+        header, place = _varint(buffer, place)
+        if header & 1:
+            size = (header >> 1) * width
+            packed = np.frombuffer(buffer[place : place + size], np.uint8)
+            bits = np.unpackbits(packed, bitorder="little")[: len(packed) // width * width * 8]
+            run = (bits.reshape(-1, width) @ (1 << np.arange(width))).tolist()
+        else:
+            size = -(-width // 8)
+            number = int.from_bytes(buffer[place : place + size], "little")
+            run = [number] * min(header >> 1, count - len(numbers))
+        if not run:
+            raise UnknownPageError("a run is empty")
+        numbers += run
+        place += size
+    return numbers[:count]
+
+
 def inflate(piece: Any, inflated: int) -> memoryview:
     """What Snappy compressed: a page, which begins with its inflated length."""
     import pyarrow
 
-    return memoryview(pyarrow.Codec("snappy").decompress(piece, inflated))
+    return memoryview(pyarrow.Codec("snappy").decompress(piece, inflated)).cast("B")
 
 
 def inflate_piece(piece: bytes, inflated: int) -> memoryview:

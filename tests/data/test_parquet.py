@@ -177,6 +177,33 @@ def test_each_image_is_read_by_itself_from_the_pages_of_any_writer(
     assert found.note == ""
 
 
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_dictionary_may_have_any_order_and_be_left_in_the_middle(
+    tmp_path: Path, compression: str
+) -> None:
+    # As pandas writes a category: each row group has the whole dictionary. Beyond a page of it
+    # (small here) the values themselves follow; what repeats is written as a run.
+    draw = Random(2)
+    choice = [draw.randbytes(draw.choice([1, 30, 70_000])) for _ in range(300)]
+    rows = [*range(0, 300, 7), *[5] * 40, None, *draw.sample(range(300), 200), None, *[0] * 9]
+    images = pa.DictionaryArray.from_arrays(pa.array(rows, pa.int32()), choice)
+    plain = pa.array([None if row is None else choice[row] for row in rows])
+    for name, array in (("category", images), ("plain", plain)):
+        write_parquet(
+            tmp_path / name / "train.parquet",
+            pa.table({"image": array, "label": [0] * len(rows)}),
+            row_group_size=120,
+            compression=compression,
+            dictionary_pagesize_limit=500_000,
+            store_schema=False,
+        )
+        found = ParquetSet(str(tmp_path / name), "train")
+        assert [found.read(index) for index in range(len(rows))] == [
+            one or b"" for one in plain.to_pylist()
+        ]
+        assert found.note == ""  # none was read by its row group
+
+
 @pytest.mark.parametrize("options", [{"compression": "zstd"}, {"data_page_version": "2.0"}])
 def test_images_in_pages_of_another_kind_are_read_by_row_groups(
     hub: Path, options: dict[str, Any]
