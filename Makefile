@@ -36,9 +36,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
-# The rest: the largest models and whole training runs.
+# Besides, the largest models and whole training runs.
 test-all: .venv/installed
-	$(BIN)/python -m pytest -q -m slow $(PARALLEL)
+	$(BIN)/python -m pytest -q -m 'not gpu' $(PARALLEL)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -89,7 +89,7 @@ clean:
 .venv/installed: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifdef LOCK
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
 	$(BIN)/python -m pip --isolated install --quiet --no-index --no-build-isolation --editable '.[dev]'
 else
 	$(BIN)/python -m pip install --quiet --upgrade pip
