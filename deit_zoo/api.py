@@ -356,6 +356,8 @@ def evaluate(
             name = name_or_model
             group.run_on_main(lambda: bool(load_model(name, "cpu")))
     in_process = len(devices) == 1 or group is not None
+    if parquet and report is None:
+        raise ZooError("parquet is of a report's predictions; give report=DIR (--report DIR) too")
     if report is not None and labels == "real":
         raise ZooError(
             f"a report ({os.fspath(report)}) is of images with one label each or of a model that "

@@ -49,9 +49,9 @@ def usable_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return best_device()
     try:
-        found = torch.zeros(1, device=torch.device(device))
-        found.item()  # of `meta` there is nothing to read
-        return found.device
+        zero = torch.zeros(1, device=torch.device(device))
+        zero.item()  # of `meta` there is nothing to read
+        return zero.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ZooError(

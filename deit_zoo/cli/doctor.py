@@ -112,16 +112,16 @@ def _gpus() -> Iterator[Line]:
 
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            found = f"cuda:{number} {torch.cuda.get_device_name(number)}"
+            gpu = f"cuda:{number} {torch.cuda.get_device_name(number)}"
             todo = "others hold its memory: nvidia-smi says who"
             try:
                 free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
             except RuntimeError as error:  # it is full, somebody's alone, or broken
                 reason = str(error).splitlines()[0]
-                yield Line(name="GPU", found=f"{found}: {reason}", todo=todo, wrong=True)
+                yield Line(name="GPU", found=f"{gpu}: {reason}", todo=todo, wrong=True)
                 continue
-            found += f", {free:.0f} of {total:.0f} GiB free"
-            yield Line(name="GPU", found=found, todo=None if free > total / 2 else todo)
+            gpu += f", {free:.0f} of {total:.0f} GiB free"
+            yield Line(name="GPU", found=gpu, todo=None if free > total / 2 else todo)
     elif torch.backends.mps.is_available():
         yield Line(name="GPU", found="Apple's, mps:0")
     elif not NVIDIA_DRIVER.exists():

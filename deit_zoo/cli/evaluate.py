@@ -109,7 +109,7 @@ def evaluate_(
                 "say": note if is_main else ignore,
             }
             if heads or beside:
-                check_alone(gpus, processes, page)
+                check_alone(gpus, processes, page, parquet)
                 comparison = run_comparison(name, data, heads, beside or (), options)
                 measured = comparison.figures[BOTH if heads else name]
             else:
@@ -196,14 +196,14 @@ def print_report(report: dict[str, Any], model: ModelInfo) -> None:
     out.print(f"[{colour}]{escape(report['verdict'])}[/]")
 
 
-def check_alone(gpus: int | None, processes: int | None, page: Path | None) -> None:
+def check_alone(gpus: int | None, processes: int | None, page: Path | None, parquet: bool) -> None:
     """Raises ZooError where answers are to be compared that several processes would give."""
     from deit_zoo.machine import world_size
 
-    if page is not None or max(gpus or 1, processes or 1, world_size() or 1) > 1:
+    if page is not None or parquet or max(gpus or 1, processes or 1, world_size() or 1) > 1:
         raise ZooError(
             "--heads and --beside compare answers in one process and write no page; leave out "
-            "--gpus, --processes and --report"
+            "--gpus, --processes, --report and --parquet"
         )
 
 

@@ -270,8 +270,8 @@ def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
         read = ~np.isnan(logits[:, 0])
         num_losses = float(read.sum())
         mask = dataset.label_mask(torch.arange(len(dataset)), logits.shape[1]).numpy()
-        found = [average_precision(*of) for of in zip(logits[read].T, mask[read].T, strict=True)]
-        precisions = [precision for precision in found if precision is not None]
+        by_class = map(average_precision, logits[read].T, mask[read].T)
+        precisions = [precision for precision in by_class if precision is not None]
         mean_ap = 100.0 * sum(precisions) / len(precisions)
     return Evaluation(
         top1=100.0 * top1 / max(num_judged, 1.0),

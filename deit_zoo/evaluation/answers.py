@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from deit_zoo.data.image_list import SEPARATOR
 from deit_zoo.data.image_set import ImageSet
@@ -38,11 +39,36 @@ def answers_to(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArra
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = powers / powers.sum(axis=1, keepdims=True)
     rows, best = np.arange(len(labels)), shares.argmax(axis=1)
-    return np.stack([labels, best, shares[rows, best], shares[rows, labels]], axis=1)
+    of_label = shares[rows, np.maximum(labels, 0)]
+    return np.stack([labels, best, shares[rows, best], of_label], axis=1)
 
 
-class Answers:
-    """What a model answered to each image of a split, in the order of the images.
+class SplitAnswers:
+    """Of a split, the images that could be read, by their numbers among these."""
+
+    def __init__(
+        self,
+        split: str,
+        images: ImageSet,
+        classes: Sequence[str],
+        readable: NDArray[np.bool_],
+    ) -> None:
+        self.split = split
+        self.images = images
+        self.classes = list(classes)
+        self.numbers = np.flatnonzero(readable).tolist()
+
+    def name_of(self, number: int) -> str:
+        """The name of an image."""
+        return self.images.name_of(self.numbers[number])
+
+    def open(self, number: int) -> Image.Image:
+        """An image."""
+        return self.images.open(self.numbers[number])
+
+
+class Answers(SplitAnswers):
+    """What a model answered to each image, in their order.
 
     `kept` has a row of `answers_to` for each.
     """
@@ -50,10 +76,9 @@ class Answers:
     def __init__(
         self, split: str, images: ImageSet, classes: Sequence[str], kept: NDArray[np.float64]
     ) -> None:
-        self.split = split
-        self.images = images
-        self.classes = list(classes)
-        labels, predicted, self.probability, self.of_label = kept.T.tolist()
+        readable = kept[:, 0] >= 0
+        super().__init__(split, images, classes, readable)
+        labels, predicted, self.probability, self.of_label = kept[readable].T.tolist()
         self.labels = [int(label) for label in labels]
         self.predicted = [int(label) for label in predicted]
 
@@ -84,19 +109,19 @@ class Answers:
         ]
 
 
-class LabelAnswers:
+class LabelAnswers(SplitAnswers):
     """The probability of each class in each image, where an image may have several labels."""
 
     def __init__(
         self, split: str, images: ImageSet, classes: Sequence[str], logits: NDArray[np.float64]
     ) -> None:
-        self.split = split
-        self.images = images
-        self.classes = list(classes)
-        self.probability = 1.0 / (1.0 + np.exp(-logits))
-        self.present = np.zeros(logits.shape, dtype=bool)
-        for row, labels in zip(self.present, images.label_sets or (), strict=True):
+        readable = ~np.isnan(logits[:, 0])
+        super().__init__(split, images, classes, readable)
+        self.probability = 1.0 / (1.0 + np.exp(-logits[readable]))
+        present = np.zeros(logits.shape, dtype=bool)
+        for row, labels in zip(present, images.label_sets or (), strict=True):
             row[list(labels)] = True
+        self.present = present[readable]
 
     @property
     def taken(self) -> NDArray[np.bool_]:
@@ -122,8 +147,8 @@ class LabelAnswers:
 
     def precisions(self) -> list[float | None]:
         """The average precision of each class, in percent."""
-        found = map(average_precision, self.probability.T, self.present.T)
-        return [None if value is None else 100.0 * value for value in found]
+        shares = map(average_precision, self.probability.T, self.present.T)
+        return [None if share is None else 100.0 * share for share in shares]
 
     def names_of(self, marks: NDArray[np.bool_]) -> str:
         """The classes that are marked, in one word."""

@@ -106,7 +106,7 @@ def classes_contents(splits: Sequence[Answers]) -> Contents:
         for number in split.mistakes[:NUM_MISTAKES]:
             its, answer = (split.classes[of[number]] for of in (split.labels, split.predicted))
             share = 100 * split.probability[number]
-            rows.append([split.images.name_of(number), its, answer, f"{share:.1f} %"])
+            rows.append([split.name_of(number), its, answer, f"{share:.1f} %"])
             captions.append((number, (f"{short(answer)} {share:.0f} %", f"is {short(its)}")))
         _add_sheet(split, captions, rows, pictures, parts)
     tables = {
@@ -121,8 +121,8 @@ def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
     """The report of images with several labels each, or none."""
     parts = ["<ul>"]
     for split in splits:
-        found = [value for value in split.precisions() if value is not None]
-        mean = f"{sum(found) / len(found):.2f} %" if found else "nothing"
+        precisions = [value for value in split.precisions() if value is not None]
+        mean = f"{sum(precisions) / len(precisions):.2f} %" if precisions else "nothing"
         images = f"{len(split.present):,} images"
         parts.append(_item(split.split, f"mean average precision {mean}, {images}"))
     parts += ["</ul>", "<h2>Each class</h2>", _table(label_rows(splits))]
@@ -135,7 +135,7 @@ def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
         for number, label in split.mistakes[:NUM_MISTAKES]:
             name, share = split.classes[label], 100 * split.probability[number, label]
             labels = split.names_of(split.present[number]) or "nothing"
-            rows.append([split.images.name_of(number), labels, name, f"{share:.1f} %"])
+            rows.append([split.name_of(number), labels, name, f"{share:.1f} %"])
             captions.append((number, (f"{short(name)} {share:.0f} %", f"is {short(labels)}")))
         _add_sheet(split, captions, rows, pictures, parts)
     tables = {"classes.csv": label_rows(splits), "predictions.csv": probability_rows(splits)}
@@ -151,9 +151,8 @@ def label_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
     for number in sorted(range(len(splits[0].classes)), key=lambda n: _last(figures[0][n][0])):
         row: list[Any] = [splits[0].classes[number]]
         for of in figures:
-            average, found = of[number]
-            numbers = (average, found.accuracy, found.precision)
-            row += [found.images, *map(_figure, numbers)]
+            average, its = of[number]
+            row += [its.images, *map(_figure, (average, its.accuracy, its.precision))]
         rows.append(row)
     return [heading, *rows]
 
@@ -166,7 +165,7 @@ def probability_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
         for number, (present, taken, shares) in enumerate(columns):
             words = [of.names_of(present), of.names_of(taken)]
             numbers = [f"{share:.6f}" for share in shares]
-            rows.append([of.split, of.images.name_of(number), *words, *numbers])
+            rows.append([of.split, of.name_of(number), *words, *numbers])
     return rows
 
 
@@ -184,8 +183,8 @@ def class_rows(splits: Sequence[Answers]) -> list[list[Any]]:
     for number in order:
         row: list[Any] = [splits[0].classes[number]]
         for of in counts:
-            found = of[number]
-            row += [found.images, found.right, _figure(found.accuracy), _figure(found.precision)]
+            its = of[number]
+            row += [its.images, its.right, _figure(its.accuracy), _figure(its.precision)]
         rows.append(row)
     return rows
 
@@ -206,7 +205,7 @@ def prediction_rows(splits: Sequence[Answers]) -> list[list[Any]]:
         columns = (of.labels, of.predicted, of.probability, of.of_label, of.right)
         for number, (label, predicted, share, its, right) in enumerate(zip(*columns, strict=True)):
             names = [of.classes[label], of.classes[predicted]]
-            file = of.images.name_of(number)
+            file = of.name_of(number)
             rows.append([of.split, file, *names, f"{share:.6f}", f"{its:.6f}", int(right)])
     return rows
 
@@ -234,7 +233,7 @@ def _add_sheet(
         parts.append(f"<p>None in {escape(of.split)}.</p>")
         return
     name = SHEETS[of.split]
-    pictures[name] = lambda: draw_mistakes(of.images, captions)
+    pictures[name] = lambda: draw_mistakes(of, captions)
     parts += [f'<p><img src="{name}" alt="the surest mistakes"></p>', _table(rows)]
 
 

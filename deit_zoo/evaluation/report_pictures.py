@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deit_zoo.runs.picture import drawable, new_figure, png_of
 
 if TYPE_CHECKING:
-    from deit_zoo.data.image_set import ImageSet
+    from deit_zoo.evaluation.answers import SplitAnswers
 
 # More classes than these, and their counts or names would be too small to read.
 WITH_COUNTS, WITH_NAMES = 25, 60
@@ -54,7 +54,7 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
     return png_of(figure)
 
 
-def draw_mistakes(images: ImageSet, captions: Sequence[tuple[int, Sequence[str]]]) -> bytes:
+def draw_mistakes(images: SplitAnswers, captions: Sequence[tuple[int, Sequence[str]]]) -> bytes:
     """Images by their numbers, as PNG, each below its lines and above the name of its file."""
     columns = min(COLUMNS, len(captions))
     rows = -(-len(captions) // columns)

@@ -27,7 +27,10 @@ def write_results(
     *,
     parquet: bool = False,
 ) -> None:
-    """Write it for the validation images and, where they are few, for those that were learned."""
+    """Write it for the validation images and, where they are few, for those that were learned.
+
+    A validation image that has turned bad is left out, as in the run's figures.
+    """
     splits = [_answers("val", model, val, workers)]
     if len(train) <= SMALL:
         try:
@@ -40,6 +43,6 @@ def write_results(
 
 
 def _answers(split: str, model: ZooModel, images: ImageSet, workers: int) -> Answers | LabelAnswers:
-    dataset = EvalDataset(images, transform(model))
+    dataset = EvalDataset(images, transform(model), skips=split == "val")
     sums = accumulate(model, dataset, batch_size=256, workers=workers, keep=answers_to)
     return answers_of(split, dataset, images.classes, sums)

@@ -144,6 +144,8 @@ def test_a_figure_that_timm_measured_has_a_star(capsys: pytest.CaptureFixture[st
         (["--labels", "c"], "labels is 'c'; give one of real, v2, a, r, sketch"),
         (["--processes", "2", "--gpus", "1"], "processes 2 is for the CPU; with gpus 1 each GPU"),
         (["--data", "absent"], "absent does not exist; give a folder"),
+        (["--parquet"], "parquet is of a report's predictions; give report=DIR (--report DIR)"),
+        (["--heads", "--parquet"], "--heads and --beside compare answers in one process and write"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(arguments: list[str], message: str, digits: Path) -> None:

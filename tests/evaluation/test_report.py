@@ -15,7 +15,8 @@ from pyarrow import parquet
 import deit_zoo
 from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError
-from deit_zoo.evaluation.answers import Answers, answers_to
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate
+from deit_zoo.evaluation.answers import Answers, answers_of, answers_to
 from deit_zoo.evaluation.report import class_rows, confusion_rows, write_report
 from deit_zoo.training.finetune import finetune
 
@@ -127,6 +128,24 @@ def test_a_mistake_whose_name_is_no_utf_8_is_drawn_and_in_parquet_too(
     write_report(tmp_path / "report", "pets", [answers], parquet=True)
     files = parquet.read_table(tmp_path / "report" / "predictions.parquet")["file"].to_pylist()
     assert files[1] == f"{cat}/1\\xe9.png"
+
+
+@pytest.mark.parametrize("label_sets", [None, [(0,), (0, 1), (), (1,), (1,), (2,)]])
+def test_an_image_that_turned_bad_is_left_out(
+    images: FolderSet, tmp_path: Path, label_sets: list[tuple[int, ...]] | None
+) -> None:
+    images.label_sets = label_sets
+    (tmp_path / "pets" / "dog" / "0.png").write_bytes(b"no image")
+    model = deit_zoo.create(PICO, num_classes=3)
+    dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
+    sums = accumulate(model, dataset, batch_size=2, workers=0, keep=answers_to)
+    write_report(tmp_path / "pets", "pets", [answers_of("val", dataset, images.classes, sums)])
+    with (tmp_path / "pets" / "predictions.csv").open(newline="") as stream:
+        files = [Path(row["file"]) for row in csv.DictReader(stream)]
+    assert [f"{file.parent.name}/{file.stem}" for file in files] == [
+        *("cat/0", "cat/1", "cat/2", "dog/1"),
+        "<fox> $x^$/0",
+    ]
 
 
 def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -> None:
