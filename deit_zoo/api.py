@@ -533,7 +533,7 @@ def reproduce(
 @caller_state()
 @plain_torch()
 def finetune(
-    name: str,
+    name: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
@@ -570,7 +570,12 @@ def finetune(
     """
     from deit_zoo.training import finetune as training
 
-    typed = _as_typed(changes)
+    if not isinstance(name, str | os.PathLike):
+        raise ZooError(
+            f"name is a {type(name).__name__}; give a model's name, a run's folder or a file of "
+            "weights, such as deit_zoo.save(model, FILE) writes"
+        )
+    name, typed = os.fspath(name), _as_typed(changes)
     own = training.recipe_for(name, recipe).name
     return training.finetune(
         name,

@@ -16,7 +16,7 @@ import torch
 
 import deit_zoo
 from deit_zoo.data.digits import write_folder
-from deit_zoo.errors import RecipeError
+from deit_zoo.errors import ZooError
 
 PICO = "deit_pico_digits"
 
@@ -93,14 +93,18 @@ def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "sentence"),
     [
-        lambda folder: deit_zoo.reproduce(PICO, folder, epoch=3),
-        lambda folder: deit_zoo.finetune(PICO, folder, folder / "run", epoch=3),
+        (lambda folder: deit_zoo.reproduce(PICO, folder, epoch=3), "did you mean epochs"),
+        (lambda folder: deit_zoo.finetune(PICO, folder, epoch=3), "did you mean epochs"),
+        (lambda folder: deit_zoo.finetune(deit_zoo.create(PICO), folder), "is a VisionTransformer"),
+        (lambda folder: deit_zoo.finetune(folder / "none", folder), "none. does not exist"),
     ],
 )
-def test_a_field_that_is_none_is_refused(call: Callable[[Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="did you mean epochs"):
+def test_what_is_no_field_and_no_model_is_refused(
+    call: Callable[[Path], Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ZooError, match=sentence):
         call(tmp_path)
 
 

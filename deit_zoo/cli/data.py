@@ -177,8 +177,8 @@ def benchmark_(
     """
     from deit_zoo.data.image_set import open_set
     from deit_zoo.recipes.plan import default_workers
+    from deit_zoo.training.checks import check_extra
     from deit_zoo.training.data_benchmark import measure
-    from deit_zoo.training.launch import check_extra
 
     check_extra()
     data = with_label_column(data, label_column)

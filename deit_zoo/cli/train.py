@@ -83,8 +83,8 @@ def reproduce_(
     SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
     """
     from deit_zoo.recipes import variant_name
+    from deit_zoo.training.checks import check_data
     from deit_zoo.training.launch import (
-        check_data,
         layout_of_run,
         make_plan,
         recipe_for,
@@ -373,7 +373,7 @@ def is_main_process() -> bool:
 def check_teacher_of(plan: Plan) -> None:
     """Before a run that is only planned: what it would be refused for."""
     if plan.recipe.teacher is not None:
-        from deit_zoo.training.launch import check_extra
+        from deit_zoo.training.checks import check_extra
         from deit_zoo.training.teacher import check
 
         check_extra()
@@ -391,7 +391,7 @@ def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
     from deit_zoo.errors import RecipeError
     from deit_zoo.files import write_whole
     from deit_zoo.training import elastic, slurm
-    from deit_zoo.training.launch import check_data
+    from deit_zoo.training.checks import check_data
 
     check_data(plan, data)
     if resume == "never":

@@ -14,8 +14,8 @@ from deit_zoo.training.job import Change, Job
 from deit_zoo.training.rollback import read_history
 from deit_zoo.training.run_data import former_job
 
-# What moves weights; all else shapes data, draws, the network or the length of a run.
 MOST_NAMED = 6  # fields, in a sentence
+# What moves weights; all else shapes data, draws, the network or the length of a run.
 CHANGEABLE = ("lr", "clip_grad", "warmup_lr", "min_lr", "weight_decay")
 
 

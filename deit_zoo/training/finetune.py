@@ -23,7 +23,7 @@ from deit_zoo.recipes.finetune import FINETUNE, TABLE_6, TABLE_7
 from deit_zoo.recipes.plan import Plan, settings
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Pixels, Recipe, changed, count, shown
 from deit_zoo.registry import ModelSpec, is_path, lookup
-from deit_zoo.training import launch
+from deit_zoo.training import checks, launch
 from deit_zoo.training.job import read_job
 from deit_zoo.training.run_data import has_begun
 from deit_zoo.weights.load import open_local, spec_for
@@ -65,7 +65,7 @@ def finetune(
     Raises MissingExtraError, DataError, RecipeError, ImageSizeError before anything is trained,
     and Interrupted where the run was asked to stop.
     """
-    launch.check_extra()
+    checks.check_extra()
     if is_path(name) and expand_user(name).resolve() == output.resolve():
         raise RecipeError(
             f"{output} is the run that is trained further, which has a folder of its own; give "
@@ -82,7 +82,7 @@ def finetune(
         processes=launch.num_processes(processes, gpus, 1, place),
     )
     if not has_begun(output):  # refused before images are listed or parted
-        launch.check_output(output, plan.recipe, resume)
+        checks.check_output(output, plan.recipe, resume)
 
     def fit(plan: Plan, survey: Survey) -> Plan:
         classes = list(survey.train.classes)
@@ -407,4 +407,4 @@ def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
             f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
             "with one of yours, or train it with deit-zoo reproduce --set data=folder"
         )
-    launch.check_network(recipe)
+    checks.check_network(recipe)

@@ -6,15 +6,12 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.errors import DataError, MissingExtraError, RecipeError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.files import PLAN_FILE, RECEIPT_FILE
-from deit_zoo.labels import labels
 from deit_zoo.machine import (
-    check_gpus,
     check_processes,
     require_extra,
     usable_device,
@@ -32,25 +29,33 @@ from deit_zoo.recipes.plan import (
     settings,
 )
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe, changed, differences, shown
-from deit_zoo.registry import MODELS, resolve
+from deit_zoo.registry import resolve
 from deit_zoo.runs.reference import recipe_differences
 from deit_zoo.training import elastic, heartbeat
-from deit_zoo.training.changes import check_changes, with_changes
+from deit_zoo.training.changes import with_changes
+from deit_zoo.training.checks import (
+    DATA_FOLDER,
+    check_classes,
+    check_data,
+    check_device,
+    check_extra,
+    check_log_to,
+    check_network,
+    check_output,
+)
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_data import (
     check_outside,
     check_same_data,
-    check_states,
     check_validation,
     forget_failed_start,
     former_job,
     has_begun,
     images_of_run,
-    is_run,
     is_without_plan,
     open_part,
 )
-from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, run_lock
+from deit_zoo.training.run_lock import run_lock
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +63,6 @@ if TYPE_CHECKING:
     from deit_zoo.data.image_list import ImageList
     from deit_zoo.data.survey import Survey
     from deit_zoo.runs.receipt import Verdict
-
-DATA_FOLDER = "data"
-_EXTRA = ("timm", "matplotlib", "tensorboard")
 
 
 def recipe_for(name: str, changes: Sequence[str] = ()) -> Recipe:
@@ -369,21 +371,6 @@ def make_job(
     )
 
 
-def check_data(plan: Plan, data: str | Path | None) -> None:
-    """Raises DataError where a run has no images."""
-    recipe = plan.recipe
-    if data is None and recipe.data != "digits":
-        raise DataError(
-            f"{recipe.name} trains on {recipe.data}, which is not shipped; type --data DIR with "
-            "train/ and val/ in it"
-        )
-    if data is None and plan.nodes > 1:
-        raise DataError(
-            f"--nodes {plan.nodes} without --data: type deit-zoo data digits --output DIR where "
-            "every node sees it, and then --data DIR"
-        )
-
-
 def with_reading(plan: Plan, classes: Iterable[str]) -> Plan:
     """The plan for a data set of these classes: whoever trains on ImageNet reads it as upstream."""
     from deit_zoo.data.images import reading_of
@@ -396,83 +383,6 @@ def with_num_images(plan: Plan, content: Survey) -> Plan:
     if plan.recipe.data != "folder":
         check_classes(plan.recipe, content.data, sorted(content.train.classes))
     return replace(plan, num_images=content.train.images)
-
-
-def check_classes(recipe: Recipe, data: str, classes: list[str]) -> None:
-    """Raises DataError where a folder's classes are not those that the recipe is for."""
-    from deit_zoo.data.image_set import has_own_names
-
-    expected = sorted(label.folder for label in labels(MODELS[recipe.architecture].labels))
-    if classes != expected and not has_own_names(data, classes):
-        other = sorted(set(classes) - set(expected)) or sorted(set(expected) - set(classes))
-        raise DataError(
-            f"{data} has {len(classes):,} classes; {recipe.name} is trained on the "
-            f"{len(expected):,} of {recipe.data} ({other[0]!r} is not in both); to train on your "
-            "own classes, type --set data=folder"
-        )
-
-
-def check_extra() -> None:
-    """Raises MissingExtraError where the training extra is not installed."""
-    if missing := [module for module in _EXTRA if find_spec(module) is None]:
-        raise MissingExtraError(
-            f"training needs {', '.join(missing)}; type: pip install 'deit_zoo[train]'"
-        )
-
-
-def check_log_to(plan: Plan) -> None:
-    """Raises MissingExtraError where the package that a run logs to is not installed."""
-    if plan.log_to != "none" and find_spec(plan.log_to) is None:
-        raise MissingExtraError(
-            f"--log-to {plan.log_to} needs the package of that name; type: pip install "
-            f"{plan.log_to}"
-        )
-
-
-def check_network(recipe: Recipe) -> None:
-    """Raises ZooError for one that cannot be built."""
-    from deit_zoo.zoo import create
-
-    create(
-        recipe.architecture,
-        img_size=recipe.img_size,
-        blocks=recipe.blocks,
-        stem=recipe.stem,
-        device="meta",
-    )
-
-
-def check_device(plan: Plan) -> None:
-    """Raises RecipeError where the machine has not what was asked for."""
-    if plan.device == "cuda":
-        check_gpus(
-            plan.processes // plan.nodes,
-            dashes="--",
-            error=RecipeError,
-            advice=" for the CPU (--dry-run shows the plan of any number)",
-        )
-
-
-def check_output(output: Path, recipe: Recipe, resume: str) -> None:
-    """Raises DataError where the folder is not empty and not a run of this recipe."""
-    if resume not in ("auto", "never"):
-        raise RecipeError(f"--resume is {resume!r}; it must be auto or never")
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is a file; give a folder as --output")
-    # The digits are written before the plan, and a process may be killed between the two.
-    names = {path.name for path in output.iterdir()} if output.exists() else set()
-    temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.", LOCK_FILE, OWNER_FILE)
-    if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
-        return
-    if not is_run(output):
-        raise DataError(f"{output} holds files that are no run; give an empty folder as --output")
-    former = read_job(output)
-    if not has_begun(output):
-        return
-    if resume == "never":
-        raise DataError(f"{output} holds a run already; give a new --output, or --resume auto")
-    check_changes(output, former.plan, recipe)
-    check_states(output)
 
 
 def digits_folder(output: Path) -> Path:

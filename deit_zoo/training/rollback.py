@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import DataError
-from deit_zoo.files import read_json, write_whole
+from deit_zoo.errors import DataError, FormatError
+from deit_zoo.files import as_record, read_json, write_whole
 
 FOLDER, FILE = "state", "rollbacks.json"
 MAX_ROLLBACKS = 3  # from one start to the next, before a run ends
@@ -116,12 +116,9 @@ def read_history(output: Path) -> History:
         return History()
     try:
         record = read_json(file)
-        failure = record["failure"]
-        return History(
-            rollbacks=tuple(Rollback(**rollback) for rollback in record["rollbacks"]),
-            failure=None if failure is None else Failure(**failure),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        both = {key: record[key] for key in ("rollbacks", "failure")}
+        return as_record(both, History, str(file))
+    except (FormatError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is not what a run wrote; put it back as it was, or remove it to continue "
             "without its rollbacks"

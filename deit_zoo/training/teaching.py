@@ -22,9 +22,9 @@ from deit_zoo.recipes.plan import (
     settings,
 )
 from deit_zoo.training.build import fix_order, lesson_of, open_images
+from deit_zoo.training.checks import check_extra
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.launch import (
-    check_extra,
     make_job,
     make_plan,
     recipe_for,

@@ -24,7 +24,8 @@ from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.survey import bad_images, scan, validate
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import validation_set
-from deit_zoo.training.launch import check_classes, recipe_for
+from deit_zoo.training.checks import check_classes
+from deit_zoo.training.launch import recipe_for
 from support.archives import CLASSES, FILES, FORMS, imagenet, one_tar, part, shards, stored_zip
 from support.imagenet import solution_csv, write_tar
 from support.images import encoded, photo, refused, write

@@ -20,8 +20,9 @@ from deit_zoo.runs.diff import compare
 from deit_zoo.runs.log import read_receipt, read_run
 from deit_zoo.training.build import build_train_state
 from deit_zoo.training.checkpoint import CheckpointManager
+from deit_zoo.training.checks import check_output
 from deit_zoo.training.job import read_job
-from deit_zoo.training.launch import check_output, make_plan
+from deit_zoo.training.launch import make_plan
 from deit_zoo.training.signals import GracefulStop
 from deit_zoo.training.steps import EpochStats
 from deit_zoo.zoo import create

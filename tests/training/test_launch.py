@@ -22,10 +22,10 @@ from deit_zoo.errors import (
 )
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import DIGITS_TRAIN, default_workers
-from deit_zoo.training import elastic, launch
+from deit_zoo.training import checks, elastic, launch
+from deit_zoo.training.checks import check_output
 from deit_zoo.training.launch import (
     Job,
-    check_output,
     layout_of_run,
     make_plan,
     read_job,
@@ -203,7 +203,7 @@ def test_a_missing_extra_is_named_with_the_command(
     def without(name: str) -> Any:
         return None if name in missing else find_spec(name)
 
-    monkeypatch.setattr(launch, "find_spec", without)
+    monkeypatch.setattr(checks, "find_spec", without)
     assert refused(MissingExtraError, output=output) == (
         f"training needs {named}; type: pip install 'deit_zoo[train]'"
     )

@@ -146,7 +146,13 @@ def test_a_run_without_trouble_has_an_empty_history(tmp_path: Path) -> None:
     assert read_history(tmp_path) == History()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rollbacks": [{}], "failure": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"rollbacks": [{}], "failure": null}'),
+        '{"rollbacks": [], "failure": {"step": "x", "message": "y"}}',
+    ],
+)
 def test_a_history_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     write_history(tmp_path, History())
     file = tmp_path / "state" / "rollbacks.json"
