@@ -494,6 +494,18 @@ def test_classify_leaves_the_mode_as_it_was_when_an_image_is_broken(colours: Zoo
     assert colours.training
 
 
+def test_weights_that_are_no_numbers_give_no_answer(tmp_path: Path) -> None:
+    model = deit_zoo.create("deit_pico_digits")
+    model.get_parameter("head.weight").data[3] = float("nan")
+    for answer in (
+        lambda: deit_zoo.classify(photo(RED), model),
+        lambda: deit_zoo.classify(photo(RED), model, fast=True),
+        lambda: deit_zoo.export(model, tmp_path / "model.pt2"),
+    ):
+        with pytest.raises(ZooError, match="are not finite; its weights are broken"):
+            answer()
+
+
 def test_an_image_of_extreme_shape_is_named(colours: ZooModel, tmp_path: Path) -> None:
     photo(RED, (1, 200_000)).save(tmp_path / "line.png")
     with pytest.raises(DataError) as caught:

@@ -343,9 +343,9 @@ def _count(  # type: ignore[no-untyped-def]
     operation = NO_OPERATION
     layer = 0
     for later in tl.static_range(layers - 1, LAYER - 1, -1):
-        found = tl.load(row + FIRST_LAYER + later * LAYER_WORDS).to(tl.int32)
-        layer = tl.where(found != NO_OPERATION, later, layer)
-        operation = tl.where(found != NO_OPERATION, found, operation)
+        code = tl.load(row + FIRST_LAYER + later * LAYER_WORDS).to(tl.int32)
+        layer = tl.where(code != NO_OPERATION, later, layer)
+        operation = tl.where(code != NO_OPERATION, code, operation)
     if layers > LAYER:
         target = _counts_of(counts, tl.num_programs(2), tl.program_id(2), layer)
         if (operation == AUTO_CONTRAST) | (operation == EQUALIZE):
@@ -391,8 +391,8 @@ def _operate(  # type: ignore[no-untyped-def]
         operation = tl.load(row + word).to(tl.int32)
     half = 0  # where the operations before left the image
     for before in tl.static_range(LAYER):
-        found = tl.load(row + FIRST_LAYER + before * LAYER_WORDS)
-        half = tl.where(found != NO_OPERATION, 1 - half, half)
+        code = tl.load(row + FIRST_LAYER + before * LAYER_WORDS)
+        half = tl.where(code != NO_OPERATION, 1 - half, half)
     if LAST | (operation != NO_OPERATION):
         positions = tl.arange(0, ROWS * COLUMNS)
         x = tl.program_id(0) * COLUMNS + positions % COLUMNS

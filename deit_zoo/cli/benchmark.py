@@ -291,7 +291,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         speeds = [row["images_per_second"] for row in rows]
         bars = panel.barh([row["mode"] for row in rows], speeds, color=BLUE)
         panel.bar_label(bars, fmt="{:,.4g}", padding=4)
-        panel.set_title(case, loc="left", fontsize="medium")
+        panel.set_title(case, loc="left", fontsize="medium", parse_math=False)
         panel.set_xlim(0, max(speeds) * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
     data = BytesIO()

@@ -51,7 +51,11 @@ def serve_(
     max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 64,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels of an image (default: DEIT_ZOO_MAX_PIXELS, or 50000000)."),
+        typer.Option(
+            min=1,
+            help="Pixels of a grey image, and 7/8 of them in colour (default: DEIT_ZOO_MAX_PIXELS, "
+            "or 50000000).",
+        ),
     ] = None,
     queue: Annotated[
         int, typer.Option(min=1, help="Images that may wait in all; more are turned away: 503.")

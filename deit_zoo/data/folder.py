@@ -196,6 +196,8 @@ def is_folder(image: object) -> bool:
     """Whether images are meant by their folder, or by an address that is no image's."""
     if is_address(image):
         return not is_image(str(image))
+    if isinstance(image, str) and not image:  # which is no name of the working folder
+        return False
     image = local_path(image)
     return isinstance(image, str | os.PathLike) and Path(image).is_dir()
 

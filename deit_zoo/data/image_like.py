@@ -47,6 +47,8 @@ def source_of(image: Any) -> Path | bytes | Image.Image:
     if is_address(image):
         return read_address(image)
     if isinstance(image, str | os.PathLike):
+        if image == "":
+            raise DataError(f"an empty text is no image; give {KINDS}")
         return Path(local_path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -75,11 +77,15 @@ def from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
     """An image of pixels in RGB order: an array (H, W, 3) or a tensor (3, H, W), uint8, uint16 (by
     its upper 8 bits) or floats from 0 to 1; (H, W) is grey, four channels have alpha.
     """
-    is_tensor = isinstance(pixels, Tensor)
-    array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
-    given = f"the {'tensor' if is_tensor else 'array'} {array.shape} of {array.dtype}"
-    if array.ndim == 3 and is_tensor:
-        array = array.transpose(1, 2, 0)
+    kind = str(pixels.dtype).removeprefix("torch.")
+    if is_tensor := isinstance(pixels, Tensor):
+        given = f"the tensor {tuple(pixels.shape)} of {kind}"
+        tensor = pixels.detach().cpu()
+        # NumPy has no bfloat16.
+        array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    else:
+        array, given = pixels, f"the array {pixels.shape} of {kind}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
@@ -115,7 +121,7 @@ def fetch(url: str) -> bytes:
                     )
             return content
     except requests.RequestException as error:
-        reason = str(error).split("(Caused by ")[-1].rstrip(")")
+        reason = web.reason_of(error)
         status = 0 if error.response is None else error.response.status_code
         broken_off = (
             requests.ConnectionError,

@@ -48,6 +48,12 @@ def check_answer_file(file: Path, resume: bool) -> None:
         raise DataError(
             f"{present[0]} is there already; type --resume to go on, or give another --output"
         )
+    lock = _lock(file)
+    if lock.exists() and (not resume or lock.stat().st_size):  # ours is empty
+        raise DataError(
+            f"{lock} is there already, and the lock of {file} would take its place; move it away, "
+            "or give another --output"
+        )
     if file.suffix.lower() == ".parquet":
         require_extra("hfds", "a Parquet file", "pyarrow.parquet")
 
@@ -170,7 +176,7 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
     from filelock import FileLock, Timeout
 
     check_answer_file(file, resume)
-    lock = FileLock(f"{file}.lock")
+    lock = FileLock(_lock(file))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -239,6 +245,10 @@ def _present(file: Path) -> list[Path]:
 
 def _partial(file: Path) -> Path:
     return file.with_name(f"{file.name}.partial")
+
+
+def _lock(file: Path) -> Path:
+    return file.with_name(f"{file.name}.lock")
 
 
 def _beside(file: Path) -> Path:

@@ -126,6 +126,8 @@ def attention_map(
     """The attention of a model's prefix tokens on uint8 pixels (3, height, width)."""
     if method not in METHODS:
         raise ZooError(f"method is {method!r}; give one of {', '.join(METHODS)}")
+    if not hasattr(network, "attention"):
+        raise ZooError("an optimized copy forms no attention; give the model that it was made of")
     assert network.spec is not None, "a model without a spec came this far"
     name = network.spec.name
     number = _layer_number(network, name, layer)
@@ -187,6 +189,8 @@ def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> No
     """Write a PNG: for each token the image, then each map over it with a scale of its own."""
     if file.suffix.lower() != ".png":
         raise DataError(f"{file} does not end in .png; give a name that does")
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}; make it, or give another name")
     require_matplotlib()
     data = BytesIO()
     figure(attention, _title(attention) if title is None else title).savefig(data, format="png")
@@ -208,11 +212,12 @@ def figure(attention: AttentionMap, title: str) -> Figure:
     space = GAP / 2 / height
     layout = ConstrainedLayoutEngine(w_pad=GAP / 2, h_pad=PAD, wspace=0, hspace=space)
     sheet = Figure(figsize=(across, down), dpi=DPI, layout=layout)
-    sheet.suptitle("\n".join(titles), x=GAP / 2 / across, ha="left", fontsize=11)
+    left = GAP / 2 / across
+    sheet.suptitle("\n".join(titles), x=left, ha="left", fontsize=11, parse_math=False)
     blocks = sheet.subfigures(num_tokens, squeeze=False)[:, 0]
     for block, token, maps in zip(blocks, attention.tokens, attention.maps, strict=True):
         label = f"colours: attention, share of the {token} token"
-        block.supxlabel(label, x=GAP / 2 / across, ha="left", fontsize=9)
+        block.supxlabel(label, x=left, ha="left", fontsize=9)
         panels = block.subplots(lines, columns, squeeze=False).flatten()
         for panel in panels:
             panel.set_axis_off()

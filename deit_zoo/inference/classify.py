@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deit_zoo.data.image_like import from_pixels
 from deit_zoo.data.transforms import normalized
+from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
 from deit_zoo.labels import SEVERAL_LABELS, Label, labels
 from deit_zoo.manifest import Reading
@@ -61,12 +62,18 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         ready = pixels if own else normalized(pixels).to(where.dtype)
         logits: Tensor = network(ready.to(where.device))
         best = probabilities(network, logits.float()).topk(min(topk, len(names)))
+        values = best.values.cpu()
+    if not values.isfinite().all():
+        raise ZooError(
+            f"the logits of {spec_of(network).name} are not finite; its weights are broken, or too "
+            "large for its precision"
+        )
     return [
         [
             Prediction(names[number].name, share, number, names[number].folder)
             for share, number in zip(shares, numbers, strict=True)
         ]
-        for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        for shares, numbers in zip(values.tolist(), best.indices.tolist(), strict=True)
     ]
 
 

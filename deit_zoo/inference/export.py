@@ -165,7 +165,9 @@ def export(
     transform = eval_transform(spec_of(network), network.img_size)
     sources = _sources(images)
     with torch.inference_mode():  # an image or a model that does not fit is known at once
-        _logits(network, torch.stack([as_tensor(sources[0], transform)]))
+        logits = _logits(network, torch.stack([as_tensor(sources[0], transform)]))
+    if not logits.isfinite().all():
+        raise ZooError("the model's logits are not finite; its weights are broken")
     texts = metadata(network, transform)
     name = texts["name"]
     say(f"tracing {name}")

@@ -235,6 +235,8 @@ class OptimizedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         check_input(images, self.img_size, self.in_chans)
         if images.dtype != torch.uint8:
+            if not images.is_floating_point():
+                raise ZooError(f"images are {images.dtype}; give uint8 pixels, or floats")
             images = images.to(self.network.patches.weight.dtype)
         elif self.in_chans != len(IMAGENET_MEAN):
             raise ZooError(

@@ -360,11 +360,11 @@ def _continue(url: str, file: Path) -> None:
     except requests.TooManyRedirects as error:
         raise UnavailableError("it redirects without end") from error
     except web.FINAL as error:
-        raise UnavailableError(_reason(error)) from error
+        raise UnavailableError(web.reason_of(error)) from error
     except requests.ConnectionError as error:
-        raise _InterruptedError(_reason(error), attempts=CONNECT_ATTEMPTS) from error
+        raise _InterruptedError(web.reason_of(error), attempts=CONNECT_ATTEMPTS) from error
     except requests.RequestException as error:
-        raise _InterruptedError(_reason(error)) from error
+        raise _InterruptedError(web.reason_of(error)) from error
     part.replace(file)
     etag.unlink(missing_ok=True)
 
@@ -563,11 +563,11 @@ def hub_error_context(source: Source, revision: str) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise UnavailableError(f"it has no revision {revision}") from error
     except LocalEntryNotFoundError as error:
-        raise UnavailableError(_reason(error.__cause__ or error)) from error
+        raise UnavailableError(web.reason_of(error.__cause__ or error)) from error
     except EntryNotFoundError as error:
         raise UnavailableError(f"it has no file {source.filename}") from error
     except (OSError, RuntimeError, ValueError, HTTP_ERROR) as error:  # hf_xet: RuntimeError
-        raise UnavailableError(_reason(error.__cause__ or error)) from error
+        raise UnavailableError(web.reason_of(error.__cause__ or error)) from error
     except Exception as error:  # what is no answer of a Hub is taken apart as if it were one
         raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT") from error
 
@@ -580,12 +580,3 @@ def _hf_folder(source: Source) -> Path:
 def _key(source: Source) -> str:
     at = f"@{source.revision}" if source.revision else ""
     return f"{source.repo_id}{at}/{source.filename}"
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost reason of an error, on one line."""
-    while error.args and isinstance(error.args[-1], BaseException):
-        error = error.args[-1]
-    text = str(error) or type(error).__name__
-    text = text.split("(Caused by ")[-1].splitlines()[0].rstrip(")")
-    return text.split(": ", 1)[-1] if text.startswith("<") else text

@@ -70,6 +70,16 @@ def content_length(response: requests.Response) -> int | None:
     return int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
 
 
+def reason_of(error: BaseException) -> str:
+    """The innermost reason of an error, on one line."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        error, inner = inner, getattr(inner, "reason", None) or (inner.args or (None,))[-1]
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    # Behind the connection, which an address names as well.
+    return text.split(": ", 1)[-1] if text.startswith(("<", "Connection(")) else text
+
+
 def asked_pause(headers: Mapping[str, str]) -> float | None:
     """The pause in seconds that a server asks for, by a number or a date, within reason."""
     try:

@@ -128,7 +128,8 @@ def test_a_refused_connection_is_one_sentence() -> None:
     done = deit_zoo("classify", "http://127.0.0.1:1/x.png", "--model", MODEL)
     assert done.status == 1
     assert done.err.count("\n") == 1
-    assert "could not be fetched" in done.err
+    reason = "Failed to establish a new connection: [Errno 111] Connection refused"
+    assert done.err.endswith(f"/x.png could not be fetched: {reason}\n")
 
 
 def test_an_alias_is_told_what_it_means(folder: Path) -> None:

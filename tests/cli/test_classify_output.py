@@ -206,6 +206,12 @@ def test_a_file_of_the_users_own_beside_the_table_is_left_alone(
     told = "was begun with images None, and" if resume else ".json is there already; type --resume"
     assert told in refused(lambda: put(images, file, resume=resume))
     assert own.read_text() == '{"mine": true}'
+    own.unlink()
+    lock = tmp_path / "answers.csv.lock"
+    lock.write_text("mine")
+    told = f"{lock} is there already, and the lock of {file} would take its place; move it away"
+    assert told in refused(lambda: put(images, file, resume=resume))
+    assert lock.read_text() == "mine"
 
 
 def test_images_of_the_same_names_in_another_folder_are_others(

@@ -64,6 +64,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "array of floats": lambda file: (ARRAY / 255).astype(np.float16),
     "tensor": lambda file: TENSOR,
     "tensor of floats": lambda file: TENSOR / 255,
+    "tensor of bfloat16": lambda file: (TENSOR / 255).bfloat16(),
 }
 
 
@@ -121,6 +122,11 @@ def test_a_batch_of_pixels_is_many_images(model: ZooModel) -> None:
             "the array (4, 4) of float64 has values beyond 0 to 1; give uint8, before normalising",
         ),
         (io.StringIO("text"), "the file is open as text; open it with 'rb'"),
+        (
+            "",
+            "an empty text is no image; give a path, a URL, the bytes of an encoded image, a file "
+            "opened with 'rb', a PIL image, an array (H, W, 3) or a tensor (3, H, W)",
+        ),
         (
             7,
             "int is no image; give a path, a URL, the bytes of an encoded image, a file opened "

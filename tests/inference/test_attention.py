@@ -294,6 +294,18 @@ def broken(model: ZooModel) -> ZooModel:
             "the model with deit_zoo.create(name, img_size=)",
         ),
         (
+            lambda: deit_zoo.attention_map(
+                noise(16, 16), deit_zoo.optimize(deit_zoo.create(PLAIN), compile=False)
+            ),
+            ZooError,
+            "an optimized copy forms no attention; give the model that it was made of",
+        ),
+        (
+            lambda: deit_zoo.attention_map(noise(16, 16), PLAIN).save("nowhere/a.png"),
+            DataError,
+            "there is no folder nowhere; make it, or give another name",
+        ),
+        (
             lambda: deit_zoo.attention_map("nowhere.png", PLAIN),
             DataError,
             "nowhere.png does not exist; give an image file, a folder or a URL",
@@ -435,7 +447,7 @@ def has_white_edges(picture: Image.Image) -> bool:
 
 def test_a_long_title_takes_more_lines(small: AttentionMap, tmp_path: Path) -> None:
     short = drawn(small, tmp_path / "a.png", title="short")
-    long = drawn(small, tmp_path / "b.png", title="a title of many words " * 5)
+    long = drawn(small, tmp_path / "b.png", title=r"a title of $\frac{ words $ " * 5)
     assert long.height > short.height
     assert has_white_edges(long)
 

@@ -399,30 +399,38 @@ def test_no_images_have_no_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "sentence"),
+    ("images", "kind", "sentence"),
     [
         (
             torch.zeros(2, 3, 32, 64),
+            ImageSizeError,
             "the model takes images of 64x64 pixels, not 32x64; resize them with "
             "deit_zoo.transform(model), or build it with deit_zoo.create(name, img_size=(32, 64))",
         ),
         (
             torch.zeros(3, 64, 64),
+            ImageSizeError,
             "the model takes a batch of shape (B, 3, 64, 64), not (3, 64, 64); add a batch "
             "dimension with x[None], or build it with in_chans=",
         ),
         (
             torch.zeros(2, 1, 64, 64, dtype=torch.uint8),
+            ImageSizeError,
             "the model takes a batch of shape (B, 3, 64, 64), not (2, 1, 64, 64); add a batch "
             "dimension with x[None], or build it with in_chans=",
         ),
+        (
+            torch.zeros(2, 3, 64, 64, dtype=torch.int64),
+            ZooError,
+            "images are torch.int64; give uint8 pixels, or floats",
+        ),
     ],
 )
-def test_other_images_are_refused(images: Tensor, sentence: str) -> None:
+def test_other_images_are_refused(images: Tensor, kind: type[ZooError], sentence: str) -> None:
     fast = deit_zoo.optimize(small(), "float32", compile=False)
-    with pytest.raises(ImageSizeError) as caught:
+    with pytest.raises(kind) as caught:
         fast(images)
-    assert str(caught.value) == sentence
+    assert (type(caught.value), str(caught.value)) == (kind, sentence)
 
 
 def test_pixels_of_other_channels_are_refused() -> None:

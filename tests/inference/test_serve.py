@@ -84,9 +84,11 @@ class Service:
 
 
 @contextmanager
-def service(*options: str, model: str = MODEL) -> Iterator[Service]:
+def service(
+    *options: str, model: str = MODEL, program: tuple[str, str] = ("-m", "deit_zoo")
+) -> Iterator[Service]:
     """A service on a free port; none outlives the block."""
-    words = ["-m", "deit_zoo", "serve", model, "--port", "0", *options]
+    words = [*program, "serve", model, "--port", "0", *options]
     with Process(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield Service(process)
@@ -196,6 +198,9 @@ def test_a_request_without_an_image_says_how_one_is_sent(served: Service) -> Non
     text = requests.post(f"{served.url}/classify", files=form, timeout=PATIENCE)  # type: ignore[arg-type]
     assert text.status_code == 400
     assert text.json()["error"].startswith("'topk' is text; send files")
+    other = served.ask(b"x", "?topk=1&top_k=3")
+    told = "'top_k' is not known; /classify?topk=N is all there is"
+    assert (other.status_code, other.json()) == (400, {"error": told})
     nothing = requests.get(f"{served.url}/predict", timeout=PATIENCE)
     assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)
 
@@ -209,7 +214,7 @@ def test_a_charset_makes_no_name_that_cannot_be_answered(
     done = requests.post(
         f"{served.url}/classify",
         data=head + b'"\r\n\r\n' + files["3"] + b"\r\n--B--\r\n",
-        headers={"Content-Type": f"multipart/form-data; boundary=B; charset={charset}"},
+        headers={"Content-Type": f"Multipart/Form-Data; boundary=B; charset={charset}"},
         timeout=PATIENCE,
     )
     if charset == "undefined":
@@ -237,6 +242,22 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
     assert caught.value.detail == "8 images wait already; try again in 1 s"
     with admission.admit(8):
         assert admission.images == 8
+
+
+def test_who_comes_when_too_many_are_connected_is_told_so_in_json(files: dict[str, bytes]) -> None:
+    program = """
+from deit_zoo.cli import main
+from deit_zoo.inference.serve import server
+server.MOST_CONNECTIONS = 2
+main()
+"""
+    with service(program=("-c", program)) as running:
+        with running.connect(), running.connect():
+            until(lambda: running.ask(files["3"]).status_code == 503)
+            done = running.ask(files["3"])
+            assert done.json() == {"error": "over 2 connections are open; try again in 1 s"}
+            assert done.headers["Retry-After"] == "1"
+        until(lambda: running.ask(files["3"]).status_code == 200)
 
 
 def test_health_and_metrics_say_what_is_served(served: Service, files: dict[str, bytes]) -> None:

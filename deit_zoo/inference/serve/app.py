@@ -147,6 +147,10 @@ def create_app(
     ) -> Response:
         """The most probable classes of an image, or of each of a form's files."""
         started = time.perf_counter()
+        if others := [name[:LONGEST_NAME] for name in request.query_params if name != "topk"]:
+            raise HTTPException(
+                400, f"{others[0]!r} is not known; /classify?topk=N is all there is"
+            )
         with BoundedBody(request.receive, admission) as body:
             images = await _received(request, body, limits)
             names = [name for name, _ in images]
@@ -190,7 +194,7 @@ async def _received(request: Request, body: BoundedBody, limits: Limits) -> Imag
 
 
 async def _parsed(request: Request, limits: Limits) -> Images:
-    if not request.headers.get("content-type", "").startswith("multipart/"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         if not (data := await request.body()):
             raise HTTPException(400, "the request is empty; POST the bytes of an image")
         return [("body", data)]
@@ -267,6 +271,12 @@ def _too_large(limits: Limits) -> HTTPException:
 def _busy(why: str) -> HTTPException:
     headers = {"Retry-After": str(RETRY_SECONDS)}
     return HTTPException(503, f"{why}; try again in {RETRY_SECONDS} s", headers)
+
+
+def refusal(why: str) -> Response:
+    """The answer to a request that is not looked at; its connection ends."""
+    error = _busy(why)
+    return _error(error.status_code, error.detail, {**(error.headers or {}), "Connection": "close"})
 
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:

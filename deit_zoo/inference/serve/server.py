@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_zoo.errors import ZooError
+from deit_zoo.inference.serve.app import refusal
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -101,8 +102,14 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
     class Protocol(TimedProtocol):
         seconds = timeout
 
+    full = refusal(f"over {MOST_CONNECTIONS:,} connections are open")
+
+    async def bounded(scope: Any, receive: Any, send: Any) -> None:
+        connections = len(server.server_state.connections)
+        await (app if connections <= MOST_CONNECTIONS else full)(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        bounded,
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -111,7 +118,6 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(timeout) + 1,
-        limit_concurrency=MOST_CONNECTIONS,
         backlog=BACKLOG,
     )
     server = uvicorn.Server(config)
