@@ -146,7 +146,9 @@ def _options(
 @app.command("list", rich_help_panel=USE, epilog=example("list cait --sort top1"))
 def list_(
     pattern: Annotated[str, typer.Argument(help="A word, or a pattern with * and ?.")] = "*",
-    family: Annotated[str | None, typer.Option(help="deit, cait or convnet.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="deit, deit3, cait, convnet or regnet.")
+    ] = None,
     pretrained: Annotated[
         bool | None, typer.Option(help="Only models with (or without) a checkpoint.")
     ] = None,
@@ -177,8 +179,14 @@ def list_(
         raise ZooError(
             "--html FILE is one answer and --recipes, --json, --markdown others; give one"
         )
+    if as_json and markdown:
+        raise ZooError("--json and --markdown are two answers; give one")
     if recipes:
         from deit_zoo.cli.recipes import print_recipes
+
+        filters = (family, pretrained, min_top1, max_params, img_size)
+        if markdown or sort != "name" or any(value is not None for value in filters):
+            raise ZooError("--recipes goes with a pattern and --json; leave out what else is typed")
 
         print_recipes(pattern, as_json=as_json)
         return

@@ -6,6 +6,8 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pytest
+
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import REMARKS, Recipe
 from deit_zoo.recipes.sources import DEFAULT, UNUSED, sources_of
@@ -32,6 +34,19 @@ def test_list_shows_recipes_with_their_figures_and_stages() -> None:
     by_name = {row[0]: row[1:] for row in rows}
     assert by_name["deit_base_no_cutmix"][:5] == ["224", "300", "1024", "80.00", "–"]
     assert by_name["cait_m48_448"][-1] == "cait_m48_224"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (("--recipes", "--family", "cait"), "--recipes goes with a pattern and --json; leave out"),
+        (("--recipes", "--no-pretrained"), "--recipes goes with a pattern and --json; leave out"),
+        (("--recipes", "--sort", "top1"), "--recipes goes with a pattern and --json; leave out"),
+        (("--json", "--markdown"), "--json and --markdown are two answers; give one"),
+    ],
+)
+def test_list_refuses_an_option_that_it_would_not_heed(typed: tuple[str, ...], told: str) -> None:
+    assert sentence(deit_zoo("list", *typed)).startswith(told)
 
 
 def test_list_takes_a_pattern_for_recipes_too() -> None:
