@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_split, root_of
 from deit_zoo.errors import DataError
-from deit_zoo.files import PLAN_FILE, read_json, write_whole
+from deit_zoo.files import PLAN_FILE, as_record, read_json, write_whole
 from deit_zoo.recipes.plan import Plan, plan_from
 
 
@@ -39,7 +39,7 @@ class Job:
 
     plan: Plan
     data: str
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, dict[str, Any]]
     newest: int = 0
     changes: tuple[Change, ...] = ()
     val_share: float | None = None
@@ -93,6 +93,18 @@ class Job:
         return f"; changed on the way: {', '.join(self.changed_fields)}" if self.changes else ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What `plan.json` says beside the plan; an older one has fewer."""
+
+    data: str
+    fingerprint: dict[str, dict[str, Any]]
+    newest: int = 0
+    changes: tuple[Change, ...] = ()
+    val_share: float | None = None
+    listed: bool = False
+
+
 def read_job(output: Path) -> Job:
     """What `plan.json` says, or without one the furthest state.
 
@@ -101,21 +113,20 @@ def read_job(output: Path) -> Job:
     file = output / PLAN_FILE
     try:
         record = read_json(file) if file.is_file() else _kept(output)
-        data, split = record["data"], output / SPLIT_FILE
-        listed = record.get("listed", False)
-        if listed and not split.is_file():
+        facts, split = as_record(record, _Facts, str(file)), output / SPLIT_FILE
+        if facts.listed and not split.is_file():
             raise DataError(
                 f"{output} has lost its {SPLIT_FILE}, which lists the images that its run is of; "
                 "put it back, or give an empty folder as --output"
             )
         return Job(
             plan=plan_from(record),
-            data=data,
-            fingerprint=dict(record["fingerprint"]),
-            newest=int(record.get("newest", 0)),
-            changes=tuple(Change(**change) for change in record.get("changes", [])),
-            val_share=record.get("val_share"),
-            images=read_split(split, root_of(data)) if listed else None,
+            data=facts.data,
+            fingerprint=facts.fingerprint,
+            newest=facts.newest,
+            changes=facts.changes,
+            val_share=facts.val_share,
+            images=read_split(split, root_of(facts.data)) if facts.listed else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import DataError, FormatError
+from deit_zoo.errors import DataError
 from deit_zoo.files import as_record, read_json, write_whole
 
 FOLDER, FILE = "state", "rollbacks.json"
@@ -118,7 +118,7 @@ def read_history(output: Path) -> History:
         record = read_json(file)
         both = {key: record[key] for key in ("rollbacks", "failure")}
         return as_record(both, History, str(file))
-    except (FormatError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is not what a run wrote; put it back as it was, or remove it to continue "
             "without its rollbacks"

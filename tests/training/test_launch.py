@@ -412,10 +412,11 @@ def test_a_folder_with_somebody_elses_plan_is_refused(content: bytes, tmp_path: 
 
 
 def test_a_plan_of_wrong_types_is_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
-    Job(plan=make_plan("deit_pico_digits", gpus=0), data="digits", fingerprint={}).write(tmp_path)
+    plan = make_plan("deit_pico_digits", gpus=0)
+    Job(plan=plan, data="digits", fingerprint={"train": {}}).write(tmp_path)
     file = tmp_path / "plan.json"
     whole = json.loads(file.read_text(encoding="utf-8"))
-    places: list[tuple[str, ...]] = [(key,) for key in whole]
+    places: list[tuple[str, ...]] = [("fingerprint", "train"), *((key,) for key in whole)]
     places += [("recipe", key) for key in whole["recipe"]]
     sentences: list[str] = []
     for place, value in product(places, [None, [], {}, "x", -1, 1e308, [[10**12]], 2**63]):
@@ -424,7 +425,9 @@ def test_a_plan_of_wrong_types_is_read_or_refused_in_one_sentence(tmp_path: Path
         inner[place[-1]] = value
         file.write_text(json.dumps(record), encoding="utf-8")
         try:
-            read_job(tmp_path)
+            job = read_job(tmp_path)
+            assert all(facts == {} for facts in job.fingerprint.values())
+            assert job.changed_fields == ()
         except ZooError as error:
             sentences.append(str(error))
     assert len(sentences) > len(places)
