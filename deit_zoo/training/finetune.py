@@ -66,6 +66,7 @@ def finetune(
     and Interrupted where the run was asked to stop.
     """
     checks.check_extra()
+    output = expand_user(output)
     if is_path(name) and expand_user(name).resolve() == output.resolve():
         raise RecipeError(
             f"{output} is the run that is trained further, which has a folder of its own; give "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, RecipeError, ZooError
-from deit_zoo.files import PLAN_FILE, RECEIPT_FILE
+from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user
 from deit_zoo.machine import (
     check_processes,
     require_extra,
@@ -197,6 +197,7 @@ def reproduce(
     where the run was asked to stop.
     """
     check_extra()
+    output = expand_user(output)  # no shell does in --output=~/runs
     place = training_device(gpus, processes, device)
     machine: dict[str, Any] = {
         "gpus": gpus,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import DIGITS_TRAIN, default_workers
 from deit_zoo.training import checks, elastic, launch
 from deit_zoo.training.checks import check_output
+from deit_zoo.training.finetune import finetune
 from deit_zoo.training.launch import (
     Job,
     layout_of_run,
@@ -292,6 +294,16 @@ def test_a_way_to_resume_that_does_not_exist_is_refused(output: Path) -> None:
 def test_a_file_as_output_is_refused(output: Path) -> None:
     output.touch()
     assert refused(DataError, output=output) == f"{output} is a file; give a folder as --output"
+
+
+@pytest.mark.parametrize("train", [reproduce, finetune])
+def test_an_output_may_begin_with_the_sign_of_home(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=f"^{tmp_path}/file is a file; give a folder as --output"):
+        train("deit_pico_digits", output=Path("~/file"), data="none", gpus=0)
 
 
 def test_an_output_with_foreign_files_is_refused(output: Path) -> None:
