@@ -116,19 +116,20 @@ def is_notebook() -> bool:
 class Cell:
     """A bar in a notebook's cell, redrawn some times a second and gone at the end.
 
-    rich would need ipywidgets, which many notebooks have not.
+    Elsewhere there is none. rich would need ipywidgets, which many notebooks have not.
     """
 
     def __init__(self) -> None:
+        self.active = is_notebook()
         self.handle: Any = None
         self.drawn = time.monotonic()  # what is done at once needs none
 
     def show(self, task: Task, *figures: str) -> None:
         """Draw it, unless it was drawn just now."""
+        if not self.active or (now := time.monotonic()) - self.drawn < REDRAW_SECONDS:
+            return
         from IPython.display import HTML, display
 
-        if (now := time.monotonic()) - self.drawn < REDRAW_SECONDS:
-            return
         self.drawn = now
         left = task.time_remaining
         words = [*figures, "" if left is None else f"{clock(left)} left"]
@@ -141,9 +142,9 @@ class Cell:
 
     def clear(self) -> None:
         """Take it away."""
-        from IPython.display import HTML
-
         if self.handle is not None:
+            from IPython.display import HTML
+
             self.handle.update(HTML(""))
 
 
@@ -186,7 +187,7 @@ class Bar:
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self.task = self.progress.add_task(what, total=size, completed=done, speed="")
-        self.cell = Cell() if is_notebook() else None
+        self.cell = Cell()
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -194,8 +195,7 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        if self.cell is not None:
-            self.cell.clear()
+        self.cell.clear()
 
     def __call__(self, done: int, total: int | None = None) -> None:
         self.done, self.total = done, total
@@ -212,10 +212,9 @@ class Bar:
         self._show()
 
     def _show(self) -> None:
-        if self.cell is not None:
-            of = "" if self.total is None else f" of {self.total:,}"
-            task = self.progress.tasks[0]
-            self.cell.show(task, f"{self.what} {self.done:,}{of}", task.fields["speed"])
+        of = "" if self.total is None else f" of {self.total:,}"
+        task = self.progress.tasks[0]
+        self.cell.show(task, f"{self.what} {self.done:,}{of}", task.fields["speed"])
 
 
 @contextmanager

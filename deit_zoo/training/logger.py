@@ -28,7 +28,7 @@ from deit_zoo.runs.reference import (
     rows_of_log,
     shown_figure,
 )
-from deit_zoo.terminal import Cell, clock, is_notebook
+from deit_zoo.terminal import Cell, clock
 from deit_zoo.training.step_meter import StepMeter
 from deit_zoo.training.steps import EpochStats, StepResult
 from deit_zoo.training.trackers import Tracker, trackers_for
@@ -109,7 +109,7 @@ class MetricLogger:
             disable=not (console.is_terminal and self.active),
             speed_estimate_period=600.0,
         )
-        self.cell = Cell() if self.active and is_notebook() else None
+        self.cell = Cell()
         self.total = plan.steps_per_epoch
         self.task = self.progress.add_task("", total=self.total * plan.recipe.epochs, figures={})
         self.best: float | None = None  # of all epochs, the figure that counts
@@ -124,8 +124,7 @@ class MetricLogger:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        if self.cell is not None:
-            self.cell.clear()
+        self.cell.clear()
         self._each(lambda tracker: tracker.close())
 
     def begin(self, epoch: int, stats: EpochStats, lines: Sequence[str] | None = None) -> None:
@@ -166,8 +165,7 @@ class MetricLogger:
             "memory": "" if self.memory is None else f"{self.memory / 2**30:.1f} GiB",
         }
         self.progress.update(self.task, advance=1, figures=shown)
-        if self.cell is not None:
-            self.cell.show(self.progress.tasks[0], *filter(None, map(shown.get, IN_LINES)))
+        self.cell.show(self.progress.tasks[0], *filter(None, map(shown.get, IN_LINES)))
         if self._due(STEP_LINE_SECONDS):
             left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
             left_seconds = left * stats.seconds / max(stats.step, 1)
