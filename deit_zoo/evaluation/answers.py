@@ -73,6 +73,9 @@ class Answers(SplitAnswers):
     `kept` has a row of `answers_to` for each.
     """
 
+    keys = ("images", "right", "accuracy", "precision")
+    worst_by = "accuracy"
+
     def __init__(
         self, split: str, images: ImageSet, classes: Sequence[str], kept: NDArray[np.float64]
     ) -> None:
@@ -108,9 +111,16 @@ class Answers(SplitAnswers):
             for n in range(len(self.classes))
         ]
 
+    def figures(self) -> list[tuple[float | None, ...]]:
+        """Of each class, what `keys` name."""
+        return [(its.images, its.right, its.accuracy, its.precision) for its in self.counts()]
+
 
 class LabelAnswers(SplitAnswers):
     """The probability of each class in each image, where an image may have several labels."""
+
+    keys = ("images", "average_precision", "recall", "precision")
+    worst_by = "average_precision"
 
     def __init__(
         self, split: str, images: ImageSet, classes: Sequence[str], logits: NDArray[np.float64]
@@ -149,6 +159,11 @@ class LabelAnswers(SplitAnswers):
         """The average precision of each class, in percent."""
         shares = map(average_precision, self.probability.T, self.present.T)
         return [None if share is None else 100.0 * share for share in shares]
+
+    def figures(self) -> list[tuple[float | None, ...]]:
+        """Of each class, what `keys` name."""
+        pairs = zip(self.precisions(), self.counts(), strict=True)
+        return [(its.images, average, its.accuracy, its.precision) for average, its in pairs]
 
     def names_of(self, marks: NDArray[np.bool_]) -> str:
         """The classes that are marked, in one word."""

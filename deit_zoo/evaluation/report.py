@@ -125,7 +125,7 @@ def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
         mean = f"{sum(precisions) / len(precisions):.2f} %" if precisions else "nothing"
         images = f"{len(split.present):,} images"
         parts.append(_item(split.split, f"mean average precision {mean}, {images}"))
-    parts += ["</ul>", "<h2>Each class</h2>", _table(label_rows(splits))]
+    parts += ["</ul>", "<h2>Each class</h2>", _table(class_rows(splits))]
     parts.append("<p>A class is taken to be shown where its probability is above 50 %.</p>")
     parts.append(_SHEETS)
     pictures: dict[str, Callable[[], bytes]] = {}
@@ -138,23 +138,8 @@ def labels_contents(splits: Sequence[LabelAnswers]) -> Contents:
             rows.append([split.name_of(number), labels, name, f"{share:.1f} %"])
             captions.append((number, (f"{short(name)} {share:.0f} %", f"is {short(labels)}")))
         _add_sheet(split, captions, rows, pictures, parts)
-    tables = {"classes.csv": label_rows(splits), "predictions.csv": probability_rows(splits)}
+    tables = {"classes.csv": class_rows(splits), "predictions.csv": probability_rows(splits)}
     return Contents(tables, pictures, parts)
-
-
-def label_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
-    """A row for each class, the one with the lowest average precision first."""
-    keys = ("images", "average_precision", "recall", "precision")
-    heading = ["class", *(f"{split.split}_{key}" for split in splits for key in keys)]
-    figures = [[*zip(split.precisions(), split.counts(), strict=True)] for split in splits]
-    rows: list[list[Any]] = []
-    for number in sorted(range(len(splits[0].classes)), key=lambda n: _last(figures[0][n][0])):
-        row: list[Any] = [splits[0].classes[number]]
-        for of in figures:
-            average, its = of[number]
-            row += [its.images, *map(_figure, (average, its.accuracy, its.precision))]
-        rows.append(row)
-    return [heading, *rows]
 
 
 def probability_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
@@ -169,24 +154,16 @@ def probability_rows(splits: Sequence[LabelAnswers]) -> list[list[Any]]:
     return rows
 
 
-def class_rows(splits: Sequence[Answers]) -> list[list[Any]]:
-    """A row for each class, the one with the lowest accuracy first, with figures of each split."""
-    heading = ["class"]
-    for split in splits:
-        heading += [f"{split.split}_{key}" for key in ("images", "right", "accuracy", "precision")]
-    counts = [split.counts() for split in splits]
-    order = sorted(
-        range(len(splits[0].classes)),
-        key=lambda n: _last(counts[0][n].accuracy),
-    )
-    rows: list[list[Any]] = [heading]
-    for number in order:
-        row: list[Any] = [splits[0].classes[number]]
-        for of in counts:
-            its = of[number]
-            row += [its.images, its.right, _figure(its.accuracy), _figure(its.precision)]
-        rows.append(row)
-    return rows
+def class_rows(splits: Sequence[Answers] | Sequence[LabelAnswers]) -> list[list[Any]]:
+    """A row for each class with its figures in each split, the worst of the first split first."""
+    main, figures = splits[0], [split.figures() for split in splits]
+    heading = ["class", *(f"{split.split}_{key}" for split in splits for key in split.keys)]
+    worst = main.keys.index(main.worst_by)
+    order = sorted(range(len(main.classes)), key=lambda n: _last(figures[0][n][worst]))
+    rows = [
+        [main.classes[n], *(_figure(value) for of in figures for value in of[n])] for n in order
+    ]
+    return [heading, *rows]
 
 
 def confusion_rows(answers: Answers) -> list[list[Any]]:
@@ -237,8 +214,9 @@ def _add_sheet(
     parts += [f'<p><img src="{name}" alt="the surest mistakes"></p>', _table(rows)]
 
 
-def _figure(percent: float | None) -> str:
-    return "" if percent is None else f"{percent:.2f}"
+def _figure(value: float | None) -> int | str:
+    """A count as it is, a percentage with two decimals."""
+    return value if isinstance(value, int) else "" if value is None else f"{value:.2f}"
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
