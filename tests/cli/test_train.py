@@ -137,12 +137,12 @@ def test_a_script_without_images_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fine_tuning_has_a_script_too(tmp_path: Path, folder: Path) -> None:
+def test_a_fine_tuning_has_a_script_too_in_a_new_folder(tmp_path: Path, folder: Path) -> None:
     typed = ["finetune", "deit_pico_digits", "--data", str(folder), "--epochs", "2"]
-    done = deit_zoo(*typed, "--slurm", "job.sh", "--device", "cpu", cwd=tmp_path)
+    done = deit_zoo(*typed, "--slurm", "jobs/job.sh", "--device", "cpu", cwd=tmp_path)
     assert done.status == 0, done.err
     workers = default_workers(1)
-    text = (tmp_path / "job.sh").read_text()
+    text = (tmp_path / "jobs" / "job.sh").read_text()
     command = f"-m deit_zoo {shlex.join(typed)} --device cpu --workers {workers}\n"
     assert command in text
     assert f"#SBATCH --cpus-per-task={workers + 1}\n" in text
