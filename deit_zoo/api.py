@@ -614,7 +614,7 @@ def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
     >>> deit_zoo.fetch("deit_small")
     """
     from deit_zoo.hub.carry import check_free, write_folder
-    from deit_zoo.hub.verify import cached_file
+    from deit_zoo.hub.verify import CachedFile
     from deit_zoo.weights.load import resolve_file
 
     record = manifest_record(resolve(name).name)
@@ -622,7 +622,7 @@ def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
         return resolve_file(record).path
     folder = Path(to)
     check_free(record.name, folder)
-    write_folder(cached_file(record.name, resolve_file(record)), folder, lambda count: None)
+    write_folder(CachedFile.of(record.name, resolve_file(record)), folder, lambda count: None)
     return folder
 
 

@@ -61,11 +61,6 @@ class ModelSpec:
         arch |= {"hmlp_stem": True} if stem == "hmlp" else {}
         return replace(self, arch=arch, blocks=blocks, stem=stem)
 
-    @property
-    def upstream(self) -> str | None:
-        """The name of upstream's own torch.hub entry point: the first alias."""
-        return self.aliases[0] if self.aliases else None
-
     def build(self, **overrides: Any) -> Any:
         """The network with random weights; `overrides` are its constructor's keywords."""
         module, attribute = self.builder.split(":")

@@ -39,7 +39,7 @@ def fetch_(
     records = [manifest_record(resolve(name).name) for name in names]
     records = list({record.name: record for record in records}.values())
     from deit_zoo.hub.carry import check_free, write_folder
-    from deit_zoo.hub.verify import cached_file
+    from deit_zoo.hub.verify import CachedFile
     from deit_zoo.weights.load import resolve_file
 
     targets = _targets(records, to)
@@ -48,7 +48,7 @@ def fetch_(
             check_free(record.name, target)
     rows: list[dict[str, Any]] = []
     for record, target in zip(records, targets, strict=True):
-        file = cached_file(record.name, resolve_file(record))
+        file = CachedFile.of(record.name, resolve_file(record))
         size = file.path.stat().st_size
         if target is not None:
             with Bar(record.name, size=size) as bar:

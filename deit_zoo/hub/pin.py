@@ -25,7 +25,8 @@ from deit_zoo.files import as_record, read_json, write_whole
 from deit_zoo.manifest import Source, read_manifest
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import Commit, Sha256
-from deit_zoo.weights.fetch import LIBRARY, UnavailableError, describe, hub_error_context
+from deit_zoo.weights.download import UnavailableError
+from deit_zoo.weights.hub_files import LIBRARY, describe, hub_error_context
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

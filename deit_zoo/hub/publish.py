@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from deit_zoo.errors import CheckpointError, IntegrityError, OfflineError, ZooError, redact
+from deit_zoo.errors import CheckpointError, OfflineError, ZooError, redact
 from deit_zoo.files import (
     ASSETS,
     LOG_FILE,
@@ -28,7 +28,7 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.hub.config import as_text, timm_config, timm_name
-from deit_zoo.hub.verify import copy_file
+from deit_zoo.hub.verify import copy_checked
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, Source, manifest_record
 from deit_zoo.recipes import RECIPES
@@ -37,7 +37,9 @@ from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import CONFIG_FILE
-from deit_zoo.weights.fetch import LIBRARY, UnavailableError, check_repo_id, hub_error_context
+from deit_zoo.weights.download import UnavailableError
+from deit_zoo.weights.fetch import check_repo_id
+from deit_zoo.weights.hub_files import LIBRARY, hub_error_context
 from deit_zoo.weights.load import resolve_file
 
 # What the Hub calls the data sets, and their names.
@@ -159,12 +161,8 @@ def _fill(
     folder: Path, spec: ModelSpec, record: Checkpoint, repo_id: str, known: KnownFile
 ) -> None:
     file = known.path
-    sha256 = copy_file(file, folder / MODEL_FILE)
-    if known.sha256 not in (None, sha256):
-        raise IntegrityError(
-            f"the copy of {file} has SHA-256 {sha256}, but {known.sha256} is expected; type "
-            f"`deit-zoo weights verify {spec.name}`"
-        )
+    remedy = f"type `deit-zoo weights verify {spec.name}`"
+    sha256 = copy_checked(file, folder / MODEL_FILE, known.sha256, remedy)
     write_whole(folder / CONFIG_FILE, as_text(config(spec, record)))
     recipe = asdict(RECIPES[spec.name]) if spec.name in RECIPES else None
     if receipt := _add_run(file, record, folder):

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
+from deit_zoo.errors import CheckpointError, FormatError
 from deit_zoo.files import (
     ASSETS,
     LABEL_FACTS_FILE,
@@ -19,7 +19,7 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.hub.publish import check_arguments
-from deit_zoo.hub.verify import copy_file
+from deit_zoo.hub.verify import copy_checked, copy_file
 from deit_zoo.results import LabelFacts
 
 
@@ -31,12 +31,8 @@ def build_labels(labels: Path, repo_id: str, folder: Path) -> list[Path]:
     check_arguments(repo_id, folder)
     facts = _facts(labels)
     with new_folder(folder) as temporary:
-        sha256 = copy_file(labels / LABELS_FILE, temporary / LABELS_FILE)
-        if sha256 != facts.sha256:
-            raise IntegrityError(
-                f"{labels / LABELS_FILE} has SHA-256 {sha256}, but {LABEL_FACTS_FILE} states "
-                f"{facts.sha256}; have the labels made again"
-            )
+        file, remedy = temporary / LABELS_FILE, "have the labels made again"
+        copy_checked(labels / LABELS_FILE, file, facts.sha256, remedy)
         copy_file(labels / LABEL_FACTS_FILE, temporary / LABEL_FACTS_FILE)
         write_whole(temporary / "README.md", labels_card(facts, repo_id).encode())
         write_sums(temporary)

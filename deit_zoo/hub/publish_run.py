@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from deit_zoo.data.transforms import eval_transform
-from deit_zoo.errors import CheckpointError, FormatError, IntegrityError, redact
+from deit_zoo.errors import CheckpointError, FormatError, redact
 from deit_zoo.files import (
     ASSETS,
     LOG_FILE,
@@ -29,7 +29,7 @@ from deit_zoo.files import (
 )
 from deit_zoo.hub.config import start_of, start_record, timm_name, write_run_config
 from deit_zoo.hub.publish import check_arguments
-from deit_zoo.hub.verify import copy_file
+from deit_zoo.hub.verify import copy_checked
 from deit_zoo.labels import Label, labels
 from deit_zoo.manifest import Checkpoint
 from deit_zoo.models.layers import as_pair
@@ -114,12 +114,8 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
     public = without_paths(receipt)
     license = license or (start.license if start else _stated_license(run))
     with new_folder(folder) as temporary:
-        sha256 = copy_file(local.path, temporary / MODEL_FILE)
-        if sha256 != local.sha256:
-            raise IntegrityError(
-                f"the copy of {local.path} has SHA-256 {sha256}, but {local.sha256} is expected; "
-                f"type `deit-zoo weights verify {run}`"
-            )
+        remedy = f"type `deit-zoo weights verify {run}`"
+        sha256 = copy_checked(local.path, temporary / MODEL_FILE, local.sha256, remedy)
         for name in (RECEIPT_FILE, LOG_FILE, _CURVE):
             if (run / name).is_file():
                 shutil.copyfile(run / name, temporary / name)

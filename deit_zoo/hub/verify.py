@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit_zoo.errors import CheckpointError, FormatError
+from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
@@ -24,14 +24,15 @@ from deit_zoo.weights.proof import carried_file, known_file, stated_digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CachedFile:
-    """A file of this machine, the SHA-256 it must have where one is known, and its proof."""
+class CachedFile(KnownFile):
+    """A known file under the name of its model, and what mends it."""
 
     name: str
-    path: Path
-    sha256: str | None
-    proof: str
-    remedy: str
+    remedy: str = "fetch it again"
+
+    @classmethod
+    def of(cls, name: str, file: KnownFile, **remedy: str) -> CachedFile:
+        return cls(name=name, path=file.path, sha256=file.sha256, proof=file.proof, **remedy)
 
     def mismatch(self, sha256: str) -> str | None:
         """A sentence where `sha256` is not what the file must have."""
@@ -53,7 +54,7 @@ class VerifyResult:
 def cached_files(record: Checkpoint) -> Iterator[CachedFile]:
     """The files of a record that are on this machine; embedded ones even where they are missing."""
     if (carried := carried_file(record)) is not None:
-        yield cached_file(record.name, carried, "fetch the folder again")
+        yield CachedFile.of(record.name, carried, remedy="fetch the folder again")
     for source in record.sources:
         if source.kind == "builtin":
             path = ASSETS / str(source.filename)
@@ -63,14 +64,7 @@ def cached_files(record: Checkpoint) -> Iterator[CachedFile]:
             file = cached_source(record.name, source)
             remedy = f"type `deit-zoo weights fetch {record.name}` to get it again"
         if file is not None:
-            yield cached_file(record.name, file, remedy)
-
-
-def cached_file(name: str, file: KnownFile, remedy: str = "fetch it again") -> CachedFile:
-    """A file that is known, under the name of its model."""
-    return CachedFile(
-        name=name, path=file.path, sha256=file.sha256, proof=file.proof, remedy=remedy
-    )
+            yield CachedFile.of(record.name, file, remedy=remedy)
 
 
 def listed_files(folder: Path) -> Iterator[CachedFile]:
@@ -122,6 +116,16 @@ def verify_file(file: CachedFile, advance: Callable[[int], None]) -> VerifyResul
         problem = f"{file.path} cannot be read ({reason}); {file.remedy}"
         return VerifyResult(file=file, bytes=0, sha256=None, problem=problem)
     return VerifyResult(file=file, bytes=size, sha256=sha256, problem=file.mismatch(sha256))
+
+
+def copy_checked(source: Path, target: Path, sha256: str | None, remedy: str) -> str:
+    """Copy a file. Returns its SHA-256; raises IntegrityError where another is known."""
+    actual = copy_file(source, target)
+    if sha256 not in (None, actual):
+        raise IntegrityError(
+            f"the copy of {source} has SHA-256 {actual}, but {sha256} is expected; {remedy}"
+        )
+    return actual
 
 
 def copy_file(

@@ -22,7 +22,8 @@ from deit_zoo.files import (
 from deit_zoo.models.layers import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.reference import read_log
-from deit_zoo.weights.load import METADATA_KEY, save_model
+from deit_zoo.weights.load import save_model
+from deit_zoo.weights.metadata import METADATA_KEY
 
 BEST_FOLDER, LAST_FOLDER = "best", "last"
 

@@ -25,7 +25,7 @@ from deit_zoo.files import as_record, digest, parse_json, write_whole
 from deit_zoo.training.loop import TrainState
 from deit_zoo.training.rollback import FOLDER, History
 from deit_zoo.weights.formats import read_safetensors
-from deit_zoo.weights.load import METADATA_KEY
+from deit_zoo.weights.metadata import METADATA_KEY
 
 KEEP_LAST = 2
 DIGITS = 16  # of the SHA-256, in a file's name

@@ -32,7 +32,8 @@ from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import Source
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.weights.fetch import UnavailableError, hub_error_context
+from deit_zoo.weights.download import UnavailableError
+from deit_zoo.weights.hub_files import hub_error_context
 
 
 def regnety_160(

@@ -10,19 +10,97 @@ that the sum stays. And for another patch size, by FlexiViT's pseudo-inverse of 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_zoo.errors import CheckpointError
+from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.models.layers import as_pair, resize_pos_embed
+from deit_zoo.registry import ModelSpec
 
 RGB = 3
 PATCH_EMBED = "patch_embed.proj.weight"
 _FIRST_CONVS = (PATCH_EMBED, "stem.weight", "stem.conv.weight")
 
 
-def first_conv(tensors: dict[str, Tensor]) -> str | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What a model takes: image size, and of a transformer the patch size."""
+
+    img_size: tuple[int, int]
+    patch_size: int | None
+    in_chans: int
+    known_size: bool  # whether the file says its image size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        assert self.patch_size is not None, "only patches have a grid"
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    def changed(
+        self,
+        img_size: int | tuple[int, int] | None,
+        patch_size: int | None,
+        in_chans: int | None,
+    ) -> Shape:
+        if patch_size is not None and self.patch_size is None:
+            raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
+        return replace(
+            self,
+            img_size=self.img_size if img_size is None else as_pair(img_size),
+            patch_size=self.patch_size if patch_size is None else patch_size,
+            in_chans=self.in_chans if in_chans is None else in_chans,
+        )
+
+
+def own_shape(spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Shape:
+    """The shape of the model that a file was saved of, as it says or as its tensors do."""
+    patch: int | None = spec.arch.get("patch_size")
+    key = _first_conv(tensors)
+    filters = tensors[key] if key else None
+    if patch is not None and filters is not None and key == PATCH_EMBED:
+        patch = filters.shape[3]
+    size = as_pair(metadata["img_size"]) if "img_size" in metadata else None
+    if size is None and patch is not None and (table := _positions(tensors)) is not None:
+        patches = table.shape[1] - _num_prefix(spec)
+        side = math.isqrt(max(patches, 0))
+        size = as_pair(side * patch) if 0 < side * side == patches else None
+    return Shape(
+        img_size=size or as_pair(spec.img_size),
+        patch_size=patch,
+        in_chans=RGB if filters is None else filters.shape[1],
+        known_size=size is not None,
+    )
+
+
+def adapt(spec: ModelSpec, tensors: dict[str, Tensor], own: Shape, shape: Shape) -> tuple[str, ...]:
+    """Fit tensors in place to another shape. Returns what was done, a phrase each."""
+    done = []
+    if (conv := _first_conv(tensors)) is not None:
+        if own.in_chans != shape.in_chans:
+            tensors[conv] = with_channels(tensors[conv], shape.in_chans)
+            done.append(f"{conv} from {own.in_chans} channels to {shape.in_chans}, by timm's rule")
+        if own.patch_size not in (None, shape.patch_size):
+            tensors[conv] = with_patch_size(tensors[conv], shape.patch_size or 0)
+            done.append(
+                f"{conv} from patches of {own.patch_size} pixels to {shape.patch_size}, which is "
+                "an approximation"
+            )
+    table = _positions(tensors)
+    if table is None or own.patch_size is None or not own.known_size or own.grid == shape.grid:
+        return tuple(done)
+    prefix = _num_prefix(spec)
+    if table.shape[1] == prefix + own.grid[0] * own.grid[1]:  # else they are misfits, and named
+        tensors["pos_embed"] = resize_pos_embed(table.float(), own.grid, shape.grid, prefix)
+        grids = (f"{height}x{width}" for height, width in (own.grid, shape.grid))
+        done.append(f"pos_embed from {' to '.join(grids)} patches, bicubic")
+    return tuple(done)
+
+
+def _first_conv(tensors: dict[str, Tensor]) -> str | None:
     """The key of the convolution that reads the image (D, C, h, w)."""
     return next((k for k in _FIRST_CONVS if k in tensors and tensors[k].ndim == 4), None)
 
@@ -55,3 +133,14 @@ def with_patch_size(filters: Tensor, patch_size: int) -> Tensor:
     inverse = torch.linalg.pinv(resized.reshape(own * own, patch_size * patch_size))
     flat = filters.float().flatten(2) @ inverse.T  # (D, C, p²) -> (D, C, p'²)
     return flat.reshape(*filters.shape[:2], patch_size, patch_size)
+
+
+def _positions(tensors: dict[str, Tensor]) -> Tensor | None:
+    table = tensors.get("pos_embed")
+    return table if table is not None and table.ndim == 3 else None
+
+
+def _num_prefix(spec: ModelSpec) -> int:
+    if spec.family in ("cait", "deit3"):
+        return 0
+    return 2 if spec.arch.get("distilled") else 1

@@ -157,11 +157,6 @@ def is_pickle(file: Path | OpenedFile) -> bool:
     return start.startswith(_PICKLE) or file.suffix in PICKLE_SUFFIXES
 
 
-def read_pickle(file: Path) -> dict[str, Tensor]:
-    """The weights of a `.pth` file under the zoo's keys."""
-    return read_state(file).tensors
-
-
 def _state_dicts(content: Any, key: str = "", depth: int = 2) -> Iterator[tuple[str, Any]]:
     """Every state dict in what a file held, with the key that it lies under."""
     if not isinstance(content, dict):

@@ -8,72 +8,46 @@ error that lists the keys.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any
 
 import torch
-from msgspec import Meta
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deit_zoo.errors import CheckpointError, FormatError, ZooError
+from deit_zoo.errors import CheckpointError
 from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
     RECORD_FILE,
     WEIGHTS_SUFFIXES,
-    as_record,
     digest,
     expand_user,
-    parse_json,
     verify,
     write_whole,
 )
-from deit_zoo.labels import folders
-from deit_zoo.manifest import Checkpoint, LocalCheckpoint, Reading
-from deit_zoo.models.layers import ZooModel, as_pair, resize_pos_embed, unwrapped
+from deit_zoo.manifest import Checkpoint, LocalCheckpoint
+from deit_zoo.models.layers import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
-from deit_zoo.weights.adapt import PATCH_EMBED, RGB, first_conv, with_channels, with_patch_size
+from deit_zoo.weights.adapt import adapt, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import WEIGHT_FILES, check_network, read_config
 from deit_zoo.weights.formats import (
     StateDict,
-    is_pickle,
     leading_word,
-    not_whole,
     read_state,
     to_file_keys,
 )
+from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
-# Far beyond any image that a model was made for; the sizes of what is built are made of it.
-LARGEST_SIZE = 1 << 16
-# The one metadata key: with two, safetensors writes them in random order and bytes differ.
-METADATA_KEY = "deit_zoo"
 _HEADS = ("head.", "head_dist.")
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
-
-
-_Side = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Facts:
-    """What a file's metadata may say of its model; of labels and reading see `load_checkpoint`."""
-
-    name: str | None = None
-    img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
-    problem_type: str | None = None
-    network: dict[str, str | int] | None = None
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:
@@ -210,7 +184,7 @@ def load_checkpoint(
     if headless:  # a head that is no classifier, as of self-supervised training, goes too
         for key in [key for key in tensors if key.startswith(_HEADS)]:
             del tensors[key]
-    own = _own_shape(spec, tensors, metadata)
+    own = own_shape(spec, tensors, metadata)
     shape = own.changed(img_size, patch_size, in_chans)
     options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
     if shape.patch_size is not None:
@@ -223,7 +197,7 @@ def load_checkpoint(
         )
     if _is_one_headed(tensors):
         model.register_module("head_dist", None)
-    model.adapted = _adapt(spec, tensors, own, shape)
+    model.adapted = adapt(spec, tensors, own, shape)
     _check_fit(model, state, file)
     _fill(model, tensors)
     if any(value.dtype != torch.float32 for value in tensors.values()):
@@ -232,8 +206,9 @@ def load_checkpoint(
         model.reset_classifier(num_classes)
         model.labels = None
     elif "labels" in metadata:
-        model.labels = _own_labels(metadata["labels"], file, model.num_classes)
-    model.reading = _own_reading(metadata, file)
+        model.labels = labels_of(metadata, model.num_classes, file)
+    # Older models of one's own do not say how their images were decoded: as upstream's.
+    model.reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
     if num_classes in (None, own_classes):
         model.problem_type = metadata.get("problem_type")
     return model.eval()
@@ -251,7 +226,7 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
     same bytes. Raises CheckpointError for a model that could not be loaded from its file.
     """
     own: ZooModel = unwrapped(model)
-    facts = _facts(own) | metadata
+    facts = facts_of(own) | metadata
     state = own.state_dict()
     _check_savable(own, state, facts)
     stored: dict[str, Tensor] = {}
@@ -262,14 +237,7 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
         start = tensor.untyped_storage().data_ptr()
         stored[key] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    try:
-        text = json.dumps(facts, sort_keys=True)
-        _read_facts(text)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the metadata could not be read again ({error}); give texts and finite numbers"
-        ) from error
-    write_whole(file, to_bytes(stored, metadata={METADATA_KEY: text}))
+    write_whole(file, to_bytes(stored, metadata=as_metadata(facts)))
     return digest(file)
 
 
@@ -292,104 +260,6 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
-    """What a file of safetensors says of its model, in the very bytes that have this digest."""
-    with cache.verified(file, sha256) as same:
-        if is_pickle(same):
-            return {}
-        try:
-            with safe_open(same, framework="pt") as tensors:
-                text = (tensors.metadata() or {}).get(METADATA_KEY, "{}")
-        except (SafetensorError, OSError) as error:
-            raise not_whole(same, error) from error
-    try:
-        return _read_facts(text)
-    except FormatError as error:
-        raise not_whole(same, error) from error
-
-
-def _read_facts(text: str) -> dict[str, Any]:
-    facts: dict[str, Any] = parse_json(text, "its metadata")
-    as_record(facts, _Facts, "its metadata")
-    return facts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Shape:
-    """What a model takes: image size, and of a transformer the patch size."""
-
-    img_size: tuple[int, int]
-    patch_size: int | None
-    in_chans: int
-    known_size: bool  # whether the file says its image size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        assert self.patch_size is not None, "only patches have a grid"
-        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
-
-    def changed(
-        self,
-        img_size: int | tuple[int, int] | None,
-        patch_size: int | None,
-        in_chans: int | None,
-    ) -> _Shape:
-        if patch_size is not None and self.patch_size is None:
-            raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
-        return replace(
-            self,
-            img_size=self.img_size if img_size is None else as_pair(img_size),
-            patch_size=self.patch_size if patch_size is None else patch_size,
-            in_chans=self.in_chans if in_chans is None else in_chans,
-        )
-
-
-def _own_shape(spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> _Shape:
-    """The shape of the model that a file was saved of, as it says or as its tensors do."""
-    patch: int | None = spec.arch.get("patch_size")
-    key = first_conv(tensors)
-    filters = tensors[key] if key else None
-    if patch is not None and filters is not None and key == PATCH_EMBED:
-        patch = filters.shape[3]
-    size = as_pair(metadata["img_size"]) if "img_size" in metadata else None
-    if size is None and patch is not None and (table := _positions(tensors)) is not None:
-        patches = table.shape[1] - _num_prefix(spec)
-        side = math.isqrt(max(patches, 0))
-        size = as_pair(side * patch) if 0 < side * side == patches else None
-    return _Shape(
-        img_size=size or as_pair(spec.img_size),
-        patch_size=patch,
-        in_chans=RGB if filters is None else filters.shape[1],
-        known_size=size is not None,
-    )
-
-
-def _adapt(
-    spec: ModelSpec, tensors: dict[str, Tensor], own: _Shape, shape: _Shape
-) -> tuple[str, ...]:
-    """Fit tensors in place to another shape. Returns what was done, a phrase each."""
-    done = []
-    if (conv := first_conv(tensors)) is not None:
-        if own.in_chans != shape.in_chans:
-            tensors[conv] = with_channels(tensors[conv], shape.in_chans)
-            done.append(f"{conv} from {own.in_chans} channels to {shape.in_chans}, by timm's rule")
-        if own.patch_size not in (None, shape.patch_size):
-            tensors[conv] = with_patch_size(tensors[conv], shape.patch_size or 0)
-            done.append(
-                f"{conv} from patches of {own.patch_size} pixels to {shape.patch_size}, which is "
-                "an approximation"
-            )
-    table = _positions(tensors)
-    if table is None or own.patch_size is None or not own.known_size or own.grid == shape.grid:
-        return tuple(done)
-    prefix = _num_prefix(spec)
-    if table.shape[1] == prefix + own.grid[0] * own.grid[1]:  # else they are misfits, and named
-        tensors["pos_embed"] = resize_pos_embed(table.float(), own.grid, shape.grid, prefix)
-        grids = (f"{height}x{width}" for height, width in (own.grid, shape.grid))
-        done.append(f"pos_embed from {' to '.join(grids)} patches, bicubic")
-    return tuple(done)
-
-
 def _num_classes(tensors: dict[str, Tensor]) -> int | None:
     """The classes of the file's head; None where it has no linear one."""
     for key in ("head.weight", "head.fc.weight"):  # the second is the RegNet's
@@ -403,56 +273,13 @@ def _is_one_headed(tensors: dict[str, Tensor]) -> bool:
     return {"dist_token", "head.weight"} <= tensors.keys() and "head_dist.weight" not in tensors
 
 
-def _are_names(names: Any, num_classes: int) -> bool:
-    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return is_list and len(names) == num_classes
-
-
-def _own_labels(names: Any, file: Path, num_classes: int) -> tuple[str, ...] | None:
-    """The class folders that a checkpoint was trained on, as it states them."""
-    if names is None:
-        return None
-    if not _are_names(names, num_classes):
-        raise CheckpointError(
-            f"{file} states labels that are no {num_classes} names; export it again"
-        )
-    return tuple(names)
-
-
-def _own_reading(metadata: dict[str, Any], file: Path) -> Reading | None:
-    """How images were decoded for a model of one's own; older ones, which say no word, as upstream.
-
-    None where it may be anybody's.
-    """
-    reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
-    if reading not in (None, "upright", "upstream"):
-        raise CheckpointError(
-            f"{file} states the reading {reading!r}, which is none; it must be upright or upstream"
-        )
-    return cast("Reading | None", reading)
-
-
-def _facts(model: ZooModel) -> dict[str, Any]:
-    """What a file says of its model; the classes only where they are not the published ones."""
-    spec = model.spec
-    facts: dict[str, Any] = {"name": spec and spec.name, "img_size": list(model.img_size)}
-    if spec is not None and (spec.blocks, spec.stem) != (None, "linear"):
-        facts |= {"blocks": spec.blocks, "stem": spec.stem}
-    names = tuple(model.labels or ())
-    if spec is not None and model.num_classes and names != folders(spec.labels):
-        if len(names) == model.num_classes:
-            facts["labels"] = list(names)
-        elif model.num_classes == spec.num_classes:  # whose names they are not
-            facts["labels"] = None
-    return facts
-
-
 def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Raises CheckpointError for what `create` could not load."""
     if any(value.is_meta for value in state.values()):
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
     names = facts.get("labels")
-    if names is not None and not _are_names(names, model.num_classes):
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if names is not None and not (is_list and len(names) == model.num_classes):
         raise CheckpointError(
             f"labels are {names!r}, but the model has {model.num_classes} classes; give a list of "
             "one name for each, in their order"
@@ -469,17 +296,6 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
             f"the model has other tensors than {model.spec.name} ({shown}), so its file could not "
             "be loaded again; merge what was wrapped around its layers, or keep its state_dict()"
         )
-
-
-def _positions(tensors: dict[str, Tensor]) -> Tensor | None:
-    table = tensors.get("pos_embed")
-    return table if table is not None and table.ndim == 3 else None
-
-
-def _num_prefix(spec: ModelSpec) -> int:
-    if spec.family in ("cait", "deit3"):
-        return 0
-    return 2 if spec.arch.get("distilled") else 1
 
 
 def _fill(model: ZooModel, tensors: dict[str, Tensor]) -> None:

@@ -46,6 +46,11 @@ def hub_folder() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(chosen or os.path.join(home, "hub"))))
 
 
+def repository_folder(repo_id: str) -> Path:
+    """The folder of a repository's files in the Hub's cache."""
+    return hub_folder() / f"models--{repo_id.replace('/', '--')}"
+
+
 def place_of(record: Checkpoint) -> Place | None:
     """Where the weights of a record would be taken from without a network; None for nowhere."""
     for folder in carried_folders(record.name):
@@ -85,8 +90,8 @@ def _is_of(name: str, folder: Path) -> bool:
 
 def _is_cached(name: str, source: Source) -> bool:
     if source.kind == "hub":
-        repository = hub_folder() / f"models--{str(source.repo_id).replace('/', '--')}"
         commit = source.revision or "*"
+        repository = repository_folder(str(source.repo_id))
         files = repository.glob(f"snapshots/{commit}/{source.filename}")
         return any(file.is_file() for file in files)  # a link whose blob is gone is none
     with contextlib.suppress(ZooError):  # a user without a home has no cache

@@ -444,7 +444,7 @@ def test_a_fresh_head_has_no_classes_of_its_own(tuned: Path) -> None:
 def test_names_that_are_none_are_refused(names: object, tmp_path: Path) -> None:
     state = deit_zoo.create("deit_pico_digits", num_classes=3).state_dict()
     save_file(state, tmp_path / "model.safetensors", {"deit_zoo": json.dumps({"labels": names})})
-    with pytest.raises(CheckpointError, match="states labels that are no 3 names; export it again"):
+    with pytest.raises(CheckpointError, match=r"labels that are no 3 names|at `\$\.labels"):
         deit_zoo.create("deit_pico_digits", checkpoint=tmp_path)
 
 

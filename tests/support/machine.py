@@ -40,12 +40,12 @@ from pathlib import Path
 pauses = []
 time.sleep = pauses.append
 {before}
-from deit_zoo.weights import fetch
+from deit_zoo.weights import download
 from deit_zoo.files import digest
 try:
-    fetch.download({url!r}, Path({file!r}))
+    download.download({url!r}, Path({file!r}))
     told = {{"sha256": digest(Path({file!r}))}}
-except fetch.UnavailableError as error:
+except download.UnavailableError as error:
     told = {{"message": str(error)}}
 print(json.dumps(told | {{"pauses": pauses}}))
 """

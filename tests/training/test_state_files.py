@@ -35,7 +35,7 @@ from deit_zoo.training.state_files import (
     state_tensors,
     states,
 )
-from deit_zoo.weights.load import METADATA_KEY
+from deit_zoo.weights.metadata import METADATA_KEY
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 FACTS = {"rewinds": 1, "sums": {"step": 3, "loss": 0.1}}

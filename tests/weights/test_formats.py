@@ -27,7 +27,8 @@ import deit_zoo
 import golden
 from deit_zoo.errors import CheckpointError
 from deit_zoo.models.layers import ZooModel
-from deit_zoo.weights.formats import convert_pickle, read_pickle
+from deit_zoo.weights.formats import convert_pickle
+from deit_zoo.weights.load import read_tensors
 from support.command import run_python
 from support.machine import NAME, ROOT, sha256
 
@@ -68,7 +69,7 @@ def test_every_layout_of_upstream_is_read(
 ) -> None:
     file = tmp_path / "upstream.pth"
     torch.save(LAYOUTS[layout](state), file, _use_new_zipfile_serialization=zipped)
-    assert same(read_pickle(file), state)
+    assert same(read_tensors(file), state)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -81,7 +82,7 @@ def test_a_pth_is_a_checkpoint(suffix: str, state: State, tmp_path: Path) -> Non
 def test_the_layerscale_keys_of_deit_iii_are_kept(tmp_path: Path) -> None:
     keys = ("blocks.0.gamma_1", "blocks.0.gamma_2")
     torch.save({"model": {key: torch.ones(4) for key in keys}}, tmp_path / "deit_3.pth")
-    assert tuple(read_pickle(tmp_path / "deit_3.pth")) == keys
+    assert tuple(read_tensors(tmp_path / "deit_3.pth")) == keys
 
 
 def test_threads_may_read_at_once(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
     many = {f"figure {number}": argparse.Namespace(lr=number) for number in range(100)}
     torch.save({"model": {"a": torch.ones(1)}, **many}, file)
     with ThreadPoolExecutor(4) as pool:
-        states = list(pool.map(read_pickle, [file] * 40))
+        states = list(pool.map(read_tensors, [file] * 40))
     assert [list(state) for state in states] == 40 * [["a"]]
 
 
@@ -125,7 +126,7 @@ def test_a_bare_pickle_is_refused_too(call: Callable[..., Any], tmp_path: Path) 
     file = tmp_path / "bare.pth"
     file.write_bytes(pickle.dumps({"model": Wicked(call, "1 + 1")}, protocol=2))
     with pytest.raises(CheckpointError, match=r"so it was not read|is not a whole PyTorch file"):
-        read_pickle(file)
+        read_tensors(file)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -155,7 +156,7 @@ def test_what_is_no_pickle_is_one_sentence(content: bytes, tmp_path: Path) -> No
     with pytest.raises(
         CheckpointError, match=r"a\.pth is (not a whole PyTorch file|no plain pick)"
     ):
-        read_pickle(tmp_path / "a.pth")
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
@@ -171,7 +172,7 @@ def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
         damaged[place] ^= 0x15
         file.write_bytes(bytes(damaged))
         try:
-            tensors = read_pickle(file)
+            tensors = read_tensors(file)
         except (CheckpointError, UserWarning):  # torch warns of a strange pickle protocol
             continue
         assert all(isinstance(value, Tensor) for value in tensors.values())
@@ -181,7 +182,7 @@ def test_no_damage_to_the_head_of_a_file_escapes_as_another_error(
 def test_a_pickle_without_a_state_dict_is_one_sentence(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"holds no state dict, neither at its top nor under"):
-        read_pickle(tmp_path / "a.pth")
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Path) -> None:
@@ -388,6 +389,6 @@ def test_two_tensors_that_would_be_one_are_refused(first: str, second: str, tmp_
     for keys in ((first, second), (second, first)):
         torch.save({key: torch.ones(2, 2) for key in keys}, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match=r"a\.pth holds .* one tensor") as caught:
-            read_pickle(tmp_path / "a.pth")
+            read_tensors(tmp_path / "a.pth")
         assert first in str(caught.value)
         assert second in str(caught.value)

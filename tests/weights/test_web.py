@@ -15,7 +15,7 @@ import pytest
 from deit_zoo.data import image_like
 from deit_zoo.data.remote import NotFetchedError
 from deit_zoo.errors import DataError
-from deit_zoo.weights import fetch, web
+from deit_zoo.weights import download, web
 from deit_zoo.weights.reach import Reach
 
 PIECE = bytes(web.PIECE)
@@ -168,15 +168,15 @@ def test_a_server_that_nobody_can_have_is_not_looked_for(url: str) -> None:
 def test_a_length_that_is_no_number_is_none(length: str, tmp_path: Any) -> None:
     answer = OK + f"Content-Length: {length}\r\n\r\nall of it".encode("latin-1")
     with server(answer) as url:
-        fetch.download(url, tmp_path / "file")
+        download.download(url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"all of it"
 
 
 def test_an_answer_that_is_packed_unasked_is_refused(tmp_path: Any) -> None:
     answer = OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(1 << 20))
-    refused = pytest.raises(fetch.UnavailableError, match="packed by gzip, which was not asked")
+    refused = pytest.raises(download.UnavailableError, match="packed by gzip, which was not asked")
     with server(answer) as url, refused:
-        fetch.download(url, tmp_path / "file")
+        download.download(url, tmp_path / "file")
     assert not any(tmp_path.glob("*.part"))
 
 
@@ -185,7 +185,7 @@ def test_a_tag_that_no_server_sends_begins_the_file_again(tag: bytes, tmp_path: 
     (tmp_path / "file.part").write_bytes(b"half")
     (tmp_path / "file.etag").write_bytes(tag)
     with server(OK + b"Content-Length: 9\r\n\r\nall of it") as url:
-        fetch.download(url, tmp_path / "file")
+        download.download(url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"all of it"
 
 
@@ -194,16 +194,16 @@ def test_a_redirect_that_is_refused_is_not_tried_again(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    refused = pytest.raises(fetch.UnavailableError, match="no address of the web")
+    refused = pytest.raises(download.UnavailableError, match="no address of the web")
     with server(redirect("file:///etc/passwd")) as url, refused:
-        fetch.download(url, tmp_path / "file")
+        download.download(url, tmp_path / "file")
     assert pauses == []
 
 
 def test_a_body_without_end_does_not_fill_the_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(fetch, "LARGEST", 1 << 20)
-    refused = pytest.raises(fetch.UnavailableError, match="it is larger than")
+    monkeypatch.setattr(download, "LARGEST", 1 << 20)
+    refused = pytest.raises(download.UnavailableError, match="it is larger than")
     with server(OK + b"\r\n", drops=PIECE) as url, refused:
-        fetch.download(url, tmp_path / "file")
+        download.download(url, tmp_path / "file")
