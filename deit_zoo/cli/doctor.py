@@ -19,6 +19,7 @@ import typer
 
 from deit_zoo.cli.console import out, print_json, print_rows
 from deit_zoo.cli.options import AsJson
+from deit_zoo.errors import redact
 from deit_zoo.version import __version__
 
 HUB_SECONDS = 5.0  # to wait for an answer
@@ -275,11 +276,12 @@ def _hub() -> Line:
     except requests.RequestException as error:
         problem = f"cannot be reached ({type(error).__name__})"
     seconds = time.perf_counter() - began
+    endpoint = redact(constants.ENDPOINT)  # these lines go into reports of bugs
     if problem is None:
-        return Line(name="Hub", found=f"{constants.ENDPOINT} answers in {seconds:.2f} s")
+        return Line(name="Hub", found=f"{endpoint} answers in {seconds:.2f} s")
     return Line(
         name="Hub",
-        found=f"{constants.ENDPOINT} {problem}",
+        found=f"{endpoint} {problem}",
         todo="behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT; without a network: "
         "deit-zoo weights fetch NAME --to DIR on another machine",
         wrong=True,
