@@ -407,6 +407,7 @@ def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
         for number, word in enumerate(words)
         if not word.startswith("--slurm") and words[number - 1 : number] != ["--slurm"]
     ]
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, slurm.script(plan, typed, elastic.PORT).encode())
     command = shlex.join(["sbatch", str(file)])
     talk.print(escape(f"{file} asks for {slurm.asked(plan)}; type: {command}"))
