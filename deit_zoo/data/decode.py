@@ -28,7 +28,8 @@ from deit_zoo.manifest import Reading
 # The bound on a decoded image is applied to a resized one as well (1 x 10000 pixels grow); a larger
 # number in this variable lifts it.
 MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
-MOST_OF_16_BITS = 0xFFFF
+# Formats whose 16 bits Pillow has in its mode of 32: PGM, and with Pillow 10 PNG.
+OF_16_BITS = ("PPM", "PNG")
 HEAD = 16  # bytes in which a file says what it is
 STRIP = 1 << 21  # pixels that are converted at once
 # Of a pixel, by the beginning of Pillow's mode; in any other, RGB among them, it takes four.
@@ -42,7 +43,16 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as a person sees it, turned by its EXIF where that says so."""
+    """An image as a person sees it, turned by its EXIF where that says so.
+
+    Raises DataError for pixels without a defined range: floats, and integers beyond 16 bits.
+    """
+    if image.mode == "F":
+        raise DataError("32-bit float pixels have no defined range; save the image with 8 bits")
+    if image.mode == "I" and image.format not in OF_16_BITS:
+        raise DataError(
+            "32-bit integer pixels have no defined range; save the image with 8 or 16 bits"
+        )
     return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
@@ -60,10 +70,8 @@ def _orientation(image: Image.Image) -> object:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: 16 bits are scaled, transparency shows white, palettes are read.
-
-    Raises DataError for pixels without a defined range: floats, and integers beyond 16 bits.
-    """
+    """An upright image as 8-bit RGB: 16 bits are scaled, transparency shows white, palettes are
+    read."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.width * image.height <= STRIP:
@@ -87,16 +95,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         high_byte = 0 if image.mode.endswith("B") else 1
         return Image.frombytes("L", image.size, image.tobytes()[high_byte::2]).convert("RGB")
     if image.mode == "I":
-        # Where Pillow has no other mode for 16 bits, as in PGM.
-        pixels = np.asarray(image)
-        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= MOST_OF_16_BITS:
-            raise DataError(
-                f"32-bit integer pixels from {pixels.min():,} to {pixels.max():,} have no defined "
-                "range; save the image with 8 or 16 bits"
-            )
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError("32-bit float pixels have no defined range; save the image with 8 bits")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
