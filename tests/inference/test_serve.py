@@ -244,20 +244,37 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
         assert admission.images == 8
 
 
-def test_who_comes_when_too_many_are_connected_is_told_so_in_json(files: dict[str, bytes]) -> None:
+def test_more_connections_than_there_are_files_for_are_told_so_and_end_nothing(
+    files: dict[str, bytes],
+) -> None:
     program = """
+import resource
 from deit_zoo.cli import main
-from deit_zoo.inference.serve import server
-server.MOST_CONNECTIONS = 2
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 128))
 main()
 """
     with service(program=("-c", program)) as running:
-        with running.connect(), running.connect():
+        with ExitStack() as stack:
+            for _ in range(35):
+                stack.enter_context(running.connect())
             until(lambda: running.ask(files["3"]).status_code == 503)
             done = running.ask(files["3"])
-            assert done.json() == {"error": "over 2 connections are open; try again in 1 s"}
+            assert done.json() == {"error": "over 32 connections are open; try again in 1 s"}
             assert done.headers["Retry-After"] == "1"
-        until(lambda: running.ask(files["3"]).status_code == 200)
+            for _ in range(130):
+                stack.enter_context(running.connect())
+        until(lambda: _answers_again(running, files["3"]))
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(PATIENCE) == 0
+        assert running.process.stderr is not None
+        assert running.process.stderr.read() == "stopped\n"
+
+
+def _answers_again(running: Service, image: bytes) -> bool:
+    try:
+        return running.ask(image).status_code == 200
+    except requests.ConnectionError:
+        return False
 
 
 def test_health_and_metrics_say_what_is_served(served: Service, files: dict[str, bytes]) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 30
 MOST_CONNECTIONS = 1000
-BACKLOG = 1024
 
 
 class TimedProtocol(H11Protocol):
@@ -31,11 +30,15 @@ class TimedProtocol(H11Protocol):
     does not read its answer: uvicorn would wait for either for ever."""
 
     seconds = 30.0
+    most = MOST_CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most + self.most // 4:  # of whom these are told why
+            transport.abort()
+            return
         transport.set_write_buffer_limits(0)  # so any byte that is not sent pauses writing
         self._set_timer()
 
@@ -101,12 +104,13 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
 
     class Protocol(TimedProtocol):
         seconds = timeout
+        most = most_connections()
 
-    full = refusal(f"over {MOST_CONNECTIONS:,} connections are open")
+    full = refusal(f"over {Protocol.most:,} connections are open")
 
     async def bounded(scope: Any, receive: Any, send: Any) -> None:
         connections = len(server.server_state.connections)
-        await (app if connections <= MOST_CONNECTIONS else full)(scope, receive, send)
+        await (app if connections <= Protocol.most else full)(scope, receive, send)
 
     config = uvicorn.Config(
         bounded,
@@ -118,13 +122,28 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(timeout) + 1,
-        backlog=BACKLOG,
+        backlog=Protocol.most // 4,  # let in at one go, before any of them can be let go
     )
     server = uvicorn.Server(config)
     # Filters of warnings belong to the process: threads that read images would undo each other's.
     with warnings.catch_warnings(), _signals_end(server):
         warnings.simplefilter("ignore")
         server.run(sockets=[listener])
+
+
+def most_connections() -> int:
+    """How many may be open: fewer where the system lets this process have few files, for asyncio
+    does not bear that there are none left. Its own limit is raised as far as it may be."""
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
+        return MOST_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4 * MOST_CONNECTIONS
+    if 0 <= soft < enough:
+        soft = enough if hard < 0 else min(hard, enough)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(MOST_CONNECTIONS, soft // 4) if soft >= 0 else MOST_CONNECTIONS
 
 
 @contextmanager
