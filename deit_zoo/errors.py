@@ -50,6 +50,17 @@ def _without_access(address: re.Match[str]) -> str:
     return "://" + _QUERY.sub(r"\1***", rest, count=1)
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, on one line; of one that says nothing its kind."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """The same of an operating system's error without the file, which is named beside it."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason[:1].lower() + reason[1:] if reason else words_of(error)
+
+
 class ZooError(Exception):
     """The base of all errors that a user can mend; the command line prints it and exits 2."""
 

@@ -28,6 +28,12 @@ from deit_zoo.terminal import one_line
 if TYPE_CHECKING:
     from deit_zoo.data.survey import Split
 
+IMAGENET = "imagenet"
+TYPE_IMAGENET = (
+    "type deit-zoo data prepare imagenet --train ILSVRC2012_img_train.tar --val "
+    "ILSVRC2012_img_val.tar --output DIR"
+)
+
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of images.")
 
 
@@ -69,11 +75,14 @@ def prepare_(
     from deit_zoo.data.prepare import imagenet_splits, write_tree
     from deit_zoo.machine import usable_cores
 
-    if (train is None) != (val is None) or (devkit is not None and val is None):
+    archives = [file for file in (train, val, devkit) if file is not None]
+    if archives and (train is None or val is None or data != IMAGENET or label_column):
         raise DataError(
-            "--train, --val and --devkit are ImageNet's archives; give the first two together, or "
-            "none of them"
+            "--train, --val and --devkit are ImageNet's archives, and go with no other data set; "
+            f"{TYPE_IMAGENET}, or leave them out"
         )
+    if data == IMAGENET and not archives and not Path(data).exists():
+        raise DataError(f"there is no folder {IMAGENET}; for ImageNet's archives {TYPE_IMAGENET}")
     if size is not None:
         talk.print(
             f"images whose short side is over {size} pixels get other pixels: what is trained or "

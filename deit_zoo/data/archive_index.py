@@ -12,22 +12,23 @@ import json
 import os
 import sys
 from array import array
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from deit_zoo.data.archive_layout import Rows
 from deit_zoo.data.folder import path_parts
 from deit_zoo.data.images import Strings, narrow
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, DownloadError, reason_of
 from deit_zoo.files import as_record, parse_json, write_whole
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import Sha256
 
 FORMAT = 2
+Index = TypeVar("Index")
 
 
 class Stamp(NamedTuple):
@@ -43,9 +44,22 @@ def stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read ({reason}); give an archive that can") from error
+        raise DataError(
+            f"{path} cannot be read ({reason_of(error)}); give an archive that can"
+        ) from error
     return Stamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+def listed_once(name: str, kept: Callable[[], Index | None], build: Callable[[], Index]) -> Index:
+    """An index that was kept, or is built now: by one process, while the others wait for it."""
+    if (index := kept()) is not None:
+        return index
+    with ExitStack() as stack:
+        # Without a cache that can be written to, each process lists for itself.
+        with suppress(DownloadError):
+            stack.enter_context(cache.one_at_a_time(f"index-{name}"))
+        index = kept()
+        return build() if index is None else index
 
 
 class Columns(NamedTuple):

@@ -12,7 +12,7 @@ from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
 from deit_zoo.data.archives import read_at
 from deit_zoo.data.folder import differences, empty_classes, ignored, wrong_classes
 from deit_zoo.data.images import LabelledImages, MissingSplitError
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, reason_of
 
 # Of the descriptors that a process may have, a set keeps one in so many; beyond them an archive is
 # opened anew for each image.
@@ -84,9 +84,8 @@ class ArchiveSet(LabelledImages):
             if deflated and deflated[index]:
                 content, length = zlib.decompress(content, -zlib.MAX_WBITS), sizes[index]
         except (OSError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or str(error)
             raise DataError(
-                f"{self.name_of(index)} cannot be read ({reason.lower()}); get its archive again"
+                f"{self.name_of(index)} cannot be read ({reason_of(error)}); get its archive again"
             ) from error
         if len(content) != length:
             raise DataError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from deit_zoo.data.archive_index import (
     build_index,
     keep,
     kept,
+    listed_once,
     name_of,
     no_images,
     stamp,
@@ -33,11 +33,10 @@ from deit_zoo.data.archive_layout import (
     list_imagenet_val,
 )
 from deit_zoo.data.folder import is_hidden, is_image, listing_errors
-from deit_zoo.data.imagenet import LABEL_FILES
+from deit_zoo.data.imagenet import LABEL_FILES, label_file_in
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.remote import fetch, files_at, is_remote
-from deit_zoo.errors import DataError, DownloadError
-from deit_zoo.weights import cache
+from deit_zoo.errors import DataError
 
 SUFFIXES = (".tar", ".zip")
 # What packs a whole archive into one stream, in which no member can be reached by itself.
@@ -66,14 +65,13 @@ def open_index(data: str, split: str, progress: Progress = lambda files: None) -
     archives = [stamp(path) for path in source.archives]
     paths = [archive.path for archive in archives]
     key = json.dumps([split, paths, [stamp(path) for path in source.beside]])
-    if (index := kept(key, archives)) is None:
-        with ExitStack() as stack:
-            # Without a cache that can be written to, each process lists for itself.
-            with suppress(DownloadError):
-                stack.enter_context(cache.one_at_a_time(f"index-{name_of(key)}"))
-            if (index := kept(key, archives)) is None:
-                index = build_index(archives, source.list_rows(progress))
-                keep(key, index)
+
+    def build() -> ArchiveIndex:
+        index = build_index(archives, source.list_rows(progress))
+        keep(key, index)
+        return index
+
+    index = listed_once(name_of(key), partial(kept, key, archives), build)
     if not index.classes:
         raise MissingSplitError(no_images(data, split))
     return index
@@ -110,13 +108,13 @@ def _imagenet(root: Path, split: str) -> _Source:
             [root / IMAGENET_TRAIN], [], partial(list_imagenet_train, root / IMAGENET_TRAIN)
         )
     archive = root / IMAGENET_VAL
-    for labels in (root / name for name in LABEL_FILES):
-        if labels.exists():
-            return _Source([archive], [labels], partial(list_imagenet_val, archive, labels))
-    raise DataError(
-        f"{root} holds no {LABEL_FILES[0]}, which sorts the images of {IMAGENET_VAL}; put it "
-        f"there, or Kaggle's {LABEL_FILES[-1]}"
-    )
+    labels = label_file_in(root)
+    if labels is None:
+        raise DataError(
+            f"{root} holds no {LABEL_FILES[0]}, which sorts the images of {IMAGENET_VAL}; put it "
+            f"there, or Kaggle's {LABEL_FILES[-1]}"
+        )
+    return _Source([archive], [labels], partial(list_imagenet_val, archive, labels))
 
 
 def _is_imagenet(path: Path) -> bool:
@@ -193,13 +191,13 @@ def _has_class_folders(root: Path) -> bool:
 
 
 def _is_pattern(data: str) -> bool:
-    return "{" in data and not Path(data).exists()
+    return ("{" in data or "*" in data) and not Path(data).exists()
 
 
 def expand(pattern: str) -> list[str]:
     """The names of a pattern: `{a,b}` is each of these, `{00..63}` each number between."""
     start = pattern.find("{")
-    if start < 0:
+    if start < 0 and "*" not in pattern:
         return [pattern]
     depth, cuts = 0, [start]
     for place in range(start, len(pattern)):
@@ -212,10 +210,10 @@ def expand(pattern: str) -> list[str]:
     if len(choices) == 1 and (numbers := _RANGE.fullmatch(choices[0])):
         first, last = numbers.groups()
         choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    if depth or len(choices) < 2:
+    if depth or len(choices) < 2 or "*" in pattern:
         raise DataError(
-            f"{pattern} is no pattern; its braces must hold names or a range, such as "
-            "train-{000..127}.tar or {train,val}.zip"
+            f"{pattern} is no pattern; its braces must hold names or a range, and no * stands for "
+            "any, such as train-{000..127}.tar or {train,val}.zip"
         )
     head, tail = pattern[:start], pattern[cuts[-1] + 1 :]
     inner = [text for choice in choices for text in expand(choice)]

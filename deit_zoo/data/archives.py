@@ -18,7 +18,7 @@ from typing import NamedTuple
 from zlib import adler32
 
 from deit_zoo.data.folder import is_image
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, reason_of
 
 BLOCK = 512
 # Read at a time around a header: the members of a WebDataset sample lie close together.
@@ -83,8 +83,9 @@ def open_descriptor(path: Path) -> Iterator[int]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read ({reason}); give an archive that can") from error
+        raise DataError(
+            f"{path} cannot be read ({reason_of(error)}); give an archive that can"
+        ) from error
 
 
 def whole_archive(path: Path) -> Archive:

@@ -22,7 +22,7 @@ from PIL.ImageFile import ImageFile
 from deit_zoo.data.formats import decodable, undecodable
 from deit_zoo.data.image_file import MAX_PIXELS, UnreadableError, read_file
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, reason_of
 from deit_zoo.manifest import Reading
 
 # The bound on a decoded image is applied to a resized one as well (1 x 10000 pixels grow); a larger
@@ -290,6 +290,4 @@ def error_context(name: object) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "its format is not known"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return reason_of(error)

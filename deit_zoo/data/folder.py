@@ -16,7 +16,7 @@ from deit_zoo.data.formats import IMAGE_SUFFIXES
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
 from deit_zoo.data.remote import files_under, is_address, local_path
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, reason_of
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
 SYSTEM_NAMES = frozenset(("$RECYCLE.BIN", "@eaDir", "Thumbs.db", "__MACOSX", "desktop.ini"))
@@ -106,7 +106,7 @@ class FlatSet(FolderSet):
         left = Ignored()
         paths = images_under(root, ".", left)
         self.root, self.classes, self.note = root, [root.resolve().name], left.sentence()
-        self._paths = Strings(path.removeprefix("./") for path in paths)
+        self._paths = Strings(paths)
         self._labels = array("L", [0]) * len(paths)
 
     @staticmethod
@@ -303,7 +303,7 @@ def images_under(root: Path, name: str, left: Ignored) -> list[str]:
     """The images of a class by their path under `root`, in the order of pathlib."""
     paths = []
     with listing_errors():
-        for path, _ in walk(str(root / name), f"{name}/", left):
+        for path, _ in walk(str(root / name), "" if name == "." else f"{name}/", left):
             if is_image(path):
                 paths.append(path)
             else:
@@ -322,9 +322,9 @@ def listing_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise DataError(
-            f"{error.filename} cannot be listed ({reason}); give a folder that you may read"
+            f"{error.filename} cannot be listed ({reason_of(error)}); give a folder that you may "
+            "read"
         ) from error
 
 

@@ -22,7 +22,13 @@ from deit_zoo.data.folder import (
     split_folder,
     wrong_classes,
 )
-from deit_zoo.data.imagenet import LABEL_FILES, SOLUTION, VAL_NAME, validation_labels
+from deit_zoo.data.imagenet import (
+    LABEL_FILES,
+    SOLUTION,
+    VAL_NAME,
+    label_file_in,
+    validation_labels,
+)
 from deit_zoo.data.images import Strings
 from deit_zoo.errors import DataError
 
@@ -47,8 +53,7 @@ def find_heap(data: str | Path) -> Heap | None:
         if not _is_heap(images):
             continue
         around = (images, *images.absolute().parents[: len(KAGGLE_FOLDER.parts) + 1])
-        files = (folder / name for folder in around for name in LABEL_FILES)
-        labels = next((file for file in files if file.exists()), None)
+        labels = next(filter(None, map(label_file_in, around)), None)
         if labels is not None or _holds_imagenet(images):
             return Heap(root, images, labels)
     return None
@@ -73,7 +78,7 @@ class HeapSet(FolderSet):
             raise DataError(wrong_classes(heap.labels, own, self.classes))
         number_of = {name: number for number, name in enumerate(self.classes)}
         left = Ignored()
-        names = [path.removeprefix("./") for path in images_under(self.root, ".", left)]
+        names = images_under(self.root, ".", left)
         self.note = left.sentence()
         images = sorted((number_of[self._synset(synsets, name, heap)], name) for name in names)
         empty = sorted(set(self.classes) - {self.classes[label] for label, _ in images})
@@ -94,7 +99,8 @@ class HeapSet(FolderSet):
 
 def _places(data: Path) -> Iterator[tuple[Path, Path]]:
     """Where a heap may lie, each with the folder that may hold train/ too."""
-    for root in (data, data / KAGGLE_FOLDER):
+    *_, outer, inner = KAGGLE_FOLDER.parts
+    for root in (data, data / inner, data / outer / inner, data / KAGGLE_FOLDER):
         if (images := split_folder(root, "val")) is not None:
             yield root, images
     yield data, data

@@ -18,7 +18,7 @@ from typing import Any
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, words_of
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import is_repo_id
 
@@ -121,10 +121,9 @@ def _load_split(data: str, split: PartName) -> tuple[Any, str]:
             else datasets.load_dataset(name, config, revision=revision)
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{data} cannot be read ({reason}); give hfds: and a data set of the Hub, or the "
-            "folder of a saved one"
+            f"{data} cannot be read ({words_of(error)}); give hfds: and a data set of the Hub, or "
+            "the folder of a saved one"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):  # saved without one
         loaded = {"all": loaded}

@@ -33,10 +33,15 @@ def read_file(path: str | Path) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):  # what took its place meanwhile
             raise UnreadableError(path, _kind(status.st_mode))
-        if status.st_size > MOST_BYTES:
-            most = f"at most {MOST_BYTES / 1e9:.1f} GB are read"
-            raise UnreadableError(path, f"of {status.st_size / 1e9:,.1f} GB, where {most}")
+        check_length(path, status.st_size)
         return file.readall()
+
+
+def check_length(name: object, length: int) -> None:
+    """Raises UnreadableError for a file that is longer than any image."""
+    if length > MOST_BYTES:
+        most = f"at most {MOST_BYTES / 1e9:.1f} GB are read"
+        raise UnreadableError(name, f"of {length / 1e9:,.1f} GB, where {most}")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, reason_of
 from deit_zoo.machine import require_extra
 
 VAL_NAME = "ILSVRC2012_val_{:08}"
@@ -21,6 +21,11 @@ GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SOLUTION = "LOC_val_solution.csv"
 # What sorts the validation images, the first that lies beside them.
 LABEL_FILES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION)
+
+
+def label_file_in(folder: Path) -> Path | None:
+    """What sorts the validation images, where it lies in a folder."""
+    return next((folder / name for name in LABEL_FILES if (folder / name).exists()), None)
 
 
 def validation_labels(source: Path) -> list[str]:
@@ -83,8 +88,4 @@ def _kit_file(kit: Path, name: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]!r}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else reason_of(error)

@@ -24,7 +24,7 @@ from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
 from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, words_of
 from deit_zoo.files import as_record, parse_json
 from deit_zoo.machine import require_extra
 
@@ -81,7 +81,7 @@ class ParquetSet(TableSet):
                     sizes += [file.metadata.row_group(group).total_byte_size for group in groups]
                     self._groups += [(number, group) for group in groups]
             except (ArrowException, OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read as Parquet ({_reason(error)})") from error
+                raise _unreadable(path, error) from error
         self._starts = array("Q", [0, *accumulate(lengths)])
         self._set_labels(numbers, columns[label].names, classes)
         stamps = [stamp(path) for path in self._paths]
@@ -116,7 +116,7 @@ class ParquetSet(TableSet):
         try:
             image = value(self._files.read(file, place.length, place.offset), place)
         except (OSError, ArrowException) as error:
-            raise DataError(f"{self._paths[file]} cannot be read ({_reason(error)})") from error
+            raise _unreadable(self._paths[file], error) from error
         if len(image) != place.size:
             raise DataError(f"{self._paths[file]} is not whole any more; get it again")
         return image
@@ -134,7 +134,7 @@ class ParquetSet(TableSet):
                 with parquet.ParquetFile(self._paths[file]) as opened:
                     rows = opened.read_row_group(own_number, [self._column], use_threads=False)
             except (ArrowException, OSError) as error:
-                raise DataError(f"{self._paths[file]} cannot be read ({_reason(error)})") from error
+                raise _unreadable(self._paths[file], error) from error
             images = rows.column(0).combine_chunks()
             images = images.field("bytes") if hasattr(images, "field") else images
             self._recent = [(group, images), *self._recent][:GROUPS]
@@ -217,5 +217,5 @@ def _columns(schema: Any) -> dict[str, Column]:
     return columns
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as Parquet ({words_of(error)}); get it again")

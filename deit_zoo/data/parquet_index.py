@@ -10,15 +10,14 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.archive_index import Stamp
+from deit_zoo.data.archive_index import Stamp, listed_once
 from deit_zoo.data.parquet_pages import Place, UnknownPageError, inflate_piece, places
-from deit_zoo.errors import DownloadError
 from deit_zoo.files import write_whole
 from deit_zoo.weights import cache
 
@@ -34,14 +33,9 @@ def open_index(files: Sequence[Stamp], column: str, progress: Callable[[int], No
     """
     key = hashlib.sha256(json.dumps([FORMAT, column, files]).encode()).hexdigest()[:32]
     file = cache.folder() / "indexes" / f"{key}.npy"
-    if (index := map_index(file)) is None:
-        with ExitStack() as stack:
-            # Without a cache that can be written to, each process finds them for itself.
-            with suppress(DownloadError):
-                stack.enter_context(cache.one_at_a_time(f"index-{key}"))
-            if (index := map_index(file)) is None:
-                index = _keep(file, _build(files, column, progress))
-    return index
+    return listed_once(
+        key, partial(map_index, file), lambda: _keep(file, _build(files, column, progress))
+    )
 
 
 def map_index(file: Path) -> Any:

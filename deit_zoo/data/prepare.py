@@ -15,7 +15,7 @@ from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.decode import image_errors, open_header, open_image
 from deit_zoo.data.folder import is_image
 from deit_zoo.data.image_set import ImageSet
-from deit_zoo.data.imagenet import LABEL_FILES
+from deit_zoo.data.imagenet import LABEL_FILES, label_file_in
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.transforms import resize
 from deit_zoo.errors import DataError
@@ -40,9 +40,7 @@ def imagenet_splits(
     Without it, one that lies beside `val` is taken. `progress` gets how many files were listed
     since its last call.
     """
-    if labels is None:
-        beside = [val.parent / name for name in LABEL_FILES]
-        labels = next((path for path in beside if path.exists()), None)
+    labels = labels or label_file_in(val.parent)
     if labels is None:
         raise DataError(
             f"nothing beside {val} says what its images show; type --devkit "

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deit_zoo.data.image_file import MOST_BYTES, UnreadableError
-from deit_zoo.errors import DataError, MissingExtraError
+from deit_zoo.data.image_file import check_length
+from deit_zoo.errors import DataError, MissingExtraError, words_of
 from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
@@ -78,10 +78,7 @@ def read_address(url: str) -> bytes:
     none."""
     files, path = _file_system(url)
     try:
-        size = files.info(path)["size"] or 0
-        if size > MOST_BYTES:
-            most = f"at most {MOST_BYTES / 1e9:.1f} GB are read"
-            raise UnreadableError(url, f"of {size / 1e9:,.1f} GB, where {most}")
+        check_length(url, files.info(path)["size"] or 0)
         content: bytes = files.cat_file(path)
     except (DataError, FileNotFoundError):
         raise
@@ -214,5 +211,6 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _not_fetched(url: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{url} cannot be fetched ({reason}); look at the address and at your access")
+    return DataError(
+        f"{url} cannot be fetched ({words_of(error)}); look at the address and at your access"
+    )

@@ -37,7 +37,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecke
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.prefetch import ordered_map, prefetch
 from deit_zoo.data.table import PartName, SplitName
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, words_of
 
 # Listing a folder is waiting for a disk: threads wait at the same time.
 LISTERS = 16
@@ -128,21 +128,18 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
         if images.of(ALL):
             raise MissingSplitError(f"{data} does not say which images are for validation")
         return _scan_list(str(data), images)
-    if kind == "table":
+    if kind in ("table", "archives"):
+        scan_split = _scan_table if kind == "table" else _scan_archives
         listed = _Total(progress)
-        train = _scan_table(str(data), "train", listed.add)
-        val = _scan_table(str(data), "val", listed.add)
-    elif kind == "archives":
-        listed = _Total(progress)
-        train = _scan_archives(str(data), "train", listed.add)
-        val = _scan_archives(str(data), "val", listed.add)
+        train = scan_split(str(data), "train", listed.add)
+        val = scan_split(str(data), "val", listed.add)
     elif heap := find_heap(data):
         train = _scan_folder(part_folder(heap.root, "train"), progress, 0)
         val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
     else:
-        folders = [part_folder(Path(data), split) for split in ("train", "val")]
-        train = _scan_folder(folders[0], progress, 0)
-        val = _scan_folder(folders[1], progress, train.identity["files"])
+        train_folder, val_folder = (part_folder(Path(data), split) for split in ("train", "val"))
+        train = _scan_folder(train_folder, progress, 0)
+        val = _scan_folder(val_folder, progress, train.identity["files"])
     return Survey(data=str(data), train=train, val=val, problem=_problem(str(data), train, val))
 
 
@@ -312,11 +309,7 @@ def _scan_listed(images: ImageList, split: str) -> Split:
         several=len(files) if images.several else None,
         others=0,
         bytes=num_bytes,
-        identity={
-            "files": len(files),
-            "bytes": num_bytes,
-            "listing_sha256": listing_sha256(files),
-        },
+        identity=_identity(len(files), num_bytes, listing_sha256(files)),
     )
 
 
@@ -334,19 +327,18 @@ def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) ->
 def _scan_archives(data: str, split: PartName, progress: Callable[[int], None]) -> Split:
     """What class folders with the same images would be told from others by."""
     index = open_index(data, split, progress)
-    files = sum(index.counts)
     return Split(
         name=split,
         classes=dict(zip(index.classes, index.counts, strict=True)),
         others=index.others,
         ignored=ignored(index.others, index.hidden),
         bytes=index.num_bytes,
-        identity={
-            "files": files,
-            "bytes": index.num_bytes,
-            "listing_sha256": index.listing_sha256,
-        },
+        identity=_identity(sum(index.counts), index.num_bytes, index.listing_sha256),
     )
+
+
+def _identity(files: int, num_bytes: int, listing: str) -> dict[str, Any]:
+    return {"files": files, "bytes": num_bytes, "listing_sha256": listing}
 
 
 class _Total:
@@ -365,7 +357,6 @@ class _Total:
 
 def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) -> Split:
     """What class folders with the same images would be told from others by."""
-    counts = Counter(images.label_of(index) for index in range(len(images)))
     digest = hashlib.sha256()
     num_bytes = 0
     for index in range(len(images)):
@@ -376,10 +367,10 @@ def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) ->
     progress(before + len(images))
     return Split(
         name="val",
-        classes={name: counts[label] for label, name in enumerate(images.classes)},
+        classes=class_counts(images),
         others=0,
         bytes=num_bytes,
-        identity={"files": len(images), "bytes": num_bytes, "listing_sha256": digest.hexdigest()},
+        identity=_identity(len(images), num_bytes, digest.hexdigest()),
     )
 
 
@@ -409,7 +400,7 @@ def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Sp
         others=files - sum(classes.values()),
         ignored=left.sentence(),
         bytes=num_bytes,
-        identity={"files": files, "bytes": num_bytes, "listing_sha256": digest.hexdigest()},
+        identity=_identity(files, num_bytes, digest.hexdigest()),
     )
 
 
@@ -449,5 +440,5 @@ def _reason(error: BaseException) -> str:
         return "decompression bomb"
     if isinstance(error, UnidentifiedImageError):
         return NO_IMAGE
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = words_of(error)
     return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"

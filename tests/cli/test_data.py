@@ -149,13 +149,21 @@ def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:
     )
 
 
-def test_one_archive_of_imagenet_alone_is_refused(tmp_path: Path) -> None:
-    done = data("prepare", "imagenet", "--train", "train.tar", "--output", tmp_path / "tree")
-    assert (done.status, done.err) == (
-        2,
-        "error: --train, --val and --devkit are ImageNet's archives; give the first two together, "
-        "or none of them\n",
-    )
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["imagenet", "--train", "train.tar"], "--train, --val and --devkit are ImageNet's archi"),
+        (["digits", "--train", "a.tar", "--val", "b.tar"], "--train, --val and --devkit are Image"),
+        (["imagenet"], "there is no folder imagenet; for ImageNet's archives type"),
+    ],
+)
+def test_imagenets_archives_come_together_or_not_at_all(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    done = data("prepare", *arguments, "--output", tmp_path / "tree")
+    assert done.status == 2
+    assert done.err.startswith(f"error: {sentence}")
+    assert "type deit-zoo data prepare imagenet --train ILSVRC2012_img_train.tar --val" in done.err
 
 
 def test_imagenets_archives_that_are_not_there_are_named(tmp_path: Path) -> None:
