@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import ASSETS, new_folder, verify
+from deit_zoo.files import ASSETS, expand_user, new_folder, verify
 
 SHEET = ASSETS / "digits.png"
 SHEET_SHA256 = "fa472e6d0fe9fff456b182b3deba5fd691036f6ff7e880b9895527fceda9edb5"
@@ -38,6 +38,7 @@ def write_folder(output: Path, progress: Callable[[int, int], None] | None = Non
 
     Raises DataError where the folder holds something already.
     """
+    output = expand_user(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
     with new_folder(output) as temporary:

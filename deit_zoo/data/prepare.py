@@ -19,6 +19,7 @@ from deit_zoo.data.imagenet import LABEL_FILES, label_file_in
 from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.transforms import resize
 from deit_zoo.errors import DataError
+from deit_zoo.files import expand_user
 from deit_zoo.labels import labels
 
 CHUNK = 64
@@ -75,7 +76,7 @@ def write_tree(
             "a tree of class folders has one class for each image, and these may have several "
             "labels; leave the images where they lie, and give the CSV as --data"
         )
-    output = output.resolve()
+    output = expand_user(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
     if output.is_mount():

@@ -125,6 +125,15 @@ def test_any_data_set_is_prepared_as_a_tree(whole: Path, tmp_path: Path) -> None
         assert image.size == (4, 4)
 
 
+def test_a_home_folder_is_filled_in_where_no_shell_does(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data("prepare", whole, "--output=~/tree").status == 0
+    assert data("check", "~/tree").err.endswith("30 images read, 0 bad\n")
+    assert data("digits", "--output=~/tree").err.startswith(f"error: {tmp_path}/tree exists and ")
+
+
 def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:
     synsets, labels = ["n02119789", "n01440764"], ["n01440764", "n02119789", "n01440764"]
     images = [photo("red", (number, 1)) for number in (1, 2, 3)]
