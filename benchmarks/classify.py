@@ -28,11 +28,12 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.data.prefetch import default_threads, prefetch
 from deit_zoo.data.transforms import EvalTransform, as_tensor
-from deit_zoo.inference.classify import BATCH_SIZE, predictions
+from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.throughput import FREED
 from deit_zoo.models.layers import ZooModel
 from harness.timing import rotated
 
+BATCH_SIZE = 32  # as classify takes it
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (500, 375)
 READING, MODEL = "reading alone", "model alone"

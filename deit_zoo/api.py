@@ -367,8 +367,6 @@ def evaluate(
     by_name = isinstance(name_or_model, str)
     own = devices[0] if in_process else "cpu" if by_name else None
     model = resolve_classifier(name_or_model, own)
-    if progress is None and group is not None and not group.is_main:
-        progress = _ignore
 
     def open_images() -> EvalSet:
         return _eval_set(model, data, labels, label_file)
@@ -389,14 +387,15 @@ def evaluate(
     job = parallel.EvalJob(
         model=model, images=dataset, batch_size=batch_size, workers=workers, keep=keep
     )
-    with watched("images", progress) as shown:
+    is_main = group is None or group.is_main  # of several processes by the first
+    with watched("images", progress or (None if is_main else lambda *_: None)) as shown:
         if group is not None:
             sums = parallel.evaluate_in_group(job, group, shown)
         elif in_process:
             sums = job.run_shard(None, 0, 1, shown)
         else:
             sums = parallel.evaluate_in_processes(job, devices, shown)
-    if report is not None and (group is None or group.is_main):
+    if report is not None and is_main:
         names = [label.name for label in class_names(model)]
         competing = [names[number] for number in eval_set.class_subset or range(len(names))]
         name = name_or_model if isinstance(name_or_model, str) else "a model"
@@ -638,10 +637,6 @@ def verify(name: str | os.PathLike[str]) -> list[VerifyResult]:
     from deit_zoo.hub.verify import files_of, verify_file
 
     return [verify_file(file, lambda count: None) for file in files_of(os.fspath(name))]
-
-
-def _ignore(done: int, total: int) -> None:
-    """The progress of a process that is not the first."""
 
 
 def _as_typed(changes: dict[str, Any]) -> list[str]:

@@ -17,7 +17,6 @@ from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
 
-BATCH_SIZE = 32  # images classified at once
 THUMBNAIL = 96  # pixels of its longer side
 
 
