@@ -15,12 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import sklearn.datasets
 from PIL import Image
 
+from support.command import fork_servers, run_python
 from support.hub_server import HubServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetune.md"
@@ -96,17 +96,12 @@ def tell(folder: Path) -> Iterator[tuple[str, subprocess.CompletedProcess[str]]]
             if not words:  # what the dry run left is what an upload puts there
                 published = folder / "publish" / "photos"
                 hub.commit(REPO, {file.name: file.read_bytes() for file in published.iterdir()})
-            options: dict[str, Any] = {"cwd": folder, "env": environment, "timeout": 600}
-            yield (
-                step,
-                subprocess.run(
-                    [sys.executable, *command], capture_output=True, text=True, **options
-                ),
-            )
+            yield step, run_python(command, cwd=folder, env=environment, timeout=600)
 
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     place.mkdir(parents=True)
-    for step, done in tell(place):
-        print(f"$ {step}\n{done.stderr}{done.stdout}[{done.returncode}]\n", flush=True)
+    with fork_servers():
+        for step, done in tell(place):
+            print(f"$ {step}\n{done.stderr}{done.stdout}[{done.returncode}]\n", flush=True)

@@ -718,9 +718,9 @@ def test_weights_that_do_not_say_what_they_are_are_refused(tmp_path: Path) -> No
 def test_what_was_learned_of_five_digits_helps_to_learn_ten(tmp_path: Path) -> None:
     begun = tmp_path / "five"
     changes = ["data=folder", "epochs=30"]
-    five = digits_of(tmp_path / "low", "01234", 1000)
+    five = digits_of(tmp_path / "low", "01234", 1000, 4)  # only the ten are judged
     reproduce(PICO, gpus=0, output=begun, data=five, changes=changes, workers=0)
-    ten = digits_of(tmp_path / "ten", "0123456789", 20)
+    ten = digits_of(tmp_path / "ten", "0123456789", 20, 20)
     figures = []
     for source in (str(begun), "none"):
         output = tmp_path / f"run-{len(figures)}"
