@@ -1,7 +1,8 @@
 """What others pickled, read by torch's restricted unpickler: data alone, and no code is run.
 
 Beside their weights training scripts leave arguments, figures and paths. What such an object is
-must stand in the list here, by its name; any other name ends the reading.
+must stand in the list here, by its name; any other name ends the reading. Nothing is made of them:
+the weights are tensors in dicts.
 """
 
 from __future__ import annotations
@@ -9,34 +10,62 @@ from __future__ import annotations
 import pickle
 import re
 import threading
-from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterable
-from datetime import date, datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from tarfile import is_tarfile
+from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
-import numpy as np
 import torch
-from torch.torch_version import TorchVersion
 
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import OpenedFile
+from deit_zoo.weights.pickle_scan import scan_pickle
 
-# A path of another system is read as one that only spells it.
-_PATHS = {
-    "PosixPath": PurePosixPath,
-    "WindowsPath": PureWindowsPath,
-    "PurePosixPath": PurePosixPath,
-    "PureWindowsPath": PureWindowsPath,
-}
-_NUMPY = {
-    "scalar": np.float64(0).__reduce__()[0],
-    "_reconstruct": np.zeros(0).__reduce__()[0],
-}
-# The unpickler fills no dict but these; what others make of one is of no use here.
+
+class _Ignored:
+    """Whatever it was, its arguments and state are of no use here."""
+
+    def __new__(cls, *arguments: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# The unpickler fills no dict and no list but these.
+def _plain_dict(*arguments: object) -> dict[Any, Any]:
+    return {}
+
+
+def _plain_list(*arguments: object) -> list[Any]:
+    return []
+
+
+_IGNORED = (
+    *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion"),
+    *(f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")),
+    *(
+        f"builtins.{name}"
+        for name in (
+            *("bool", "dict", "float", "frozenset", "int", "list", "range", "slice", "str"),
+            "tuple",
+        )
+    ),
+    *("numpy.ndarray", "numpy.dtype"),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
+)
 _DICTS = (
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",
@@ -46,65 +75,28 @@ _DICTS = (
     "easydict.EasyDict",
     "yacs.config.CfgNode",
 )
-
-
-def _plain_dict(factory: object = None) -> dict[Any, Any]:
-    return {}
-
-
-def _plain_range(*bounds: int) -> tuple[int, ...]:
-    """Its bounds: what is made of all its numbers could be of any size."""
-    return bounds
-
-
-def _plain_list(items: Iterable[Any] = (), maxlen: int | None = None) -> list[Any]:
-    return list(items)
-
-
 _SAFE: list[Any] = [
-    *(Namespace, SimpleNamespace, TorchVersion),
-    *(date, datetime, timedelta, timezone),
-    *(bool, dict, float, frozenset, int, list, slice, str, tuple),
-    *(np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgUSO")),
-    (_plain_dict, "collections.defaultdict"),
-    (_plain_list, "collections.deque"),
-    (_plain_range, "builtins.range"),
+    *((_Ignored, name) for name in _IGNORED),
     *((OrderedDict, name) for name in _DICTS),
-    *(
-        (call, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for name, call in _NUMPY.items()
-    ),
-    *(
-        (path, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for name, path in _PATHS.items()
-    ),
+    *((_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque")),
 ]
 
 # torch's list of what is allowed is the process's: one thread would take back another's.
 _ALLOWANCE = threading.Lock()
-
-
-def _check_stored(file: Path | OpenedFile) -> None:
-    """Raises CheckpointError for parts that are packed, as torch.save never does: what is made of
-    them could be of any size."""
-    with ZipFile(file) as archive:
-        if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
-            raise CheckpointError(
-                f"{file} is a packed archive, or a program as TorchScript saves it; give a file of "
-                "the model's state_dict()"
-            )
+# In what torch.save wrote before 1.6: a number, a version, the system, the content, its storages.
+_LEGACY_PICKLES = 5
 
 
 def read_pickled(file: Path | OpenedFile) -> Any:
-    """The content of a file of torch.save. Raises CheckpointError where it holds more than data."""
+    """The content of a file of torch.save. Raises CheckpointError where it holds more than data,
+    would take more memory than it, or has not the CRC-32 that it states."""
     try:
         with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), open(file, "rb") as stream:
+            for pickled in _pickles_in(file, stream):
+                scan_pickle(pickled, str(file), _allowed_names())
+            stream.seek(0)
             # By its path torch maps a file, but takes one of this suffix for what it is not.
             mapped = is_zipfile(file) and file.suffix != ".safetensors"
-            if mapped:
-                _check_stored(file)
             source: Any = file if mapped else stream
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
@@ -120,3 +112,44 @@ def read_pickled(file: Path | OpenedFile) -> Any:
         raise CheckpointError(
             f"{file} is not a whole PyTorch file ({reason}); fetch it again"
         ) from error
+
+
+def _allowed_names() -> set[str]:
+    """What the unpickler may call besides torch's own: ours, and what the process has added."""
+    entries: list[Any] = torch.serialization.get_safe_globals()
+    return {
+        entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+        for entry in entries
+    }
+
+
+def _pickles_in(file: Path | OpenedFile, stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The pickles that torch.load would read, each of them begun."""
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            _check_parts(archive, file)
+            for part in archive.infolist():
+                if part.filename.endswith("data.pkl"):
+                    yield BytesIO(archive.read(part))
+    elif is_tarfile(file):
+        raise ValueError("it is laid out as a tar archive")  # torch would look for others in it
+    else:
+        for _ in range(_LEGACY_PICKLES):
+            yield stream
+
+
+def _check_parts(archive: ZipFile, file: Path | OpenedFile) -> None:
+    """Raises CheckpointError for parts that are packed, as torch.save never does: what is made of
+    them could be of any size. And for a part with another CRC-32 than is stated."""
+    parts = archive.infolist()
+    if any(part.compress_type != ZIP_STORED for part in parts):
+        raise CheckpointError(
+            f"{file} is a packed archive, or a program as TorchScript saves it; give a file of "
+            "the model's state_dict()"
+        )
+    for part in parts:
+        if part.CRC == 0:  # torch was told not to compute it
+            del part.CRC
+        with archive.open(part) as content:
+            while content.read(1 << 20):
+                pass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import pickle
 import struct
 import zipfile
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -168,16 +170,77 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     refused(tmp_path / "b.pth", "is a packed archive, or a program as TorchScript")
 
 
-def test_a_pickle_that_asks_for_a_list_of_a_trillion_numbers_gets_none(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return list, (range(10**12),)
+class Call:
+    """What its unpickling calls, with what."""
 
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.parts = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.parts
+
+
+def doubled(times: int) -> tuple[Any, ...]:
+    inner: tuple[Any, ...] = ()
+    for _ in range(times):
+        inner = (inner, inner)
+    return inner
+
+
+MANY = 2_000_000_000
+IGNORED, REFUSED = "holds no state dict", "a call of .*, which could take any amount of memory"
+AGAIN = "names the same things again and again"
+ARRAY = Call(np.ndarray, (MANY,), "i1")
+BOMBS = {
+    "a list of a trillion": (Call(list, range(10**12)), IGNORED),
+    **{
+        f"a {kind.__name__} of an array": (Call(kind, ARRAY), IGNORED)
+        for kind in (list, tuple, frozenset, str, deque)
+    },
+    "an array of objects": (Call(np.ndarray, (MANY,), "O"), IGNORED),
+    "a set of what is made": (Call(set, ARRAY), REFUSED),
+    "a counter of what is made": (Call(Counter, ARRAY), REFUSED),
+    "bytes": (Call(bytearray, MANY), REFUSED),
+    "a tensor": (Call(torch.Tensor, MANY), REFUSED),
+    "bytes by a type": (
+        Call(torch._tensor._rebuild_from_type_v2, bytearray, torch.Tensor, (MANY,), {}),
+        REFUSED,
+    ),
+    "a slow encoding": (Call(codecs.encode, "x", "punycode"), REFUSED),
+    "one text in many": ([Call(codecs.encode, "x" * 9999, "latin1")] * 2, IGNORED),
+    "a tuple doubled": ({"a": doubled(40)}, AGAIN),
+    "a text a thousand times": (
+        (lambda text: [Call(codecs.encode, text, "latin1") for _ in range(999)])("x" * 9999),
+        AGAIN,
+    ),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@each_row("bomb", list(BOMBS.values()))
+def test_a_pickle_takes_no_more_memory_than_its_size_lets_expect(
+    bomb: tuple[Any, str], zipped: bool, tmp_path: Path
+) -> None:
+    content, message = bomb
+    torch.save({"args": content}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / "a.pth", message)
+
+
+def test_a_part_of_a_pth_must_have_the_crc_that_is_stated(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
     file = tmp_path / "a.pth"
-    torch.save({"args": Bomb()}, file)
-    refused(file, "holds no state dict")
-    file.write_bytes(pickle.dumps({"args": Bomb()}, protocol=2))
-    refused(file, "is not a whole PyTorch file|is no plain pickle")
+    torch.save({"model": state}, file)
+    whole = bytearray(file.read_bytes())
+    whole[whole.find(state["pos_embed"].numpy().tobytes())] ^= 1
+    file.write_bytes(whole)
+    refused(file, r"is not a whole PyTorch file \(Bad CRC-32 for file 'a/data/\d+'\); fetch it")
+    try:  # as in files of who has torch state none
+        torch.serialization.set_crc32_options(False)
+        torch.save({"model": state}, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert deit_zoo.create(NAME, checkpoint=file).num_classes == 10
 
 
 def test_a_receipt_that_is_torn_deep_or_of_wrong_types_is_no_proof(
