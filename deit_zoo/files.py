@@ -54,7 +54,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when all is in it, and is gone where not."""
     folder = Path(os.path.realpath(folder))
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = temporary_in(folder.parent, folder.name)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -70,14 +70,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def write_whole(file: Path, data: bytes) -> None:
     """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename.
 
-    What processes of this machine that were killed had begun of it is removed. FormatError where
-    the name is a device's or a FIFO's: it would be gone.
+    FormatError where the name is a device's or a FIFO's: it would be gone.
     """
     if file.exists():
         _check_regular(file, file.stat().st_mode)
-    beginning = f".{file.name}.{_machine()}."
-    _remove_torn(file.parent, beginning)
-    temporary = file.parent / f"{beginning}{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = temporary_in(file.parent, file.name)
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -106,12 +103,23 @@ def _machine() -> str:
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
-def _remove_torn(folder: Path, beginning: str) -> None:
+def temporary_in(folder: Path, name: str) -> Path:
+    """Where something may be made that becomes `name`; what processes of this machine that were
+    killed had begun of it is removed."""
+    beginning = f".{name}.{_machine()}."
     with suppress(OSError):
-        for name in os.listdir(folder):
-            pid = name.removeprefix(beginning).partition(".")[0]
-            if name.startswith(beginning) and pid.isdecimal() and not is_running(int(pid)):
-                (folder / name).unlink()
+        for path in folder.iterdir():
+            pid = path.name.removeprefix(beginning).partition(".")[0]
+            if path.name.startswith(beginning) and pid.isdecimal() and not is_running(int(pid)):
+                _remove(path)
+    return folder / f"{beginning}{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def open_regular(file: Path) -> BinaryIO:

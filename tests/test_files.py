@@ -17,6 +17,7 @@ from deit_zoo.files import (
     JSON_DEPTH,
     as_record,
     is_running,
+    new_folder,
     parse_json,
     read_bytes,
     read_json,
@@ -135,26 +136,35 @@ def test_a_record_of_other_fields_or_types_is_refused_by_name(value: object, rea
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from deit_zoo.files import write_whole
+from deit_zoo.files import new_folder, write_whole
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-write_whole(Path(sys.argv[1]), b"a")
+if sys.argv[2] == "file":
+    write_whole(Path(sys.argv[1]), b"a")
+with new_folder(Path(sys.argv[1])) as folder:
+    write_whole(folder / "inner", b"a")
 """
 
 
-def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(
+    kind: str, tmp_path: Path
+) -> None:
     file = tmp_path / "model.safetensors"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(file)])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(file), kind])
     assert done.returncode == -signal.SIGKILL
     (torn,) = tmp_path.iterdir()
     # Of a process that still writes, and of another machine's.
     mine = torn.name.replace(f".{torn.name.split('.')[-2]}.", f".{os.getpid()}.")
     (tmp_path / mine).touch()
     (tmp_path / ".model.safetensors.00000000.1.abcd1234").touch()
-    write_whole(file, b"b")
+    if kind == "file":
+        write_whole(file, b"b")
+    else:
+        with new_folder(file):
+            pass
     assert sorted(os.listdir(tmp_path)) == sorted(
         [".model.safetensors.00000000.1.abcd1234", mine, "model.safetensors"]
     )
-    assert file.read_bytes() == b"b"
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])

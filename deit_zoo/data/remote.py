@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from deit_zoo.data.image_file import check_length
 from deit_zoo.errors import DataError, MissingExtraError, words_of
+from deit_zoo.files import temporary_in
 from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
@@ -138,7 +138,7 @@ def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
     callback = Callback()
     callback.relative_update = advance
     files, path = _file_system(file.url)
-    temporary = file.place.with_name(f".{file.place.name}.{os.getpid()}")
+    temporary = temporary_in(file.place.parent, file.place.name)
     try:
         file.place.parent.mkdir(parents=True, exist_ok=True)
         files.get_file(path, str(temporary), callback=callback)

@@ -7,7 +7,6 @@ DEIT_ZOO_WEIGHTS the model goes by its name, and `sha256sum -c SHA256SUMS` check
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from deit_zoo.files import (
     SUMS_FILE,
     digest,
     read_json,
+    temporary_in,
     write_sums,
     write_whole,
 )
@@ -30,7 +30,7 @@ from deit_zoo.weights.proof import carried_name, known_file, stated_digests
 LICENSE_FILE, CARD_FILE = "LICENSE", "README.md"
 # The weights come last: without them a folder is not used.
 FOLDER_FILES = (SUMS_FILE, RECORD_FILE, LICENSE_FILE, CARD_FILE, MODEL_FILE)
-_TEMPORARY = ".deit_zoo."
+_TEMPORARY = "deit_zoo"
 _LICENSE_SOURCES = {
     "upstream": (
         "the authors' LICENSE and README at https://github.com/facebookresearch/deit, "
@@ -55,7 +55,7 @@ def check_free(name: str, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give a folder as --to")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    present = {filename for filename in names if not filename.startswith(_TEMPORARY)}
+    present = {filename for filename in names if not filename.startswith(f".{_TEMPORARY}.")}
     if present and not (present <= set(FOLDER_FILES) and _recorded_name(folder) == name):
         raise CheckpointError(
             f"{folder} holds other files ({', '.join(sorted(present)[:3])}); give a new or empty "
@@ -65,11 +65,11 @@ def check_free(name: str, folder: Path) -> None:
 
 def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None]) -> str:
     """Leave the folder whole or as it was. Returns the SHA-256 of the weights in it."""
+    # Beside what is new, inside what is there: a mounted disk cannot be renamed.
+    temporary = temporary_in(folder if folder.exists() else folder.parent, _TEMPORARY)
     if folder.exists() and (sha256 := _whole(folder, file)) is not None:
         return sha256
     record = manifest_record(file.name)
-    # Beside what is new, inside what is there: a mounted disk cannot be renamed.
-    temporary = (folder if folder.exists() else folder.parent) / f"{_TEMPORARY}{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
         sha256 = copy_file(file.path, temporary / MODEL_FILE, advance)

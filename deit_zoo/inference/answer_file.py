@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from deit_zoo.data.remote import is_remote
 from deit_zoo.errors import DataError, FormatError
-from deit_zoo.files import as_record, digest, parse_json, read_json, write_whole
+from deit_zoo.files import as_record, digest, parse_json, read_json, temporary_in, write_whole
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
@@ -150,7 +150,7 @@ class AnswerFile:
         self._stream.seek(0)
         rows = (json.loads(line) for line in self._stream)
         write = _write_csv if self.file.suffix.lower() == ".csv" else _write_parquet
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        temporary = temporary_in(self.file.parent, self.file.name)
         try:
             with temporary.open("wb") as stream:
                 write(stream, rows, self.settings)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import deit_zoo as zoo
 from deit_zoo.cli import main
 from deit_zoo.errors import IntegrityError
-from deit_zoo.files import ASSETS, digest
+from deit_zoo.files import ASSETS, digest, temporary_in
 from deit_zoo.hub import carry
 from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
 from deit_zoo.weights.formats import convert_pickle
@@ -279,7 +279,14 @@ def test_fetching_again_mends_a_broken_folder(typed: Callable[..., Done], tmp_pa
     assert typed(*arguments).status == 0
     assert (folder / "model.safetensors").stat().st_ino == inode  # whole, so left as it was
     flip(folder / "model.safetensors", 9000)
+    for place in (folder, tmp_path):  # what processes that were killed had begun
+        torn = temporary_in(place, "deit_zoo")
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        torn.with_name(torn.name.replace(f".{os.getpid()}.", f".{ended.pid}.")).mkdir()
     assert typed(*arguments).status == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(carry.FOLDER_FILES)
+    assert typed("fetch", NAME, "--to", tmp_path / "b").status == 0
     assert (folder / "model.safetensors").read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
