@@ -43,7 +43,6 @@ HASHINGS = 3  # that a file is replaced meanwhile, as by another process that fe
 SILENT_SECONDS = 2.0  # of waiting for another process
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
-GitSha1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 T = TypeVar("T")
 
 

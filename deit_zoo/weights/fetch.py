@@ -23,6 +23,7 @@ from deit_zoo.weights.download import UnavailableError, download
 from deit_zoo.weights.hub_files import (
     SHA1,
     SHA256,
+    Recorded,
     Stated,
     checked_download,
     describe,
@@ -30,7 +31,6 @@ from deit_zoo.weights.hub_files import (
     hub_download,
     hub_metadata,
     key_of,
-    stated_by_hub,
 )
 from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT, carried_folders, repository_folder
 from deit_zoo.weights.reach import Reach
@@ -121,15 +121,11 @@ def _checked(file: KnownFile | None) -> tuple[KnownFile | None, IntegrityError |
 
 
 def _from_hub(source: Source) -> KnownFile:
-    """A file of the Hub, at the pinned commit or at the one that `main` is now.
-
-    Without a pinned digest the one that the Hub states is checked, and recorded: should the Hub
-    ever state another, that is an IntegrityError.
-    """
+    """A file of the Hub, at the pinned commit or at the one that `main` is now."""
     if source.revision is not None and source.sha256 is not None:
         stated = Stated(commit=source.revision, sha256=source.sha256)
     else:
-        stated = stated_by_hub(source)
+        stated = hub_metadata(source)
     return checked_download(source, stated, describe(source))
 
 
@@ -275,12 +271,12 @@ def cached_source(name: str, source: Source) -> KnownFile | None:
     that the Hub's cache gives a large file. A cache that was copied without its links has none.
     """
     if source.kind == "hub":
-        stated = cache.read_record("stated", key_of(source), Stated)
+        recorded = cache.read_record("stated", key_of(source), Recorded)
         revision = source.revision or "main"
-        if stated is not None and not SHA1.fullmatch(revision):
-            revision = stated.commit
+        if recorded is not None and not SHA1.fullmatch(revision):
+            revision = recorded.commit
         path = _from_hf_cache(source, revision)
-        sha256 = source.sha256 or (stated.sha256 if stated is not None else None)
+        sha256 = source.sha256 or (recorded.sha256 if recorded is not None else None)
         if path is not None and sha256 is None and SHA256.fullmatch(path.resolve().name):
             sha256 = path.resolve().name
     else:

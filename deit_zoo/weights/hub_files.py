@@ -25,7 +25,7 @@ from deit_zoo.errors import IntegrityError, redact
 from deit_zoo.files import digest, digest_of_blob
 from deit_zoo.manifest import Source
 from deit_zoo.weights import cache, hub_answers, web
-from deit_zoo.weights.cache import Commit, GitSha1, KnownFile, Sha256
+from deit_zoo.weights.cache import Commit, KnownFile, Sha256
 from deit_zoo.weights.download import ATTEMPTS, BACKOFF_SECONDS, RETRIED, UnavailableError
 
 LIBRARY = "deit_zoo"
@@ -41,9 +41,17 @@ class Stated:
     """What the Hub states of a file: the commit that holds it, its digest where it is large, and
     where it is small the SHA-1 that git gives it."""
 
+    commit: str
+    sha256: str | None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """The commit that a file came from, and the digest that it had."""
+
     commit: Commit
-    sha256: Sha256 | None
-    git_sha1: GitSha1 | None = None
+    sha256: Sha256
 
 
 def describe(source: Source) -> str:
@@ -56,19 +64,6 @@ def key_of(source: Source) -> str:
     return f"{source.repo_id}{at}/{source.filename}"
 
 
-def stated_by_hub(source: Source) -> Stated:
-    """Commit and digest that the Hub states now; the same as ever, or IntegrityError."""
-    stated = hub_metadata(source)
-    before = cache.read_record("stated", key_of(source), Stated)
-    if before is not None and stated.sha256 not in (None, before.sha256):
-        raise IntegrityError(
-            f"{describe(source)} now states SHA-256 {stated.sha256} for {source.filename}, but "
-            f"stated {before.sha256} before; if the change is meant, remove "
-            f"{cache.folder() / 'stated'}"
-        )
-    return before if before is not None and before.commit == stated.commit else stated
-
-
 def hub_metadata(source: Source) -> Stated:
     revision = source.revision or "main"
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
@@ -78,6 +73,8 @@ def hub_metadata(source: Source) -> Stated:
     commit, etag = metadata.commit_hash or "", metadata.etag or ""
     if not SHA1.fullmatch(commit):
         raise UnavailableError("it does not answer as a Hub does: check HF_ENDPOINT")
+    if SHA1.fullmatch(revision) and commit != revision:
+        raise UnavailableError(f"it answers commit {revision} with {commit}: check HF_ENDPOINT")
     if not (SHA1.fullmatch(etag) or SHA256.fullmatch(etag)):
         raise UnavailableError(f"it states no digest ({etag!r:.80}): check HF_ENDPOINT")
     return Stated(
@@ -88,14 +85,20 @@ def hub_metadata(source: Source) -> Stated:
 
 
 def checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
-    """The file with the stated digest; a wrong one is dropped, and fetched once more.
+    """The file with its digest; a wrong one is dropped, and fetched once more.
 
-    The one that the manifest pins counts more. Of a small file the Hub states no SHA-256: the one
-    that it had when it came from this commit is recorded; then it had git's SHA-1.
+    The digest that the manifest pins counts, else the one that the file had when it first came, of
+    this commit, or of any where the manifest leaves the commit open; else what the Hub states now.
     """
-    commit = replace(source, revision=stated.commit)
-    recorded = cache.read_record("stated", key_of(commit), Stated)
-    expected = source.sha256 or stated.sha256 or (recorded and recorded.sha256)
+    key = key_of(source if source.revision is None else replace(source, revision=stated.commit))
+    recorded = cache.read_record("stated", key, Recorded) if source.sha256 is None else None
+    meant = f"if the change is meant, remove {cache.folder() / 'stated'}"
+    if recorded is not None and stated.sha256 not in (None, recorded.sha256):
+        raise IntegrityError(
+            f"{where} now states SHA-256 {stated.sha256} for {source.filename}, but stated "
+            f"{recorded.sha256} before; {meant}"
+        )
+    expected = source.sha256 or (recorded.sha256 if recorded else stated.sha256)
     for again in (False, True):
         path = hub_download(source, stated.commit, again)
         try:
@@ -106,14 +109,14 @@ def checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
             _drop(path)
             continue
         if source.sha256 is None:
-            known = asdict(Stated(commit=stated.commit, sha256=sha256))
+            known = asdict(Recorded(commit=stated.commit, sha256=sha256))
             for revision in {source.revision, stated.commit}:
                 cache.write_record("stated", key_of(replace(source, revision=revision)), known)
         return KnownFile(path=path, sha256=sha256, proof=source.proof)
     raise IntegrityError(
         f"{where} gave a file of SHA-256 {actual} twice, but "
         f"{expected or f'one that git names {stated.git_sha1}'} is expected; "
-        "try another network or mirror (HF_ENDPOINT)"
+        f"try another network or mirror (HF_ENDPOINT){f', or, {meant}' if recorded else ''}"
     )
 
 

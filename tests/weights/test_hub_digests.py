@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.hub_server import LARGE
 from support.machine import FILE, PTH, REPO, Machine, hub_source, sha256, told, url_source
 
 # Prints what `checkpoint=ADDRESS` gives.
@@ -174,6 +175,44 @@ def test_a_small_file_is_not_what_the_hub_names_by_its_sha1(machine: Machine) ->
         "twice, but one that git names 2fcb5efe6f082dc0c5ca5cba647ff7a28fd44753"
         in (answer["message"])
     )
+
+
+@pytest.mark.parametrize("first", [LARGE, ()], ids=["a SHA-256", "git's SHA-1"])
+def test_other_bytes_than_the_manifests_file_had_are_refused_whatever_names_them(
+    first: tuple[str, ...], machine: Machine, weights: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("support.hub_server.LARGE", first)
+    assert machine.fetch()["sha256"] == sha256(weights)
+    shutil.rmtree(machine.hf_cache)
+    monkeypatch.setattr("support.hub_server.LARGE", ())
+    machine.hub.commit(REPO, {FILE: flipped(weights)})
+    answer = machine.fetch()
+    assert answer["error"] == "IntegrityError"
+    assert f"{sha256(weights)} is expected; try another network or mirror" in answer["message"]
+    assert answer["message"].endswith(f"if the change is meant, remove {machine.zoo_cache}/stated")
+    machine.hub.commit(REPO, {FILE: weights})
+    assert machine.fetch()["sha256"] == sha256(weights)
+
+
+def test_a_commit_keeps_its_bytes_though_the_hub_states_others(
+    machine: Machine, weights: bytes
+) -> None:
+    address = f"hf://{REPO}@{commit_of(machine)}"
+    at(machine, address)
+    shutil.rmtree(machine.hf_cache)
+    machine.hub.repositories[REPO].commits[commit_of(machine)][FILE] = SPOILED
+    answer = at(machine, address)
+    assert answer["error"] == "IntegrityError"
+    assert f"{address} now states SHA-256 {sha256(SPOILED)} for {FILE}, but" in answer["message"]
+
+
+def test_a_hub_that_answers_a_pinned_commit_with_another_is_refused(machine: Machine) -> None:
+    pinned = commit_of(machine)
+    other = machine.hub.commit(REPO, {FILE: SPOILED})
+    machine.publish(hub_source(revision=pinned))
+    machine.hub.fail("HEAD", "/resolve/", headers={"X-Repo-Commit": other}, times=9)
+    message = f"it answers commit {pinned} with {other}: check HF_ENDPOINT"
+    assert message in machine.fetch()["message"]
 
 
 # Records of the zoo's cache.
