@@ -12,6 +12,7 @@ from deit_zoo.files import (
     ASSETS,
     MODEL_FILE,
     RECEIPT_FILE,
+    SUMS_FILE,
     WEIGHTS_SUFFIXES,
     digest,
 )
@@ -19,6 +20,7 @@ from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile
+from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.fetch import cached_source
 from deit_zoo.weights.proof import carried_file, known_file, stated_digests
 
@@ -71,20 +73,24 @@ def listed_files(folder: Path) -> Iterator[CachedFile]:
     """The files that a folder's SHA256SUMS, or the receipt of a run, has digests of.
 
     Raises CheckpointError where it has neither, lists a file that is not a regular one within it,
-    or does not list its weights; IntegrityError where it contradicts the manifest.
+    or does not list its weights or config.json; IntegrityError where it contradicts the manifest.
     """
     digests, stating = stated_digests(folder)
     weights = {path.name for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES}
     listed = {name for name in digests if Path(name).suffix in WEIGHTS_SUFFIXES}
-    if unlisted := sorted(weights - listed) or ([] if listed else [MODEL_FILE]):
+    unlisted = sorted(weights - listed) or ([] if listed else [MODEL_FILE])
+    names = folder / CONFIG_FILE
+    if stating == SUMS_FILE and names.exists() and CONFIG_FILE not in digests:
+        unlisted.append(CONFIG_FILE)
+    if unlisted:
         raise CheckpointError(
-            f"{folder / stating} has no digest of the weights {unlisted[0]}, so nothing says what "
-            "they should be; fetch the folder again"
+            f"{folder / stating} has no digest of {unlisted[0]}, so nothing says what it should "
+            "be; fetch the folder again, or remove that file"
         )
     for filename, sha256 in digests.items():
         path = folder / filename
         _check_confined(path, folder)
-        proof = known_file(path).proof if filename == MODEL_FILE else stating
+        proof = known_file(path).proof if filename in weights else stating
         remedy = "train it again" if stating == RECEIPT_FILE else "fetch the folder again"
         yield CachedFile(name=str(folder), path=path, sha256=sha256, proof=proof, remedy=remedy)
 

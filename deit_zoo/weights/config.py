@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError
-from deit_zoo.files import MODEL_FILE, read_json
+from deit_zoo.files import MODEL_FILE, read_json, verify
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec, lookup
+from deit_zoo.weights.proof import known_file
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
@@ -25,6 +26,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         return {}
+    if (sha256 := known_file(file).sha256) is not None:
+        verify(file, sha256)
     try:
         config = read_json(file)
         if not isinstance(config, dict):
@@ -94,10 +97,15 @@ def _network(config: dict[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
 
 def _class_names(config: dict[str, Any]) -> list[str]:
     """The names in class order; none where a configuration has only numbers for them."""
-    if names := config.get("label_names"):
-        return [str(name) for name in names]
-    by_number: dict[str, str] = config.get("id2label") or {}
-    names = [str(by_number[key]) for key in sorted(by_number, key=int)]
+    by_number = config.get("id2label") or {}
+    names = config.get("label_names") or by_number
+    if isinstance(names, dict):
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise ValueError(f"its labels have the keys {[*names]!r:.80}, not 0, 1, 2 and so on")
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or names is by_number:
+        raise ValueError(f"its labels are {names!r:.80}, no list of names")
+    names = [str(name) for name in names]
     return [] if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 

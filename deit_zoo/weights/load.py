@@ -110,9 +110,10 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
             f"folder that holds {MODEL_FILE}, or hf://ORG/REPO"
         )
     known = known_file(file)
-    metadata = read_metadata(file, known.sha256) or read_config(file.parent)
-    if not metadata and file.name == MODEL_FILE and (file.parent / RECORD_FILE).exists():
-        metadata = {"name": carried_name(file.parent)}
+    metadata = read_metadata(file, known.sha256)
+    if not metadata and (file.parent / RECORD_FILE).exists():
+        metadata = {"name": carried_name(file.parent)}  # no manifest pins a config.json
+    metadata = metadata or read_config(file.parent)
     return LocalCheckpoint(
         path=file, sha256=known.sha256, proof=known.proof, metadata=metadata, weights=weights
     )

@@ -18,6 +18,7 @@ from deit_zoo.files import (
     RECEIPT_FILE,
     RECORD_FILE,
     SUMS_FILE,
+    WEIGHTS_SUFFIXES,
     as_record,
     digest,
     is_inside,
@@ -25,6 +26,7 @@ from deit_zoo.files import (
     read_sums,
 )
 from deit_zoo.manifest import Checkpoint, manifest_path, read_manifest
+from deit_zoo.registry import MODELS
 from deit_zoo.weights.cache import KnownFile, Sha256, verified
 from deit_zoo.weights.places import carried_folders
 
@@ -66,7 +68,7 @@ def stated_digests(folder: Path) -> tuple[dict[str, str], str]:
 
 
 def known_file(file: Path) -> KnownFile:
-    """A file of a folder with the digest that is stated for it there, if any is.
+    """Weights, or what lies beside them, with the digest that their folder states, if any does.
 
     Raises CheckpointError where the folder states digests but none of this file, IntegrityError
     where it contradicts itself or the manifest.
@@ -77,11 +79,11 @@ def known_file(file: Path) -> KnownFile:
         digests, stating = stated_digests(folder)
         if file.name not in digests:
             raise CheckpointError(
-                f"{folder / stating} states no SHA-256 for {file.name}; remove it to load the file "
-                "without proof"
+                f"{folder / stating} states no SHA-256 for {file.name}; remove one of the two: "
+                f"without {stating} the folder is read without proof"
             )
         known = KnownFile(path=file, sha256=digests[file.name], proof=stating)
-    if file.name == MODEL_FILE and (folder / RECORD_FILE).exists():
+    if file.suffix in WEIGHTS_SUFFIXES and (folder / RECORD_FILE).exists():
         return _checked_by_record(known)
     return known
 
@@ -118,6 +120,11 @@ def _checked_by_record(known: KnownFile) -> KnownFile:
     """
     folder = known.path.parent
     [(name, record)] = _record(folder / RECORD_FILE).items()
+    if name not in MODELS:
+        raise CheckpointError(
+            f"{folder / RECORD_FILE} is of {name!r:.120}, and no model has this name; fetch the "
+            "folder again"
+        )
     installed = read_manifest().get(name)
     origin = f"{folder / known.proof} states" if known.sha256 else f"{folder} has"
     for where, sources, word in (
@@ -130,7 +137,7 @@ def _checked_by_record(known: KnownFile) -> KnownFile:
         sha256 = known.sha256 or _sha256(known.path)
         if sha256 not in pinned:
             raise IntegrityError(
-                f"{origin} SHA-256 {sha256} for {MODEL_FILE}, but {where} pins "
+                f"{origin} SHA-256 {sha256} for {known.path.name}, but {where} pins "
                 f"{' or '.join(sorted(pinned))} for {name}; fetch the folder again"
             )
         known = KnownFile(path=known.path, sha256=sha256, proof=word)

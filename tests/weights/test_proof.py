@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
@@ -149,7 +151,7 @@ def test_every_form_that_sha256sum_writes_is_read(mark: str, folder: Path) -> No
 def test_a_folder_whose_sums_leave_out_the_weights_is_not_whole(folder: Path) -> None:
     (folder / "README.md").write_text("weights")
     state(folder / "SHA256SUMS", "README.md", b"weights")
-    with pytest.raises(CheckpointError, match=r"has no digest of the weights model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no digest of model\.safetensors"):
         list(listed_files(folder))
     with pytest.raises(CheckpointError, match=r"states no SHA-256 for model\.safetensors"):
         deit_zoo.create(NAME, checkpoint=folder)
@@ -157,8 +159,46 @@ def test_a_folder_whose_sums_leave_out_the_weights_is_not_whole(folder: Path) ->
 
 def test_a_second_file_of_weights_that_is_not_listed_is_named(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"no digest of the weights pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"no digest of pytorch_model\.bin"):
         list(listed_files(folder))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "pytorch_model.bin"])
+def test_weights_of_another_name_are_proved_by_the_record_too(name: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(WRONG)
+    state(folder / "SHA256SUMS", name, WRONG)
+    expect(IntegrityError, f"states SHA-256 {sha256(WRONG)} for {name}, but", folder)
+
+
+def test_a_record_of_a_model_that_nobody_knows_proves_nothing(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"x": {"sources": []}}')
+    expect(CheckpointError, "checkpoint.json is of 'x', and no model has this name", folder)
+
+
+def test_a_configuration_is_believed_as_far_as_sums_state_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "m.json").write_text('{"schema_version": 1, "checkpoints": {}}')
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(tmp_path / "m.json"))
+    data = to_bytes(load_file(folder / "model.safetensors"))  # says nothing of itself
+    (folder / "model.safetensors").write_bytes(data)
+    sums, record = folder / "SHA256SUMS", folder / "checkpoint.json"
+    state(sums, "model.safetensors", data)
+    record.write_text(json.dumps({NAME: {"sources": [{"sha256": sha256(data)}]}}))
+    config = json.dumps({"architecture": NAME, "label_names": list("9876543210")}).encode()
+    (folder / "config.json").write_bytes(config)
+    with pytest.raises(CheckpointError, match=r"SHA256SUMS has no digest of config\.json"):
+        list(listed_files(folder))
+    assert "labels" not in deit_zoo.create(folder).checkpoint.metadata  # the record says enough
+    record.unlink()
+    expect(CheckpointError, r"(states no SHA-256 for|has no digest of) config\.json", folder)
+    listed = sums.read_text()
+    sums.write_text(f"{listed}{sha256(b'another')}  config.json\n")
+    with pytest.raises(IntegrityError, match=r"config\.json has SHA-256"):
+        deit_zoo.create(NAME, checkpoint=folder)
+    sums.write_text(f"{listed}{sha256(config)}  config.json\n")
+    assert deit_zoo.create(NAME, checkpoint=folder).labels == tuple("9876543210")
 
 
 def test_a_listed_name_that_links_out_of_the_folder_is_not_read(folder: Path) -> None:

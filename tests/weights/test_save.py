@@ -210,7 +210,7 @@ def test_a_class_of_imagenet_keeps_its_name_in_a_model_of_some() -> None:
                 "model_type": "vit",
                 "hidden_size": 192,
                 "num_attention_heads": 3,
-                "id2label": {"10": "fox", "2": "dog", "1": "cat"},
+                "id2label": {"2": "fox", "1": "dog", "0": "cat"},
             },
             "deit_tiny",
             ["cat", "dog", "fox"],
@@ -287,7 +287,14 @@ def test_what_the_weights_say_goes_before_a_configuration(tmp_path: Path) -> Non
     assert (model.spec.name, model.labels) == (NAME, ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"id2label": 3}', '{"id2label": {"a": "b"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"id2label": 3}', '{"id2label": {"a": "b"}}', '{"label_names": "ab"}'),
+        *('{"id2label": {"0": "a", "100": "b"}}', '{"id2label": {"0": "a", "-1": "b"}}'),
+        *('{"id2label": {"0": "a", "00": "b"}}', '{"label_names": {"1": "a", "2": "b"}}'),
+    ],
+)
 def test_a_configuration_that_is_none_is_one_sentence(text: str, tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pth")
     (tmp_path / "config.json").write_text(text)
