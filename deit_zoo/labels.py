@@ -5,10 +5,12 @@ The ImageNet names are WordNet 3.0 lemmas (Princeton University); the order is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from reprlib import repr as shortened
 
-from deit_zoo.errors import DataError
+from deit_zoo.errors import CheckpointError, DataError
 from deit_zoo.files import ASSETS
 
 # The kind of model that gives each class a sigmoid of its own, as transformers' configurations say.
@@ -32,6 +34,20 @@ def labels(kind: str) -> tuple[Label, ...]:
     if kind == "digits":
         return tuple(Label(str(digit), str(digit)) for digit in range(10))
     raise DataError(f"no labels are named {kind!r}; there are imagenet1k and digits")
+
+
+def as_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names of a model's classes, in their order, which no dict and no set says.
+
+    Raises CheckpointError where they are not one for each.
+    """
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_list or len(names) != num_classes:
+        raise CheckpointError(
+            f"labels are {shortened(names)}, but the model has {num_classes} classes; give a list "
+            "of one name for each, in their order"
+        )
+    return tuple(names)
 
 
 @cache

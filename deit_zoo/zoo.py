@@ -316,8 +316,7 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
 
 def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
-    """The same of one that tells classes apart. Raises ZooError where it cannot, or they have no
-    names that can be."""
+    """The same of one that tells classes apart. Raises ZooError where it cannot."""
     from deit_zoo.models.layers import num_classes_of, num_outputs
 
     model = resolve_model(name_or_model, device)
@@ -329,7 +328,4 @@ def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
             f"the model's two heads tell {num_classes} and {num_outputs(second)} classes apart; "
             f"give both one number: model.reset_classifier({num_classes})"
         )
-    names = getattr(model, "labels", None) or ()
-    if not all(isinstance(name, str) for name in names):
-        raise ZooError(f"model.labels is {names!r}; give a list of names, in the classes' order")
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from io import BytesIO
 
 import torch
@@ -12,7 +11,7 @@ from deit_zoo.data.image_like import from_pixels
 from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
-from deit_zoo.labels import SEVERAL_LABELS, Label, labels
+from deit_zoo.labels import SEVERAL_LABELS, Label, as_names, labels
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
@@ -23,10 +22,12 @@ THUMBNAIL = 96  # pixels of its longer side
 def class_names(model: ZooModel) -> tuple[Label, ...]:
     """The labels of a model's classes: those it has names for; numbers where it has none."""
     known = {label.folder: label for label in labels(spec_of(model).labels)}
-    own: Sequence[str] = model.labels or ()
-    if len(own) != (num_classes := num_classes_of(model)):
-        own = [str(number) for number in range(num_classes)]
-    return tuple(known.get(folder, Label(folder, folder)) for folder in own)
+    own, num_classes = model.labels or (), num_classes_of(model)
+    if len(own) == num_classes:
+        names = as_names(own, num_classes)  # a teacher from timm takes anything for its labels
+    else:  # of a head that was replaced
+        names = tuple(str(number) for number in range(num_classes))
+    return tuple(known.get(folder, Label(folder, folder)) for folder in names)
 
 
 def reading_for(model: ZooModel) -> Reading:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
+from deit_zoo.labels import as_names
 
 if TYPE_CHECKING:
     from deit_zoo.manifest import Checkpoint, Reading
@@ -34,10 +35,10 @@ class ZooModel(nn.Module):
     a sigmoid of its own.
     """
 
-    __jit_unused_properties__ = ("num_classes", "num_features")
+    __jit_unused_properties__ = ("labels", "num_classes", "num_features")
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
-    labels: Sequence[str] | None = None
+    _labels: tuple[str, ...] | None = None
     reading: Reading | None = None
     problem_type: str | None = None
     adapted: tuple[str, ...] = ()
@@ -63,6 +64,15 @@ class ZooModel(nn.Module):
                 f"num_classes is {number}, but the head tells {self.num_classes} classes apart; "
                 f"give model.reset_classifier({number}) or put a head of that width first"
             )
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The folders or names of the classes, in their order, where they are known."""
+        return self._labels
+
+    @labels.setter
+    def labels(self, names: Sequence[str] | None) -> None:
+        self._labels = None if names is None else as_names(names, self.num_classes)
 
     @property
     def num_features(self) -> int:

@@ -30,6 +30,7 @@ from deit_zoo.files import (
     verify,
     write_whole,
 )
+from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec, is_path, resolve
@@ -278,13 +279,8 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
     """Raises CheckpointError for what `create` could not load."""
     if any(value.is_meta for value in state.values()):
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
-    names = facts.get("labels")
-    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    if names is not None and not (is_list and len(names) == model.num_classes):
-        raise CheckpointError(
-            f"labels are {names!r}, but the model has {model.num_classes} classes; give a list of "
-            "one name for each, in their order"
-        )
+    if (names := facts.get("labels")) is not None:
+        as_names(names, model.num_classes)
     if model.spec is None:
         return
     with _Unfilled():
