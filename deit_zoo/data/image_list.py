@@ -59,7 +59,7 @@ class ImageList:
 
     An image has one class, or where `several` any number. `data` is the archive or the table of
     which they are members or rows; of files it is empty. `ignored` says, of a list that was just
-    made, what else lies there.
+    made, what else lies there, or is left out.
     """
 
     root: Path
@@ -110,7 +110,7 @@ class ListSet(FolderSet):
     ) -> None:
         images = of.of(split)
         self.root = of.root
-        self.note = ""
+        self.note = of.ignored
         self.classes = list(classes) or of.classes
         if sorted(self.classes) != of.classes:
             raise DataError(wrong_classes(of.root, of.classes, self.classes))
@@ -195,7 +195,7 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
             data = rows[0][3] if heading == _OF_MEMBERS and rows else ""
             images = tuple(
                 ListedImage(
-                    split, name, int(num_bytes), place[-1] if data else _path_from(root, *place)
+                    split, name, int(num_bytes), place[-1] if data else path_from(root, *place)
                 )
                 for split, name, num_bytes, *place in rows
             )
@@ -227,7 +227,7 @@ def listing_sha256(images: Iterable[ListedImage]) -> str:
     return digest.hexdigest()
 
 
-def _path_from(root: str | Path | None, file: str) -> str:
+def path_from(root: str | Path | None, file: str) -> str:
     """A whole path, or where it lies under a root; always with "/"."""
     path = Path(file)
     return (path.relative_to(root) if root and path.is_relative_to(root) else path).as_posix()

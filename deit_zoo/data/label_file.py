@@ -1,9 +1,10 @@
 """A user's CSV file of labels as a list of images: one class of each, or several.
 
-The first column names the files, from the CSV's folder on. Then comes one column of labels, with
-`|` or `;` between several, or a column of 0 and 1 for each class; and `split`, where the file says
-what is for validation. A file may stand in several rows, which say more of it. Between columns are
-commas, semicolons or tabs.
+The column `file`, else the first, names the files, from the CSV's folder on. Another holds labels,
+with `|` or `;` between several, or there is one of 0 and 1 (or False and True) for each class; and
+`split`, where the file says what is for validation. A file may stand in several rows, which say
+more of it. Between columns are commas, semicolons or tabs. Blanks around a heading or a cell, rows
+of empty cells, and empty columns under no heading, say nothing; what else is left out is told.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
-from deit_zoo.data.folder import is_image
-from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage
-from deit_zoo.data.table import SPLITS, split_address
+from deit_zoo.data.folder import SPLIT_FOLDERS, is_image
+from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage, path_from
+from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError
 
-_SPLIT = "split"
-_MARKS = {"": False, "0": False, "0.0": False, "1": True, "1.0": True}
+_FIRST_DELIMITER = re.compile(r'[\r\n ]*(?:"(?:[^"]|"")*"|[^"\t,;\r\n]*)([\t,;])')
+_MARKS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 FORM = (
     "a file's name first, then one column of labels (with | between several) or a column of 0 and "
     "1 for each class, and split where the file says which are for validation"
 )
+SHOWN = 8  # numbers of rows in a sentence
+Columns = dict[str, Sequence[str]]
 
 
 def read_labels(data: str | Path) -> ImageList:
@@ -36,86 +41,117 @@ def read_labels(data: str | Path) -> ImageList:
     """
     place, chosen = split_address(str(data))
     file = Path(place)
+    numbers, columns = _columns(file)
+    files = columns.pop(_called("file", columns) or next(iter(columns)))
+    words = columns.pop(_called("split", columns), None)
+    labels = _labels(file, columns, chosen.get("label"))
+    splits, notes = _splits(file, numbers, words) if words else ([ALL] * len(files), [])
+    if chosen and (others := [name for name in columns if name != chosen["label"]]):
+        notes.append(f"columns of {file} not read: {', '.join(others)}")
+    root, real_folder = file.resolve().parent, cache(os.path.realpath)
+    first_name: dict[tuple[str, str], str] = {}
+    of_file: dict[str, tuple[str, set[str]]] = {}
+    for number, name, split, own in zip(numbers, files, splits, labels, strict=True):
+        if not name:
+            raise DataError(f"row {number} of {file} names no file; give its name, or leave it out")
+        folder, last = os.path.split(root / (path := _path(root, name)))
+        path = first_name.setdefault((real_folder(folder), last), path)
+        other, known = of_file.setdefault(path, (split, set()))
+        if other != split:
+            raise DataError(f"{file} puts {path} in {other} and in {split}; leave one")
+        known |= own
+    images = tuple(
+        ListedImage(split, SEPARATOR.join(sorted(own)), _size(root / path), path)
+        for path, (split, own) in of_file.items()
+        if split in (*SPLIT_FOLDERS, ALL)
+    )
+    several = [image.path for image in images if len(of_file[image.path][1]) != 1]
+    if several:
+        notes.append(
+            f"images of {file} with no label or several: {len(several):,} of {len(images):,}, "
+            f"first {several[0]}; so each class is judged by itself"
+        )
+    return ImageList(root=root, several=bool(several), images=images, ignored="; ".join(notes))
+
+
+def _columns(file: Path) -> tuple[list[int], Columns]:
+    """The numbers of the rows that say something, and what they say, by the columns' names."""
     try:
-        heading, *rows = _rows(file) or [[]]
+        (_, heading), *rows = _rows(file) or [(1, [])]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as a list of images ({error}); it must have {FORM}"
         ) from error
-    if heading and is_image(heading[0]):
+    if image := next(filter(is_image, heading), None):
         raise DataError(
-            f"the first row of {file} is an image, {heading[0]}, and should name the columns; put "
+            f"the first row of {file} is an image, {image}, and should name the columns; put "
             "file,label before it"
         )
-    if len(set(heading)) < len(heading):
-        raise DataError(f"two columns of {file} have one name; its first row is {heading}")
-    if wrong := next((n for n, row in enumerate(rows, 2) if len(row) != len(heading)), None):
+    if wrong := next((number for number, row in rows if len(row) != len(heading)), None):
         raise DataError(f"row {wrong} of {file} has not the {len(heading)} columns of the first")
-    columns = {name: [row[n].strip() for row in rows] for n, name in enumerate(heading)}
-    if len(heading) < 2 or not rows:
+    columns = list(zip(heading, zip(*(row for _, row in rows), strict=True), strict=bool(rows)))
+    columns = [(name, cells) for name, cells in columns if name or any(cells)]
+    if len(columns) > 2 and not columns[0][0] and all(map(str.isdecimal, columns[0][1])):
+        del columns[0]  # the index of pandas
+    if len(columns) < 2:
         raise DataError(f"{file} names no images with labels; it must have {FORM}")
-    files = columns.pop(heading[0])
-    splits = [word.lower() for word in columns.pop(_SPLIT, [])]
-    labels = _labels(file, columns, chosen.get("label"))
-    root = file.resolve().parent
-    files = [_as_it_lies(root, name) for name in files]
-    of_file: dict[str, tuple[str, set[str]]] = {}
-    for number, (name, own) in enumerate(zip(files, labels, strict=True)):
-        split, known = of_file.setdefault(name, (splits[number] if splits else ALL, set()))
-        if splits and split != splits[number]:
-            raise DataError(f"{file} puts {name} in {split} and in {splits[number]}; leave one")
-        known |= own
-    return ImageList(
-        root=root,
-        several=any(len(own) != 1 for _, own in of_file.values()),
-        images=tuple(
-            ListedImage(split, SEPARATOR.join(sorted(own)), _size(root / name), name)
-            for name, (split, own) in _in_splits(file, of_file)
-        ),
-    )
+    names = [name for name, _ in columns]
+    if len({name.casefold() for name in names}) < len(names):
+        raise DataError(f"two columns of {file} have one name; its first row is {heading}")
+    if "" in names[1:]:
+        raise DataError(f"a column of {file} has no name; its first row is {heading}")
+    return [number for number, _ in rows], dict(columns)
 
 
-def _rows(file: Path) -> list[list[str]]:
-    """The rows of a file of commas, semicolons or tabs, as its first line says.
-
-    The numbers that pandas puts before each row, under no name, are no column.
-    """
+def _rows(file: Path) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with their numbers; what ends the first cell parts all."""
     content = file.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if wide else "utf-8-sig", "surrogateescape")
-    first = text.partition("\n")[0]
-    delimiter = next((mark for mark in "\t,;" if mark in first), ",")
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
-    return [row[1:] for row in rows] if rows and len(rows[0]) > 2 and not rows[0][0] else rows
+    if "\0" in text:
+        raise ValueError("it is no text: it holds a zero byte")
+    first = _FIRST_DELIMITER.match(text)
+    rows = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=first[1] if first else ",",
+        skipinitialspace=True,
+        strict=True,
+    )
+    stripped = ([cell.strip() for cell in row] for row in rows)
+    return [(number, row) for number, row in enumerate(stripped, 1) if any(row)]
 
 
-def _as_it_lies(root: Path, name: str) -> str:
-    """A file's name, which Windows may have written with backslashes."""
+def _called(word: str, columns: Columns) -> str:
+    """The column of this name, in letters of any case; empty where there is none."""
+    return next((name for name in columns if name.casefold() == word), "")
+
+
+def _path(root: Path, name: str) -> str:
+    """Where a file lies, from the root on; Windows may have written its name with backslashes."""
     by_windows = "\\" in name and not (root / name).exists()
-    return Path(name.replace("\\", "/") if by_windows else name).as_posix()
+    return path_from(root, str(root / (name.replace("\\", "/") if by_windows else name)))
 
 
-def _labels(file: Path, columns: dict[str, list[str]], chosen: str | None) -> Iterable[set[str]]:
+def _labels(file: Path, columns: Columns, chosen: str | None) -> Iterable[set[str]]:
     """The labels of each row."""
     if chosen is not None and chosen not in columns:
         raise DataError(f"{file} has no column {chosen!r}; give one of {', '.join(columns)}")
-    marks = [_MARKS.keys() >= set(column) for column in columns.values()]
-    if chosen is None and len(columns) > 1 and all(marks):
+    marks = [[_MARKS.get(cell.lower()) for cell in cells] for cells in columns.values()]
+    if chosen is None and len(columns) > 1 and not any(None in column for column in marks):
         if joined := [name for name in columns if SEPARATOR in name]:
             raise DataError(f"{file} has a class {joined[0]!r}; call it by a name without a |")
         return [
-            {name for name, mark in zip(columns, row, strict=True) if _MARKS[mark]}
-            for row in zip(*columns.values(), strict=True)
+            {name for name, mark in zip(columns, row, strict=True) if mark}
+            for row in zip(*marks, strict=True)
         ]
-    name = chosen or next(iter(columns))
-    label_columns = {name: columns[name]} if chosen else columns
-    for measure, cells in label_columns.items():
+    name = chosen or _called("label", columns) or next(iter(columns))
+    for measure, cells in ({name: columns[name]} if chosen else columns).items():
         if kind := _kind_of_numbers(cells, chosen is not None):
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(
-                f"column {measure!r} of {file} holds numbers such as {cells[0]}, and regression is "
-                "not learned here: a model says which classes an image shows; give classes, such "
-                f"as ranges of the number{advice}"
+                f"column {measure!r} of {file} holds numbers such as {next(filter(None, cells))}, "
+                "and regression is not learned here: a model says which classes an image shows; "
+                f"give classes, such as ranges of the number{advice}"
             )
     if chosen is None and len(columns) > 1:
         raise DataError(
@@ -133,7 +169,8 @@ def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:
 
     Whole ones are classes where they are chosen, or number them from 0 or 1.
     """
-    if not all(map(_NUMBER.fullmatch, cells)):
+    cells = [cell for cell in cells if cell]
+    if not cells or not all(map(_NUMBER.fullmatch, cells)):
         return ""
     numbers = sorted({float(cell) for cell in cells})
     if not all(map(float.is_integer, numbers)):
@@ -142,23 +179,32 @@ def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:
     return "" if chosen or (first in (0, 1) and len(numbers) == last + 1 - first) else "whole"
 
 
-def _in_splits(
-    file: Path, of_file: dict[str, tuple[str, set[str]]]
-) -> list[tuple[str, tuple[str, set[str]]]]:
-    """The files of train and of the first that is called as validation is, under these names."""
-    there = {split for split, _ in of_file.values()}
-    if there == {ALL}:
-        return list(of_file.items())
-    names = {
-        spelling: split
-        for split, spellings in SPLITS.items()
-        for spelling in [next((word for word in spellings if word in there), "")]
-    }
-    if "train" not in names or len(names) != 2 or "" in names:
-        raise DataError(
-            f"the column split of {file} says {', '.join(sorted(there))}; it must say train and val"
-        )
-    return [(name, (names[split], own)) for name, (split, own) in of_file.items() if split in names]
+def _splits(
+    file: Path, numbers: Sequence[int], words: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The split of each row, called as folders are, and what is to be told of rows in neither.
+
+    Those of `test` are for validation where no others are.
+    """
+    words = [word.lower() for word in words]
+    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    for_val = {word for word in words if split_of.get(word) == "val"}
+    tests = {word for word in for_val if word.startswith("test")}
+    if tests < for_val:
+        split_of |= {word: word for word in tests}
+    splits = [split_of.get(word, word) for word in words]
+    if not SPLIT_FOLDERS.keys() <= set(splits):
+        said = ", ".join(sorted(set(words))) or "nothing"
+        raise DataError(f"the column split of {file} says {said}; it must say train and val")
+    left: dict[str, list[int]] = {}
+    for number, split in zip(numbers, splits, strict=True):
+        if split not in SPLIT_FOLDERS:
+            left.setdefault(split, []).append(number)
+    return splits, [
+        f"rows of {file} left out, whose split is {word!r}: {', '.join(map(str, rows[:SHOWN]))}"
+        + f" and {len(rows) - SHOWN:,} more" * (len(rows) > SHOWN)
+        for word, rows in left.items()
+    ]
 
 
 def _size(file: Path) -> int:

@@ -308,6 +308,7 @@ def _scan_listed(images: ImageList, split: str) -> Split:
         classes={name: counts[name] for name in images.classes},
         several=len(files) if images.several else None,
         others=0,
+        ignored=images.ignored if split == "train" else "",
         bytes=num_bytes,
         identity=_identity(len(files), num_bytes, listing_sha256(files)),
     )

@@ -17,6 +17,7 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.prepare import write_tree
 from deit_zoo.data.split import list_images
+from deit_zoo.data.survey import scan
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
@@ -74,6 +75,32 @@ FORMS = {
     "a row of each label": ("file,tag", "a.png,cat", "b.png,", "a.png,dog", "c.png,dog"),
     "semicolons between columns": ("file;tags", "a.png;cat|dog", "b.png;", "c.png;dog"),
     "tabs, in folders of Windows": ("file\ttags", ".\\a.png\tcat;dog", "b.png\t", "c.png\tdog"),
+    "blanks, and rows that a spreadsheet leaves": (
+        "file, tags ",
+        'a.png, "cat;dog"',
+        "b.png,",
+        "",
+        " , ",
+        "c.png ,dog",
+        ",,",
+    ),
+    "empty columns": ("file,tags,,", "a.png,cat|dog,,", "b.png,,,", "c.png,dog,,"),
+    "labels first": ("tags,File", "cat|dog,a.png", ",b.png", "dog,c.png"),
+    "a comma in a heading": ("file;tags, all", "a.png;cat|dog", "b.png;", "c.png;dog"),
+    "a file by three names": (
+        "file,tag",
+        "a.png,cat",
+        "b.png,",
+        "FOLDER/c.png,dog",
+        "FOLDER/a.png,dog",
+        "../FOLDER/c.png,dog",
+    ),
+    "True and False of pandas, by the files": (
+        ",cat,dog",
+        "a.png,True,True",
+        "b.png,False,False",
+        "c.png,False,True",
+    ),
     "an index of pandas": (",file,tags", "0,./a.png,cat|dog", "1,b.png,", "2,c.png,dog"),
     "other columns": ("file,by,tags", "a.png,Ann,cat|dog", "b.png,Ann,", "c.png,Bob,dog"),
 }
@@ -81,7 +108,8 @@ FORMS = {
 
 @each_row("form", FORMS)
 def test_a_file_of_labels_says_the_same_in_every_form(form: str, tmp_path: Path) -> None:
-    file = listed(tmp_path / "labels.csv", *FORMS[form])
+    rows = (row.replace("../FOLDER", f"../{tmp_path.name}") for row in FORMS[form])
+    file = listed(tmp_path / "labels.csv", *(row.replace("FOLDER", str(tmp_path)) for row in rows))
     images = read_labels(f"{file},label=tags" if form == "other columns" else file)
     assert images.several
     assert [(image.path, images.labels_of(image)) for image in images.images] == [
@@ -152,14 +180,46 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
             ("file,tag,split", "a.png,cat,train"),
             "column split of FILE says train; it must say train",
         ),
+        (
+            ("file,tag,Split", "a.png,cat,train", "b.png,cat,Valid", "FOLDER/a.png,cat,val"),
+            "FILE puts a.png in train and in val; leave one",
+        ),
+        (("file,age", "a.png,31", "b.png,"), "column 'age' of FILE holds numbers such as 31, and"),
+        (("file,tag", "a.png,cat", "", ",dog"), "row 4 of FILE names no file"),
+        (("file,tag,", "a.png,cat,dog"), "a column of FILE has no name; its first row is"),
+        (("file,Tag,tag", "a.png,cat,dog"), "two columns of FILE have one name; its first row is"),
+        (("file,tag", 'a.png,"cat', "b.png,dog"), "(unexpected end of data); it must have a file"),
+        (("file,tag", "a\0.png,cat"), "(it is no text: it holds a zero byte); it must have a file"),
     ],
 )
 def test_what_is_no_file_of_labels_is_refused_in_a_sentence(
     rows: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
+    rows = tuple(row.replace("FOLDER", str(tmp_path)) for row in rows)
     file = listed(tmp_path / "labels.csv", *rows)
     told = refused(lambda: read_labels(file))
     assert message.replace("FILE", str(file)) in told
+
+
+def test_what_a_file_of_labels_has_that_is_not_read_is_told(tmp_path: Path) -> None:
+    rows = ("a.png,cat,Ann,train", "b.png,cat,Ann, Valid", "c.png,dog,Bob,TEST", "d.png,dog,Bob,")
+    more = ("e.png,dog,Bob,val", "f.png,,Bob,train", "g.png,dog,Bob,test")
+    file = listed(tmp_path / "labels.csv", "file,tag,by,Split", *rows, *more)
+    images = read_labels(f"{file},label=tag")
+    assert [(image.path, image.split) for image in images.images] == [
+        ("a.png", "train"),
+        ("b.png", "val"),
+        ("e.png", "val"),
+        ("f.png", "train"),
+    ]
+    assert images.ignored == (
+        f"rows of {file} left out, whose split is 'test': 4, 8; rows of {file} left out, whose "
+        f"split is '': 5; columns of {file} not read: by; images of {file} with no label or "
+        "several: 1 of 4, first f.png; so each class is judged by itself"
+    )
+    assert scan(f"{file},label=tag").lines()[0][1].endswith(f" each); {images.ignored}")
+    test_alone = listed(tmp_path / "two.csv", "file,tag,split", "a.png,x,train", "b.png,x,test")
+    assert [image.split for image in read_labels(test_alone).images] == ["train", "val"]
 
 
 # What is measured.
