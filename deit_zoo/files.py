@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,9 +36,10 @@ LABELS_FILE, LABEL_FACTS_FILE = "labels.npy", "labels.json"  # of a teacher
 # What files of weights are called; which kind one is, its bytes say.
 PICKLE_SUFFIXES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
 WEIGHTS_SUFFIXES = PICKLE_SUFFIXES | {".safetensors"}
-# A list of every image of ImageNet takes 100 MB; a JSON document of the zoo's or the Hub's is
-# 100 kB, and nested 8 deep.
-JSON_BYTES, JSON_DEPTH = 64 << 20, 64
+# A JSON document of the zoo's or the Hub's is 100 kB, and nested 8 deep; a configuration of 21,000
+# classes is 2 MB; ReaL's labels are 50,000 lists. A SHA256SUMS has a line a file.
+JSON_BYTES, JSON_DEPTH, JSON_LISTS = 8 << 20, 64, 1 << 18
+SUMS_BYTES = 1 << 20
 _INTEGER_DIGITS = 20  # those of 64 bits, with a sign
 T = TypeVar("T")
 
@@ -202,10 +204,13 @@ def parse_json(
 ) -> Any:
     """What a JSON text says; `where` names it in the error.
 
-    FormatError for what is no JSON in UTF-8, is nested deeper than JSON_DEPTH, names a key twice,
-    or holds a number that is not finite or has no 64 bits. `parse_constant` makes something of
-    NaN and Infinity, which are no JSON either.
+    FormatError for what is no JSON in UTF-8, is nested deeper than JSON_DEPTH, has over JSON_LISTS
+    lists and objects, names a key twice, or holds a number that is not finite or has no 64 bits.
+    `parse_constant` makes something of NaN and Infinity, which are no JSON either.
     """
+    starts = map(data.count, ("[", "{")) if isinstance(data, str) else map(data.count, b"[{")
+    if sum(starts) > JSON_LISTS:
+        raise FormatError(f"{where} holds more than {JSON_LISTS:,} lists, so it was not read")
     try:
         value = json.loads(
             data if isinstance(data, str) else data.decode("utf-8"),
@@ -253,8 +258,8 @@ def _too_deep(where: str) -> NoReturn:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values := dict(pairs)) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"it names {twice!r:.80} twice")
     return values
 
@@ -314,7 +319,7 @@ def read_sums(file: Path) -> dict[str, str]:
     two digests of one file.
     """
     sums: dict[str, str] = {}
-    lines = read_bytes(file).decode("utf-8", "backslashreplace").splitlines()
+    lines = read_bytes(file, SUMS_BYTES).decode("utf-8", "backslashreplace").splitlines()
     for number, line in enumerate(lines, start=1):
         entry = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
         if entry is None or not is_inside(entry[2]) or sums.get(entry[2], entry[1]) != entry[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -40,7 +41,9 @@ class Figure:
         (b"[" * 100_000, "nested deeper than 64 levels"),
         (b'{"a":' * 100_000, "nested deeper than 64 levels"),
         (b"[" * 65 + b"]" * 65, "nested deeper than 64 levels"),
+        (b"[" + b"[]," * (1 << 18) + b"0]", "holds more than 262,144 lists"),
         (b'{"a": 1, "a": 2}', "names 'a' twice"),
+        (json.dumps(dict.fromkeys(range(99_999), 0))[:-1].encode() + b', "99998": 1}', "twice"),
         (b'{"a": NaN}', "NaN is no finite number"),
         (b'{"a": -Infinity}', "-Infinity is no finite number"),
         (b'{"a": 1e999}', "1e999 is no finite number"),

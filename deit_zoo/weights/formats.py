@@ -29,6 +29,7 @@ from deit_zoo.weights.pickles import read_pickled
 
 EMA = "ema"  # the word for weights that were averaged, whatever a file calls them
 
+HEADER_BYTES = 8 << 20  # of safetensors: 100 for a tensor, and the names of classes
 # What the first bytes of a file say it is. A safetensors file has its length there.
 _PICKLE = (b"PK\x03\x04", b"\x80")
 _NO_WEIGHTS = (
@@ -149,7 +150,13 @@ def is_pickle(file: Path | OpenedFile) -> bool:
             size = stream.seek(0, os.SEEK_END)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}); give a file") from error
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header < size:
+        if header > HEADER_BYTES:
+            raise CheckpointError(
+                f"{file} has a header of {header:,} bytes, far more than a model's tensors have; "
+                "give the model's own file"
+            )
         return False
     for sign, what in _NO_WEIGHTS:
         if start.startswith(sign):

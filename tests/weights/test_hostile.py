@@ -86,6 +86,14 @@ def test_a_header_of_safetensors_that_is_torn_deep_or_lies(header: str, tmp_path
     refused(file, "safetensors file|no plain pickle|does not fit|not a whole")
 
 
+def test_a_header_of_safetensors_without_end_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", 90 << 20) + b'{"a":')
+        stream.truncate(100 << 20)  # sparse: on the disk it takes nothing
+    refused(file, "has a header of 94,371,840 bytes, far more than a model's tensors have")
+
+
 @each_row(
     "config",
     [
