@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import requests
 from huggingface_hub import constants
 
+from deit_zoo.errors import FormatError
+from deit_zoo.files import read_bytes
 from deit_zoo.terminal import Bar
 from deit_zoo.weights import web
 
@@ -17,6 +20,9 @@ ATTEMPTS, BACKOFF_SECONDS = 5, 1.0
 CONNECT_ATTEMPTS = 2  # a refused connection or an unknown name seldom mends itself
 LARGEST = 8 << 30  # bytes of a URL that states no size; CaiT-M48 has 1.4 GB
 RETRIED = frozenset((429, 500, 502, 503, 504))
+TAG_BYTES = 1 << 10
+_STRONG_TAG = re.compile('"[!#-~]+"')
+_SPAN = re.compile("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 class UnavailableError(Exception):
@@ -51,11 +57,12 @@ class _InterruptedError(Exception):
 def _continue(url: str, file: Path) -> None:
     """One attempt, from where the last one ended if the server still has the same file."""
     part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.etag")
-    tag = etag.read_bytes() if part.exists() and etag.exists() else b""
-    have = part.stat().st_size if re.fullmatch(rb"[!-~]+", tag) else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    have, tag = _begun(part, etag)
+    headers = {"Accept-Encoding": "identity"}
     if have:
-        headers["If-Range"] = tag.decode("ascii")
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag}
+    else:
+        part.unlink(missing_ok=True)
     try:
         with web.get(url, headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as (response, body):
             status = f"{response.status_code} {response.reason}"
@@ -65,10 +72,23 @@ def _continue(url: str, file: Path) -> None:
                     raise _InterruptedError(status, pause=0.0)
             elif response.status_code in RETRIED:
                 raise _InterruptedError(status, pause=web.asked_pause(response.headers))
-            elif response.status_code >= 400:
+            elif response.status_code not in (200, 206):
                 raise UnavailableError(status)
+            elif (packing := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise UnavailableError(
+                    f"it answers packed by {packing:.40}, which was not asked for"
+                )
+            elif response.status_code == 200:
+                part.unlink(missing_ok=True)
+                etag.unlink(missing_ok=True)
+                if tag := response.headers.get("ETag", ""):
+                    etag.write_text(tag, encoding="utf-8")
+                _receive(body, part, web.content_length(response))
+            elif (total := _continued(response, have, tag)) is not None:
+                _receive(body, part, total)
             else:
-                _receive(response, body, part, etag, have)
+                part.unlink(missing_ok=True)
+                raise _InterruptedError("it answers with another part of a file", pause=0.0)
     except requests.TooManyRedirects as error:
         raise UnavailableError("it redirects without end") from error
     except web.FINAL as error:
@@ -81,20 +101,33 @@ def _continue(url: str, file: Path) -> None:
     etag.unlink(missing_ok=True)
 
 
-def _receive(
-    response: requests.Response, body: Iterator[bytes], part: Path, etag: Path, have: int
-) -> None:
-    if (packing := response.headers.get("Content-Encoding", "identity")) != "identity":
-        raise UnavailableError(f"it answers packed by {packing:.40}, which was not asked for")
-    if response.status_code != 206 or not have:
-        have = 0  # the server sends the whole file
-        part.unlink(missing_ok=True)
-        etag.unlink(missing_ok=True)
-        if tag := response.headers.get("ETag"):
-            etag.write_text(tag, encoding="utf-8")
-    length = web.content_length(response)
-    total = None if length is None else have + length
-    with part.open("ab") as stream, Bar(part.stem, size=total, done=have, in_bytes=True) as bar:
+def _begun(part: Path, etag: Path) -> tuple[int, str]:
+    """How many bytes of a file an earlier attempt left, and its tag; none where they may not be
+    continued: a weak tag does not say that bytes are the same."""
+    try:
+        tag = read_bytes(etag, TAG_BYTES).decode("ascii")
+    except (OSError, FormatError, UnicodeError):
+        return 0, ""
+    mine = part.is_file() and not part.is_symlink() and os.access(part, os.W_OK)
+    return (part.stat().st_size, tag) if mine and _STRONG_TAG.fullmatch(tag) else (0, "")
+
+
+def _continued(response: requests.Response, have: int, tag: str) -> int | None:
+    """The size of the whole file whose bytes from `have` on are answered; None for others.
+
+    Not every server heeds If-Range.
+    """
+    span = _SPAN.fullmatch(response.headers.get("Content-Range", ""))
+    if span is None or int(span[1]) != have or (have and response.headers.get("ETag") != tag):
+        return None
+    return int(span[2])
+
+
+def _receive(body: Iterator[bytes], part: Path, total: int | None) -> None:
+    with (
+        part.open("ab") as stream,
+        Bar(part.stem, size=total, done=stream.tell(), in_bytes=True) as bar,
+    ):
         for piece in body:
             stream.write(piece)
             bar.advance(len(piece))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
 import threading
 import time
@@ -180,13 +181,77 @@ def test_an_answer_that_is_packed_unasked_is_refused(tmp_path: Any) -> None:
     assert not any(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("tag", [b"\xff\xfe", b"a\nb", b""])
-def test_a_tag_that_no_server_sends_begins_the_file_again(tag: bytes, tmp_path: Any) -> None:
+@pytest.mark.parametrize("tag", [b"\xff\xfe", b"a\nb", b"", b'W/"weak"', b'"%d"' % 10**2000, None])
+def test_a_tag_that_does_not_say_which_bytes_there_are_begins_the_file_again(
+    tag: bytes | None, tmp_path: Any
+) -> None:
     (tmp_path / "file.part").write_bytes(b"half")
-    (tmp_path / "file.etag").write_bytes(tag)
+    if tag is None:  # which would be waited for
+        os.mkfifo(tmp_path / "file.etag")
+    else:
+        (tmp_path / "file.etag").write_bytes(tag)
     with server(OK + b"Content-Length: 9\r\n\r\nall of it") as url:
         download.download(url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+def test_a_part_that_is_a_link_is_not_written_through(tmp_path: Any) -> None:
+    (tmp_path / "mine").write_bytes(b"all ")
+    (tmp_path / "file.part").symlink_to(tmp_path / "mine")
+    (tmp_path / "file.etag").write_bytes(b'"a"')
+    with server(OK + b"Content-Length: 9\r\n\r\nall of it") as url:
+        download.download(url, tmp_path / "file")
+    assert (tmp_path / "mine").read_bytes() == b"all "
+
+
+@pytest.fixture
+def byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(web, "PIECE", 1)
+
+
+def part_of(text: bytes, span: bytes, headers: bytes = b'ETag: "a"\r\n') -> bytes:
+    """A part of nine bytes, as a server sends it."""
+    length = b"Content-Length: %d\r\nConnection: close\r\n" % len(text)
+    spans = b"Content-Range: bytes %s\r\n" % span if span else b""
+    return b"HTTP/1.1 206 Part\r\n" + length + spans + headers + b"\r\n" + text
+
+
+CUT = OK + b'ETag: "a"\r\nContent-Length: 9\r\n\r\nall o'
+WHOLE = OK + b"Content-Length: 9\r\n\r\nnew bytes"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        part_of(b"ytes", b"5-8/9", b'ETag: "b"\r\n'),
+        part_of(b"ytes", b"5-8/9", b""),
+        part_of(b"f it", b"4-7/9"),
+        part_of(b"f it", b"5-8/*"),
+        part_of(b"f it", b""),
+    ],
+    ids=["another tag", "no tag", "another place", "no size", "no place"],
+)
+@pytest.mark.usefixtures("byte_by_byte")
+def test_a_part_of_another_file_or_place_is_never_joined(other: bytes, tmp_path: Any) -> None:
+    with server(CUT, other, WHOLE) as url:
+        download.download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"new bytes"
+
+
+@pytest.mark.usefixtures("byte_by_byte")
+def test_a_server_that_sends_less_than_was_asked_for_is_asked_for_the_rest(tmp_path: Any) -> None:
+    with server(CUT, part_of(b"f ", b"5-6/9"), part_of(b"it", b"7-8/9")) as url:
+        download.download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+@pytest.mark.parametrize("status", [b"204 None", b"203 Changed", b"304 Same", b"300 Many"])
+def test_an_answer_that_is_not_the_file_is_no_file(status: bytes, tmp_path: Any) -> None:
+    answer = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
+    refused = pytest.raises(download.UnavailableError, match=status.decode())
+    with server(answer) as url, refused:
+        download.download(url, tmp_path / "file")
 
 
 def test_a_redirect_that_is_refused_is_not_tried_again(
