@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from deit_zoo.errors import IntegrityError, redact
+from deit_zoo.errors import IntegrityError
 from deit_zoo.files import digest, digest_of_blob
 from deit_zoo.manifest import Source
 from deit_zoo.weights import cache, hub_answers, web
@@ -168,10 +168,10 @@ def has_no_file(error: UnavailableError) -> bool:
 
 
 class _Masked(logging.Filter):
-    """Lets every record pass, without its secrets."""
+    """Lets every record pass, as long as a person reads, without its secrets."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
+        record.msg, record.args = web.shortened(record.getMessage()), None
         return True
 
 

@@ -20,11 +20,13 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
+from deit_zoo.errors import redact
 from deit_zoo.version import USER_AGENT
 
 # A piece must come in each window: 4 kB/s.
 WINDOW_SECONDS, PIECE = 60.0, 1 << 18
 LONGEST_PAUSE = 300.0
+READ_SIGNS = 300
 
 
 class RefusedError(requests.RequestException):
@@ -60,6 +62,7 @@ def get(
         session.headers["User-Agent"] = USER_AGENT
         with watch.errors():
             response = session.get(url, headers=headers, stream=True, timeout=timeout)
+        response.reason = shortened(response.reason or "")
         with response:
             yield response, _pieces(response, watch)
 
@@ -70,14 +73,20 @@ def content_length(response: requests.Response) -> int | None:
     return int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
 
 
+def shortened(text: str) -> str:
+    """What a server says, no longer than a person reads, and masked: half a password is not."""
+    masked = redact(text)
+    return masked if len(masked) <= READ_SIGNS else f"{masked[:READ_SIGNS]}..."
+
+
 def reason_of(error: BaseException) -> str:
-    """The innermost reason of an error, on one line."""
+    """The innermost reason of an error, on one line of bounded length."""
     inner: object = error
     while isinstance(inner, BaseException):
         error, inner = inner, getattr(inner, "reason", None) or (inner.args or (None,))[-1]
     text = (str(error) or type(error).__name__).splitlines()[0]
     # Behind the connection, which an address names as well.
-    return text.split(": ", 1)[-1] if text.startswith(("<", "Connection(")) else text
+    return shortened(text.split(": ", 1)[-1] if text.startswith(("<", "Connection(")) else text)
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:

@@ -318,6 +318,15 @@ def test_a_hub_that_stays_ill_is_given_up_after_23_seconds(
     works(pinned, weights)
 
 
+def test_what_a_hub_says_is_cut_to_what_a_person_reads(pinned: Machine) -> None:
+    said = {"X-Error-Message": "a." * 15000}
+    pinned.hub.fail("HEAD", "/resolve/", status=403, headers=said, times=FOR_EVER)
+    process = pinned.starts()
+    out, err = process.communicate(timeout=100)
+    assert "a.a." in json.loads(out)["message"]
+    assert max(len(json.loads(out)["message"]), len(err)) < 1000
+
+
 def test_an_unpinned_record_waits_for_the_hub_as_a_pinned_one(
     machine: Machine, weights: bytes
 ) -> None:

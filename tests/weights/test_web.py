@@ -112,6 +112,32 @@ def test_a_redirect_from_a_public_address_to_a_private_one_is_refused(
         assert body_of("http://public.invalid/x.png") == b"image"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 " + b"a." * 15000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/9.9 " + b"a." * 15000 + b"\r\n\r\n",
+        redirect("ftp://" + "a." * 15000),
+    ],
+    ids=["reason", "status line", "address"],
+)
+def test_what_a_server_says_is_cut_to_what_a_person_reads(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    with server(answer) as url:
+        with pytest.raises(DataError, match=r"a\.a\.") as of_an_image:
+            image_like.fetch(url)
+        with pytest.raises(download.UnavailableError, match=r"a\.a\.") as of_a_file:
+            download.download(url, tmp_path / "file")
+    assert max(len(str(of_an_image.value)), len(str(of_a_file.value))) < 500
+
+
+def test_what_is_cut_shows_no_half_of_a_password() -> None:
+    said = web.shortened(f"{'a' * (web.READ_SIGNS - 20)} https://user:{30 * 'SECRET'}@host/x")
+    assert said.endswith(" https://***@host/x")
+
+
 def test_a_private_address_may_lead_to_another() -> None:
     with server(OK + b"\r\nimage") as second, server(redirect(second)) as first:
         assert body_of(first) == b"image"
