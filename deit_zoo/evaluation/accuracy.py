@@ -22,7 +22,7 @@ from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.results import Evaluation
 
 IN_PROCESS = 2_000  # fewer images need no processes to read them
@@ -280,6 +280,20 @@ def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
         num_images=int(num_images),
         num_unjudged=int(num_images - (num_losses if dataset.by_class else num_judged)),
         mean_ap=mean_ap,
+    )
+
+
+def check_finite(model: ZooModel, sums: Sums) -> None:
+    """Raises ZooError where what a model says of some image that counts is no number."""
+    if not np.isfinite(sums[4]):
+        raise not_finite(model)
+
+
+def not_finite(model: ZooModel) -> ZooError:
+    """The sentence on a model whose answers are no numbers."""
+    return ZooError(
+        f"the logits of {spec_of(model).name} are not finite; its weights are broken, or too large "
+        "for its precision"
     )
 
 

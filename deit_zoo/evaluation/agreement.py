@@ -22,6 +22,7 @@ from deit_zoo.evaluation.accuracy import (
     EvalDataset,
     Sums,
     accumulate,
+    check_finite,
     count_right,
     evaluation_of,
     kept_of,
@@ -72,6 +73,7 @@ class Comparing:
                 return np.stack(columns, axis=1).astype(np.float64)
 
             total = accumulate(model, dataset, keep=keep, **self.options)
+        check_finite(model, total)
         labels, whole, *others = kept_of(total, dataset).astype(np.int64).T
         for head, answers in zip(sums, others, strict=True):
             top1, top5, num_judged, loss = sums[head]

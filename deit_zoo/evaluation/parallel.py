@@ -28,7 +28,7 @@ import torch.distributed as dist
 
 from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, Keep, Sums, accumulate
+from deit_zoo.evaluation.accuracy import EvalDataset, Keep, Sums, accumulate, check_finite
 from deit_zoo.machine import check_gpus, check_processes, usable_device
 from deit_zoo.models.layers import ZooModel
 
@@ -72,8 +72,9 @@ class EvalJob:
 
     def run_shard(self, device: Device, rank: int, size: int, progress: Progress | None) -> Sums:
         """What one of `size` processes counts; None is the device that the model is on."""
-        return accumulate(
-            self.model if device is None else self.model.to(device),
+        model = self.model if device is None else self.model.to(device)
+        sums = accumulate(
+            model,
             self.images,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -81,6 +82,8 @@ class EvalJob:
             keep=self.keep,
             shard=(rank, size),
         )
+        check_finite(model, sums)
+        return sums
 
 
 def devices_for(device: Device, gpus: int | None, processes: int | None) -> list[Device]:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from deit_zoo.data.image_like import from_pixels
 from deit_zoo.data.transforms import normalized
-from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import eval_mode, oom_as_error
+from deit_zoo.evaluation.accuracy import eval_mode, not_finite, oom_as_error
 from deit_zoo.labels import SEVERAL_LABELS, Label, as_names, labels
 from deit_zoo.manifest import Reading
 from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
@@ -64,10 +63,7 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         best = probabilities(network, logits.float()).topk(min(topk, len(names)))
         values = best.values.cpu()
     if not values.isfinite().all():
-        raise ZooError(
-            f"the logits of {spec_of(network).name} are not finite; its weights are broken, or too "
-            "large for its precision"
-        )
+        raise not_finite(network)
     return [
         [
             Prediction(names[number].name, share, number, names[number].folder)

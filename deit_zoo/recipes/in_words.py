@@ -79,15 +79,20 @@ def first_stage(recipe: Recipe) -> str:
 
 
 def rate(recipe: Recipe) -> str:
-    rate = f"peak {recipe.lr:.3g} after scaling"
+    starts_above = bool(recipe.warmup_epochs) and recipe.warmup_lr > recipe.lr
+    ends_above = recipe.schedule == "cosine" and recipe.min_lr > recipe.lr
+    peak = "rate" if starts_above or ends_above else "peak"
+    rate = f"{peak} {recipe.lr:.3g} after scaling"
     if recipe.warmup_epochs:
         epochs = count(recipe.warmup_epochs, "warm-up epoch")
-        rate += f", {epochs} from {recipe.warmup_lr:.3g}"
+        above = ", above the rate" if starts_above else ""
+        rate += f", {epochs} from {recipe.warmup_lr:.3g}{above}"
     if recipe.schedule == "step":
         return f"{rate}, x {recipe.decay_rate:g} every {recipe.decay_epochs} epochs"
     if recipe.lr == recipe.min_lr:
         return f"{rate}, then constant"
-    return f"{rate}, cosine to {recipe.min_lr:.3g}"
+    above = ", above the rate: it rises to the end" if ends_above else ""
+    return f"{rate}, cosine to {recipe.min_lr:.3g}{above}"
 
 
 def warm_up_without_end(recipe: Recipe) -> str:

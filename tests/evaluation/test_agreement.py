@@ -121,5 +121,5 @@ def test_answers_are_compared_in_one_process(digits: Path) -> None:
     done = typed("evaluate", DISTILLED, "--data", digits, "--heads", "--processes", "2")
     assert sentence(done) == (
         "--heads and --beside compare answers in one process and write no page; leave out --gpus, "
-        "--processes and --report"
+        "--processes, --report and --parquet"
     )

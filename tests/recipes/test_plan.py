@@ -410,6 +410,10 @@ def test_a_plan_says_how_its_rate_falls() -> None:
     assert lines_of(replace(DEIT_BASE, warmup_epochs=0))["rate"] == (
         "peak 0.001 after scaling, cosine to 1e-05"
     )
+    assert lines_of(replace(DEIT_BASE, warmup_lr=0.5, min_lr=1.0))["rate"] == (
+        "rate 0.001 after scaling, 5 warm-up epochs from 0.5, above the rate, cosine to 1, above "
+        "the rate: it rises to the end"
+    )
 
 
 def test_a_plan_says_through_what_the_teacher_teaches() -> None:
