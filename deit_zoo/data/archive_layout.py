@@ -6,7 +6,6 @@ shards (`KEY.jpg` and its class in `KEY.cls`), and ImageNet's own two archives.
 
 from __future__ import annotations
 
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,14 @@ from typing import NamedTuple
 from deit_zoo.data.archives import (
     Archive,
     Members,
+    inflate,
     list_members,
     open_descriptor,
     read_at,
     whole_archive,
 )
 from deit_zoo.data.folder import SPLIT_FOLDERS, has_hidden_part, is_image
+from deit_zoo.data.image_file import check_length
 from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, read_solution, validation_labels
 from deit_zoo.errors import DataError
 
@@ -35,7 +36,7 @@ SPLIT_OF = {
     for name in names
 }
 LABEL_SUFFIX = ".cls"
-LONGEST_LABEL = 1024
+LONGEST_LABEL, LONGEST_NUMBER = 1024, 18
 
 Progress = Callable[[int], None]
 
@@ -142,13 +143,16 @@ def _heap(path: Path, members: Members) -> dict[str, str]:
     if not tables:
         return {}
 
+    place, file = tables[0], path / members.names[tables[0]]
+    length, size = members.lengths[place], members.sizes[place]
+    check_length(file, max(length, size))
+
     def read() -> bytes:
         with open_descriptor(path) as descriptor:
-            table = read_at(descriptor, members.lengths[tables[0]], members.offsets[tables[0]])
-        deflated = members.deflated[tables[0]]
-        return zlib.decompress(table, -zlib.MAX_WBITS) if deflated else table
+            table = read_at(descriptor, length, members.offsets[place])
+        return inflate(table, size) if members.deflated[place] else table
 
-    synsets = read_solution(path / members.names[tables[0]], read)
+    synsets = read_solution(file, read)
     return {VAL_NAME.format(number): synset for number, synset in enumerate(synsets, start=1)}
 
 
@@ -233,7 +237,8 @@ def _label(archive: Archive, members: Members, number: int, descriptor: int) -> 
         label = text.decode().strip()
     except UnicodeDecodeError:
         label = ""
-    if label and length <= LONGEST_LABEL:
+    too_long = length > LONGEST_LABEL or (label.isdecimal() and len(label) > LONGEST_NUMBER)
+    if label and not too_long:
         return str(int(label)) if label.isdecimal() else label
     raise DataError(
         f"{members.names[number]!r} in {archive.path} is no label; it must hold the number or the "

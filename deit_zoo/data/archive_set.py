@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
-from deit_zoo.data.archives import read_at
+from deit_zoo.data.archives import inflate, read_at
 from deit_zoo.data.folder import differences, empty_classes, ignored, wrong_classes
+from deit_zoo.data.image_file import check_length, open_regular
 from deit_zoo.data.images import LabelledImages, MissingSplitError
 from deit_zoo.errors import DataError, reason_of
 
@@ -78,20 +79,19 @@ class ArchiveSet(LabelledImages):
     def read(self, index: int) -> bytes:
         """The bytes of an image's file. Raises DataError naming it."""
         _, archives, offsets, lengths, sizes, deflated = self._columns
-        length = lengths[index]
+        name, length, size = self.name_of(index), lengths[index], (sizes or lengths)[index]
+        check_length(name, max(length, size))
         try:
             content = self._archives.read(archives[index], length, offsets[index])
             if deflated and deflated[index]:
-                content, length = zlib.decompress(content, -zlib.MAX_WBITS), sizes[index]
+                content = inflate(content, size)
         except (OSError, zlib.error) as error:
             raise DataError(
-                f"{self.name_of(index)} cannot be read ({reason_of(error)}); get its archive again"
+                f"{name} cannot be read ({reason_of(error)}); get its archive again"
             ) from error
-        if len(content) != length:
-            raise DataError(
-                f"{self.name_of(index)} has {len(content):,} of its {length:,} bytes; get its "
-                "archive again"
-            )
+        if len(content) != size:
+            has = "more than" if len(content) > size else f"{len(content):,} of"
+            raise DataError(f"{name} has {has} its {size:,} bytes; get its archive again")
         return content
 
 
@@ -126,7 +126,7 @@ class OpenFiles:
     def _open(self, number: int) -> int:
         """A file's descriptor. Raises DataError where it is another than was listed."""
         stamp = self._stamps[number]
-        descriptor = os.open(stamp.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor = open_regular(stamp.path, "an archive")
         status = os.fstat(descriptor)
         if (status.st_size, status.st_mtime_ns) != stamp[1:]:
             os.close(descriptor)

@@ -9,15 +9,16 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
-from zlib import adler32
 
 from deit_zoo.data.folder import is_image
+from deit_zoo.data.image_file import open_regular
 from deit_zoo.errors import DataError, reason_of
 
 BLOCK = 512
@@ -25,6 +26,8 @@ BLOCK = 512
 WINDOW = 4096
 # Behind its end a tar archive is filled up with zeros, of GNU tar to 10 KiB unless told otherwise.
 MOST_PADDING = 1 << 20
+# Of a header that continues another, such as a long name, and of a zip archive's directory.
+MOST_HEADER, MOST_DIRECTORY = 1 << 20, 1 << 30
 MEMBERS_PER_CALL = 4096
 # Of a zip archive: a member, an entry of its directory, and what says where that is.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -34,7 +37,7 @@ _LOCATOR = struct.Struct("<4s16x")
 _END64 = struct.Struct("<4s12xL20xQQ")
 ENCRYPTED, UTF8 = 1 << 0, 1 << 11
 MAX16, MAX32 = (1 << 16) - 1, (1 << 32) - 1
-_PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+_PAX_RECORD, _SIZE = re.compile(rb"(\d{1,7}) ([^=]+)="), re.compile(rb"\d{1,20}")
 _SEEKING = Lock()
 
 
@@ -73,11 +76,20 @@ def read_at(descriptor: int, length: int, offset: int) -> bytes:
         return os.read(descriptor, length)
 
 
+def inflate(content: bytes, size: int) -> bytes:
+    """A deflated member; a byte more than its size, where it has more. Raises zlib.error."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = stream.decompress(content, size + 1)
+    if len(inflated) <= size and not stream.eof:
+        raise zlib.error("it is cut off")
+    return inflated
+
+
 @contextmanager
 def open_descriptor(path: Path) -> Iterator[int]:
-    """A file's descriptor. Raises DataError where the file cannot be opened or read."""
+    """A regular file's descriptor. Raises DataError where it cannot be opened or read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor = open_regular(path, "an archive")
         try:
             yield descriptor
         finally:
@@ -134,11 +146,17 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
             if header.count(0) == BLOCK:
                 return _check_padding(descriptor, archive, position)
             size, kind = _size(header, path, position), header[156:157]
-            offset = position + BLOCK
-            if kind in b"xLK":  # of the next member: what does not fit into its header
+            offset, in_header = position + BLOCK, kind in b"xLK"
+            size = size if long_size is None or in_header else long_size
+            if in_header and size > MOST_HEADER:
+                raise _no_tar(path, position)
+            position = offset + -(-size // BLOCK) * BLOCK
+            if position > end:
+                raise _not_whole(path)
+            if in_header:  # of the next member: what does not fit into its header
                 text = read_at(descriptor, size, offset)
                 if kind == b"x":
-                    records = _pax_records(text)
+                    records = _pax_records(text, path, offset)
                     long_name = records.get(b"path", long_name)
                     long_size = int(records[b"size"]) if b"size" in records else None
                     in_pieces = any(key.startswith(b"GNU.sparse") for key in records)
@@ -146,7 +164,6 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
                     long_name = text.rstrip(b"\0")
             else:
                 name = os.fsdecode(_name(header) if long_name is None else long_name)
-                size = size if long_size is None else long_size
                 whole = kind in b"0\0007" and not in_pieces
                 long_name, long_size, in_pieces = None, None, False
                 if whole and not name.endswith("/"):
@@ -156,9 +173,6 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
                         f"{path} holds {name!r} as a link or in pieces; pack it again with tar "
                         "--dereference --hard-dereference, without --sparse"
                     )
-            position = offset + -(-size // BLOCK) * BLOCK
-            if position > end:
-                raise _not_whole(path)
 
 
 def _size(header: bytes, path: Path, position: int) -> int:
@@ -174,12 +188,16 @@ def _size(header: bytes, path: Path, position: int) -> int:
     # The checksum is the sum of the header's bytes, its own eight taken for blanks. Adler-32 has
     # the sum of bytes, plus 1, in its lower half: a fifteenth of the time of `sum`.
     expected = total - 8 * 32 + sum(header[148:156]) + 1
-    if min(total, size) < 0 or adler32(header) & 0xFFFF != expected % 65521:
-        raise DataError(
-            f"{path} is no tar archive at byte {position:,}; get it again, or unpack it first if "
-            "it is compressed"
-        )
+    if min(total, size) < 0 or zlib.adler32(header) & 0xFFFF != expected % 65521:
+        raise _no_tar(path, position)
     return size
+
+
+def _no_tar(path: Path, position: int) -> DataError:
+    return DataError(
+        f"{path} is no tar archive at byte {position:,}; get it again, or unpack it first if it is "
+        "compressed"
+    )
 
 
 def _name(header: bytes) -> bytes:
@@ -189,13 +207,17 @@ def _name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix else name
 
 
-def _pax_records(text: bytes) -> dict[bytes, bytes]:
+def _pax_records(text: bytes, path: Path, offset: int) -> dict[bytes, bytes]:
     """Records "LENGTH KEY=VALUE", each of that length and with a newline at its end."""
     records, position = {}, 0
     while record := _PAX_RECORD.match(text, position):
         stop = position + int(record[1])
+        if stop <= record.end() or text[stop - 1 : stop] != b"\n":
+            break
         records[record[2]] = text[record.end() : stop - 1]
-        position = max(stop, record.end())
+        position = stop
+    if text[position:].strip(b"\0") or not _SIZE.fullmatch(records.get(b"size", b"0")):
+        raise _no_tar(path, offset + position)
     return records
 
 
@@ -280,6 +302,8 @@ def _zip_directory(descriptor: int, archive: Archive) -> tuple[bytes, int]:
         if not record.startswith(b"PK\6\6"):
             raise _no_zip(path, "its directory is broken")
         _, disk, length, offset = _END64.unpack(record)
+    if length > MOST_DIRECTORY:
+        raise _no_zip(path, f"its directory is of {length / 1e9:.1f} GB")
     if disk or length > stop:
         raise _no_zip(path, "it is one of several pieces" if disk else "its directory is broken")
     # What was put before the archive, such as a program that unpacks it, moves all of it.

@@ -1,4 +1,4 @@
-"""The one place that opens images' files: regular ones alone, and none larger than an image.
+"""The one place that opens the files of images and archives: regular ones alone.
 
 A pipe would make its reader wait, and a device act, or never end.
 """
@@ -14,6 +14,7 @@ from deit_zoo.errors import DataError
 # Pillow's own bound on a decoded image.
 MAX_PIXELS = 178_956_970
 MOST_BYTES = 8 * MAX_PIXELS  # of a file, as of four channels of 16 bits
+_WITHOUT_WAITING = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
 
 
 class UnreadableError(DataError):
@@ -25,16 +26,26 @@ class UnreadableError(DataError):
 
 
 def read_file(path: str | Path) -> bytes:
-    """An image's file. Raises UnreadableError for what is no regular one, which is not opened."""
-    if not stat.S_ISREG((status := os.stat(path)).st_mode):
-        raise UnreadableError(path, _kind(status.st_mode))
+    """An image's file. Raises UnreadableError for what is none, or larger than any image."""
     # Unbuffered, and no pathlib: either would cost as much as the reading.
-    with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):  # what took its place meanwhile
-            raise UnreadableError(path, _kind(status.st_mode))
-        check_length(path, status.st_size)
+    with open(open_regular(path, "an image file"), "rb", buffering=0) as file:
+        check_length(path, os.fstat(file.fileno()).st_size)
         return file.readall()
+
+
+def open_regular(path: str | Path, what: str) -> int:
+    """A file's descriptor. Raises UnreadableError for what is no regular one, which is not opened.
+
+    A FIFO would wait for a writer, and a terminal become that of this process.
+    """
+    _check_regular(path, what, os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
+    try:
+        _check_regular(path, what, os.fstat(descriptor))  # what took its place meanwhile
+    except UnreadableError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_length(name: object, length: int) -> None:
@@ -44,11 +55,8 @@ def check_length(name: object, length: int) -> None:
         raise UnreadableError(name, f"of {length / 1e9:,.1f} GB, where {most}")
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A FIFO would wait for a writer, and a terminal become that of this process."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return f"a {kinds.get(stat.S_IFMT(mode), 'device')}; give an image file"
+def _check_regular(path: str | Path, what: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
+        raise UnreadableError(path, f"a {kind}; give {what}")

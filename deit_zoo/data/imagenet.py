@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +26,8 @@ LABEL_FILES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION
 
 def label_file_in(folder: Path) -> Path | None:
     """What sorts the validation images, where it lies in a folder."""
-    return next((folder / name for name in LABEL_FILES if (folder / name).exists()), None)
+    files = (folder / name for name in LABEL_FILES)
+    return next((file for file in files if file.is_file() or file.is_dir()), None)
 
 
 def validation_labels(source: Path) -> list[str]:
@@ -46,7 +48,7 @@ def read_solution(file: Path, read: Callable[[], bytes]) -> list[str]:
         rows = {row["ImageId"]: row["PredictionString"] for row in csv.DictReader(lines)}
         # Each box of an image begins with the synset: "n01751748 111 108 231 330 ...".
         return [rows[VAL_NAME.format(number + 1)].split()[0] for number in range(len(rows))]
-    except (OSError, UnicodeError, csv.Error, KeyError, IndexError, AttributeError) as error:
+    except (OSError, UnicodeError, csv.Error, zlib.error, LookupError, AttributeError) as error:
         raise DataError(
             f"{file} cannot be read as labels ({_reason(error)}); give Kaggle's {SOLUTION}, a line "
             f"ImageId,PredictionString and one for each image from {VAL_NAME.format(1)}"
@@ -75,7 +77,7 @@ def _read_kit(kit: Path) -> list[str]:
 def _kit_file(kit: Path, name: str) -> bytes:
     """A file of the kit, wherever it lies in it."""
     if kit.is_dir():
-        for path in sorted(kit.rglob(name)):
+        for path in filter(Path.is_file, sorted(kit.rglob(name))):
             return path.read_bytes()
     else:
         with tarfile.open(kit) as archive:

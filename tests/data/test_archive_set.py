@@ -276,6 +276,25 @@ def test_a_deflated_image_that_is_broken_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("stated", "sentence"),
+    [
+        (100, "has more than its 100 bytes; get its archive again"),
+        (4_000_000_000, "is of 4.0 GB, where at most 1.4 GB are read"),
+    ],
+)
+def test_no_more_is_inflated_than_the_directory_states_and_an_image_may_have(
+    stated: int, sentence: str, tmp_path: Path
+) -> None:
+    data = FORMS["deflated_zip"](tmp_path, {"train/a/1.png": bytes(10**6)})
+    content = bytearray(Path(data).read_bytes())
+    place = content.index(b"PK\1\2") + 24
+    content[place : place + 4] = stated.to_bytes(4, "little")
+    Path(data).write_bytes(content)
+    images = open_set(data, "train")
+    assert refused(lambda: images.read(0)) == f"{data}/train/a/1.png {sentence}"
+
+
 LABEL = {"0.cls": b"0", "0.png": b""}
 
 
@@ -290,6 +309,7 @@ LABEL = {"0.cls": b"0", "0.png": b""}
         ({"1.png": b"", "1.JPG": b"", "1.cls": b"0"}, "holds a second image of the key '1'"),
         ({"1.png": b"", "1.cls": b""}, "is no label; it must hold the number or the name"),
         ({"1.png": b"", "1.cls": b"\xff"}, "is no label; it must hold the number or the name"),
+        ({"1.png": b"", "1.cls": b"9" * 900}, "is no label; it must hold the number or the name"),
         ({"1.png": b"", "1.cls": b"7"}, "has the label 7, of 1 images; give labels that are"),
         (
             {"1.png": b"", "1.cls": b"0", "2.png": b"", "2.cls": b"-1"},

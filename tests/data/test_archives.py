@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.data.archives import Members, list_members, whole_archive
+from deit_zoo.data.archives import MOST_DIRECTORY, Members, list_members, whole_archive
 from support.images import refused
 
 FILES = {
@@ -158,6 +160,13 @@ def spoil(position: int, content: bytes) -> Callable[[bytes], bytes]:
     return lambda whole: whole[:position] + content + whole[position + len(content) :]
 
 
+def continued(kind: bytes, text: bytes, size: int = 0) -> Callable[[bytes], bytes]:
+    """A header before the first one that says more of it."""
+    header = tarfile.TarInfo("more")
+    header.type, header.size = kind, size or len(text)
+    return lambda whole: header.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0") + whole
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -168,6 +177,13 @@ def spoil(position: int, content: bytes) -> Callable[[bytes], bytes]:
             "x.tar goes on behind its end, at byte 1,024; give archives that",
         ),
         (lambda whole: b"\x1f\x8b" * 600, "x.tar is no tar archive at byte 0; "),
+        # Of 3 GB they took 2.4 GB and had no end.
+        (continued(b"x", b"", 3_000_000_000), "x.tar is no tar archive at byte 0; "),
+        (continued(b"L", b"", 3_000_000_000), "x.tar is no tar archive at byte 0; "),
+        (continued(b"x", b"29 size=99999999999999999999\n"), "x.tar is cut off: "),
+        (continued(b"x", b"11 size=-5\n"), "x.tar is no tar archive at byte 523; "),
+        (continued(b"x", b"99 path=b.png\n"), "x.tar is no tar archive at byte 512; "),
+        (continued(b"x", b"0 path=b.png\n"), "x.tar is no tar archive at byte 512; "),
     ],
 )
 def test_bytes_that_are_no_archive_are_refused(
@@ -228,6 +244,22 @@ def test_an_encrypted_zip_archive_is_refused(tmp_path: Path) -> None:
     whole[whole.index(b"PK\1\2") + 8] |= 1  # the flag in the central directory
     file.write_bytes(whole)
     assert refused(lambda: listed(file)).startswith(f"{file} holds 'a.png' encrypted; ")
+
+
+def test_a_zip_archive_whose_directory_is_larger_than_any_is_refused(tmp_path: Path) -> None:
+    end = struct.pack("<4s8xLLH", b"PK\5\6", MOST_DIRECTORY + 1, 0, 0)
+    (tmp_path / "x.zip").write_bytes(end)
+    assert "(its directory is of 1.1 GB); get it again" in refused(
+        lambda: listed(tmp_path / "x.zip")
+    )
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.zip"])
+def test_a_pipe_is_no_archive_and_is_not_opened(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    assert refused(lambda: whole_archive(tmp_path / name)) == (
+        f"{tmp_path / name} is a pipe; give an archive"
+    )
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:
