@@ -48,7 +48,7 @@ from deit_zoo.recipes.deit import DEIT_SMALL as RECIPE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN
 from deit_zoo.training.data import TrainLoader
-from deit_zoo.training.places import EpochPlaces, Key, replica_indices
+from deit_zoo.training.places import EpochPlaces, Key, epoch_order
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.timm_bridge import train_augment, train_transform
 from harness.timing import rotated
@@ -156,8 +156,9 @@ def ways(folder: Path) -> dict[str, Callable[[], Epoch]]:
     number = len(images)
 
     def shuffled(repeats: int) -> Iterator[list[int]]:
-        one = {"replica": 0, "replicas": 1, "repeats": repeats, "count": number}
-        return (replica_indices(number, epoch=epoch, **one) for epoch in count())
+        for epoch in count():
+            [order] = epoch_order(number, epoch=epoch, replicas=1, repeats=repeats, count=number)
+            yield order.tolist()
 
     keys = (
         [Key(image, epoch, 0, position) for position, image in enumerate(order)]

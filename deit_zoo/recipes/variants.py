@@ -145,10 +145,7 @@ RECIPES = (
         init_from="deit_base_no_mixup_no_cutmix",  # Table 8
         mixup=0.0,  # assumed
         cutmix=0.0,  # assumed
-        assumed={
-            "mixup": BOTH_STAGES,
-            "cutmix": BOTH_STAGES,
-        },
+        assumed={"mixup": BOTH_STAGES, "cutmix": BOTH_STAGES},
     ),
     _row(
         DEIT_BASE,
@@ -241,10 +238,7 @@ RECIPES = (
         top1=72.2,
         table=TABLE_3,
         **SOFT,
-        assumed={
-            "kl_reduction": UNNAMED,
-            "replicas": OWN_CUT,
-        },
+        assumed={"kl_reduction": UNNAMED, "replicas": OWN_CUT},
         source=OF_TABLE_3,
     ),
     _row(
@@ -262,10 +256,7 @@ RECIPES = (
         top1=79.8,
         table=TABLE_3,
         **SOFT,
-        assumed={
-            "kl_reduction": UNNAMED,
-            "replicas": OWN_CUT,
-        },
+        assumed={"kl_reduction": UNNAMED, "replicas": OWN_CUT},
         source=OF_TABLE_3,
     ),
     _row(

@@ -37,17 +37,14 @@ def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
         left = len(others) - MOST_NAMED
         named = ", ".join(others[:MOST_NAMED]) + (f", and {left} more" if left > 0 else "")
         may = f"; it may go on with another {', '.join(allowed)}" if allowed else ""
-        further = shlex.join(["deit-zoo", "finetune", str(output)])
-        advice = f", or train its weights further: {further}" if is_finished(output, former) else ""
+        advice = ""
+        if former.recipe.data == "folder" and (output / MODEL_FILE).is_file():  # it has ended
+            further = shlex.join(["deit-zoo", "finetune", str(output)])
+            advice = f", or train its weights further: {further}"
         raise RecipeError(
             f"{output} holds a run of another recipe ({former.recipe.name}, whose {named}){may}; "
             f"give a new --output{advice}"
         )
-
-
-def is_finished(output: Path, plan: Plan) -> bool:
-    """Whether a run on a folder of images has ended, and left its weights."""
-    return plan.recipe.data == "folder" and (output / MODEL_FILE).is_file()
 
 
 def may_change(output: Path, plan: Plan) -> bool:

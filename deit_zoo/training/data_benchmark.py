@@ -86,21 +86,19 @@ def measure(
     todo = 4 if most > 1 else 3
     progress(0, todo)
     reading, decoding = rates_of_files(images, num_images)
-    progress(1, todo)
-    alone: dict[int, float] = {}
-    for repeats in sorted({1, most}):
-        alone[repeats], _ = rate_of_loader(images, repeats, workers=1, num_images=num_images)
-        progress(1 + len(alone), todo)
-    together, on_gpu = rate_of_loader(images, most, workers=workers, num_images=num_images)
-    progress(todo, todo)
     stages = [
         Stage(name="read", processes=1, images_per_second=reading),
         Stage(name="decode", processes=1, images_per_second=decoding),
     ]
-    stages += [
-        Stage(name=crops(repeats), processes=1, images_per_second=rate)
-        for repeats, rate in alone.items()
-    ]
+    progress(1, todo)
+    alone: dict[int, float] = {}
+    for repeats in sorted({1, most}):
+        rate, _ = rate_of_loader(images, repeats, workers=1, num_images=num_images)
+        stages.append(Stage(name=crops(repeats), processes=1, images_per_second=rate))
+        alone[repeats] = rate
+        progress(1 + len(alone), todo)
+    together, on_gpu = rate_of_loader(images, most, workers=workers, num_images=num_images)
+    progress(todo, todo)
     stages.append(Stage(name=crops(most), processes=workers, images_per_second=together))
     if on_gpu is not None:
         name = "copy and augmentation on the GPU"

@@ -86,16 +86,11 @@ def finetune(
         checks.check_output(output, plan.recipe, resume)
 
     def fit(plan: Plan, survey: Survey) -> Plan:
+        plan, several, remarks = for_survey(plan, survey, data, chosen_fields(changes))
         classes = list(survey.train.classes)
-        check_teacher(plan.recipe, classes, data)
-        plan, several = for_several_labels(plan, survey.train, chosen_fields(changes))
-        if several:
-            tell(several)
         more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
-        tell(f"{len(classes):,} classes: {', '.join(classes[:8])}{more}")
-        plan, elsewhere = for_its_set(plan, survey)
-        plan, sentence = fitted(plan, survey.train.images, chosen_fields(changes))
-        for remark in filter(None, (elsewhere, sentence)):
+        named = f"{len(classes):,} classes: {', '.join(classes[:8])}{more}"
+        for remark in filter(None, (several, named, *remarks)):
             tell(remark)
         return plan
 
@@ -190,6 +185,18 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
         band=DEIT_BASE.band,
         band_source="no spread is published; that of deit_base is used",
     )
+
+
+def for_survey(
+    plan: Plan, survey: Survey, data: str | Path, chosen: Collection[str]
+) -> tuple[Plan, str, list[str]]:
+    """The plan for the images that are there; what several labels mean; what else was changed."""
+    train = survey.train
+    check_teacher(plan.recipe, list(train.classes), data)
+    plan, several = for_several_labels(plan, train, chosen)
+    plan, elsewhere = for_its_set(plan, survey)
+    plan, sentence = fitted(plan, train.images, chosen)
+    return plan, several, [remark for remark in (elsewhere, sentence) if remark]
 
 
 def for_its_set(plan: Plan, survey: Survey) -> tuple[Plan, str]:
@@ -311,12 +318,9 @@ def planned(
         survey = validate(data, progress)
     else:
         survey = validate_list(str(data), list_images(data, val_share))
-    train = survey.train
-    plan, elsewhere = for_its_set(plan, survey)
-    check_teacher(plan.recipe, list(train.classes), data)
-    plan, _ = for_several_labels(plan, train, chosen)
-    plan, sentence = fitted(launch.with_reading(plan, train.classes), train.images, chosen)
-    return plan, "; ".join(filter(None, (elsewhere, sentence)))
+    plan = launch.with_reading(plan, survey.train.classes)
+    plan, _, remarks = for_survey(plan, survey, data, chosen)
+    return plan, "; ".join(remarks)
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user
-from deit_zoo.machine import (
-    check_processes,
-    require_extra,
-    usable_device,
-    world_size,
-)
+from deit_zoo.machine import check_processes, require_extra, usable_device, world_size
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.first_stage import is_first_stage, resolve_init_from, trained_first
 from deit_zoo.recipes.plan import (

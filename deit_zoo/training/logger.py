@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, RenderableType
 from rich.progress import Progress, Task
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -57,22 +57,14 @@ class FittedProgress(Progress):
     """A bar with as many figures as the terminal has room for, the most useful first."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """One line for each task."""
-        yield from map(FittedLine, self.tasks)
+        """One line for each task, never longer than the terminal is wide."""
+        yield from map(self._line, self.tasks)
 
-
-class FittedLine:
-    """A task's figures and its bar, in one line that is never longer than the terminal is wide."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        task = self.task
+    def _line(self, task: Task) -> Table:
         left = task.time_remaining
         shown = task.fields["figures"] | {"left": "" if left is None else f"{clock(left)} left"}
         widths = {name: len(shown[name]) for name in shown if shown[name]} | {"bar": BAR_WIDTH}
-        kept, room = set[str](), options.max_width + GAP
+        kept, room = set[str](), self.console.width + GAP
         for name in (name for name in BY_WORTH if name in widths):
             if (width := widths[name] + GAP) > room:
                 break
@@ -85,7 +77,7 @@ class FittedLine:
                 bar = ProgressBar(task.total, task.completed, width=BAR_WIDTH + room)
                 cells.append(bar if name == "bar" else Text(shown[name], STYLES.get(name, "")))
         line.add_row(*cells)
-        yield line
+        return line
 
 
 class MetricLogger:

@@ -61,11 +61,6 @@ class TrainState:
         return len(self.replicas) // self.per_pass
 
     @property
-    def lag(self) -> int:
-        """Steps that may be under way when the next begins."""
-        return 1 if self.skips_on_device else 0
-
-    @property
     def max_nonfinite(self) -> int:
         """Steps in a row that may move nothing, before the run goes back to an earlier state."""
         return MAX_NONFINITE_STEPS + (SCALER_HALVINGS if self.scaler.is_enabled() else 0)
@@ -101,7 +96,8 @@ def train_one_epoch(
     lr = set_rate(optimizer, learning_rate(recipe, epoch))
     passes = micro_batches(state, recipe.seed, epoch, batches)
     statistics = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
-    pending = PendingSteps(stats, passes, on_step, at_rest, state.lag, state.max_nonfinite)
+    lag = int(state.skips_on_device)
+    pending = PendingSteps(stats, passes, on_step, at_rest, lag, state.max_nonfinite)
     for number in range(stats.step, plan.steps_per_epoch):
         if number in left_out:
             pending.finish()

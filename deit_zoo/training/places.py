@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
+from deit_zoo.recipes.plan import Plan
 
 # In the unit that a loader's worker fills; the last image's places may lie beyond.
 PLACES_PER_CHUNK = 64
@@ -53,35 +53,14 @@ class Chunk(NamedTuple):
         return sum(len(places) for _, places in self.images)
 
 
-def replica_indices(
-    num_images: int,
-    *,
-    epoch: int,
-    replica: int,
-    replicas: int,
-    repeats: int,
-    count: int | None = None,
-    shuffle: bool = True,
-) -> list[int]:
-    """The images of one replica in one epoch, in order (upstream's RASampler).
-
-    Each image of the epoch's permutation is repeated, repeats go to different replicas, and an
-    epoch ends after as many images as an epoch without repeats would have: `count` of them, or
-    as upstream rounds it.
-    """
-    if count is None:
-        count = num_images // EPOCH_UNIT * EPOCH_UNIT // replicas
-    order = epoch_order(
-        num_images, epoch=epoch, replicas=replicas, repeats=repeats, count=count, shuffle=shuffle
-    )
-    indices: list[int] = order[replica].tolist()
-    return indices
-
-
 def epoch_order(
     num_images: int, *, epoch: int, replicas: int, repeats: int, count: int, shuffle: bool = True
 ) -> Numbers:
-    """The images of every replica in one epoch (replicas, count)."""
+    """The images of every replica in one epoch, in order (replicas, count): upstream's RASampler.
+
+    Each image of the epoch's permutation is repeated, repeats go to different replicas, and an
+    epoch ends after as many images as an epoch without repeats would have.
+    """
     generator = torch.Generator().manual_seed(epoch)
     order = torch.randperm(num_images, generator=generator) if shuffle else torch.arange(num_images)
     needed = replicas * count

@@ -61,7 +61,7 @@ def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teach
 
     Raises RecipeError where it knows other classes or images than the student.
     """
-    teacher = find(recipe)
+    teacher = loader_of(recipe)()
     name, img_size = recipe.teacher, as_pair(recipe.img_size)
     if teacher.num_classes != num_classes:
         raise RecipeError(
@@ -94,11 +94,6 @@ def check(recipe: Recipe) -> None:
             open_local(place)
 
 
-def find(recipe: Recipe) -> Teacher:
-    """The teacher that a recipe names. Raises RecipeError saying what a teacher can be."""
-    return loader_of(recipe)()
-
-
 def facts_of(recipe: Recipe) -> dict[str, Any]:
     """What a receipt says of a recipe's teacher. One of the zoo is not built for it."""
     load = loader_of(recipe)
@@ -106,7 +101,7 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def loader_of(recipe: Recipe) -> Callable[[], Teacher]:
-    """What gives the teacher that a recipe names."""
+    """What gives the teacher that a recipe names. Raises RecipeError saying what it can be."""
     text = str(recipe.teacher)
     if _HUB.match(text):
         return partial(_from_hub, recipe, _HUB.sub("", text))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -170,11 +170,6 @@ def _shape(plan: Plan) -> tuple[int, int, int, int]:
     return recipe.epochs, plan.steps_per_epoch, recipe.replicas, plan.replica_batch
 
 
-def num_bytes(plan: Plan) -> int:
-    """The size of a run's labels."""
-    return 2 * prod(_shape(plan))
-
-
 def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any]) -> None:
     """A file that says of no image what it shows, and beside it what it is for."""
     try:
@@ -187,7 +182,7 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
             _write_facts(folder, LabelFacts(key=key, teacher=teacher))
     except OSError as error:
         raise RecipeError(
-            f"{folder} cannot hold {num_bytes(plan) / 1e6:,.0f} MB of teacher labels "
+            f"{folder} cannot hold {2 * prod(_shape(plan)) / 1e6:,.0f} MB of teacher labels "
             f"({error.strerror}); give a folder that you may write to, on a disk with room"
         ) from error
 
@@ -200,9 +195,10 @@ def _write_facts(folder: Path, facts: LabelFacts) -> None:
 def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
     """Raises RecipeError naming each field that differs."""
     kept = labels.facts.key
-    if differing := list(_differences(kept, key)):
+    differing = [name for name in sorted({*kept, *key}) if kept.get(name) != key.get(name)]
+    if differing:
         named = ", ".join(
-            f"{name} {shown(before)} -> {shown(now)}" for name, before, now in differing
+            f"{name} {_short(kept.get(name))} -> {_short(key.get(name))}" for name in differing
         )
         raise RecipeError(
             f"the teacher labels in {labels.folder} are of other images or another teacher "
@@ -221,17 +217,10 @@ def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:
         raise ValueError(f"{LABELS_FILE} is not the file whose digest {LABEL_FACTS_FILE} states")
 
 
-def _differences(kept: dict[str, Any], key: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted({*kept, *key}):
-        before, now = kept.get(name), key.get(name)
-        if before != now:
-            yield name, _short(before), _short(now)
-
-
-def _short(value: Any) -> Any:
-    """A digest by its beginning; a description of many by its digest."""
+def _short(value: Any) -> str:
+    """A value in words: a digest by its beginning, a description of many by its digest."""
     if isinstance(value, dict):
         value = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
     if isinstance(value, list):
         value = tuple(value)
-    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+    return value[:12] if isinstance(value, str) and len(value) == 64 else shown(value)

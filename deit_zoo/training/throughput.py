@@ -39,14 +39,6 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepCost:
-    """A step of one process, measured: images per second, and MB at the highest point."""
-
-    rate: float
-    peak: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
     """Images per second of each part of one process, alone."""
 
@@ -122,13 +114,19 @@ def profile(state: TrainState, plan: Plan, loader: TrainLoader) -> list[str]:
     cost = warm_up(state, plan, step)
     if cost is None:
         return []
-    rates = Rates(reading=reading, workers=workers, receiving=receiving, model=cost.rate)
+    model, peak = cost
+    rates = Rates(reading=reading, workers=workers, receiving=receiving, model=model)
     cores = usable_cores() * plan.nodes // plan.processes
-    return [outlook(plan, cost), sentence(rates, plan.workers, cores)]
+    return [outlook(plan, model, peak), sentence(rates, plan.workers, cores)]
 
 
-def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | None:
-    """Some steps on the same images, timed and undone; None where they are not finite."""
+def warm_up(
+    state: TrainState, plan: Plan, batches: list[Batch]
+) -> tuple[float, float | None] | None:
+    """Some steps on the same images, timed and undone; None where they are not finite.
+
+    Images per second of one process, and MB at the highest point.
+    """
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     scale, on_gpu = state.scaler.state_dict(), state.group.device.type == "cuda"
     ended: list[float] = []
@@ -150,7 +148,7 @@ def warm_up(state: TrainState, plan: Plan, batches: list[Batch]) -> StepCost | N
         seconds = state.group.all_reduce(torch.tensor(run(1), device=state.group.device))
         steps = max(1, min(STEPS, int(SECONDS * state.group.size / seconds.item())))
         images = plan.replica_batch * len(state.replicas)
-        cost = StepCost(rate=images * steps / run(steps), peak=peak_mb(state.group.device))
+        cost = images * steps / run(steps), peak_mb(state.group.device)
     except NotFinite:
         cost = None
     state.model.load_state_dict(before)
@@ -220,12 +218,12 @@ def rate(act: Callable[[], int], times: int, first: int = 2) -> float:
     return images / (time.perf_counter() - started)
 
 
-def outlook(plan: Plan, cost: StepCost) -> str:
+def outlook(plan: Plan, rate: float, peak: float | None) -> str:
     """Memory and speed of a step, and how long the whole run takes at that speed."""
     recipe = plan.recipe
-    memory = "" if cost.peak is None else f"{cost.peak / 1024:.1f} GiB, "
+    memory = "" if peak is None else f"{peak / 1024:.1f} GiB, "
     images = recipe.epochs * plan.steps_per_epoch * recipe.batch_size
-    total = cost.rate * plan.processes
+    total = rate * plan.processes
     unit = "GPU" if plan.device == "cuda" else "process"
     times = f"{duration(images / total)} on {count(plan.processes, unit)}"
     if plan.device == "cuda" and plan.processes == 1:
@@ -233,7 +231,7 @@ def outlook(plan: Plan, cost: StepCost) -> str:
     per_process = recipe.batch_size // plan.processes
     return (
         f"{recipe.name} at {per_process} images a step in each process: {memory}"
-        f"{cost.rate:,.0f} img/s; the {recipe.epochs} epochs' steps take {times}, if the loaders "
+        f"{rate:,.0f} img/s; the {recipe.epochs} epochs' steps take {times}, if the loaders "
         "keep up"
     )
 

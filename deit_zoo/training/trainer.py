@@ -49,11 +49,7 @@ from deit_zoo.training.checkpoint import CheckpointManager
 from deit_zoo.training.data import DEATHS_PER_EPOCH, TrainLoader
 from deit_zoo.training.job import Job
 from deit_zoo.training.logger import MetricLogger, full_disk_as_error
-from deit_zoo.training.loop import (
-    TrainState,
-    autocast,
-    train_one_epoch,
-)
+from deit_zoo.training.loop import TrainState, autocast, train_one_epoch
 from deit_zoo.training.results import write_results
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.signals import handle_signals
@@ -253,7 +249,8 @@ def measure(
 
     Where a worker dies, a process measures its share again.
     """
-    for deaths in range(1 + DEATHS_PER_EPOCH):
+    deaths = 0
+    while True:
         try:
             return accuracy(
                 model,
@@ -265,10 +262,10 @@ def measure(
                 add=group.add_up,
             )
         except WorkersDiedError as error:
-            if deaths == DEATHS_PER_EPOCH:
+            deaths += 1
+            if deaths > DEATHS_PER_EPOCH:
                 raise
             tell(f"{error.ends} while the model was measured; it is measured again")
-    raise AssertionError("it returns or raises")
 
 
 def epoch_record(

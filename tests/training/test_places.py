@@ -11,14 +11,14 @@ import pytest
 
 import golden
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.plan import EPOCH_UNIT, Plan
 from deit_zoo.training.places import (
     PLACES_PER_CHUNK,
     EpochPlaces,
     Key,
     Share,
     balanced_images,
-    replica_indices,
+    epoch_order,
 )
 from support.tables import each_row
 
@@ -37,14 +37,17 @@ PLAN = Plan(
 
 def indices_of(case: dict[str, Any]) -> list[int]:
     """Our order for a golden case."""
-    return replica_indices(
-        case["dataset_length"],
+    num_images, replicas = case["dataset_length"], case["num_replicas"]
+    order = epoch_order(
+        num_images,
         epoch=case["epoch"],
-        replica=case["rank"],
-        replicas=case["num_replicas"],
+        replicas=replicas,
         repeats=case["num_repeats"],
+        count=num_images // EPOCH_UNIT * EPOCH_UNIT // replicas,
         shuffle=case["shuffle"],
     )
+    indices: list[int] = order[case["rank"]].tolist()
+    return indices
 
 
 def shares_of(peers: int = 1, *, epoch: int = 1, plan: Plan = PLAN) -> list[list[Share]]:

@@ -18,7 +18,7 @@ from deit_zoo.files import LABEL_FACTS_FILE, LABELS_FILE
 from deit_zoo.hub.publish_labels import build_labels
 from deit_zoo.training import build
 from deit_zoo.training.launch import make_plan, reproduce
-from deit_zoo.training.places import replica_indices
+from deit_zoo.training.places import epoch_order
 from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.teaching import label_images, label_plan
 from deit_zoo.weights.load import save_model
@@ -303,7 +303,7 @@ def test_what_is_said_of_an_image_in_the_place_of_another_is_not_kept(
     data: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
-    [first, *_] = replica_indices(320, epoch=0, replica=0, replicas=2, repeats=2, count=128)
+    first = epoch_order(320, epoch=0, replicas=2, repeats=2, count=128)[0, 0]
     Path(open_set(tmp_path / "data", "train").name_of(first)).write_bytes(b"no image")
     labels = tmp_path / "labels"
     run(tmp_path / "run", tmp_path / "data", "epochs=1", f"teacher_labels={labels}")

@@ -23,7 +23,6 @@ from deit_zoo.training.loop import TrainState
 from deit_zoo.training.signals import Interrupted
 from deit_zoo.training.throughput import (
     Rates,
-    StepCost,
     outlook,
     profile,
     rate,
@@ -90,13 +89,11 @@ def test_what_limits_and_what_to_do(
 def test_memory_and_time_of_a_run_are_told_before_it(gpus: int, words: str) -> None:
     # 300 epochs of 1,251 steps of 1,024 images, at 4,000 images per second and GPU.
     plan = make_plan("deit_base", gpus=gpus)
-    assert outlook(plan, StepCost(rate=4000.0, peak=21.0 * 1024)) == f"deit_base at {words}"
+    assert outlook(plan, 4000.0, 21.0 * 1024) == f"deit_base at {words}"
 
 
 def test_memory_that_nobody_counts_is_left_out() -> None:
-    assert "process: 4,000 img/s" in outlook(
-        make_plan("deit_base", gpus=1), StepCost(rate=4000.0, peak=None)
-    )
+    assert "process: 4,000 img/s" in outlook(make_plan("deit_base", gpus=1), 4000.0, None)
 
 
 def test_a_run_that_is_not_finite_is_not_estimated_and_left_as_it_was(
