@@ -134,6 +134,7 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     from deit_zoo.data.remote import NotFetchedError, is_remote
     from deit_zoo.inference.answer_file import (
         check_answer_file,
+        name_in_table,
         num_unreadable_of,
         open_answers,
         settings_of,
@@ -167,7 +168,7 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     with open_answers(file, settings, resume) as answers:
         if answers.done:
             talk.print(f"{len(answers.done):,} images have their answers already")
-        sources = [name for name in names if name not in answers.done]
+        sources = [name for name in names if name_in_table(name) not in answers.done]
         for batch in _classify(sources, network, question, done=len(names) - len(sources)):
             for name, answer in batch:
                 if isinstance(answer, NotFetchedError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deit_zoo.data.remote import is_remote
-from deit_zoo.errors import DataError, FormatError
+from deit_zoo.errors import DataError, FormatError, redact
 from deit_zoo.files import as_record, digest, parse_json, read_json, temporary_in, write_whole
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
@@ -58,10 +58,18 @@ def check_answer_file(file: Path, resume: bool) -> None:
         require_extra("hfds", "a Parquet file", "pyarrow.parquet")
 
 
+def name_in_table(image: str) -> str:
+    """What a table calls an image: an address without what gives access, and a digest instead."""
+    shown = redact(image) if is_remote(image) else image
+    if shown == image:
+        return image
+    return f"{shown}#{hashlib.sha256(_text(image).encode()).hexdigest()[:12]}"
+
+
 def settings_of(images: Sequence[str], names: Collection[str]) -> dict[str, Any]:
     """What answers depend on in their images: what was typed, and the names of all of them."""
     return {
-        "images": list(images),
+        "images": list(map(name_in_table, images)),
         "working_folder": os.getcwd() if any(map(_is_relative, images)) else None,
         "num_images": len(names),
         "names": hashlib.sha256("\0".join(map(_text, sorted(names))).encode()).hexdigest(),
@@ -107,7 +115,8 @@ def _is_relative(image: str) -> bool:
 
 
 class AnswerFile:
-    """Answers as they come, each image once: `done` are the names of those that are there."""
+    """Answers as they come, each image once: `done` are those that are there, as the table calls
+    them."""
 
     def __init__(self, file: Path, settings: Mapping[str, Any], stream: IO[bytes]) -> None:
         self.file, self.settings, self._stream = file, settings, stream
@@ -125,13 +134,13 @@ class AnswerFile:
 
     def add(self, name: str, answer: list[Prediction] | DataError) -> None:
         """Put down the classes of an image, or why it could not be read."""
-        row: dict[str, Any] = {"image": name}
+        row: dict[str, Any] = {"image": name_in_table(name)}
         if isinstance(answer, DataError):
-            row["error"] = str(answer)
+            row["error"] = redact(str(answer))
         else:
             row["predictions"] = [asdict(prediction) for prediction in answer]
         self._stream.write(json.dumps(row).encode() + b"\n")
-        self._count(name, isinstance(answer, DataError))
+        self._count(row["image"], isinstance(answer, DataError))
 
     def keep(self) -> None:
         """Have the disk keep what was put down, unless it did so a moment ago."""

@@ -10,8 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from pyarrow import parquet
 
 from deit_zoo.cli.classify import classify_
 from deit_zoo.data.digits import digits
-from deit_zoo.errors import MissingExtraError
+from deit_zoo.errors import DataError, MissingExtraError
 from deit_zoo.inference.answer_file import AnswerFile, open_answers
 from deit_zoo.results import Prediction
 from support.command import Done, Process, deit_zoo, sentence
@@ -343,6 +346,38 @@ def test_a_web_server_that_does_not_answer_is_no_answer(tmp_path: Path) -> None:
     assert told.startswith(f"{url} could not be fetched: ")
     assert told.endswith("; with --resume it goes on from here")
     assert (tmp_path / "answers.csv.partial").read_bytes() == b""
+
+
+def test_a_table_names_an_address_without_what_gives_access(images: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path[-1])
+            if asked == ["1", "2", "3"]:
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+    file = tmp_path / "answers.csv"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(images))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        names = ("a/00000", "a/00000", "b/00007")  # the last is broken
+        urls = [
+            f"http://127.0.0.1:{server.server_port}/{name}.png?X-Amz-Signature=SECRET{number}"
+            for number, name in enumerate(names, start=1)
+        ]
+        with pytest.raises(DataError, match="with --resume it goes on from here"):
+            classify_(urls, MODEL, output=file, workers=1)
+        with pytest.raises(typer.Exit):
+            classify_(urls, MODEL, output=file, workers=1, resume=True)
+        server.shutdown()
+    assert asked == ["1", "2", "3", "3"]
+    rows = rows_of(file)
+    assert len({row["image"] for row in rows}) == len(rows) == 3
+    assert rows[2]["image"].startswith(urls[2].partition("?")[0])
+    for written in (file, tmp_path / "answers.csv.json"):
+        assert "SECRET" not in written.read_text()
 
 
 class Flaky(MemoryFileSystem):
