@@ -42,24 +42,26 @@ def read_labels(data: str | Path) -> ImageList:
     place, chosen = split_address(str(data))
     file = Path(place)
     numbers, columns = _columns(file)
-    files = columns.pop(_called("file", columns) or next(iter(columns)))
-    words = columns.pop(_called("split", columns), None)
-    labels = _labels(file, columns, chosen.get("label"))
+    own = chosen.get("image") or _called("file", columns) or next(iter(columns))
+    if (files := columns.pop(own, None)) is None:
+        raise DataError(f"{file} has no column {own!r}; give one of {', '.join(columns)}")
+    words, label = columns.pop(_called("split", columns), None), chosen.get("label")
+    labels = _labels(file, columns, label)
     splits, notes = _splits(file, numbers, words) if words else ([ALL] * len(files), [])
-    if chosen and (others := [name for name in columns if name != chosen["label"]]):
+    if label and (others := [name for name in columns if name != label]):
         notes.append(f"columns of {file} not read: {', '.join(others)}")
     root, real_folder = file.resolve().parent, cache(os.path.realpath)
-    first_name: dict[tuple[str, str], str] = {}
+    first_name: dict[tuple[str, str], str] = {}  # of a file in its folder, without links
     of_file: dict[str, tuple[str, set[str]]] = {}
-    for number, name, split, own in zip(numbers, files, splits, labels, strict=True):
+    for number, name, split, its in zip(numbers, files, splits, labels, strict=True):
         if not name:
             raise DataError(f"row {number} of {file} names no file; give its name, or leave it out")
-        folder, last = os.path.split(root / (path := _path(root, name)))
+        folder, last = os.path.split(os.path.join(root, path := _path(root, name)))
         path = first_name.setdefault((real_folder(folder), last), path)
         other, known = of_file.setdefault(path, (split, set()))
         if other != split:
             raise DataError(f"{file} puts {path} in {other} and in {split}; leave one")
-        known |= own
+        known |= its
     images = tuple(
         ListedImage(split, SEPARATOR.join(sorted(own)), _size(root / path), path)
         for path, (split, own) in of_file.items()
@@ -93,12 +95,13 @@ def _columns(file: Path) -> tuple[list[int], Columns]:
     columns = [(name, cells) for name, cells in columns if name or any(cells)]
     if len(columns) > 2 and not columns[0][0] and all(map(str.isdecimal, columns[0][1])):
         del columns[0]  # the index of pandas
-    if len(columns) < 2:
-        raise DataError(f"{file} names no images with labels; it must have {FORM}")
     names = [name for name, _ in columns]
-    if len({name.casefold() for name in names}) < len(names):
+    known = {name.casefold() for name in names}
+    if len(known - {"split"}) < 2:
+        raise DataError(f"{file} names no images with labels; it must have {FORM}")
+    if len(known) < len(names):
         raise DataError(f"two columns of {file} have one name; its first row is {heading}")
-    if "" in names[1:]:
+    if "" in (names if "file" in known else names[1:]):
         raise DataError(f"a column of {file} has no name; its first row is {heading}")
     return [number for number, _ in rows], dict(columns)
 
@@ -129,7 +132,8 @@ def _called(word: str, columns: Columns) -> str:
 def _path(root: Path, name: str) -> str:
     """Where a file lies, from the root on; Windows may have written its name with backslashes."""
     by_windows = "\\" in name and not (root / name).exists()
-    return path_from(root, str(root / (name.replace("\\", "/") if by_windows else name)))
+    name = name.replace("\\", "/") if by_windows else name
+    return path_from(root, name) if os.path.isabs(name) else Path(name).as_posix()
 
 
 def _labels(file: Path, columns: Columns, chosen: str | None) -> Iterable[set[str]]:

@@ -175,6 +175,7 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
         (("file,x,y", "a.png,3,4", "b.png,5,6"), "column 'x' of FILE holds numbers such as 3, and"),
         (("file,by,tags", "a.png,Ann,cat"), "which holds the labels by typing --label-column by"),
         (("file", "a.png"), "FILE names no images with labels"),
+        (("file,split", "a.png,train"), "FILE names no images with labels"),
         (("file,tags", "a.png,cat,dog"), "row 2 of FILE has not the 2 columns of the first"),
         (
             ("file,tag,split", "a.png,cat,train"),
@@ -187,6 +188,7 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
         (("file,age", "a.png,31", "b.png,"), "column 'age' of FILE holds numbers such as 31, and"),
         (("file,tag", "a.png,cat", "", ",dog"), "row 4 of FILE names no file"),
         (("file,tag,", "a.png,cat,dog"), "a column of FILE has no name; its first row is"),
+        ((",file", "cat,a.png"), "a column of FILE has no name; its first row is"),
         (("file,Tag,tag", "a.png,cat,dog"), "two columns of FILE have one name; its first row is"),
         (("file,tag", 'a.png,"cat', "b.png,dog"), "(unexpected end of data); it must have a file"),
         (("file,tag", "a\0.png,cat"), "(it is no text: it holds a zero byte); it must have a file"),
@@ -218,6 +220,8 @@ def test_what_a_file_of_labels_has_that_is_not_read_is_told(tmp_path: Path) -> N
         "several: 1 of 4, first f.png; so each class is judged by itself"
     )
     assert scan(f"{file},label=tag").lines()[0][1].endswith(f" each); {images.ignored}")
+    with pytest.raises(DataError, match="has no column 'photo'; give one of file, tag, by, Split"):
+        read_labels(f"{file},image=photo,label=tag")
     test_alone = listed(tmp_path / "two.csv", "file,tag,split", "a.png,x,train", "b.png,x,test")
     assert [image.split for image in read_labels(test_alone).images] == ["train", "val"]
 
