@@ -13,7 +13,7 @@ import torch
 from support.command import fork_servers
 from support.fork_server import refuse_the_network
 
-pytest_plugins = ["support.hub_fixtures", "support.run_fixtures"]
+pytest_plugins = ["support.hub_fixtures", "support.run_fixtures", "support.typed"]
 
 # The workers of a session share the caches and the servers of the process that started them.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ

@@ -6,18 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import typer
 from PIL import Image
-from typer.testing import CliRunner
 
 from deit_zoo.cli.attention import attention_
 from deit_zoo.data.digits import digits
-from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from support.command import run_python
+from support.typed import Done
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"
 
@@ -25,29 +23,11 @@ app = typer.Typer()
 app.command("attention")(attention_)
 
 
-class Done(NamedTuple):
-    """How a command ended, and the error that it raised."""
-
-    status: int
-    out: str
-    err: str
-    error: str | None
-
-
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
+def typed(typed: Callable[..., Done]) -> Callable[..., Done]:
     """Run the command in a folder that holds a handwritten digit alone, `7.png`."""
-    monkeypatch.chdir(tmp_path)
     next(image for image, label in digits() if label == "7").save("7.png")
-
-    def run(*arguments: str | Path, stdin: bytes = b"") -> Done:
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-        error = done.exception
-        assert error is None or isinstance(error, ZooError | SystemExit), error
-        said = str(error) if isinstance(error, ZooError) else None
-        return Done(done.exit_code, done.stdout, done.stderr, said)
-
-    return run
+    return typed
 
 
 def files() -> list[str]:

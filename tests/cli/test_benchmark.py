@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from deit_zoo.cli.benchmark import benchmark_
 from deit_zoo.errors import ZooError
 from deit_zoo.inference import optimize, throughput
+from support.typed import Done
 
 QUICK = ("--rounds", "1", "--seconds", "0.001", "--no-memory", "--no-cold-start", "--threads", "1")
 DIGITS = ("deit_pico_digits", "--mode", "eager", *QUICK)
@@ -25,30 +24,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 app = typer.Typer()
 app.command("benchmark")(benchmark_)
-
-
-class Done(NamedTuple):
-    """How a command ended, and the error that it raised."""
-
-    status: int
-    out: str
-    err: str
-    error: str | None
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
-    """Run the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        done = CliRunner().invoke(app, list(arguments))
-        error = done.exception
-        assert error is None or isinstance(error, ZooError | SystemExit), error
-        said = str(error) if isinstance(error, ZooError) else None
-        return Done(done.exit_code, done.stdout, done.stderr, said)
-
-    return run
 
 
 def test_benchmark_as_json_holds_the_machine_and_every_case(typed: Callable[..., Done]) -> None:

@@ -11,21 +11,19 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner
 
 import deit_zoo
 from deit_zoo.api import export
 from deit_zoo.cli.export import export_
 from deit_zoo.data.digits import digits
-from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from deit_zoo.weights import load
 from support.command import Process, run_python
+from support.typed import Done
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"
 
@@ -33,30 +31,6 @@ pytest.importorskip("onnxruntime")
 
 app = typer.Typer()
 app.command("export")(export_)
-
-
-class Done(NamedTuple):
-    """How a command ended, and the error that it raised."""
-
-    status: int
-    out: str
-    err: str
-    error: str | None
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
-    """Run the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Done:
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        error = done.exception
-        assert error is None or isinstance(error, ZooError | SystemExit), error
-        said = str(error) if isinstance(error, ZooError) else None
-        return Done(done.exit_code, done.stdout, done.stderr, said)
-
-    return run
 
 
 def program(*arguments: str, before: str = "pass") -> list[str]:

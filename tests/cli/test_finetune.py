@@ -4,47 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import typer
 from PIL import Image
-from typer.testing import CliRunner
 
 from deit_zoo.cli.train import finetune_, usage_lines
 from deit_zoo.data.digits import write_folder
-from deit_zoo.errors import ZooError
+from support.typed import Done
 
 PICO = "deit_pico_digits"
 
 app = typer.Typer()
 app.command("finetune")(finetune_)
-
-
-class Done(NamedTuple):
-    """How a command ended, and the error that it raised."""
-
-    status: int
-    out: str
-    err: str
-    error: str | None
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
-    """Run `finetune` with these words in an empty folder."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-
-    def run(*words: str | Path) -> Done:
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        error = done.exception
-        assert error is None or isinstance(error, ZooError | SystemExit), error
-        said = str(error) if isinstance(error, ZooError) else None
-        return Done(done.exit_code, done.stdout, done.stderr, said)
-
-    return run
 
 
 @pytest.fixture

@@ -10,18 +10,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 from PIL import Image
-from typer.testing import CliRunner
 
 from deit_zoo.cli.runs import compare_, diff_, plot_
-from deit_zoo.errors import ZooError
 from deit_zoo.files import ASSETS
 from deit_zoo.recipes import RECIPES
 from support.command import run_python
+from support.typed import Done
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROWS = [
@@ -33,33 +32,6 @@ app = typer.Typer()
 app.command("plot")(plot_)
 app.command("diff")(diff_)
 app.command("compare")(compare_)
-
-
-class Done(NamedTuple):
-    """How a command ended, and the error that it raised."""
-
-    status: int
-    out: str
-    err: str
-    error: str | None
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
-    """Run a command in an empty folder, on a terminal of 80 columns."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str | Path) -> Done:
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        error = done.exception
-        assert error is None or isinstance(error, ZooError | SystemExit), error
-        said = str(error) if isinstance(error, ZooError) else None
-        return Done(done.exit_code, done.stdout, done.stderr, said)
-
-    return run
 
 
 @pytest.fixture
