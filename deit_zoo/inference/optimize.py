@@ -8,17 +8,13 @@ What is folded changes no result beyond rounding:
 - LayerScale moves into the projections before it, the score's scale into the mixing of heads;
 - keys and values are padded to whole vector registers, and the padding is masked.
 
-Compiled code of CaiT takes a few images at a time on a CPU, as many as its cache has room for.
-
 Shapes: B batch, N tokens, D embedding, H heads.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -30,16 +26,11 @@ from torch import Tensor, nn
 from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
+from deit_zoo.inference.compiled import CompiledSizes
 from deit_zoo.inference.talking_heads import runs_at_once, talk
-from deit_zoo.machine import (
-    cxx_compiler,
-    fast_dtypes,
-    fastest_dtype,
-    has_compiler,
-    missing_compiler,
-)
+from deit_zoo.machine import fast_dtypes, fastest_dtype, has_compiler, missing_compiler
 from deit_zoo.models import cait, deit, deit3
-from deit_zoo.models.layers import Mlp, ZooModel, check_input, split_heads
+from deit_zoo.models.layers import Mlp, check_input, split_heads
 
 if TYPE_CHECKING:
     from deit_zoo.manifest import Checkpoint
@@ -54,13 +45,8 @@ PRECISIONS = {
 }
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
-COMPILING = threading.Lock()  # torch's settings, and the recording of a graph, are the process's
-Sizes = dict[torch.dtype, dict[int, Callable[[Tensor], Tensor]]]  # and what is called for each
 METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
-MOST_SIZES = 4  # of a batch, that code is compiled for; others are padded or cut to them
-NO_LIMIT = 1 << 30  # of pieces of code that torch holds at once
 LANES = 16  # float32 numbers in the widest vector register of a CPU
-SCORES = 2_500_000  # bytes of talking heads' scores for each thread, beyond which a cache is slow
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5  # on which int8 must prove faster
 
 
@@ -165,12 +151,11 @@ def build_like(model: deit.Transformer | cait.CaiT) -> nn.Module:
 
 
 def _touched(part: nn.Module) -> bool:
-    hooks = (part._forward_hooks, part._forward_pre_hooks)
+    forward_hooks = (part._forward_hooks, part._forward_pre_hooks)
     backward_hooks = (part._backward_hooks, part._backward_pre_hooks)
     methods = [name for name in METHODS if hasattr(part, name)]
     return (
-        any(hooks)
-        or any(backward_hooks)
+        any((*forward_hooks, *backward_hooks))
         or any(name in part.__dict__ for name in methods)
         or not all(getattr(type(part), name).__module__.startswith(OUR_PARTS) for name in methods)
         or hasattr(getattr(part, "weight", None), "__tensor_flatten__")
@@ -217,19 +202,17 @@ class OptimizedModel(nn.Module):
     labels: Sequence[str] | None
     takes_pixels = True
 
-    def __init__(self, model: ZooModel, kind: str) -> None:
+    def __init__(self, model: deit.Transformer | cait.CaiT, kind: str) -> None:
         super().__init__()
         self.spec, self.checkpoint, self.labels = model.spec, model.checkpoint, model.labels
-        self.problem_type = getattr(model, "problem_type", None)
+        self.problem_type = model.problem_type
         self.img_size, self.num_classes = model.img_size, model.num_classes
         self.embed_dim = model.embed_dim
         self.precision = kind
         self.reasons = {"dtype": "", "compiled": ""}  # of what was chosen automatically
-        self.in_chans = cast(Any, model).patch_embed.proj.in_channels
-        self.network = Network(cast(Any, model), PRECISIONS[kind])
-        # By the type of the images and the batch size that there is compiled code for; None: eager.
-        self.sizes: Sizes | None = None
-        self.image_scores = _bytes_of_scores(model, PRECISIONS[kind])
+        self.in_chans = model.patch_embed.proj.in_channels
+        self.network = Network(model, PRECISIONS[kind])
+        self.compiled: CompiledSizes | None = None
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -245,7 +228,7 @@ class OptimizedModel(nn.Module):
             )
         images = images.contiguous()
         with torch.no_grad():
-            return self.network(images) if self.sizes is None else self._call(images, self.sizes)
+            return (self.compiled or self.network)(images)
 
     def train(self, mode: bool = True) -> OptimizedModel:
         """Only eval mode is there: raises ZooError."""
@@ -256,48 +239,13 @@ class OptimizedModel(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets, or a file: not the compiled code, which no copy can have."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return state | {"sizes": None}
+        return state | {"compiled": None}
 
     def compile_frozen(self) -> None:
         """Compile for the batch sizes that will come, with the weights as constants."""
         cpu = self.network.patches.weight.device.type == "cpu"
         self.network.compile(dynamic=False, options={"cpp_wrapper": True} if cpu else {})
-        self.sizes = {}
-
-    def _call(self, images: Tensor, sizes: Sizes) -> Tensor:
-        """Run compiled code: for this batch size, or a larger one that is there already."""
-        compiled = sizes.setdefault(images.dtype, {})
-        batch = len(images)
-        if self.image_scores:
-            most = max(1, SCORES * torch.get_num_threads() // self.image_scores)
-            if batch > most:
-                return torch.cat([self._call(few, sizes) for few in torch.split(images, most)])
-        fitting = min((size for size in list(compiled) if size >= batch), default=0)
-        if fitting == batch:
-            return compiled[batch](images)
-        if len(compiled) < MOST_SIZES and not batch <= fitting <= 2 * batch:
-            from torch._dynamo import config as dynamo
-            from torch._inductor import config
-
-            # Read from the process where code is made; an option of one model does not reach it.
-            # Torch counts the sizes of all models together, and runs those past its limit eagerly.
-            limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
-            options: dict[str, Any] = {"freezing": True}
-            if "CXX" in os.environ:  # torch reads it but once, when this is imported
-                options["cpp.cxx"] = (None, cxx_compiler())
-            with COMPILING, config.patch(options), dynamo.patch(limits):
-                run: Callable[[Tensor], Tensor] = self.network
-                if images.is_cuda:
-                    with torch.cuda.device(images.device):
-                        run = CudaGraph(self.network, images)
-                logits = run(images)
-            compiled[batch] = run
-            return logits
-        if not fitting:
-            pieces = torch.split(images, max(compiled))
-            return torch.cat([self._call(piece, sizes) for piece in pieces])
-        missing = images.new_zeros(fitting - batch, *images.shape[1:])
-        return compiled[fitting](torch.cat((images, missing)))[:batch]
+        self.compiled = CompiledSizes(self.network, self.network.bytes_of_scores())
 
     def extra_repr(self) -> str:
         return f"{self.choices()}, img_size={self.img_size}"
@@ -305,36 +253,7 @@ class OptimizedModel(nn.Module):
     def choices(self) -> str:
         """The precision and whether it is compiled, and why where that was left to us."""
         dtype, compiled = self.reasons["dtype"], self.reasons["compiled"]
-        return f"dtype={self.precision}{dtype}, compiled={self.sizes is not None}{compiled}"
-
-
-class CudaGraph:
-    """Compiled code for one batch size whose kernels a GPU is given all at once.
-
-    Any thread may call it: a call waits for the one before, and has its own copy of the logits.
-    """
-
-    def __init__(self, network: Callable[[Tensor], Tensor], images: Tensor) -> None:
-        with torch.inference_mode(False):
-            self.images = torch.empty_like(images)
-        self.lock = threading.Lock()
-        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.graph = torch.cuda.CUDAGraph()
-        self.images.copy_(images)
-        network(self.images)  # compiled, and set up, before anything is recorded
-        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.logits = network(self.images)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        stream = torch.cuda.current_stream(images.device)
-        with self.lock:
-            stream.wait_event(self.done)
-            self.images.copy_(images)
-            self.graph.replay()
-            logits = self.logits.clone()
-            self.done.record(stream)
-        return logits
+        return f"dtype={self.precision}{dtype}, compiled={self.compiled is not None}{compiled}"
 
 
 class Network(nn.Module):
@@ -372,6 +291,14 @@ class Network(nn.Module):
             for number, head in enumerate(self.heads)
         ]
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+
+    def bytes_of_scores(self) -> int:
+        """Of one image in one block of a CaiT on a CPU; 0 where they do not matter."""
+        positions = self.patches.positions  # (1, N, D)
+        if not isinstance(self.reader, ClassBlocks) or not positions.is_cpu:
+            return 0
+        num_heads = cast(CaiTBlock, self.blocks[0]).attn.num_heads
+        return int(num_heads * positions.shape[1] ** 2 * positions.dtype.itemsize)
 
 
 class Patches(nn.Module):
@@ -423,17 +350,47 @@ class Patches(nn.Module):
         return torch.cat((self.prefix.expand(batch, -1, -1), x), dim=1)
 
 
-class DeiTBlock(nn.Module):
-    """Self-attention and MLP, with DeiT III's LayerScale in their last projections.
+class FastBlock(nn.Module):
+    """Norms, attention and MLP of a block: LayerScale is in their last projections, the scale of
+    talking heads' scores in the heads' mixing."""
 
-    Keys and values are padded where that is faster.
-    """
-
-    def __init__(self, block: deit.Block, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, block: deit.Block | cait.Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        attn, mlp = _scaled_branches(block)
-        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
+        attn: Any = deepcopy(block.attn).double()
+        mlp = deepcopy(block.mlp).double()
+        if isinstance(block, deit3.Block | cait.Block):
+            for linear, gamma in ((attn.proj, block.gamma_1), (mlp.fc2, block.gamma_2)):
+                linear.weight.mul_(gamma.double()[:, None])
+                linear.bias.mul_(gamma.double())
+        if isinstance(block, cait.Block):
+            attn.proj_l.weight.mul_((attn.proj.in_features // attn.num_heads) ** -0.5)
+        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp.to(dtype))
+
+
+class FastMlp(nn.Module):
+    """The model's MLP, with GELU in the memory of its input."""
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x)
+        # A large tensor is new memory from the system, which costs more than its numbers do.
+        return self.fc2(torch.ops.aten.gelu_(hidden) if runs_at_once() else F.gelu(hidden))
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch, in the memory of x, which no one outside the network holds."""
+    return x.add_(branch) if runs_at_once() else x + branch
+
+
+class DeiTBlock(FastBlock):
+    """Self-attention and MLP; keys and values are padded where that is faster."""
+
+    def __init__(self, block: deit.Block, tokens: int, dtype: torch.dtype) -> None:
+        super().__init__(block, dtype)
         device = block.attn.qkv.weight.device
         # Whole registers are worth their mask where these are wide and products are fast.
         wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -456,24 +413,6 @@ class DeiTBlock(nn.Module):
         return add(x, self.mlp(self.norm2(x)))
 
 
-def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch, in the memory of x, which no one outside the network holds."""
-    return x.add_(branch) if runs_at_once() else x + branch
-
-
-class FastMlp(nn.Module):
-    """The model's MLP, with GELU in the memory of its input."""
-
-    def __init__(self, mlp: Mlp, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = deepcopy(mlp.fc1).to(dtype), deepcopy(mlp.fc2).to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        # A large tensor is new memory from the system, which costs more than its numbers do.
-        return self.fc2(torch.ops.aten.gelu_(hidden) if runs_at_once() else F.gelu(hidden))
-
-
 def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias: Tensor) -> Tensor:
     """Attention of a few queries (B, Q, D) over tokens (B, N, D), whose keys and values are never
     formed: the projections `key` and `value` (H, D/H, D) act on the side of the queries.
@@ -490,15 +429,11 @@ def attend(query: Tensor, tokens: Tensor, key: Tensor, value: Tensor, value_bias
     return read.transpose(0, 1).reshape(batch, queries, dim) + value_bias
 
 
-class LastBlock(nn.Module):
+class LastBlock(FastBlock):
     """The last block of a DeiT, for the tokens that reach a head (B, 1 or 2, D)."""
 
     def __init__(self, model: deit.Transformer, dtype: torch.dtype) -> None:
-        super().__init__()
-        block = cast(deit.Block, model.blocks[-1])
-        self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        attn, mlp = _scaled_branches(block)
-        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
+        super().__init__(cast(deit.Block, model.blocks[-1]), dtype)
         self.num_prefix_tokens = model.num_prefix_tokens
 
     def forward(self, x: Tensor) -> Tensor:
@@ -513,15 +448,8 @@ class LastBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class CaiTBlock(nn.Module):
-    """Talking-heads attention and MLP with LayerScale in their last projections."""
-
-    def __init__(self, block: cait.Block, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        attn, mlp = _scaled_branches(block)
-        attn.proj_l.weight.mul_((attn.proj.in_features // attn.num_heads) ** -0.5)
-        self.attn, self.mlp = attn.to(dtype), FastMlp(mlp, dtype)
+class CaiTBlock(FastBlock):
+    """Talking-heads attention and MLP."""
 
     def forward(self, x: Tensor) -> Tensor:
         attn = self.attn
@@ -565,28 +493,6 @@ def check_compiler(device: torch.device) -> None:
             f"to compile for the CPU a C++ compiler is needed, and {missing_compiler()} is not on "
             "the PATH; install it, set CXX to another, or give compile=False"
         )
-
-
-def _bytes_of_scores(model: ZooModel, dtype: torch.dtype) -> int:
-    """Of one image in one block of a CaiT on a CPU; 0 where they do not matter."""
-    if not isinstance(model, cait.CaiT) or next(model.parameters()).device.type != "cpu":
-        return 0
-    heads = max((cast(cait.Block, block).attn.num_heads for block in model.blocks), default=0)
-    return heads * model.patch_embed.num_patches**2 * dtype.itemsize
-
-
-def _scaled_branches(block: deit.Block | cait.Block) -> tuple[Any, Mlp]:
-    """Attention and MLP in float64, their last projections multiplied by LayerScale, if any."""
-    attn, mlp = deepcopy(block.attn).double(), deepcopy(block.mlp).double()
-    if isinstance(block, deit3.Block | cait.Block):
-        _scale(attn.proj, block.gamma_1)
-        _scale(mlp.fc2, block.gamma_2)
-    return attn, mlp
-
-
-def _scale(linear: nn.Linear, gamma: Tensor) -> None:
-    linear.weight.mul_(gamma.double()[:, None])
-    linear.bias.mul_(gamma.double())
 
 
 def _quantize(model: OptimizedModel) -> None:

@@ -25,8 +25,8 @@ import golden
 from deit_zoo import machine
 from deit_zoo.data import digits
 from deit_zoo.errors import ImageSizeError, MissingExtraError, ZooError
+from deit_zoo.inference import compiled, talking_heads
 from deit_zoo.inference import optimize as inference
-from deit_zoo.inference import talking_heads
 from deit_zoo.inference.optimize import OptimizedModel
 from deit_zoo.models import deit
 from deit_zoo.models.deit import VisionTransformer
@@ -60,6 +60,12 @@ def pixels_for(model: ZooModel, batch: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (batch, 3, *model.img_size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def as_if_compiled(fast: OptimizedModel) -> dict[torch.dtype, dict[int, Any]]:
+    """Have a copy treat sizes as compiled code does, without minutes of compiling; the sizes."""
+    fast.compiled = compiled.CompiledSizes(fast.network, fast.network.bytes_of_scores())
+    return fast.compiled.sizes
 
 
 # Tokens that fill vector registers of 16 numbers, and tokens that do not.
@@ -544,7 +550,7 @@ def test_a_model_whose_class_was_patched_is_refused(
 
 def test_a_copy_of_compiled_code_says_that_it_is_not_compiled() -> None:
     fast = deit_zoo.optimize(deit_zoo.create("deit_pico_digits"), "float32", compile=False)
-    fast.sizes = {}
+    as_if_compiled(fast)
     assert "compiled=True" in str(fast)
     assert "compiled=False" in str(deepcopy(fast))
 
@@ -754,9 +760,9 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def test_sizes_are_padded_cut_or_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_padded_cut_or_compiled() -> None:
     fast = deit_zoo.optimize(small(), "float32", compile=False)
-    fast.sizes = {}  # what happens to sizes, without minutes of compiling
+    sizes_of_code = as_if_compiled(fast)
     seen: list[int] = []
     fast.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     expected = {
@@ -769,6 +775,7 @@ def test_sizes_are_padded_cut_or_compiled(monkeypatch: pytest.MonkeyPatch) -> No
         8: [9],
         40: [16, 16, 9],  # cut, and the last 8 are padded
         17: [16, 1],
+        0: [1],
     }
     for batch, sizes in expected.items():
         images = some(small(), batch)
@@ -776,7 +783,7 @@ def test_sizes_are_padded_cut_or_compiled(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(fast(images), plain(images))
         assert seen == sizes, batch
         seen.clear()
-    assert list(fast.sizes[torch.float32]) == [4, 1, 9, 16]
+    assert list(sizes_of_code[torch.float32]) == [4, 1, 9, 16]
 
 
 def test_as_many_images_of_cait_go_together_as_a_cache_holds(
@@ -784,15 +791,15 @@ def test_as_many_images_of_cait_go_together_as_a_cache_holds(
 ) -> None:
     make = KINDS["cait"]
     fast, plain = (deit_zoo.optimize(make(), "float32", compile=False) for _ in range(2))
-    fast.sizes = {}
+    as_if_compiled(fast)
     # An image has 4 heads of 16 patches: 4096 bytes of scores. There is one thread in tests.
-    monkeypatch.setattr(inference, "SCORES", 2 * 4096)
+    monkeypatch.setattr(compiled, "SCORES", 2 * 4096)
     seen: list[int] = []
     fast.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     images = some(make(), 5)
     torch.testing.assert_close(fast(images), plain(images))
     assert seen == [2, 2, 2]  # the last one padded
-    monkeypatch.setattr(inference, "SCORES", 1)
+    monkeypatch.setattr(compiled, "SCORES", 1)
     seen.clear()
     torch.testing.assert_close(fast(images[:2]), plain(images[:2]))
     assert seen == [2, 2]
@@ -810,13 +817,13 @@ def test_every_size_of_many_models_is_compiled() -> None:
 
     for _ in range(2):
         fast = deit_zoo.optimize(small(depth=1), "float32", compile=False)
+        as_if_compiled(fast)
         fast.network.compile(dynamic=False, backend=counted)
-        fast.sizes = {}
         for batch in (1, 3, 7, 15):
             fast(some(small(), batch))
             fast(pixels_for(small(), batch))
             fast(some(small(), batch).contiguous(memory_format=torch.channels_last))
-    assert len(made) == 2 * 2 * inference.MOST_SIZES
+    assert len(made) == 2 * 2 * compiled.MOST_SIZES
 
 
 @pytest.mark.slow
@@ -836,7 +843,8 @@ def test_a_compiled_copy_gives_the_logits_of_an_eager_one(make: Callable[[], Zoo
     for batch in (4, 3):
         for images in (some(model, batch), pixels_for(model, batch)):
             torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=1e-4)
-    assert {kind: list(sizes) for kind, sizes in fast.sizes.items()} == {
+    assert fast.compiled is not None
+    assert {kind: list(sizes) for kind, sizes in fast.compiled.sizes.items()} == {
         torch.float32: [4],
         torch.uint8: [4],
     }
