@@ -48,7 +48,7 @@ def check_answer_file(file: Path, resume: bool) -> None:
         raise DataError(
             f"{present[0]} is there already; type --resume to go on, or give another --output"
         )
-    lock = _lock(file)
+    lock = _beside(file, "lock")
     if lock.exists() and (not resume or lock.stat().st_size):  # ours is empty
         raise DataError(
             f"{lock} is there already, and the lock of {file} would take its place; move it away, "
@@ -68,9 +68,10 @@ def name_in_table(image: str) -> str:
 
 def settings_of(images: Sequence[str], names: Collection[str]) -> dict[str, Any]:
     """What answers depend on in their images: what was typed, and the names of all of them."""
+    is_relative = any(not is_remote(image) and not os.path.isabs(image) for image in images)
     return {
         "images": list(map(name_in_table, images)),
-        "working_folder": os.getcwd() if any(map(_is_relative, images)) else None,
+        "working_folder": os.getcwd() if is_relative else None,
         "num_images": len(names),
         "names": hashlib.sha256("\0".join(map(_text, sorted(names))).encode()).hexdigest(),
     }
@@ -80,7 +81,8 @@ def settings_of_name(name: str, topk: int) -> dict[str, Any]:
     """What answers depend on in a model that is known by its name, without loading it."""
     spec = resolve(name)
     sha256 = manifest_record(spec.name).sha256
-    return _settings_of_model(spec.name, sha256, None, min(topk, spec.num_classes))
+    topk = min(topk, spec.num_classes)
+    return {"model": spec.name, "weights": sha256, "optimized": None, "topk": topk}
 
 
 def settings_of_network(network: ZooModel, topk: int) -> dict[str, Any]:
@@ -89,29 +91,12 @@ def settings_of_network(network: ZooModel, topk: int) -> dict[str, Any]:
     sha256 = checkpoint.sha256 if checkpoint else None
     if sha256 is None and isinstance(checkpoint, LocalCheckpoint):
         sha256 = digest(checkpoint.path)
-    return _settings_of_model(
-        spec_of(network).name,
-        sha256,
-        getattr(network, "precision", None),
-        min(topk, num_classes_of(network)),
-    )
-
-
-def _settings_of_model(
-    name: str, sha256: str | None, precision: str | None, topk: int
-) -> dict[str, Any]:
-    return {"model": name, "weights": sha256, "optimized": precision, "topk": topk}
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """What stands in FILE.json once FILE is whole."""
-
-    num_unreadable: int
-
-
-def _is_relative(image: str) -> bool:
-    return not is_remote(image) and not os.path.isabs(image)
+    return {
+        "model": spec_of(network).name,
+        "weights": sha256,
+        "optimized": getattr(network, "precision", None),
+        "topk": min(topk, num_classes_of(network)),
+    }
 
 
 class AnswerFile:
@@ -127,7 +112,8 @@ class AnswerFile:
         for line in stream:
             if not line.endswith(b"\n") or (row := _row_of(line, settings["topk"])) is None:
                 break  # torn off by a kill, or by a power cut; what follows is done again
-            self._count(row.image, row.error is not None)
+            self.done.add(row.image)
+            self.num_unreadable += row.error is not None
             end += len(line)
         stream.seek(end)
         stream.truncate()
@@ -137,10 +123,11 @@ class AnswerFile:
         row: dict[str, Any] = {"image": name_in_table(name)}
         if isinstance(answer, DataError):
             row["error"] = redact(str(answer))
+            self.num_unreadable += 1
         else:
             row["predictions"] = [asdict(prediction) for prediction in answer]
         self._stream.write(json.dumps(row).encode() + b"\n")
-        self._count(row["image"], isinstance(answer, DataError))
+        self.done.add(row["image"])
 
     def keep(self) -> None:
         """Have the disk keep what was put down, unless it did so a moment ago."""
@@ -169,11 +156,7 @@ class AnswerFile:
         finally:
             temporary.unlink(missing_ok=True)
         _write_settings(self.file, {**self.settings, "num_unreadable": self.num_unreadable})
-        _partial(self.file).unlink()
-
-    def _count(self, name: str, is_unreadable: bool) -> None:
-        self.done.add(name)
-        self.num_unreadable += is_unreadable
+        _beside(self.file, "partial").unlink()
 
 
 @contextmanager
@@ -185,7 +168,7 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
     from filelock import FileLock, Timeout
 
     check_answer_file(file, resume)
-    lock = FileLock(_lock(file))
+    lock = FileLock(_beside(file, "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -197,13 +180,20 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
             _check_settings(file, settings)
         else:
             _write_settings(file, settings)
-        with _partial(file).open("a+b") as stream:
+        with _beside(file, "partial").open("a+b") as stream:
             stream.seek(0)
             yield AnswerFile(file, settings, stream)
     finally:
         with suppress(PermissionError):  # on Windows it is open, and goes when it is released
             os.unlink(lock.lock_file)
         lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What stands in FILE.json once FILE is whole."""
+
+    num_unreadable: int
 
 
 def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
@@ -214,13 +204,13 @@ def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
     if not _present(file):
         return None
     record = _check_settings(file, settings)
-    if not file.exists() or _partial(file).exists():
+    if not file.exists() or _beside(file, "partial").exists():
         return None
-    return as_record(record, _Counts, str(_beside(file))).num_unreadable
+    return as_record(record, _Counts, str(_beside(file, "json"))).num_unreadable
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    beside = _beside(file)
+    beside = _beside(file, "json")
     if not beside.is_file():
         raise DataError(
             f"{file} has no {beside.name} beside it, which would say what its answers are of; give "
@@ -244,24 +234,17 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
     text = json.dumps({**settings, "deit_zoo": __version__}, indent=2)
-    write_whole(_beside(file), f"{text}\n".encode())
+    write_whole(_beside(file, "json"), f"{text}\n".encode())
 
 
 def _present(file: Path) -> list[Path]:
     """Of a table and what is written beside it, the files that are there."""
-    return [path for path in (file, _partial(file), _beside(file)) if path.exists()]
+    files = (file, _beside(file, "partial"), _beside(file, "json"))
+    return [path for path in files if path.exists()]
 
 
-def _partial(file: Path) -> Path:
-    return file.with_name(f"{file.name}.partial")
-
-
-def _lock(file: Path) -> Path:
-    return file.with_name(f"{file.name}.lock")
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f"{file.name}.json")
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(f"{file.name}.{suffix}")
 
 
 @dataclass(frozen=True, slots=True)
