@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,7 +120,7 @@ def benchmark_(
         raise DataError(f"--images is {str(images)!r}, which is no folder; give a folder of images")
     import torch
 
-    from deit_zoo.cli.curve import run_curve
+    from deit_zoo.cli.curve import draw_curve, measured_curve, print_curve
     from deit_zoo.inference.optimize import SHORT
     from deit_zoo.inference.throughput import cases_of
 
@@ -130,55 +129,59 @@ def benchmark_(
     if not 0 < seconds <= HOUR:
         raise ZooError(f"--seconds is {seconds:g}; give a time above 0, and no more than an hour")
     place = chosen_device(device)
+    options: dict[str, Any] = {
+        "img_size": pixels(img_size),
+        "device": place,
+        "threads": threads or torch.get_num_threads(),
+        "pretrained": pretrained,
+    }
+    one_precision, one_mode = train or curve, train or curve or quick
+    usual = ["float32"] if one_precision else ["float32", "bfloat16"]
+    precisions = [SHORT.get(name, name) for name in precision or usual]
+    modes = mode or (["eager"] if one_mode else ["eager", "optimized"])
     if curve:
-        run_curve(
-            names or ["all"],
-            mode[0] if mode else "eager",
+        report = measured_curve(
+            names or [],
+            modes[0],
             rounds=rounds,
             seconds=seconds,
             batch_size=batch_size[0] if batch_size else None,
-            output=output,
-            plot=plot,
-            as_json=as_json,
-            precision=SHORT.get(precision[0], precision[0]) if precision else "float32",
-            img_size=pixels(img_size),
-            device=place,
-            threads=threads or torch.get_num_threads(),
-            pretrained=pretrained,
+            precision=precisions[0],
+            **options,
         )
-        return
-    precisions = precision or (["float32"] if train else ["float32", "bfloat16"])
-    modes = mode or (["eager"] if train or quick else ["eager", "optimized"])
-    cases = cases_of(
-        names or ["deit_tiny", "deit_small"],
-        batch_sizes=batch_size or [1, 8],
-        precisions=[SHORT.get(one, one) for one in precisions],
-        modes=modes,
-        img_size=pixels(img_size),
-        device=place,
-        threads=threads or torch.get_num_threads(),
-        train=train,
-        pretrained=pretrained,
-    )
-    report = measured(
-        cases,
-        modes,
-        rounds=rounds,
-        seconds=seconds,
-        memory=not quick if memory is None else memory,
-        cold=(not quick if cold_start is None else cold_start) and not train and place == "cpu",
-        folder=images,
-    )
+    else:
+        cases = cases_of(
+            names or ["deit_tiny", "deit_small"],
+            batch_sizes=batch_size or [1, 8],
+            precisions=precisions,
+            modes=modes,
+            train=train,
+            **options,
+        )
+        report = measured(
+            cases,
+            modes,
+            rounds=rounds,
+            seconds=seconds,
+            memory=not quick if memory is None else memory,
+            cold=(not quick if cold_start is None else cold_start) and not train and place == "cpu",
+            folder=images,
+        )
     if output is not None:
         with writing(output):
             write_whole(output, json.dumps(report, indent=1).encode() + b"\n")
     if as_json:
         print_json(report)
     else:
-        print_report(report)
+        (print_curve if curve else print_report)(report)
     if plot is not None:
-        draw(report, plot)
-    failures = {(one["mode"], one["reason"]): one["model"] for one in report["failed"]}
+        picture = (draw_curve if curve else draw)(report)
+        with writing(plot):
+            write_whole(plot, picture)
+        talk.print(f"the picture is {escape(str(plot))}")
+    elif curve and not as_json:
+        out.print("--plot curve.png draws it")
+    failures = {(one["mode"], one["reason"]): one["model"] for one in report.get("failed", ())}
     for (failed, reason), model in failures.items():
         print_error(f"{failed}: {reason} ({model})", "left out")
     if failures:
@@ -274,16 +277,15 @@ def print_figures(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> No
     print_table([[*columns.values()], *figures], right=range(1, len(columns)))
 
 
-def draw(report: dict[str, Any], file: Path) -> None:
-    """Write a PNG: images per second as bars, a panel for each case."""
-    from matplotlib.figure import Figure
-
+def draw(report: dict[str, Any]) -> bytes:
+    """Images per second as bars in a PNG, a panel for each case."""
     from deit_zoo.facts.speed import where
     from deit_zoo.inference.throughput import title
+    from deit_zoo.runs.picture import new_figure, png_of
 
     cases = [(case, list(rows)) for case, rows in groupby(report["rows"], key=title)]
     heights = [0.6 + 0.25 * len(rows) for _, rows in cases] or [0.6]
-    figure = Figure(figsize=(8, 0.5 + sum(heights)), layout="constrained")
+    figure = new_figure(8, 0.5 + sum(heights))
     figure.suptitle(f"{where(report['machine'])}: images per second", fontsize="medium")
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for panel, (case, rows) in zip(panels[: len(cases)], cases, strict=True):
@@ -291,11 +293,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         speeds = [row["images_per_second"] for row in rows]
         bars = panel.barh([row["mode"] for row in rows], speeds, color=BLUE)
         panel.bar_label(bars, fmt="{:,.4g}", padding=4)
-        panel.set_title(case, loc="left", fontsize="medium", parse_math=False)
+        panel.set_title(case, loc="left", fontsize="medium")
         panel.set_xlim(0, max(speeds) * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    with writing(file):
-        write_whole(file, data.getvalue())
-    talk.print(f"the picture is {escape(str(file))}")
+    return png_of(figure)

@@ -27,6 +27,7 @@ from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.registry import ModelSpec
+from deit_zoo.runs.picture import png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,6 @@ COLOURS, OPACITY = "viridis", 0.65
 SIDE, NARROWEST, WIDEST = 1.65, 5.6, 13.2
 GAP, PAD, HEADING, AROUND, LABEL, BAR = 0.2, 0.07, 0.2, 0.62, 0.42, 0.07
 LETTERS = 10  # of a title, in an inch
-DPI = 120
 THUMBNAIL = 112  # pixels of the longer side, in a notebook
 
 
@@ -66,14 +66,21 @@ class AttentionMap:
 
     def save(self, file: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Draw the maps over the image into a PNG. Raises MissingExtraError without matplotlib."""
-        plot(self, Path(file), title=title)
+        file = Path(file)
+        if file.suffix.lower() != ".png":
+            raise DataError(f"{file} does not end in .png; give a name that does")
+        if not file.parent.is_dir():
+            raise DataError(f"there is no folder {file.parent}; make it, or give another name")
+        require_matplotlib()
+        write_whole(file, png_of(figure(self, _title(self) if title is None else title)))
 
     def _repr_html_(self) -> str:
         from deit_zoo.notebook import Html, picture, table
 
         def shown(image: Image.Image, words: str) -> Html:
-            file = BytesIO()
-            image.resize(_thumbnail_size(image), Image.Resampling.NEAREST).save(file, "PNG")
+            file, scale = BytesIO(), THUMBNAIL / max(image.size)
+            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            image.resize(size, Image.Resampling.NEAREST).save(file, "PNG")
             return Html(picture(file.getvalue(), "png", description=words) + f"<br>{words}")
 
         rows = []
@@ -185,20 +192,9 @@ def _step(attention: Tensor, num_tokens: int) -> Tensor:
     return step / step.sum(dim=-1, keepdim=True)
 
 
-def plot(attention: AttentionMap, file: Path, *, title: str | None = None) -> None:
-    """Write a PNG: for each token the image, then each map over it with a scale of its own."""
-    if file.suffix.lower() != ".png":
-        raise DataError(f"{file} does not end in .png; give a name that does")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another name")
-    require_matplotlib()
-    data = BytesIO()
-    figure(attention, _title(attention) if title is None else title).savefig(data, format="png")
-    write_whole(file, data.getvalue())
-
-
 def figure(attention: AttentionMap, title: str) -> Figure:
-    """The picture: a block of panels for each token, all of one size."""
+    """The picture: for each token a block of panels, the image and each map over it with a scale of
+    its own, all of one size."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -211,9 +207,9 @@ def figure(attention: AttentionMap, title: str) -> Figure:
     down = HEADING * (1 + len(titles)) + num_tokens * (lines * (height + AROUND) + LABEL)
     space = GAP / 2 / height
     layout = ConstrainedLayoutEngine(w_pad=GAP / 2, h_pad=PAD, wspace=0, hspace=space)
-    sheet = Figure(figsize=(across, down), dpi=DPI, layout=layout)
+    sheet = Figure(figsize=(across, down), layout=layout)
     left = GAP / 2 / across
-    sheet.suptitle("\n".join(titles), x=left, ha="left", fontsize=11, parse_math=False)
+    sheet.suptitle("\n".join(titles), x=left, ha="left", fontsize=11)
     blocks = sheet.subfigures(num_tokens, squeeze=False)[:, 0]
     for block, token, maps in zip(blocks, attention.tokens, attention.maps, strict=True):
         label = f"colours: attention, share of the {token} token"
@@ -238,12 +234,6 @@ def overlay(image: Image.Image, shares: Tensor) -> Image.Image:
     colours = ImageOps.colorize(patches, black="#440154", mid="#21918c", white="#fde725")
     grey = image.convert("L").point(lambda value: (value + 255) // 3).convert("RGB")
     return Image.blend(grey, colours.resize(image.size, Image.Resampling.NEAREST), OPACITY)
-
-
-def _thumbnail_size(image: Image.Image) -> tuple[int, int]:
-    """That of a small image: its longer side is THUMBNAIL."""
-    scale = THUMBNAIL / max(image.size)
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _plot_map(panel: Axes, image: Image.Image, weights: Tensor, bar_height: float) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import ZooError
 from deit_zoo.facts.speed import COLOURS, OTHER, PUBLISHED, series_of, size_of, top1_of_models
 from deit_zoo.inference.throughput import Case, figures, measure, plain_model, random_images, run_of
 from deit_zoo.registry import MODELS
+from deit_zoo.runs.picture import new_figure, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,6 @@ def models_on_curve(names: Sequence[str]) -> list[str]:
     Raises ZooError for a name of which none is.
     """
     top1 = top1_of_models()
-
     if missing := [name for name in names if name not in top1]:
         raise ZooError(f"no top-1 of {missing[0]} is known, so it has no place on the curve")
     students = [n for n in MODELS if MODELS[n].labels == "imagenet1k" and n != TEACHER]
@@ -101,15 +100,13 @@ def report(points: Sequence[Point]) -> dict[str, Any]:
 def draw(points: Sequence[Point], where: str) -> bytes:
     """The curve as a PNG: top-1 over images per second, `where` they were measured, and beside it
     what others published of the same models."""
-    from matplotlib.figure import Figure
-
     top1 = {point.model: point.top1 for point in points}
     published = {
         f"{hardware}\n{source}": (known, marker)
         for ((hardware, source), speeds), marker in zip(PUBLISHED.items(), MARKERS, strict=True)
         if (known := sorted((speed, top1[n]) for n, speed in speeds.items() if n in top1))
     }
-    figure = Figure(figsize=(11 if published else 8, 6.5), layout="constrained")
+    figure = new_figure(11 if published else 8, 6.5)
     widths = [5, 3] if published else [1]
     ours, *others = figure.subplots(
         1, len(widths), sharey=True, squeeze=False, width_ratios=widths
@@ -137,9 +134,7 @@ def draw(points: Sequence[Point], where: str) -> bytes:
         loc="outside lower left",
         ncols=4,
     )
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=130)
-    return data.getvalue()
+    return png_of(figure)
 
 
 def draw_series(axes: Axes, points: Sequence[Point]) -> None:
