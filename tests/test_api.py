@@ -486,13 +486,9 @@ def test_classify_leaves_the_mode_as_it_was(training: bool, colours: ZooModel) -
     colours.train(training)
     deit_zoo.classify(photo(RED), colours)
     assert colours.training == training
-
-
-def test_classify_leaves_the_mode_as_it_was_when_an_image_is_broken(colours: ZooModel) -> None:
-    colours.train()
     with pytest.raises(DataError):
         deit_zoo.classify(b"broken", colours)
-    assert colours.training
+    assert colours.training == training
 
 
 def test_weights_that_are_no_numbers_give_no_answer(data: Path, tmp_path: Path) -> None:
@@ -606,16 +602,10 @@ def test_evaluate_leaves_the_mode_as_it_was(training: bool, colours: ZooModel, d
     colours.train(training)
     deit_zoo.evaluate(colours, data)
     assert colours.training == training
-
-
-def test_evaluate_leaves_the_mode_as_it_was_when_an_image_is_broken(
-    colours: ZooModel, data: Path
-) -> None:
     (data / "2" / "9.png").write_bytes(png(BLUE)[:50])
-    colours.train()
     with pytest.raises(DataError, match=rf"^{data / '2' / '9.png'} cannot be read as an image \("):
         deit_zoo.evaluate(colours, data)
-    assert colours.training
+    assert colours.training == training
 
 
 def test_evaluate_names_an_image_of_extreme_shape(colours: ZooModel, data: Path) -> None:
@@ -624,51 +614,44 @@ def test_evaluate_names_an_image_of_extreme_shape(colours: ZooModel, data: Path)
         deit_zoo.evaluate(colours, data)
 
 
-def refuses(model: ZooModel, data: Path, message: str) -> None:
-    with pytest.raises(DataError) as caught:
-        deit_zoo.evaluate(model, data)
-    assert str(caught.value) == message
-
-
-def test_a_class_folder_too_many_is_named(colours: ZooModel, data: Path) -> None:
-    (data / "cat").mkdir()
-    refuses(
-        colours,
-        data,
-        f"the class folders of {data} are not the model's 3 classes: 1 that are no class of the "
-        "model (such as 'cat'); give a folder with one folder per class, from '0' to '2'",
-    )
-
-
-def test_other_class_folders_are_named(colours: ZooModel, data: Path) -> None:
-    (data / "2").rename(data / "two")
-    refuses(
-        colours,
-        data,
-        f"the class folders of {data} are not the model's 3 classes: 1 that are no class of the "
-        "model (such as 'two') and 1 missing (such as '2'); give a folder with one folder per "
-        "class, from '0' to '2'",
-    )
-
-
-def test_a_class_without_images_is_named(colours: ZooModel, data: Path) -> None:
-    for image in (data / "1").iterdir():
+def emptied(folder: Path) -> None:
+    for image in folder.iterdir():
         image.unlink()
-    refuses(
-        colours,
-        data,
-        f"1 of the 3 class folders of {data} hold no image (such as '1'); give a folder with "
-        "images of every class",
-    )
 
 
-def test_a_folder_without_class_folders_is_named(colours: ZooModel, tmp_path: Path) -> None:
-    refuses(
-        colours,
-        tmp_path,
-        f"{tmp_path} is empty; it must hold one folder of images per class, as in "
-        f"{tmp_path}/cat/1.jpg",
-    )
+OTHERS = "the class folders of DATA are not the model's 3 classes: 1 that are no class of the model"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda data: (data / "cat").mkdir(),
+            f"{OTHERS} (such as 'cat'); give a folder with one folder per class, from '0' to '2'",
+        ),
+        (
+            lambda data: (data / "2").rename(data / "two"),
+            f"{OTHERS} (such as 'two') and 1 missing (such as '2'); give a folder with one folder "
+            "per class, from '0' to '2'",
+        ),
+        (
+            lambda data: emptied(data / "1"),
+            "1 of the 3 class folders of DATA hold no image (such as '1'); give a folder with "
+            "images of every class",
+        ),
+        (
+            lambda data: data.rename(data.parent / "away") and data.mkdir(),
+            "DATA is empty; it must hold one folder of images per class, as in DATA/cat/1.jpg",
+        ),
+    ],
+)
+def test_evaluate_names_the_class_folders_that_are_wrong(
+    colours: ZooModel, data: Path, change: Callable[[Path], object], sentence: str
+) -> None:
+    change(data)
+    with pytest.raises(DataError) as caught:
+        deit_zoo.evaluate(colours, data)
+    assert str(caught.value) == sentence.replace("DATA", str(data))
 
 
 def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:

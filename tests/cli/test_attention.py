@@ -131,22 +131,12 @@ def test_attention_never_overwrites_what_is_no_picture(typed: Callable[..., Done
             "to -1 to count from the last",
         ),
         (
-            ["7.png", "--model", "convnet_pico_digits"],
-            "convnet_pico_digits is a convnet and has no attention; give a deit or cait model, "
-            "such as deit_small or cait_s24_224",
-        ),
-        (
             ["8.png", "--model", PLAIN],
             "8.png is no file; give an image file, a URL, or - and its bytes on stdin",
         ),
         (
             ["7.png", "--model", PLAIN, "--img-size", "16,16"],
             "--img-size is '16,16'; give pixels as 224, or 192x256 (HxW)",
-        ),
-        (
-            ["7.png", "--model", PLAIN, "--img-size", "17"],
-            "images of 17x17 pixels cannot be cut into patches of 4x4; the nearest size that can "
-            "is img_size=(16, 16)",
         ),
         (
             ["7.png", "--model", PLAIN, "--output", "a.svg"],

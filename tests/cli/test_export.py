@@ -162,10 +162,6 @@ def test_a_file_that_is_there_needs_force(typed: Callable[..., Done]) -> None:
     [
         ([PLAIN], "the format is not given; type --to onnx or --to pt2"),
         (
-            [PLAIN, "--to", "onnx", "--output", "a.pt2"],
-            "a.pt2 is no onnx file by its name; give FILE.onnx",
-        ),
-        (
             [PLAIN, "--to", "pt2", "--opset", "18"],
             "a .pt2 file has no opset; give --to onnx, or leave out --opset",
         ),
@@ -173,10 +169,6 @@ def test_a_file_that_is_there_needs_force(typed: Callable[..., Done]) -> None:
             [PLAIN, "--to", "pt2", "--img-size", "17"],
             "images of 17x17 pixels cannot be cut into patches of 4x4; the nearest size that can "
             "is img_size=(16, 16)",
-        ),
-        (
-            [PLAIN, "--to", "pt2", "--output", "none/a.pt2"],
-            "there is no folder none; make it, or give another --output",
         ),
         (
             [PLAIN, "--to", "pt2", "--images", "none.png"],
