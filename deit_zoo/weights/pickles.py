@@ -7,6 +7,7 @@ the weights are tensors in dicts.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import threading
@@ -147,6 +148,8 @@ def _check_parts(archive: ZipFile, file: Path | OpenedFile) -> None:
             f"{file} is a packed archive, or a program as TorchScript saves it; give a file of "
             "the model's state_dict()"
         )
+    if sum(part.file_size for part in parts) > os.stat(file).st_size:
+        raise ValueError("its parts overlap, or reach beyond it")
     for part in parts:
         if part.CRC == 0:  # torch was told not to compute it
             del part.CRC

@@ -178,6 +178,14 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     refused(tmp_path / "b.pth", "is a packed archive, or a program as TorchScript")
 
 
+def test_parts_that_share_their_bytes_are_not_read_again_and_again(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(9999)}}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.writestr("a/more", "")  # so that the directory is written again
+        archive.filelist += archive.filelist * 99
+    refused(tmp_path / "a.pth", r"is not a whole PyTorch file \(its parts overlap, or reach")
+
+
 class Call:
     """What its unpickling calls, with what."""
 
