@@ -109,7 +109,8 @@ def fetch(urls: Sequence[str]) -> list[Path]:
         files = list(pool.map(_look, urls))
         missing = [file for file in files if not file.is_fetched()]
         if missing:
-            with cache.one_at_a_time("archives"):
+            key = hashlib.sha256("\n".join(urls).encode()).hexdigest()[:16]
+            with cache.one_at_a_time(f"archives-{key}"):
                 missing = [file for file in missing if not file.is_fetched()]
                 total = sum(file.size or 0 for file in missing)
                 _check_space(total)
@@ -140,7 +141,7 @@ def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
     files, path = _file_system(file.url)
     temporary = temporary_in(file.place.parent, file.place.name)
     try:
-        file.place.parent.mkdir(parents=True, exist_ok=True)
+        cache.make_folder(file.place.parent)
         files.get_file(path, str(temporary), callback=callback)
         _check(file, temporary)
         temporary.replace(file.place)

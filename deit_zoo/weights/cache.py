@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,8 +160,18 @@ def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
     """Record something under a key, where the cache can be written to."""
     with contextlib.suppress(OSError, ZooError):
         file = _record_file(kind, key)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_whole(file, (json.dumps(record | {"key": key}, sort_keys=True) + "\n").encode())
+
+
+def make_folder(place: Path, but: int = 0) -> None:
+    """Make a folder of the cache with the mode of the one above, `but` these bits, whatever the
+    umask: it is open to those that the cache is open to."""
+    folder().mkdir(parents=True, exist_ok=True)
+    for new in (one for one in (*reversed(place.parents), place) if not one.exists()):
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            new.mkdir()
+            new.chmod(stat.S_IMODE(new.parent.stat().st_mode) & ~but)
 
 
 @contextlib.contextmanager
@@ -169,10 +180,11 @@ def one_at_a_time(name: str) -> Iterator[None]:
     locks = folder() / "locks"
     holder = locks / f"{name}.holder"
     try:
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{name}.lock")
+        # Who may write into the folder may wait by its locks, whoever made them; filelock takes
+        # none of another user in a folder where each removes their own alone.
+        make_folder(locks, but=stat.S_ISVTX)
+        lock = FileLock(locks / f"{name}.lock", mode=0o600 | locks.stat().st_mode & 0o666)
         _acquire(lock, name, holder)
-        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
     except Timeout as error:
         raise DownloadError(
             f"{_text_of(holder)} has been fetching {name} for {LOCK_SECONDS / 60:.0f} minutes; "
@@ -180,13 +192,16 @@ def one_at_a_time(name: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise DownloadError(
-            f"the cache {folder()} cannot be written to ({error.strerror}); set "
+            f"the cache {folder()} cannot be written to ({error.strerror}: {error.filename}); set "
             f"{CACHE_ENVIRONMENT} to a folder that can"
         ) from error
     try:
+        with contextlib.suppress(OSError, ZooError):  # what another user left may have to stay
+            write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            holder.unlink()
         lock.release()
 
 

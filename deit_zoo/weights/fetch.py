@@ -7,6 +7,7 @@ and no write. A file with other bytes than its digest promises is never returned
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -134,7 +135,7 @@ def _from_url(name: str, source: Source) -> KnownFile:
     url = str(source.url)
     original = cache.folder() / "originals" / name / Path(urlsplit(url).path).name
     try:
-        original.parent.mkdir(parents=True, exist_ok=True)
+        cache.make_folder(original.parent)
         for attempt in (1, 2):
             if not original.is_file():  # else a process was ended before it could convert it
                 download(url, original)
@@ -148,22 +149,28 @@ def _from_url(name: str, source: Source) -> KnownFile:
                     f"with {source.sha256_prefix} is expected; try another network"
                 )
         converted = _converted_file(name, original_sha256)
-        converted.parent.mkdir(parents=True, exist_ok=True)
+        cache.make_folder(converted.parent)
 
         # Imports torch, which nothing else here needs.
         from deit_zoo.weights.formats import convert_pickle
 
         sha256 = convert_pickle(original, converted, original_sha256)
     except OSError as error:
-        raise UnavailableError(f"{error.strerror or error}") from error
+        parts = (error.filename, error.strerror or error)
+        raise UnavailableError(": ".join(str(part) for part in parts if part)) from error
     except CheckpointError as error:
-        original.unlink()
+        _remove(original)
         raise UnavailableError(str(error)) from error
     cache.check(converted, sha256)
     about = Converted(original_sha256=original_sha256, sha256=sha256)
     cache.write_record("converted", url, asdict(about))
-    original.unlink()
+    _remove(original)
     return KnownFile(path=converted, sha256=sha256, proof=source.proof)
+
+
+def _remove(original: Path) -> None:
+    with suppress(PermissionError):  # another user's, in a folder where each removes their own
+        original.unlink()
 
 
 def fetch_address(text: str) -> KnownFile:

@@ -101,6 +101,14 @@ def test_shards_of_a_bucket_are_given_by_its_folder_or_by_a_pattern(
     assert content(open_set(data, "val")) == content(expected)
 
 
+def test_only_who_wants_the_same_archives_waits_for_who_fetches_them(
+    bucket: str, cache: Path
+) -> None:
+    for split in ("train", "val", "train"):
+        open_set(bucket, split)
+    assert len(list((cache / "locks").glob("archives*.lock"))) == 2
+
+
 def test_a_shard_that_is_another_by_now_is_fetched_again(bucket: str, tmp_path: Path) -> None:
     before = content(open_set(bucket, "train"))
     files = fsspec.filesystem("memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import deit_zoo
 from deit_zoo import files
-from deit_zoo.errors import IntegrityError, ZooError
+from deit_zoo.errors import DownloadError, IntegrityError, ZooError
 from deit_zoo.weights import cache
 from support.machine import sha256
 
@@ -261,6 +262,36 @@ def test_a_wanted_digest_is_checked_at_no_cost_the_second_time(
     monkeypatch.setattr(files, "digest", opened)
     monkeypatch.setattr(cache, "write_whole", opened)
     cache.check(file, sha256(RIGHT))
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_a_lock"),
+    [(0o1777, 0o666), (0o2775, 0o664), (0o755, 0o644), (0o700, 0o600)],
+)
+def test_folders_and_locks_are_for_whom_the_cache_is_for(
+    mode: int, of_a_lock: int, zoo: Path
+) -> None:
+    zoo.mkdir()
+    zoo.chmod(mode)
+    with cache.one_at_a_time("all"):
+        cache.make_folder(zoo / "originals" / "deit_small")
+    made = [zoo / "originals", zoo / "originals" / "deit_small", zoo / "locks"]
+    modes = [stat.S_IMODE(folder.stat().st_mode) for folder in made]
+    assert modes == [mode, mode, mode & 0o6777]
+    assert stat.S_IMODE((zoo / "locks" / "all.lock").stat().st_mode) == of_a_lock
+
+
+def test_what_a_killed_process_left_of_a_lock_is_no_barrier(zoo: Path) -> None:
+    (zoo / "locks" / "all.holder").mkdir(parents=True)
+    with cache.one_at_a_time("all"):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_named(zoo: Path) -> None:
+    (zoo / "locks" / "all.lock").mkdir(parents=True)
+    where = rf"cannot be written to \(Is a directory: {zoo}/locks/all\.lock\); set DEIT_ZOO_CACHE"
+    with pytest.raises(DownloadError, match=where), cache.one_at_a_time("all"):
+        pass
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

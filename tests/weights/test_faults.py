@@ -838,10 +838,32 @@ def test_a_cache_that_cannot_be_written_to_is_named_where_a_file_must_be_fetched
     answer = shelf.fetch(before=AS_ANYONE)
     assert (answer["error"], answer["message"]) == (
         "DownloadError",
-        f"the cache {shelf.zoo_cache} cannot be written to (Permission denied); set "
-        "DEIT_ZOO_CACHE to a folder that can",
+        f"the cache {shelf.zoo_cache} cannot be written to (Permission denied: "
+        f"{shelf.zoo_cache}); set DEIT_ZOO_CACHE to a folder that can",
     )
     assert shelf.hub.requests == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of another user are made by root alone")
+@pytest.mark.parametrize("left", ["lock", "half", "whole"])
+def test_a_cache_that_all_may_write_to_serves_each_user(
+    left: str, by_url: Machine, pth: bytes, weights: bytes
+) -> None:
+    by_url.zoo_cache.mkdir()
+    by_url.zoo_cache.chmod(0o777 if left == "half" else 0o1777)  # sticky: each removes their own
+    by_url.fetch()
+    original = by_url.zoo_cache / "originals" / "deit_pico_digits" / "pico.pth"
+    if left == "half":
+        original.with_name("pico.pth.part").write_bytes(pth[:1000])
+        original.with_name("pico.pth.etag").write_text(f'"{md5(pth).hexdigest()}"')
+    if left == "whole":
+        original.write_bytes(pth)
+    (by_url.zoo_cache / "locks" / "deit_pico_digits.holder").write_text("process 1")
+    shutil.rmtree(by_url.zoo_cache / "converted")
+    for user, path in enumerate(by_url.zoo_cache.rglob("*"), start=1000):  # each of another one
+        os.chown(path, user, user)
+    answer = by_url.fetch(before=AS_ANYONE)
+    assert answer.get("sha256") == sha256(weights), answer
 
 
 def replaced(blob: Path) -> None:
