@@ -25,6 +25,8 @@ ENVIRONMENT = "DEIT_ZOO_MANIFEST"
 ELSEWHERE, OF_TIMM = "imagenet_", "_timm"
 # How an image is decoded: as a person sees it, or as upstream's loader does.
 Reading = Literal["upright", "upstream"]
+# Of the images that every model here takes, whatever it was trained on.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _hints = cache(get_type_hints)
 
 

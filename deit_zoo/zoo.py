@@ -267,20 +267,17 @@ def transform(
     float32 tensor (3, H, W).
 
     For a name it is the one the checkpoint's figures were measured with; for a model also at the
-    image size that the model was built for.
+    image size that the model was built for, and with the crop that its weights state.
 
     >>> deit_zoo.transform("deit_base_384")
     EvalTransform(img_size=(384, 384), crop_pct=0.875)
     """
-    from deit_zoo.data.transforms import eval_transform
-    from deit_zoo.models.layers import spec_of
+    from deit_zoo.data.transforms import eval_transform, transform_of
 
     if isinstance(name_or_model, str):
         spec = resolve(name_or_model)
-        own_size: int | tuple[int, int] = spec.img_size
-    else:
-        spec, own_size = spec_of(name_or_model), cast("ZooModel", name_or_model).img_size
-    return eval_transform(spec, own_size if img_size is None else img_size, crop_pct)
+        return eval_transform(spec, spec.img_size if img_size is None else img_size, crop_pct)
+    return transform_of(cast("ZooModel", name_or_model), img_size, crop_pct)
 
 
 def load_model(text: str, device: str | torch.device | None = None) -> ZooModel:

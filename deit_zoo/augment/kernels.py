@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deit_zoo.augment import record
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     import numpy as np

@@ -27,12 +27,10 @@ from deit_zoo.data.decode import (
 )
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.manifest import manifest_record
-from deit_zoo.models.layers import as_pair
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
+from deit_zoo.models.layers import ZooModel, as_pair, spec_of
 from deit_zoo.registry import ModelSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _DECODING = Lock()
 
 
@@ -86,9 +84,19 @@ class EvalTransform:
 def eval_transform(
     spec: ModelSpec, img_size: int | Sequence[int], crop_pct: float | None = None
 ) -> EvalTransform:
-    """The evaluation transform of a model at an image size; its own crop unless given."""
+    """The evaluation transform of a name at an image size; the published crop unless given."""
     crop = float(manifest_record(spec.name).crop_pct) if crop_pct is None else crop_pct
     return EvalTransform(img_size=as_pair(img_size), crop_pct=crop)
+
+
+def transform_of(
+    model: ZooModel,
+    img_size: int | Sequence[int] | None = None,
+    crop_pct: float | None = None,
+) -> EvalTransform:
+    """That of a model, at its image size and with its crop unless others are given."""
+    crop = getattr(model, "crop_pct", None) if crop_pct is None else crop_pct  # no RegNet's
+    return eval_transform(spec_of(model), model.img_size if img_size is None else img_size, crop)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
+from deit_zoo.data.transforms import eval_transform
 from deit_zoo.files import RECEIPT_FILE, expand_user, read_json, write_whole
 from deit_zoo.labels import Label
-from deit_zoo.manifest import Checkpoint, read_manifest
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, read_manifest
 from deit_zoo.registry import TRANSFORMERS, ModelSpec, lookup
 from deit_zoo.weights.config import CONFIG_FILE
 
@@ -90,13 +90,14 @@ def write_run_config(
     classes: Sequence[Label],
     img_size: tuple[int, int],
     license: str | None,
+    crop_pct: float | None,
 ) -> None:
     """Leave `config.json` in the folder of a run."""
     config = timm_config(
         spec,
         classes,
         num_classes=len(classes),
-        crop_pct=eval_transform(spec, img_size).crop_pct,
+        crop_pct=eval_transform(spec, img_size, crop_pct).crop_pct,
         license=license,
         img_size=img_size,
     )

@@ -122,7 +122,8 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
         if public != receipt:
             text = json.dumps(public, indent=2, sort_keys=True)
             write_whole(temporary / RECEIPT_FILE, f"{redact(text)}\n".encode())
-        write_run_config(temporary, spec, classes, size, license)
+        crop_pct = local.metadata.get("crop_pct")
+        write_run_config(temporary, spec, classes, size, license, crop_pct)
         card = RunCard(
             spec=spec,
             start=start,
@@ -130,7 +131,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
             sha256=sha256,
             classes=classes,
             img_size=size,
-            crop_pct=eval_transform(spec, size).crop_pct,
+            crop_pct=eval_transform(spec, size, crop_pct).crop_pct,
             timm_name=timm_name(spec),
             license=license,
             receipt=public,

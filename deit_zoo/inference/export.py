@@ -30,16 +30,15 @@ from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import images_of
 from deit_zoo.data.image_like import ImageLike, is_one
 from deit_zoo.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EvalTransform,
     as_tensor,
-    eval_transform,
+    transform_of,
 )
 from deit_zoo.errors import DataError, DifferenceError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.inference.classify import class_names, reading_for
 from deit_zoo.machine import missing_compiler, require_extra, usable_device
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models.layers import ZooModel, spec_of
 from deit_zoo.version import __version__
 
@@ -162,7 +161,7 @@ def export(
     """Write a model as a file, with options that were checked; as `deit_zoo.export` says."""
     form, limit, opset = options.format, options.limit, options.opset or OPSET
     network = _prepared_copy(model, options.device)
-    transform = eval_transform(spec_of(network), network.img_size)
+    transform = transform_of(network)
     sources = _sources(images)
     with torch.inference_mode():  # an image or a model that does not fit is known at once
         logits = _logits(network, torch.stack([as_tensor(sources[0], transform)]))

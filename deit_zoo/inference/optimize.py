@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
+from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.inference.compiled import CompiledSizes
 from deit_zoo.inference.talking_heads import runs_at_once, talk
 from deit_zoo.machine import fast_dtypes, fastest_dtype, has_compiler, missing_compiler
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models import cait, deit, deit3
 from deit_zoo.models.layers import Mlp, check_input, split_heads
 
@@ -205,7 +206,7 @@ class OptimizedModel(nn.Module):
     def __init__(self, model: deit.Transformer | cait.CaiT, kind: str) -> None:
         super().__init__()
         self.spec, self.checkpoint, self.labels = model.spec, model.checkpoint, model.labels
-        self.problem_type = model.problem_type
+        self.problem_type, self.crop_pct = model.problem_type, model.crop_pct
         self.img_size, self.num_classes = model.img_size, model.num_classes
         self.embed_dim = model.embed_dim
         self.precision = kind

@@ -32,7 +32,7 @@ class ZooModel(nn.Module):
     `labels` are the folders of its classes, where they are known; a new head knows others.
     `reading` is how its checkpoint says that images are decoded for it, and `adapted` what of the
     checkpoint was computed anew to fit. `problem_type` is SEVERAL_LABELS where a class is given by
-    a sigmoid of its own.
+    a sigmoid of its own. `crop_pct` is its evaluation crop where it is not the published one.
     """
 
     __jit_unused_properties__ = ("labels", "num_classes", "num_features")
@@ -41,6 +41,7 @@ class ZooModel(nn.Module):
     _labels: tuple[str, ...] | None = None
     reading: Reading | None = None
     problem_type: str | None = None
+    crop_pct: float | None = None
     adapted: tuple[str, ...] = ()
     grad_checkpointing = False
     embed_dim: int

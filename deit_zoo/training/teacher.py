@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import WEIGHTS_SUFFIXES, digest
-from deit_zoo.manifest import manifest_record
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import ModelSpec, lookup, nearest

@@ -26,10 +26,10 @@ from torch.optim import Optimizer
 from deit_zoo.augment.draws import Augment, Draws, Operation
 from deit_zoo.augment.record import NO_OPERATION, OPERATIONS, Box, Layer
 from deit_zoo.augment.three_augment import ThreeAugment
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
+from deit_zoo.data.transforms import resize
 from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
 from deit_zoo.files import MODEL_FILE
-from deit_zoo.manifest import Source
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Source
 from deit_zoo.models.layers import ZooModel, as_pair
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.weights.download import UnavailableError

@@ -376,6 +376,7 @@ def export(plan: Plan, state: TrainState, facts: dict[str, Any], output: Path) -
             class_names(state.model),
             state.model.img_size,
             start.license if start else None,
+            getattr(state.model, "crop_pct", None),  # a RegNet has none
         )
         return best.export(output, state.model, facts, plan.final)
 

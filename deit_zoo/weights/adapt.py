@@ -5,6 +5,10 @@ another number of channels, by timm's rule: one channel gets the sum of the thre
 image answers as it does in three equal channels; more are filled by repeating the three, scaled so
 that the sum stays. And for another patch size, by FlexiViT's pseudo-inverse of resizing
 (arXiv 2212.08013), which is an approximation: figures are those of the published size alone.
+
+Weights of others may be for images of another mean and spread than ImageNet's. All images are
+normalised alike here, in training, on GPUs and in exported files: so the first convolution is made
+one that answers to these as it did to those.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models.layers import as_pair, resize_pos_embed
 from deit_zoo.registry import ModelSpec
 
 RGB = 3
-PATCH_EMBED = "patch_embed.proj.weight"
+PATCH_EMBED, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 _FIRST_CONVS = (PATCH_EMBED, "stem.weight", "stem.conv.weight")
 
 
@@ -98,6 +103,40 @@ def adapt(spec: ModelSpec, tensors: dict[str, Tensor], own: Shape, shape: Shape)
         grids = (f"{height}x{width}" for height, width in (own.grid, shape.grid))
         done.append(f"pos_embed from {' to '.join(grids)} patches, bicubic")
     return tuple(done)
+
+
+def normalized_alike(
+    spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]
+) -> tuple[str, ...]:
+    """Fit the first convolution in place to the images of the zoo, where those of a checkpoint
+    were normalised otherwise. Returns what was done, a phrase each."""
+    mean, std = metadata.get("mean"), metadata.get("std")
+    conv = _first_conv(tensors)
+    if mean is None or std is None or conv is None or tensors[conv].shape[1] != RGB:
+        return ()
+    if {len(mean), len(std)} - {1, RGB} or min(std) <= 0:
+        raise CheckpointError(
+            f"the weights are for images of mean {mean} and std {std}; both must be {RGB} numbers, "
+            "and those of std above 0"
+        )
+    theirs = [torch.tensor(values, dtype=torch.float64).expand(RGB) for values in (mean, std)]
+    ours = [torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+    if all(map(torch.allclose, ours, theirs)):
+        return ()
+    if conv != PATCH_EMBED:  # its border of zeros would be of another colour
+        raise CheckpointError(
+            f"the weights are for images of mean {mean} and std {std}, and those of {spec.name} "
+            f"must be for {IMAGENET_MEAN} and {IMAGENET_STD}; give some that were trained so"
+        )
+    filters, bias = tensors[conv], tensors.get(PATCH_BIAS)
+    if bias is None or bias.shape != filters.shape[:1] or not filters.is_floating_point():
+        return ()  # misfits, and named
+    scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+    filters = filters.double()
+    tensors[conv] = (filters * scale[:, None, None]).float()
+    tensors[PATCH_BIAS] = (bias + (filters * shift[:, None, None]).sum(dim=(1, 2, 3))).float()
+    done = f"{conv} from images of mean {mean} and std {std} to those of ImageNet's"
+    return (done,)
 
 
 def _first_conv(tensors: dict[str, Tensor]) -> str | None:

@@ -1,8 +1,12 @@
-"""`config.json` beside weights, as timm and transformers write it: which model, and its classes."""
+"""`config.json` beside weights, as timm and transformers write it: which model, and its classes.
+
+How its images are prepared timm says there too, transformers in `preprocessor_config.json`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +14,28 @@ from deit_zoo.errors import CheckpointError
 from deit_zoo.files import MODEL_FILE, read_json, verify
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec, lookup
+from deit_zoo.weights.image_facts import timm_images, transformers_images
 from deit_zoo.weights.proof import known_file
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
 # What all transformers here are built with, in the words of either library.
-_BUILT = {"activation": "gelu", "pooling": "token"}
+_BUILT = {"activation": "gelu", "pooling": "token", "layer_norm_eps": 1e-6}
+# Up to here it is too small to be seen: transformers states 1e-12 of weights made with 1e-6.
+_LARGEST_EPS = 1e-5
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What a folder's configuration says: `name`, `labels`, `reading` and `problem_type`.
 
     `network` is what it says of the network that no tensor shows, where `name` does not imply it.
+    What is said of images `image_facts.py` names.
     """
-    file = folder / CONFIG_FILE
+    images = _read(folder / PREPROCESSOR_FILE, transformers_images)
+    return _read(folder / CONFIG_FILE, _facts) | images
+
+
+def _read(file: Path, facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     if (sha256 := known_file(file).sha256) is not None:
@@ -32,13 +44,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(file)
         if not isinstance(config, dict):
             raise ValueError("it is no object")
-        spec, names = _model(config), _class_names(config)
-        network = _network(config, spec)
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        return facts_of(config)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(
             f"{file} is no configuration of timm's or transformers' ({error}); remove it to load "
             "the weights without their names"
         ) from error
+
+
+def _facts(config: dict[str, Any]) -> dict[str, Any]:
+    spec, names = _model(config), _class_names(config)
+    network = _network(config, spec)
     facts: dict[str, Any] = {"name": spec.name} if spec else {}
     if names:
         facts["labels"] = _as_folders(names, spec)
@@ -48,13 +64,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         facts["problem_type"] = SEVERAL_LABELS
     if network:
         facts["network"] = network
-    return facts
+    return facts | timm_images(config.get("pretrained_cfg") or config)
 
 
 def _model(config: dict[str, Any]) -> ModelSpec | None:
     if "architecture" in config:  # timm's, which is the zoo's where no size is changed
-        changed = set(config.get("model_args") or {}) - {"img_size", "num_classes", "in_chans"}
-        return None if changed else lookup(str(config["architecture"]))
+        spec = lookup(str(config["architecture"]))
+        changed = dict(config.get("model_args") or {})
+        for key in ("img_size", "num_classes", "in_chans"):
+            changed.pop(key, None)
+        # Which timm writes of every model.
+        return spec if changed in ({}, {"global_pool": _BUILT["pooling"]}) else None
     kind = config.get("model_type")
     if kind not in ("deit", "vit"):
         return None
@@ -88,9 +108,11 @@ def _network(config: dict[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
     arguments = config.get("model_args") or {}
     stated = {
         "activation": config.get("hidden_act") or arguments.get("act_layer"),
-        "pooling": config.get("global_pool"),
+        "pooling": config.get("global_pool") or arguments.get("global_pool"),
     }
     differing = {key: value for key, value in stated.items() if value and value != _BUILT[key]}
+    if (eps := config.get("layer_norm_eps", 0)) > _LARGEST_EPS:
+        differing["layer_norm_eps"] = eps
     num_heads = config.get("num_attention_heads") or arguments.get("num_heads")
     return differing | ({"num_heads": num_heads} if num_heads and spec is None else {})
 

@@ -192,13 +192,13 @@ def fetch_address(text: str) -> KnownFile:
     raise missing
 
 
-def fetch_config(text: str, weights: Path) -> None:
-    """Put `config.json` beside the weights that an address gave, where the repository has one.
+def fetch_config(text: str, weights: Path, filename: str = CONFIG_FILE) -> None:
+    """Put a configuration beside the weights that an address gave, where the repository has one.
 
     Raises DownloadError where the Hub does not say. Its cache remembers what a commit has not got.
     """
     source = _source_of(text)
-    place = Path(source.filename or CONFIG_FILE).with_name(CONFIG_FILE).as_posix()
+    place = Path(source.filename or filename).with_name(filename).as_posix()
     # The cache has a folder for each commit.
     commit = next((part for part in reversed(weights.parts) if SHA1.fullmatch(part)), "")
     source = replace(source, filename=place, revision=commit)
@@ -215,7 +215,7 @@ def fetch_config(text: str, weights: Path) -> None:
     else:
         return
     if reason is not None:
-        raise DownloadError(f"{CONFIG_FILE} of {text} could not be fetched: {reason}; try again")
+        raise DownloadError(f"{filename} of {text} could not be fetched: {reason}; try again")
 
 
 def _source_of(text: str) -> Source:

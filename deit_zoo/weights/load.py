@@ -35,9 +35,15 @@ from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 from deit_zoo.models.layers import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
-from deit_zoo.weights.adapt import adapt, own_shape
+from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import WEIGHT_FILES, check_network, read_config
+from deit_zoo.weights.config import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHT_FILES,
+    check_network,
+    read_config,
+)
 from deit_zoo.weights.formats import (
     StateDict,
     leading_word,
@@ -84,12 +90,13 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
         fetched = fetch_address(str(path))
         metadata = read_metadata(fetched.path, fetched.sha256)
         if not metadata:  # somebody else's
-            fetch_config(str(path), fetched.path)
+            for filename in (CONFIG_FILE, PREPROCESSOR_FILE):
+                fetch_config(str(path), fetched.path, filename)
             try:
                 metadata = read_config(fetched.path.parent)
             except CheckpointError:  # which nobody here can remove
                 warnings.warn(
-                    f"the config.json of {path} is none of timm's or transformers', and is not "
+                    f"the {CONFIG_FILE} of {path} is none of timm's or transformers', and is not "
                     "used; give the model's name beside it",
                     stacklevel=2,
                 )
@@ -199,7 +206,12 @@ def load_checkpoint(
         )
     if _is_one_headed(tensors):
         model.register_module("head_dist", None)
-    model.adapted = adapt(spec, tensors, own, shape)
+    model.adapted = (*normalized_alike(spec, tensors, metadata), *adapt(spec, tensors, own, shape))
+    if "resizing" in metadata:
+        model.adapted += (
+            f"images resized bicubically and cut from their centre, not by {metadata['resizing']}",
+        )
+    model.crop_pct = metadata.get("crop_pct")
     _check_fit(model, state, file)
     _fill(model, tensors)
     if any(value.dtype != torch.float32 for value in tensors.values()):

@@ -23,6 +23,7 @@ METADATA_KEY = "deit_zoo"
 # Far beyond any image that a model was made for; the sizes of what is built are made of it.
 LARGEST_SIZE = 1 << 16
 _Side = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+_PerChannel = Annotated[list[float], Meta(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,11 @@ class _Facts:
     labels: list[str] | None = None
     reading: Reading | None = None
     problem_type: str | None = None
-    network: dict[str, str | int] | None = None
+    network: dict[str, str | float] | None = None
+    mean: _PerChannel | None = None
+    std: _PerChannel | None = None
+    crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None
+    resizing: str | None = None
 
 
 def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -71,6 +76,8 @@ def facts_of(model: ZooModel) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": spec and spec.name, "img_size": list(model.img_size)}
     if spec is not None and (spec.blocks, spec.stem) != (None, "linear"):
         facts |= {"blocks": spec.blocks, "stem": spec.stem}
+    if (crop_pct := getattr(model, "crop_pct", None)) is not None:  # a RegNet from timm has none
+        facts["crop_pct"] = crop_pct
     names = tuple(model.labels or ())
     if spec is not None and model.num_classes and names != folders(spec.labels):
         if len(names) == model.num_classes:
@@ -91,7 +98,12 @@ def labels_of(facts: dict[str, Any], num_classes: int, file: Path) -> tuple[str,
     return tuple(names)
 
 
+def check_facts(facts: dict[str, Any], where: str) -> None:
+    """Raises FormatError for a fact of another type than it has."""
+    as_record(facts, _Facts, where)
+
+
 def _parse(text: str) -> dict[str, Any]:
     facts: dict[str, Any] = parse_json(text, "its metadata")
-    as_record(facts, _Facts, "its metadata")
+    check_facts(facts, "its metadata")
     return facts

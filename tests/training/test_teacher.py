@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deit_zoo
-from deit_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.errors import CheckpointError, OfflineError, RecipeError
 from deit_zoo.files import ASSETS, digest
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.recipes.digits import DEIT_PICO_DISTILLED
 from deit_zoo.recipes.recipe import Recipe

@@ -20,8 +20,9 @@ from torch import Tensor
 
 import golden
 from deit_zoo.augment.record import FILL, NO_OPERATION, OPERATIONS, Layer
-from deit_zoo.data.transforms import IMAGENET_MEAN, normalized
+from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import CheckpointError, RecipeError
+from deit_zoo.manifest import IMAGENET_MEAN
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.seeding import seed_from_key

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
 
 import deit_zoo
 from deit_zoo import weights
+from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
+from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.weights.adapt import with_channels, with_patch_size
 from support.machine import NAME
 
@@ -63,6 +68,94 @@ def test_a_file_says_by_itself_how_large_its_patches_are(tmp_path: Path) -> None
     model = deit_zoo.create(NAME, checkpoint=tmp_path / "a.safetensors")
     assert (model.patch_size, model.img_size, model.adapted) == (8, (16, 16), ())
     assert model.patch_embed.grid_size == (2, 2)
+
+
+HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("file", "stated", "mean", "std", "crop_pct"),
+    [
+        (
+            "config",
+            {"pretrained_cfg": {"mean": HALF, "std": [0.5], "crop_pct": 0.9}},
+            0.5,
+            0.5,
+            0.9,
+        ),
+        ("config", {"mean": HALF, "std": [0.25, 0.25, 0.25]}, 0.5, 0.25, 1.0),
+        (
+            "preprocessor_config",
+            {
+                "image_mean": HALF,
+                "image_std": HALF,
+                "do_center_crop": True,
+                "size": {"shortest_edge": 20},
+                "crop_size": {"height": 15, "width": 15},
+            },
+            *(0.5, 0.5, 0.75),
+        ),
+        ("preprocessor_config", {"do_normalize": False, "image_mean": HALF}, 0.0, 1.0, 1.0),
+        (
+            "preprocessor_config",  # to -1 and 1, as it was before mean and std were stated
+            {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+            *(0.5, 0.5, 1.0),
+        ),
+    ],
+)
+def test_images_of_another_mean_spread_and_crop_are_answered_as_stated(
+    file: str, stated: dict[str, Any], mean: float, std: float, crop_pct: float, tmp_path: Path
+) -> None:
+    plain = deit_zoo.create(NAME, pretrained=True)
+    save_file(plain.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / f"{file}.json").write_text(json.dumps(stated))
+    model = deit_zoo.create(NAME, checkpoint=tmp_path)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = plain((pixels / 255 - mean) / std)
+        torch.testing.assert_close(model(normalized(pixels)), expected, rtol=1e-5, atol=1e-5)
+        # Nothing of it is lost in a file, nor done again.
+        weights.save(model, tmp_path / "again.safetensors")
+        again = deit_zoo.create(tmp_path / "again.safetensors")
+        assert torch.equal(again(normalized(pixels)), model(normalized(pixels)))
+    assert [deit_zoo.transform(one).crop_pct for one in (model, again)] == [crop_pct, crop_pct]
+    assert "from images of mean" in model.adapted[0]
+
+
+def test_images_of_imagenets_mean_leave_the_weights_as_they_are(tmp_path: Path) -> None:
+    plain = deit_zoo.create(NAME, pretrained=True)
+    save_file(plain.state_dict(), tmp_path / "model.safetensors")
+    stated = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    model = deit_zoo.create(NAME, checkpoint=tmp_path)
+    assert torch.equal(model.patch_embed.proj.weight, plain.patch_embed.proj.weight)
+    assert model.adapted == (
+        "images resized bicubically and cut from their centre, not by squash, resample=2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "message"),
+    [
+        (NAME, {"mean": [0.5, 0.5], "std": HALF}, "both must be 3 numbers"),
+        (NAME, {"mean": HALF, "std": [0.5, 0.5, 0]}, "those of std above 0"),
+        (NAME, {"mean": "grey"}, "config.json is no configuration"),
+        (NAME, {"crop_pct": 0}, "config.json is no configuration"),
+        (
+            "convnet_pico_digits",
+            {"mean": HALF, "std": HALF},
+            "those of convnet_pico_digits must be",
+        ),
+    ],
+)
+def test_images_that_no_model_can_be_made_for_are_refused(
+    name: str, stated: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = deit_zoo.create(name, pretrained=True)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError, match=message):
+        deit_zoo.create(name, checkpoint=tmp_path)
 
 
 def test_what_was_fitted_is_said() -> None:

@@ -15,12 +15,13 @@ import deit_zoo
 from support.command import python
 from support.hub_server import HubServer
 
-REPO = "somebody/pets"
+REPO, PREPROCESSOR = "somebody/pets", "preprocessor_config.json"
 CODE = """
 import json, sys
 import deit_zoo
 model = deit_zoo.create(sys.argv[1] if len(sys.argv) > 1 else ADDRESS)
-print(json.dumps([model.spec.name, list(model.labels or ()), model.num_classes]))
+names = list(model.labels or ())
+print(json.dumps([model.spec.name, names, model.num_classes, deit_zoo.transform(model).crop_pct]))
 """
 CONFIG = {
     "architecture": "deit_tiny_patch16_224",
@@ -38,6 +39,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     save_file(tensors, folder / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / PREPROCESSOR).write_text('{"do_center_crop": true, "size": 256, "crop_size": 192}')
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -57,8 +59,10 @@ def created(hub: HubServer, folder: Path, address: str = f"hf://{REPO}") -> Any:
 def test_the_weights_that_there_are_get_the_names_of_the_configuration(
     weights: str, hub: HubServer, state: dict[str, bytes], tmp_path: Path
 ) -> None:
-    commit = hub.commit(REPO, {name: state[name] for name in (weights, "config.json")})
-    expected = ["deit_tiny", ["cat", "dog"], 2]
+    commit = hub.commit(
+        REPO, {name: state[name] for name in (weights, "config.json", PREPROCESSOR)}
+    )
+    expected = ["deit_tiny", ["cat", "dog"], 2, 0.75]
     assert created(hub, tmp_path) == expected
     hub.requests.clear()  # a commit is not asked for again
     assert created(hub, tmp_path, f"hf://{REPO}@{commit}/{weights}") == expected
@@ -76,7 +80,7 @@ def test_a_repository_without_a_configuration_is_asked_for_it_once(
     )
     for _ in range(2):
         assert python(code, env=hub.environment(tmp_path)) == "2 None\n"
-        asked = [request for request in hub.requests if request.path.endswith("config.json")]
+        asked = [request for request in hub.requests if request.path.endswith("/config.json")]
         assert len(asked) <= 2  # HEAD, and no more the second time
 
 

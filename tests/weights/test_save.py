@@ -244,6 +244,14 @@ def test_a_class_of_imagenet_keeps_its_name_in_a_model_of_some() -> None:
             None,
             None,
         ),
+        (  # what timm's save_for_hf writes of every model
+            {
+                "architecture": "deit_tiny_patch16_224",
+                "model_args": {"num_classes": 2, "in_chans": 3, "global_pool": "token"},
+            },
+            "deit_tiny",
+            None,
+        ),
         ({"model_type": "bert"}, None, None),
     ],
 )
@@ -268,6 +276,8 @@ TIMM = {"architecture": "deit_tiny_patch16_224"}
         (TIMM | {"model_args": {"num_heads": 6}}, "num_heads=6, but deit_tiny has 3"),
         (TINY | {"hidden_act": "relu"}, "activation='relu', but deit_tiny has 'gelu'"),
         (TIMM | {"global_pool": "avg"}, "pooling='avg', but deit_tiny has 'token'"),
+        (TIMM | {"model_args": {"global_pool": "avg"}}, "pooling='avg', but deit_tiny has 'token'"),
+        (TINY | {"layer_norm_eps": 0.01}, "layer_norm_eps=0.01, but deit_tiny has 1e-06"),
     ],
 )
 def test_weights_of_another_network_whose_tensors_fit_are_refused(
