@@ -87,8 +87,8 @@ def serve_(
         raise ZooError("--timeout is nan; give seconds")
     if compile and not fast:
         raise ZooError("--compile is for the optimized copy; type it without --no-fast")
-    from deit_zoo.data.decode import MAX_PIXELS_ENVIRONMENT
-    from deit_zoo.data.decode import max_pixels as check_max_pixels
+    from deit_zoo.data.bounds import MAX_PIXELS_ENVIRONMENT
+    from deit_zoo.data.bounds import max_pixels as check_max_pixels
     from deit_zoo.inference.serve.app import Limits
     from deit_zoo.inference.serve.server import bind
 

@@ -9,9 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from threading import Condition
 from typing import TypeAlias
 
 import numpy as np
@@ -19,31 +17,30 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from deit_zoo.data.bounds import (
+    MAX_PIXELS_ENVIRONMENT,
+    MEMORY,
+    CountedReads,
+    checked_memory,
+    max_pixels,
+)
 from deit_zoo.data.formats import decodable, undecodable
-from deit_zoo.data.image_file import MAX_PIXELS, UnreadableError, read_file
+from deit_zoo.data.image_file import UnreadableError, read_file
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, reason_of
 from deit_zoo.manifest import Reading
 
-# The bound on a decoded image is applied to a resized one as well (1 x 10000 pixels grow); a larger
-# number in this variable lifts it.
-MAX_PIXELS_ENVIRONMENT = "DEIT_ZOO_MAX_PIXELS"
 # Formats whose 16 bits Pillow has in its mode of 32: PGM, and with Pillow 10 PNG.
 OF_16_BITS = ("PPM", "PNG")
 HEAD = 16  # bytes in which a file says what it is
 STRIP = 1 << 21  # pixels that are converted at once
-# Of a pixel, by the beginning of Pillow's mode; in any other, RGB among them, it takes four.
-BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-OF_ROW = 16  # and of a row, whose address Pillow keeps
-SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
-# Of a progressive JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
-START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """An image as a person sees it, turned by its EXIF where that says so.
+def upright(image: Image.Image, *, in_place: bool = False) -> Image.Image:
+    """An image as a person sees it, turned by its EXIF where that says so; the given one is left
+    as it is, unless it is turned in place, where there is never more than one.
 
     Raises DataError for pixels without a defined range: floats, and integers beyond 16 bits.
     """
@@ -53,7 +50,12 @@ def upright(image: Image.Image) -> Image.Image:
         raise DataError(
             "32-bit integer pixels have no defined range; save the image with 8 or 16 bits"
         )
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+    if _orientation(image) == 1:
+        return image
+    if not in_place:
+        return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _orientation(image: Image.Image) -> object:
@@ -144,7 +146,7 @@ def decoded(image: ImageFile, reading: Reading) -> Image.Image:
 def _turned(image: ImageFile, reading: Reading) -> Image.Image:
     """An opened image, decoded, and upright where it is read so."""
     whole = decode_jpeg(image) or image
-    return whole if reading == "upstream" else upright(whole)
+    return whole if reading == "upstream" else upright(whole, in_place=True)
 
 
 def _converted(image: Image.Image, reading: Reading) -> Image.Image:
@@ -158,66 +160,12 @@ def opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
         # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
         warnings.simplefilter("ignore")
         allow_pixels_and_text()
-        with open_header(source, name) as image, error_context(name):
-            memory = _checked_memory(image)
-            with _MEMORY.of(memory):
-                yield image
-
-
-class MemoryInUse:
-    """Bytes that threads decode into at the same time: as many as the largest image may take."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Nothing is in use, as in a forked process, where the threads do not go on."""
-        self.used, self.changed = 0, Condition()
-
-    @contextmanager
-    def of(self, count: int) -> Iterator[None]:
-        """Within it so many are in use; waits until there is room, or nothing else is in use."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.used or self.used + count <= _most_memory())
-            self.used += count
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.used -= count
-                self.changed.notify_all()
-
-
-_MEMORY = MemoryInUse()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_MEMORY.forget)
-
-
-def _checked_memory(image: ImageFile) -> int:
-    """The bytes that decoding takes. Raises DataError where these, or the time, have no bound."""
-    pixels = image.width * image.height
-    # As its file has it, and in RGB.
-    memory = pixels * (BYTES.get(image.mode[:4], 4) + 4) + 2 * OF_ROW * image.height
-    if memory > _most_memory():
-        raise DataError(
-            f"{image.width}x{image.height} pixels of {image.mode} take {memory / 1e9:.1f} GB; give "
-            f"a smaller image, or set {MAX_PIXELS_ENVIRONMENT} to a larger number if you trust it"
-        )
-    by_python = any(tile[0] in Image.DECODERS for tile in image.tile)
-    if by_python and pixels > (most := max_pixels() // SLOWER):
-        raise DataError(
-            f"{image.width}x{image.height} pixels of {image.format} take minutes, where {most:,} "
-            "pixels are the most; save it as PNG"
-        )
-    if image.info.get("progressive") and image.fp is not None:
-        image.fp.seek(0)
-        if image.fp.read().count(START_OF_SCAN) > MOST_SCANS:
-            raise DataError(f"over {MOST_SCANS} scans, which take minutes; save it anew")
-    return memory
-
-
-def _most_memory() -> int:
-    return 7 * max_pixels()
+        with (
+            open_header(source, name) as image,
+            error_context(name),
+            MEMORY.of(checked_memory(image)),
+        ):
+            yield image
 
 
 class UnknownFormatError(UnreadableError):
@@ -233,19 +181,12 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
     if not content:  # Pillow would try every format on it, and twice
         raise UnidentifiedImageError("it is empty")
     try:
-        return Image.open(BytesIO(content), formats=decodable())
+        with error_context(name):
+            return Image.open(CountedReads(content), formats=decodable())
     except UnidentifiedImageError as error:
         if reason := undecodable(content[:HEAD]):
             raise UnknownFormatError(name, reason) from error
         raise
-
-
-def max_pixels() -> int:
-    """The most pixels that an image may have. Raises DataError where the variable is no number."""
-    text = os.environ.get(MAX_PIXELS_ENVIRONMENT, str(MAX_PIXELS))
-    if not text.replace("_", "").isdecimal():
-        raise DataError(f"{MAX_PIXELS_ENVIRONMENT} is {text!r}; give a number of pixels")
-    return int(text)
 
 
 def allow_pixels_and_text() -> None:

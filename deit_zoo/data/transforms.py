@@ -16,15 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deit_zoo.data.decode import (
-    MAX_PIXELS_ENVIRONMENT,
-    decoded,
-    image_errors,
-    max_pixels,
-    opened,
-    to_rgb,
-    upright,
-)
+from deit_zoo.data.bounds import MAX_PIXELS_ENVIRONMENT, max_pixels
+from deit_zoo.data.decode import decoded, image_errors, opened, to_rgb, upright
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record

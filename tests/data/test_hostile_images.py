@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ import torch
 from PIL import Image
 
 from deit_zoo.data import decode
-from deit_zoo.data.decode import MemoryInUse, open_image, read_pixels, to_rgb
+from deit_zoo.data.bounds import MEMORY_OF_PIXEL, START_OF_SCAN, MemoryInUse, checked_memory
+from deit_zoo.data.decode import open_image, read_pixels, to_rgb
 from deit_zoo.data.folder import FolderSet, images_of
 from deit_zoo.data.image_file import MAX_PIXELS, MOST_BYTES, read_file
 from deit_zoo.data.survey import bad_images, scan
@@ -186,6 +188,76 @@ def test_pixels_beyond_the_bound_on_memory_are_refused_by_the_header(
     assert told.startswith(f"a.png: {SIDE}x{SIDE} pixels of {mode} take {size} GB; give a smaller")
 
 
+PLAIN = Image.new("RGB", (800, 800), (9, 90, 200))
+WHOLE_SCAN, FIRST_OF_SEVERAL = b"\xff\xda\0\x0c\3\1\0\2", b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+OF_FORMAT = {
+    "png": encoded(PLAIN, "PNG"),
+    "jpeg": encoded(PLAIN, "JPEG"),
+    "gif": encoded(PLAIN, "GIF"),
+    "tiff_of_strips": encoded(PLAIN, "TIFF", compression="tiff_lzw"),
+    "several_photos": encoded(PLAIN, "MPO", save_all=True, append_images=[PLAIN]),
+}
+HOLDS_MORE = {
+    "webp": encoded(PLAIN, "WEBP"),
+    "lossless_webp": encoded(PLAIN, "WEBP", lossless=True),
+    "jpeg2000": encoded(PLAIN, "JPEG2000"),
+    "progressive_jpeg": encoded(PLAIN, "JPEG", progressive=True),
+    "jpeg_of_scans": OF_FORMAT["jpeg"].replace(WHOLE_SCAN, FIRST_OF_SEVERAL + WHOLE_SCAN),
+    "tiff_of_one_strip": encoded(PLAIN, "TIFF", compression="tiff_lzw", strip_size=1 << 30),
+}
+
+
+@pytest.mark.parametrize("name", [*OF_FORMAT, *HOLDS_MORE])
+def test_what_a_decoder_holds_beside_the_pixels_counts_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # so that it comes back
+    monkeypatch.setenv("DEIT_ZOO_MAX_PIXELS", "800_000")  # 7 bytes of each: 8.75 of this image's
+    if name in OF_FORMAT:
+        assert open_image(OF_FORMAT[name], reading="upright").size == PLAIN.size
+    else:
+        told = refused(lambda: open_image(HOLDS_MORE[name], "a", reading="upright"))
+        assert told.startswith("a: 800x800 pixels of RGB take 0.0 GB; give a smaller")
+
+
+@IS_TOLD
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["image", "pixels"])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"format": "JPEG"}),
+        ("CMYK", {"format": "JPEG", "progressive": True}),
+        ("RGB", {"format": "WEBP", "lossless": True, "method": 0}),
+        ("RGBA", {"format": "WEBP", "method": 0}),
+        ("RGBA", {"format": "JPEG2000"}),
+        ("CMYK", {"format": "TIFF", "compression": "tiff_lzw", "strip_size": 1 << 30}),
+        (
+            "RGBA",
+            {
+                "format": "PNG",
+                "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6" + bytes(6),
+            },
+        ),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_is_counted(
+    mode: str, options: dict[str, Any], how: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "image"
+    Image.new(mode, (6000, 4000)).save(file, **options)
+    with decode.open_header(file, "image") as image:
+        counted = checked_memory(image) >> 20
+    # Beside it the file itself, and a strip of what is converted.
+    assert memory_for(file, tmp_path, how) < counted + 40
+
+
+def test_a_file_that_is_read_in_very_many_parts_is_refused() -> None:
+    # The search for a JPEG's next marker goes byte by byte: of 100 MB it had no end.
+    told = refused(lambda: open_image(b"\xff\xd8" + b"\xff" * 10**6, "a.jpg", reading="upright"))
+    assert told == "a.jpg: over 100,000 parts, which take minutes; save it anew"
+
+
 def test_a_picture_of_very_many_rows_is_refused_by_the_header() -> None:
     told = refused(lambda: open_image(png_header(1, 10**8, 0), "a.png", reading="upright"))
     assert told.startswith("a.png: 1x100000000 pixels of L take 3.7 GB")
@@ -218,7 +290,7 @@ def test_a_jpeg_file_of_very_many_scans_is_refused() -> None:
     file = BytesIO()
     Image.new("RGB", (32, 32), (9, 90, 200)).save(file, "JPEG", progressive=True)
     content = file.getvalue()
-    last = content.rindex(decode.START_OF_SCAN)
+    last = content.rindex(START_OF_SCAN)
     scans, end = content[last:-2], content[-2:]
     assert open_image(content, "a.jpg", reading="upright").size == (32, 32)
     told = refused(lambda: open_image(content[:-2] + 500 * scans + end, "a.jpg", reading="upright"))
@@ -227,7 +299,7 @@ def test_a_jpeg_file_of_very_many_scans_is_refused() -> None:
 
 def test_threads_decode_no_more_at_a_time_than_the_largest_image_takes() -> None:
     memory, waiting, inside = MemoryInUse(), threading.Event(), threading.Event()
-    most = 7 * MAX_PIXELS
+    most = MEMORY_OF_PIXEL * MAX_PIXELS
 
     class Told(threading.Condition):
         def wait(self, timeout: float | None = None) -> bool:
@@ -252,7 +324,7 @@ def test_threads_decode_no_more_at_a_time_than_the_largest_image_takes() -> None
 
 def test_an_image_counts_until_it_is_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = MemoryInUse()
-    monkeypatch.setattr(decode, "_MEMORY", memory)
+    monkeypatch.setattr(decode, "MEMORY", memory)
 
     def transform(image: Image.Image) -> torch.Tensor:
         return torch.tensor(memory.used)
