@@ -62,13 +62,13 @@ def _continue(url: str, file: Path) -> None:
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag}
     else:
-        part.unlink(missing_ok=True)
+        _drop(part, etag)
     try:
         with web.get(url, headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as (response, body):
             status = f"{response.status_code} {response.reason}"
             if response.status_code == 416 and have:
                 if response.headers.get("Content-Range") != f"bytes */{have}":
-                    part.unlink()  # longer than the file: begin again
+                    _drop(part, etag)  # longer than the file: begin again
                     raise _InterruptedError(status, pause=0.0)
             elif response.status_code in RETRIED:
                 raise _InterruptedError(status, pause=web.asked_pause(response.headers))
@@ -79,15 +79,14 @@ def _continue(url: str, file: Path) -> None:
                     f"it answers packed by {packing:.40}, which was not asked for"
                 )
             elif response.status_code == 200:
-                part.unlink(missing_ok=True)
-                etag.unlink(missing_ok=True)
+                _drop(part, etag)
                 if tag := response.headers.get("ETag", ""):
                     etag.write_text(tag, encoding="utf-8")
                 _receive(body, part, web.content_length(response))
             elif (total := _continued(response, have, tag)) is not None:
                 _receive(body, part, total)
             else:
-                part.unlink(missing_ok=True)
+                _drop(part, etag)
                 raise _InterruptedError("it answers with another part of a file", pause=0.0)
     except requests.TooManyRedirects as error:
         raise UnavailableError("it redirects without end") from error
@@ -99,6 +98,11 @@ def _continue(url: str, file: Path) -> None:
         raise _InterruptedError(web.reason_of(error)) from error
     part.replace(file)
     etag.unlink(missing_ok=True)
+
+
+def _drop(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _begun(part: Path, etag: Path) -> tuple[int, str]:

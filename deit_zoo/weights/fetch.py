@@ -207,13 +207,12 @@ def fetch_config(text: str, weights: Path, filename: str = CONFIG_FILE) -> None:
         raise wrong
     if known is not None or constants.HF_HUB_OFFLINE or not commit:
         return
+    reason = None
     try:
         hub_download(source, commit, again=False)  # so the cache learns that there is none
         checked_download(source, hub_metadata(source), text)
     except UnavailableError as error:
         reason = None if has_no_file(error) else str(error)
-    else:
-        return
     if reason is not None:
         raise DownloadError(f"{filename} of {text} could not be fetched: {reason}; try again")
 

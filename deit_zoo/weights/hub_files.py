@@ -167,15 +167,10 @@ def has_no_file(error: UnavailableError) -> bool:
     return isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
 
 
-class _Masked(logging.Filter):
-    """Lets every record pass, as long as a person reads, without its secrets."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = web.shortened(record.getMessage()), None
-        return True
-
-
-_MASKED = _Masked()
+def _mask(record: logging.LogRecord) -> bool:
+    """Let every record pass, as long as a person reads, without its secrets."""
+    record.msg, record.args = web.shortened(record.getMessage()), None
+    return True
 
 
 @contextmanager
@@ -185,7 +180,7 @@ def hub_error_context(source: Source, revision: str) -> Iterator[None]:
     It logs whole addresses, with what they ask by. What it is answered is checked first.
     """
     for handler in logging.getLogger("huggingface_hub").handlers:
-        handler.addFilter(_MASKED)
+        handler.addFilter(_mask)
     hub_answers.check_from_now_on()
     try:
         yield
