@@ -799,6 +799,16 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
             "NoneType was not made by deit_zoo.create, so its classes and transform are not known",
         ),
         (
+            lambda model: deit_zoo.classify([], torch.jit.ScriptModule()),  # as a traced one is
+            CheckpointError,
+            "ScriptModule was not made by deit_zoo.create, so its classes and transform are not ",
+        ),
+        (
+            lambda model: deit_zoo.classify([], deit_zoo.create("deit_pico_digits", in_chans=4)),
+            ImageSizeError,
+            "the model takes images of 4 channels, and files are read as RGB: give model(x) ",
+        ),
+        (
             lambda model: deit_zoo.transform("deit_tiny", crop_pct=0),
             ImageSizeError,
             "crop_pct is 0; give a share above 0 and up to 1, such as 0.875",

@@ -21,7 +21,7 @@ from deit_zoo.data.decode import decoded, image_errors, opened, to_rgb, upright
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
-from deit_zoo.models.layers import ZooModel, as_pair, spec_of
+from deit_zoo.models.layers import ZooModel, as_pair, in_chans_of, spec_of
 from deit_zoo.registry import ModelSpec
 
 _DECODING = Lock()
@@ -87,9 +87,19 @@ def transform_of(
     img_size: int | Sequence[int] | None = None,
     crop_pct: float | None = None,
 ) -> EvalTransform:
-    """That of a model, at its image size and with its crop unless others are given."""
+    """That of a model, at its image size and with its crop unless others are given.
+
+    Raises ImageSizeError for one whose images have not three channels: files are read as RGB.
+    """
+    spec, num = spec_of(model), in_chans_of(model)
+    if num != len(IMAGENET_MEAN):
+        raise ImageSizeError(
+            f"the model takes images of {num} channels, and files are read as RGB: give model(x) "
+            f"tensors of shape (B, {num}, {model.img_size[0]}, {model.img_size[1]}) yourself, or "
+            "create it with in_chans=3 to classify, evaluate, serve or export it"
+        )
     crop = getattr(model, "crop_pct", None) if crop_pct is None else crop_pct  # no RegNet's
-    return eval_transform(spec_of(model), model.img_size if img_size is None else img_size, crop)
+    return eval_transform(spec, model.img_size if img_size is None else img_size, crop)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

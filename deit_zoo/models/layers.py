@@ -484,11 +484,19 @@ def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
 def unwrapped(model: Any) -> Any:
     """The model inside what torch.compile, DataParallel, DDP or an average put around it."""
     while isinstance(model, nn.Module):
-        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        children = dict(model.named_children())  # a traced model's _modules is no dict
+        inner = children.get("_orig_mod") or children.get("module")
         if inner is None:
             break
         model = inner
     return model
+
+
+def in_chans_of(model: Any) -> int:
+    """The channels of the images that a model takes; a RegNet from timm takes three."""
+    patches = getattr(model, "patch_embed", None)
+    own: int = getattr(model, "in_chans", 3) if patches is None else patches.proj.in_channels
+    return own
 
 
 def spec_of(model: Any) -> ModelSpec:
