@@ -176,7 +176,7 @@ def benchmark_(
         (print_curve if curve else print_report)(report)
     if plot is not None:
         picture = (draw_curve if curve else draw)(report)
-        with writing(plot):
+        with writing(plot, "--plot"):
             write_whole(plot, picture)
         talk.print(f"the picture is {escape(str(plot))}")
     elif curve and not as_json:

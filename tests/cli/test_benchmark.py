@@ -259,6 +259,12 @@ def test_benchmark_never_overwrites_what_is_no_picture(typed: Callable[..., Done
     )
 
 
+def test_a_picture_that_the_disk_refuses_is_that_of_plot(typed: Callable[..., Done]) -> None:
+    file = f"{'a' * 240}.png"  # what it is called while it is written is longer than a name may be
+    done = typed(*DIGITS, "-b", "1", "--precision", "float32", "--plot", file)
+    assert done.error == f"{file} cannot be written (File name too long); give another --plot"
+
+
 def test_benchmark_still_takes_no_peers_which_means_nothing_now(
     typed: Callable[..., Done],
 ) -> None:
