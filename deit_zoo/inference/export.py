@@ -45,7 +45,7 @@ from deit_zoo.version import __version__
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Tensor]
 
 FORMATS = ("onnx", "pt2")
 INPUT, OUTPUT = "images", "logits"
@@ -183,7 +183,7 @@ def export(
         else:
             say(f"saving {name}")
             data = _to_pt2(_traced(network), texts)
-            run = cast("Run", torch.export.load(BytesIO(data)).module())
+            run = cast(Run, torch.export.load(BytesIO(data)).module())
         say(f"comparing on {len(sources)} images")
         comparison = compare(network, run, _batches(sources, transform))
     if not comparison.max_difference <= limit:  # nor does NaN pass
@@ -202,10 +202,8 @@ def export(
         img_size=transform.img_size,
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        num_images=comparison.num_images,
-        agreed=comparison.agreed,
-        max_difference=comparison.max_difference,
         limit=limit,
+        **asdict(comparison),
     )
 
 
@@ -282,7 +280,7 @@ def _prepared_copy(model: nn.Module, device: str | torch.device | None) -> ZooMo
     network = copy.deepcopy(cast(ZooModel, model))
     if network.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to export")
-    network = network.to(device=usable_device(device or "cpu"), dtype=torch.float32)
+    network.to(device=usable_device(device or "cpu"), dtype=torch.float32)
     return network.eval().requires_grad_(False)
 
 
@@ -410,7 +408,7 @@ def _to_package(program: ExportedProgram, texts: dict[str, str]) -> tuple[bytes,
             program, package_path=file, inductor_configs={"aot_inductor.metadata": texts}
         )
         run = torch._inductor.aoti_load_package(file)
-        return Path(file).read_bytes(), cast("Run", run)
+        return Path(file).read_bytes(), cast(Run, run)
 
 
 @contextmanager

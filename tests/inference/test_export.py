@@ -18,7 +18,6 @@ import deit_zoo
 from deit_zoo.api import export
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import CheckpointError, DataError, DifferenceError, ImageSizeError, ZooError
-from deit_zoo.files import digest
 from deit_zoo.inference import export as exports
 from deit_zoo.inference.export import Export, compare
 from deit_zoo.models.layers import ZooModel
@@ -119,12 +118,6 @@ def test_an_export_says_what_it_wrote_and_how_near_it_is(as_onnx: Export, folder
     assert sorted(path.name for path in folder.iterdir() if "onnx" in path.name) == [
         "distilled.onnx"
     ]
-
-
-def test_an_export_is_plain_data(as_pt2: Export, folder: Path) -> None:
-    told = json.loads(json.dumps(as_pt2.to_dict()))
-    assert told["file"] == str(folder / "distilled.pt2")
-    assert (told["format"], told["opset"], told["img_size"]) == ("pt2", None, [16, 16])
 
 
 def test_onnx_runtime_gives_the_mean_of_both_heads_for_any_batch(
@@ -457,18 +450,6 @@ def test_weights_beyond_two_gigabytes_are_refused_for_onnx(
     monkeypatch.setattr(exports, "ONNX_BYTES", 1_000_000)
     with pytest.raises(ZooError, match=r"an ONNX file holds 2; give --to pt2$"):
         export(DISTILLED, tmp_path / "a.onnx")
-
-
-def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
-    file = tmp_path / "a.pt2"
-    file.write_text("mine", encoding="utf-8")
-    with pytest.raises(DataError) as raised:
-        export(DISTILLED, file)
-    assert str(raised.value) == (
-        f"{file} is there already; give another --output, or --force to replace it"
-    )
-    assert file.read_text(encoding="utf-8") == "mine"
-    assert export(DISTILLED, file, overwrite=True).sha256 == digest(file)
 
 
 def test_a_place_where_nothing_can_be_put_is_refused_first(tmp_path: Path) -> None:

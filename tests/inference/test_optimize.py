@@ -103,13 +103,13 @@ QUICK = {
     "forward/cait_XXS24_224",
     "forward/deit_tiny_patch16_LS",
 }
-REFUSED = {"forward/deit_small_patch16_18x2_LS", "forward/hmlp_stem_dim192_depth4"}
+OTHER_BUILDS = {"forward/deit_small_patch16_18x2_LS", "forward/hmlp_stem_dim192_depth4"}
 # They differ from others in their sizes alone; test_golden.py has them.
 LARGEST = {f"forward/{name}" for name in ("cait_S36", "cait_M36", "deit_large_patch16_LS")}
 LARGEST |= {"forward/deit_base_patch16_384"}
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(OTHER_BUILDS))
 def test_another_build_than_the_published_is_not_optimized(name: str) -> None:
     [case] = [case for case in golden.cases("forward") if case["name"] == name]
     with pytest.raises(ZooError):
@@ -123,7 +123,7 @@ def test_another_build_than_the_published_is_not_optimized(name: str) -> None:
             case, id=case["name"], marks=[] if case["name"] in QUICK else [pytest.mark.slow]
         )
         for case in golden.cases("forward")
-        if case["name"] not in REFUSED | LARGEST
+        if case["name"] not in OTHER_BUILDS | LARGEST
     ],
 )
 def test_logits_of_a_copy_are_those_of_the_original(case: dict[str, Any]) -> None:
@@ -738,11 +738,6 @@ def test_classify_takes_a_copy_as_it_is(handwritten: list[Image.Image]) -> None:
     copy = deit_zoo.optimize(DISTILLED, "float64", compile=False)
     [row] = deit_zoo.classify(handwritten[0], copy, fast=True)
     assert [row] == deit_zoo.classify(handwritten[0], copy)
-
-
-def test_classify_cannot_be_faster_with_a_convnet(handwritten: list[Image.Image]) -> None:
-    with pytest.raises(ZooError, match="ConvNet cannot be optimized"):
-        deit_zoo.classify(handwritten[0], "convnet_pico_digits", fast=True)
 
 
 def test_evaluate_takes_a_copy(tmp_path: Path) -> None:
