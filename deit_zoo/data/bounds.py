@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -28,6 +30,11 @@ OF_ROW = 16  # and of a row, whose address Pillow keeps
 HELD = {"AVIF": 2, "HEIF": 2, "JPEG2000": 5, "WEBP": 3.3}
 OF_COEFFICIENT, OF_SAMPLE, OF_BYTES = 2, 2, 1
 SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
+# Icons hold files of other formats, which Pillow decodes before it says how large they are: PNG and
+# JPEG 2000, whose sizes stand behind these.
+ICONS = (b"\0\0\1\0", b"icns")
+_SIZE_INSIDE = re.compile(rb"(?:IHDR|ihdr|\xffO\xffQ)(?=(.{4})(.{4})(.{4}))", re.DOTALL)
+MOST_OF_ICON = 2048 * 2048  # pixels; the largest that a system shows has 1024 x 1024
 MOST_READS = 100_000  # of a file: some Python runs at each
 # Of a progressive JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
 START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
@@ -39,6 +46,19 @@ def max_pixels() -> int:
     if not text.replace("_", "").isdecimal():
         raise DataError(f"{MAX_PIXELS_ENVIRONMENT} is {text!r}; give a number of pixels")
     return int(text)
+
+
+def check_icon(content: bytes) -> None:
+    """Raises DataError for the file of an icon in which there is a large image."""
+    if content.startswith(ICONS):
+        for inside in _SIZE_INSIDE.finditer(content):
+            words = inside.groups()[1:] if inside[0] == b"\xffO\xffQ" else inside.groups()[:2]
+            pixels = math.prod(int.from_bytes(word, "big") for word in words)
+            if pixels > MOST_OF_ICON:
+                raise DataError(
+                    f"an icon of {pixels:,} pixels, where {MOST_OF_ICON:,} are the most; save it "
+                    "as PNG"
+                )
 
 
 class CountedReads(BytesIO):

@@ -21,6 +21,7 @@ from deit_zoo.data.bounds import (
     MAX_PIXELS_ENVIRONMENT,
     MEMORY,
     CountedReads,
+    check_icon,
     checked_memory,
     max_pixels,
 )
@@ -182,6 +183,7 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
         raise UnidentifiedImageError("it is empty")
     try:
         with error_context(name):
+            check_icon(content)
             return Image.open(CountedReads(content), formats=decodable())
     except UnidentifiedImageError as error:
         if reason := undecodable(content[:HEAD]):

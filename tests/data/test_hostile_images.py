@@ -252,6 +252,24 @@ def test_decoding_takes_no_more_memory_than_is_counted(
     assert memory_for(file, tmp_path, how) < counted + 40
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 1 << 20, 22), "PNG"),
+        (b"icns" + struct.pack(">I4sI", 1 << 20, b"ic10", 1 << 20), "JPEG2000"),
+    ],
+)
+def test_a_large_image_inside_an_icon_is_not_decoded(head: bytes, kind: str) -> None:
+    # Of 319 bytes one took 2 GB, whatever the icon states.
+    content = head + encoded(Image.new("RGBA", (64, 64)), kind).replace(
+        struct.pack(">II", 64, 64), struct.pack(">II", 9000, 9000)
+    )
+    told = refused(lambda: open_image(content, "a.ico", reading="upright"))
+    assert told == (
+        "a.ico: an icon of 81,000,000 pixels, where 4,194,304 are the most; save it as PNG"
+    )
+
+
 def test_a_file_that_is_read_in_very_many_parts_is_refused() -> None:
     # The search for a JPEG's next marker goes byte by byte: of 100 MB it had no end.
     told = refused(lambda: open_image(b"\xff\xd8" + b"\xff" * 10**6, "a.jpg", reading="upright"))
