@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple, TypeVar
 from deit_zoo.data.archive_layout import Rows
 from deit_zoo.data.folder import path_parts
 from deit_zoo.data.images import Strings, narrow
-from deit_zoo.errors import DataError, DownloadError, reason_of
-from deit_zoo.files import as_record, parse_json, write_whole
+from deit_zoo.errors import DataError, DownloadError, FormatError, reason_of
+from deit_zoo.files import as_record, open_regular, parse_json, write_whole
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import Sha256
 
@@ -230,16 +230,17 @@ def keep(key: str, index: ArchiveIndex) -> None:
     header["columns"] = [(column.typecode, len(column)) for column in columns]
     body = b"".join([json.dumps(header).encode(), b"\n", *map(bytes, columns), index.names.block])
     file = _file(key)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, FormatError):
+        cache.make_folder(file.parent)
         write_whole(file, hashlib.sha256(body).digest() + body)
 
 
 def kept(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
     """The index under a key; None where none is whole, or the archives are others by now."""
     try:
-        content = _file(key).read_bytes()
-    except OSError:
+        with open_regular(_file(key)) as file:
+            content = file.read()
+    except (OSError, FormatError):
         return None
     start = hashlib.sha256().digest_size
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[:start]:

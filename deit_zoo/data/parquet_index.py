@@ -18,6 +18,7 @@ from typing import Any
 
 from deit_zoo.data.archive_index import Stamp, listed_once
 from deit_zoo.data.parquet_pages import Place, UnknownPageError, inflate_piece, places
+from deit_zoo.errors import FormatError
 from deit_zoo.files import write_whole
 from deit_zoo.weights import cache
 
@@ -43,7 +44,7 @@ def map_index(file: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(file, mmap_mode="r")
+        return np.load(file, mmap_mode="r") if file.is_file() else None
     except (OSError, ValueError, EOFError):
         return None
 
@@ -54,8 +55,8 @@ def _keep(file: Path, index: Any) -> Any:
 
     content = BytesIO()
     np.save(content, index)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, FormatError):
+        cache.make_folder(file.parent)
         write_whole(file, content.getvalue())
         index = map_index(file)
     return index

@@ -240,6 +240,9 @@ def test_an_index_is_made_anew_for_another_archive_or_when_it_is_broken(
         index.write_bytes(broken)
         assert content(open_set(data, "train")) == content(open_set(data, "train"))
         assert index.read_bytes() == whole
+    index.unlink()
+    os.mkfifo(index)  # which would be waited for
+    assert len(open_set(data, "train")) == 9
 
 
 def test_without_a_cache_that_can_be_written_to_archives_are_read(
