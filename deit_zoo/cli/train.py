@@ -311,7 +311,6 @@ def teacher_labels_(
         changes=changes or (),
         workers=workers,
         processes=processes,
-        num_images=None,
     )
     check_teacher_of(plan)
     shown = ("recipe", "data", "length", "batch", "distillation", "teacher labels")

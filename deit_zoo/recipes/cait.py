@@ -85,12 +85,8 @@ M48_224 = replace(
     name="cait_m48_224",
     model="cait_m48_448",
     drop_path_rate=0.4,  # PaddleViT's configuration
-    assumed={
-        "replicas": NOT_STATED,
-        "drop_path_rate": "read in one second-hand configuration, not in the paper",
-        "distillation": KIND,
-        "teacher": TEACHER,
-    },
+    assumed=XXS24_224.assumed
+    | {"drop_path_rate": "read in one second-hand configuration, not in the paper"},
 )
 
 # Issue #108, the one second stage that was published.

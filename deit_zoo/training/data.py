@@ -96,9 +96,9 @@ class ChunkImages(Dataset[Filled]):
             crop = pixels[top : top + height, left : left + width]
             flip, layers = draws.flip, self.augment.layers_of(draws) if self.on_device else []
             if not self.on_device:
-                flip, crop = False, as_array(self.augment.by_pillow(as_image(crop), draws))
+                flip, crop = False, np.asarray(self.augment.by_pillow(as_image(crop), draws))
             elif not writer.fits(crop):
-                crop = as_array(resize(as_image(crop), self.augment.img_size[::-1]))
+                crop = np.asarray(resize(as_image(crop), self.augment.img_size[::-1]))
         writer.add(
             crop,
             flip=flip,
@@ -144,11 +144,6 @@ def as_image(pixels: Pixels) -> Image.Image:
     if 0 in pixels.shape:
         return Image.new("RGB", (pixels.shape[1], pixels.shape[0]))
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def as_array(image: Image.Image) -> Pixels:
-    """The pixels of an RGB image (H, W, 3)."""
-    return np.asarray(image)
 
 
 class ChunkOrder(Sampler[tuple[int, Chunk]]):

@@ -201,9 +201,8 @@ def reproduce(
         "processes": num_processes(processes, gpus, nodes, place),
         "nodes": nodes,
     }
-    callbacks: dict[str, Any] = {"tell": tell, "say": say, "progress": progress}
     of_run: dict[str, Any] = {"device": place, "data": data, "rendezvous": rendezvous}
-    of_run |= {"resume": resume, **callbacks}
+    of_run |= {"resume": resume, "tell": tell, "say": say, "progress": progress}
 
     def planned(name: str, output: Path, changes: Sequence[str]) -> Plan:
         return make_plan(name, changes=[*changes, *layout_of_run(output, changes)], **machine)

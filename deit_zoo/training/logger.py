@@ -19,7 +19,7 @@ from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, write_whole
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import duration
-from deit_zoo.runs.json_lines import finite, first_lines, to_line
+from deit_zoo.runs.json_lines import finite, to_line
 from deit_zoo.runs.log import counted
 from deit_zoo.runs.reference import (
     compare_to_reference,
@@ -119,16 +119,13 @@ class MetricLogger:
         self.cell.clear()
         self._each(lambda tracker: tracker.close())
 
-    def begin(self, epoch: int, stats: EpochStats, lines: Sequence[str] | None = None) -> None:
-        """An epoch begins, or goes on from where `stats` is.
-
-        `lines` are the log so far; None means as the file has them.
-        """
+    def begin(self, epoch: int, stats: EpochStats, lines: Sequence[str]) -> None:
+        """An epoch begins, or goes on from where `stats` is; `lines` are the log so far."""
         self.epoch_number, self.stats = epoch, stats
         self.meter.begin(epoch, stats)
         position = epoch, stats.step
         if self.active and (self.reached is None or position < self.reached):
-            self.keep_log(first_lines(self.log, epoch) if lines is None else lines)
+            self.keep_log(lines)
             self._each(lambda tracker: tracker.go_to(*position))
             for row in rows_of_log(self.lines, self.log):
                 self._keep_best(counted(row)[1])

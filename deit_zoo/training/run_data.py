@@ -236,6 +236,7 @@ def _check_same_images(
     data: str | Path,
     val_share: float | None,
 ) -> None:
+    why = ""
     if former.val_share != val_share:
         shares = [
             "no --val-share" if share is None else f"--val-share {share:g}"
@@ -243,10 +244,9 @@ def _check_same_images(
         ]
         began, now = f"began with {shares[0]}, so ", f"{shares[1]} gives"
     elif example := difference(kept, images, most_unreadable(len(kept.images))):
-        began, now = "began with ", f"{data} holds"
+        began, now, why = "began with ", f"{data} holds", f" ({example})"
     else:
         return
-    why = "" if former.val_share != val_share else f" ({example})"
     before, after = (
         f"{len(of.of('train')):,} training and {len(of.of('val')):,} validation images"
         for of in (kept, images)

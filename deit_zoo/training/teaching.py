@@ -49,7 +49,6 @@ def label_plan(
     changes: Sequence[str] = (),
     workers: int | None = None,
     processes: int | None = None,
-    num_images: int | None = None,
 ) -> tuple[Plan, list[Device]]:
     """The run whose images a teacher is asked about, and the device of each process that asks.
 
@@ -74,7 +73,6 @@ def label_plan(
         device=place,
         changes=[*changes, f"teacher_labels={folder}"],
         workers=workers,
-        num_images=num_images,
     )
     if place is not None:
         return plan, [place]

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from deit_zoo.errors import DataError
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
+from deit_zoo.runs.json_lines import first_lines
 from deit_zoo.training import logger as watch_module
 from deit_zoo.training.logger import MetricLogger
 from deit_zoo.training.steps import EpochStats, StepResult
@@ -44,6 +45,11 @@ def record(epoch: int, top1: float = 50.0) -> dict[str, Any]:
     }
 
 
+def begin(watch: MetricLogger, epoch: int, stats: EpochStats) -> None:
+    """As a run does, which knows the lines before this epoch."""
+    watch.begin(epoch, stats, first_lines(watch.log, epoch))
+
+
 class Screen:
     """A watch of a run that begins or continues at an epoch, and what its console shows."""
 
@@ -66,7 +72,7 @@ class Screen:
             quiet=quiet,
         )
         self.watch = MetricLogger(PLAN, output, console)
-        self.watch.begin(epoch, EpochStats())
+        begin(self.watch, epoch, EpochStats())
 
     def shown(self) -> str:
         """Everything so far, without colours and cursor movements."""
@@ -103,7 +109,7 @@ def scalars(output: Path, name: str) -> list[tuple[int, float]]:
 def test_an_epoch_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     screen = Screen(tmp_path, 6)
     with screen.watch as watch:
-        watch.begin(6, EpochStats())
+        begin(watch, 6, EpochStats())
         watch.epoch(record(6))
     assert screen.stream.getvalue() == "epoch 7/140  loss 1.250  top-1 50.00 %  1,234 img/s\n"
 
@@ -113,7 +119,7 @@ def test_a_step_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     screen = Screen(tmp_path)
     sums = EpochStats(step=5, seconds=50.0, data_seconds=5.0)
     with screen.watch as watch:
-        watch.begin(138, sums)
+        begin(watch, 138, sums)
         watch.step(StepResult(number=4, loss=2.0, grad_norm=1.0, lr=1e-3))
     # 5 steps of 64 images in 50 seconds; 2 epochs of 20 steps less 5 are 350 seconds.
     assert screen.stream.getvalue() == (
@@ -126,7 +132,7 @@ def test_lines_rest_and_only_the_last_epoch_is_always_told(tmp_path: Path) -> No
     screen = Screen(tmp_path, 137)
     with screen.watch as watch:
         for epoch in (137, 138, 139):
-            watch.begin(epoch, EpochStats())
+            begin(watch, epoch, EpochStats())
             watch.step(StepResult(number=0, loss=2.0, grad_norm=1.0, lr=1e-3))
             watch.epoch(record(epoch))
     assert screen.stream.getvalue() == "epoch 140/140  loss 1.250  top-1 50.00 %  1,234 img/s\n"
@@ -136,7 +142,7 @@ def test_lines_rest_and_only_the_last_epoch_is_always_told(tmp_path: Path) -> No
 def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     screen = Screen(tmp_path, terminal=True)
     with screen.watch as watch:
-        watch.begin(2, EpochStats(step=7, seconds=7.0, data_seconds=0.7))
+        begin(watch, 2, EpochStats(step=7, seconds=7.0, data_seconds=0.7))
         watch.step(StepResult(number=6, loss=2.0, grad_norm=1.0, lr=1e-3))
         watch.progress.refresh()
     told = "epoch 3/140 .* step 7/20  loss 2.000  lr 1.00e-03  64 img/s  data wait 10%"
@@ -165,7 +171,7 @@ def test_the_bar_has_the_figures_that_fit_the_most_useful_first(
     with screen.watch as watch:
         watch.epoch(record(1))
         watch.epoch(record(2, top1=40.0))
-        watch.begin(2, EpochStats(step=8, seconds=8.0, data_seconds=0.8))
+        begin(watch, 2, EpochStats(step=8, seconds=8.0, data_seconds=0.8))
         watch.memory = 2**29
         watch.step(StepResult(number=7, loss=2.0, grad_norm=1.0, lr=1e-3))
         watch.progress.refresh()
@@ -179,7 +185,7 @@ def test_the_bar_has_the_figures_that_fit_the_most_useful_first(
 def test_the_bar_of_a_run_that_continues_stands_where_the_run_does(tmp_path: Path) -> None:
     screen = Screen(tmp_path, 70, terminal=True)
     with screen.watch as watch:
-        watch.begin(70, EpochStats(step=3))
+        begin(watch, 70, EpochStats(step=3))
         watch.step(StepResult(number=3, loss=2.0, grad_norm=1.0, lr=1e-3))
         task = watch.progress.tasks[0]
         assert (task.completed, task.total) == (1404.0, 2800.0)
@@ -189,7 +195,7 @@ def test_the_bar_of_a_run_that_continues_stands_where_the_run_does(tmp_path: Pat
 def test_where_a_process_is_not_the_first_nothing_is_seen_or_written(tmp_path: Path) -> None:
     screen = Screen(tmp_path, terminal=True, quiet=True)
     with screen.watch as watch:
-        watch.begin(0, EpochStats())
+        begin(watch, 0, EpochStats())
         watch.step(StepResult(number=0, loss=2.0, grad_norm=1.0, lr=1e-3))
         watch.epoch(record(0))
     assert screen.stream.getvalue() == ""
@@ -214,7 +220,7 @@ def test_an_epoch_says_how_the_run_stands_beside_the_published_curve(
 ) -> None:
     screen = Screen(tmp_path)
     with screen.watch as watch:
-        watch.begin(100, EpochStats())
+        begin(watch, 100, EpochStats())
         watch.epoch(record(100, top1))
     assert screen.stream.getvalue().endswith(f" img/s  {told}\n")
 
@@ -256,7 +262,7 @@ def test_a_run_that_goes_back_within_an_epoch_cuts_its_steps_too(tmp_path: Path)
         for number in (3, 19):
             skipped = StepResult(number=number, loss=2.0, grad_norm=1.0, lr=1e-3, finite=False)
             watch.step(skipped)
-        watch.begin(0, EpochStats(step=10))
+        begin(watch, 0, EpochStats(step=10))
     (line,) = (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["step"] == 3
 
@@ -277,7 +283,7 @@ def test_a_log_that_ends_where_the_state_is_stays_as_it_is(tmp_path: Path) -> No
     (tmp_path / "log.jsonl").write_text(json.dumps(record(0)) + "\n", encoding="utf-8")
     before = (tmp_path / "log.jsonl").stat()
     with Screen(tmp_path, 1).watch as watch:
-        watch.begin(1, EpochStats())
+        begin(watch, 1, EpochStats())
     after = (tmp_path / "log.jsonl").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -286,9 +292,9 @@ def test_a_log_that_ends_where_the_state_is_stays_as_it_is(tmp_path: Path) -> No
 def test_a_run_that_goes_back_over_an_epoch_cuts_the_log_too(tmp_path: Path) -> None:
     with Screen(tmp_path).watch as watch:
         for epoch in (0, 1, 2):
-            watch.begin(epoch, EpochStats())
+            begin(watch, epoch, EpochStats())
             watch.epoch(record(epoch))
-        watch.begin(1, EpochStats(step=4))
+        begin(watch, 1, EpochStats(step=4))
         assert logged(tmp_path) == [0]
 
 
