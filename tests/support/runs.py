@@ -1,17 +1,49 @@
-"""What a run has left, and digits as folders for one."""
+"""Short runs of the embedded digits' recipe, what a run has left, and digits as folders for one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deit_zoo.data.digits import digits
+from deit_zoo.runs.receipt import Verdict
+from deit_zoo.training.launch import reproduce
 
 FIRST_VAL = 1437  # from here on the digits are other writers'
+# What lies in the folder of a run that has ended.
+LEFT = [
+    "best",
+    "config.json",
+    "curve.png",
+    "log.jsonl",
+    "model.safetensors",
+    "plan.json",
+    "receipt.json",
+    "state",
+    "steps.jsonl",
+    "tensorboard",
+]
+
+
+def train(fixed: Sequence[str], output: Path, data: Path, *more: str, **options: Any) -> Verdict:
+    """A run in this process, with the changes of a file of tests and `more` of its own."""
+    options = {"workers": 0} | options
+    changes = (*fixed, *more)
+    return reproduce(
+        "deit_pico_digits", gpus=0, output=output, data=data, changes=changes, **options
+    )
+
+
+def words_of(fixed: Sequence[str], output: Path, data: Path, *more: str) -> list[str]:
+    """The same run, as typed."""
+    settings = [part for change in (*fixed, *more) for part in ("--set", change)]
+    paths = ["--data", str(data), "--output", str(output)]
+    return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
 
 
 def strict_json(text: str) -> Any:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.signals import Interrupted
 from support.command import forked_python
 from support.processes import PROC, Tree, forest, forked, free_port, python, send
-from support.runs import sha256_of
+from support.runs import LEFT, sha256_of
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="finds processes in /proc")
 
@@ -156,22 +157,19 @@ def test_of_two_processes_one_speaks(pair: Tree) -> None:
 
 
 def test_two_processes_leave_the_files_of_one(pair: Tree, place: Path) -> None:
-    assert sorted(path.name for path in (place / "pair").iterdir()) == [
-        "best",
-        "config.json",
-        "curve.png",
-        "log.jsonl",
-        "model.safetensors",
-        "plan.json",
-        "receipt.json",
-        "state",
-        "steps.jsonl",
-        "tensorboard",
-    ]
+    assert sorted(path.name for path in (place / "pair").iterdir()) == LEFT
 
 
 def test_two_processes_leave_nothing_among_the_temporary_files(pair: Tree, place: Path) -> None:
     assert list((place / "tmp").glob("torchelastic*")) == []
+
+
+def error_of(tree: Tree) -> str:
+    """The one error of a run that ends by it, without a traceback."""
+    assert tree.code() == 2, tree.stderr
+    assert "Traceback" not in tree.stderr
+    [error] = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
+    return error
 
 
 def slurm(rank: int, job: int) -> dict[str, str]:
@@ -379,13 +377,10 @@ def test_a_process_that_dies_every_time_ends_the_run_in_one_sentence(
     begin: Callable[..., Tree], place: Path
 ) -> None:
     tree = begin(place / "mortal", MORTAL="1")
-    assert tree.code() == 2
-    *_, last = tree.stderr.splitlines()
-    assert last == (
+    assert error_of(tree) == (
         "error: process 1 was killed by SIGKILL, after 3 restarts; what it printed is above, and "
         "the same command continues from the last state"
     )
-    assert "Traceback" not in tree.stderr
     assert tree.members() == {}
 
 
@@ -395,11 +390,8 @@ def test_an_error_that_every_process_meets_is_one_sentence_and_nothing_is_tried_
 ) -> None:
     teacher = ("--set", "distillation=hard", "--set", "teacher=deit_zoo_has_no_such_teacher")
     tree = begin(place / "teacher", "--processes", "2", *teacher)
-    assert tree.code() == 2
-    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: teacher is 'deit_zoo_has_no_such_teacher', which neither ")
-    assert "Traceback" not in tree.stderr
+    told = "error: teacher is 'deit_zoo_has_no_such_teacher', which neither "
+    assert error_of(tree).startswith(told)
     assert "begin again" not in tree.stderr
     assert not (place / "teacher" / elastic.EXIT_STATUS_FILE).exists()
 
@@ -413,11 +405,7 @@ def test_an_image_that_one_process_alone_cannot_replace_is_one_sentence(
     for file in (tmp_path / "data" / "train").rglob("*.png"):
         file.write_bytes(b"no image")
     tree = begin(tmp_path / "run", "--processes", "2", "--data", str(tmp_path / "data"))
-    assert tree.code() == 2
-    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: 11 images in a row cannot be read, the last: ")
-    assert "Traceback" not in tree.stderr
+    assert error_of(tree).startswith("error: 11 images in a row cannot be read, the last: ")
 
 
 @pytest.mark.slow
@@ -426,13 +414,11 @@ def test_gradients_that_one_process_spoils_end_the_run_of_all_and_another_rate_c
 ) -> None:
     output = place / "spoiled"
     tree = begin(output, SPOILED="1")
-    assert tree.code() == 2, tree.stderr
+    error = error_of(tree)
     assert tree.stderr.count("the gradient norm is nan at epoch 2, step 3; going back to ") == 1
     assert tree.stderr.count(" of 3 times) and leaving out ") == 3
-    errors = [line for line in tree.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: the gradient norm is nan at epoch 2, step ")
-    assert errors[0].endswith(
+    assert error.startswith("error: the gradient norm is nan at epoch 2, step ")
+    assert error.endswith(
         ", after going back 3 times; the same command continues from the last good state, also "
         "with a lower rate (--set lr=0.001) or bounded gradients (--set clip_grad=1)"
     )
@@ -563,10 +549,6 @@ def set_all(patch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
         patch.setenv(name, value)
 
 
-def test_a_process_that_nobody_started_is_no_rank(bare: pytest.MonkeyPatch) -> None:
-    assert not elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
-
-
 def test_torchruns_process_is_a_rank(bare: pytest.MonkeyPatch) -> None:
     set_all(bare, {"RANK": "1", "WORLD_SIZE": "2"})
     assert elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
@@ -591,39 +573,36 @@ def test_a_task_of_srun_is_a_rank_with_torchruns_variables(bare: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "shell",
     [
+        {},
         {"SLURM_NTASKS": "2"},
         {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
         slurm(0, 7) | {"SLURM_STEP_NUM_TASKS": "1"},
     ],
-    ids=["of salloc", "of sbatch", "as a step of one task"],
+    ids=["a person's", "of salloc", "of sbatch", "as a step of one task"],
 )
-def test_the_shell_of_an_allocation_is_no_rank(
+def test_a_shell_is_no_rank_nor_that_of_an_allocation(
     bare: pytest.MonkeyPatch, shell: dict[str, str]
 ) -> None:
     set_all(bare, shell)
     assert not elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
 
 
-def test_nodes_without_a_place_to_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "here")
-    with pytest.raises(RecipeError) as caught:
-        elastic.check_rendezvous(2, None)
-    assert str(caught.value) == (
-        "--nodes 2 needs --rendezvous HOST:PORT, the same on every node; if this node is the "
-        "first, type --rendezvous here:29400"
-    )
-
-
-@pytest.mark.parametrize("place_to_meet", ["here", "here:", ":29400", "here:port"])
-def test_a_place_to_meet_is_a_host_and_a_port(
-    monkeypatch: pytest.MonkeyPatch, place_to_meet: str
+@pytest.mark.parametrize(
+    ("place_to_meet", "given"),
+    [
+        (None, ""),
+        *((wrong, f", not {wrong!r}") for wrong in ("here", "here:", ":29400", "here:port")),
+    ],
+)
+def test_nodes_without_a_host_and_a_port_to_meet_at_are_refused(
+    monkeypatch: pytest.MonkeyPatch, place_to_meet: str | None, given: str
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     with pytest.raises(RecipeError) as caught:
         elastic.check_rendezvous(2, place_to_meet)
     assert str(caught.value) == (
-        "--nodes 2 needs --rendezvous HOST:PORT, the same on every node, not "
-        f"{place_to_meet!r}; if this node is the first, type --rendezvous here:29400"
+        f"--nodes 2 needs --rendezvous HOST:PORT, the same on every node{given}; if this node is "
+        "the first, type --rendezvous here:29400"
     )
 
 
@@ -684,39 +663,22 @@ def test_what_the_first_process_left_is_raised_by_the_launcher(tmp_path: Path) -
         elastic.read_verdict(job, tmp_path)
 
 
-def test_where_nothing_was_said_nothing_is_known(tmp_path: Path) -> None:
+def test_how_a_run_ended_is_the_last_word_until_it_is_forgotten(tmp_path: Path) -> None:
     assert elastic.read_exit_status(tmp_path) == {}
-    elastic.raise_error_of({})
-
-
-@pytest.mark.parametrize(
-    "facts", [{"done": True}, {"signal": 15}, {"error": ["DataError", "no image"]}]
-)
-def test_what_was_said_is_known(tmp_path: Path, facts: dict[str, object]) -> None:
-    elastic.write_exit_status(tmp_path, **facts)
-    assert elastic.read_exit_status(tmp_path) == facts
-
-
-def test_the_last_word_counts(tmp_path: Path) -> None:
-    elastic.write_exit_status(tmp_path, signal=15)
-    elastic.write_exit_status(tmp_path, done=True)
-    assert elastic.read_exit_status(tmp_path) == {"done": True}
-
-
-def test_an_earlier_outcome_is_forgotten(tmp_path: Path) -> None:
-    elastic.write_exit_status(tmp_path, done=True)
+    words: list[dict[str, Any]] = [{"signal": 15}, {"error": ["DataError", "no"]}, {"done": True}]
+    for facts in words:
+        elastic.write_exit_status(tmp_path, **facts)
+        assert elastic.read_exit_status(tmp_path) == facts
+    elastic.raise_error_of(facts)  # none
     elastic.clear_exit_status(tmp_path)
     elastic.clear_exit_status(tmp_path)  # there is nothing left
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_is_of_the_kind_that_it_was() -> None:
+@pytest.mark.parametrize(("kind", "raised"), [("DataError", DataError), ("FutureError", ZooError)])
+def test_an_error_is_raised_as_the_kind_that_it_was_where_that_is_known(
+    kind: str, raised: type[ZooError]
+) -> None:
     with pytest.raises(ZooError, match=r"^no image$") as caught:
-        elastic.raise_error_of({"error": ["DataError", "no image"]})
-    assert caught.type is DataError
-
-
-def test_an_error_of_a_kind_that_is_not_known_is_told_all_the_same() -> None:
-    with pytest.raises(ZooError, match=r"^no image$") as caught:
-        elastic.raise_error_of({"error": ["FutureError", "no image"]})
-    assert caught.type is ZooError
+        elastic.raise_error_of({"error": [kind, "no image"]})
+    assert caught.type is raised

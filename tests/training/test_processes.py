@@ -23,33 +23,13 @@ from support.ranks import MIDDLE, NOT_FINITE, SHORT, STEPS
 
 SCRIPT = str(Path(ranks.__file__))
 AS_PROGRAM = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+ALL = (
+    *("float64", "float32", "continued", "taught", "untaught"),
+    *("not finite", "evaluated", "listed", "batches"),
+)
 JOBS = {
-    1: (
-        "float64",
-        "float32",
-        "one worker",
-        "three workers",
-        "continued",
-        "taught",
-        "untaught",
-        "not finite",
-        "evaluated",
-        "listed",
-        "batches",
-    ),
-    2: (
-        "float64",
-        "float32",
-        "continued",
-        "taught",
-        "untaught",
-        "not finite",
-        "evaluated",
-        "listed",
-        "batches",
-        "batches of a worker",
-        "batches of a killed worker",
-    ),
+    1: (*ALL, "one worker", "three workers"),
+    2: (*ALL, "batches of a worker", "batches of a killed worker"),
     4: ("float64", "float32", "continued", "batches"),
 }
 SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]

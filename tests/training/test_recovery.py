@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ import deit_zoo
 from deit_zoo.errors import RecipeError, ZooError
 from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training.finetune import finetune
-from deit_zoo.training.launch import reproduce
 from deit_zoo.training.rollback import read_history
 from deit_zoo.training.state_files import not_finite, states
 from deit_zoo.weights.load import read_tensors
 from support.faults import spoil
-from support.runs import log_of, receipt_of, sha256_of, strict_json
+from support.runs import log_of, receipt_of, sha256_of, strict_json, train, words_of
 
 # Three epochs of eight steps, cut from the recipe of the embedded model.
 CHANGES = ("epochs=3", "batch_size=32", "replicas=2", "warmup_epochs=0")
+begin, words = partial(train, CHANGES), partial(words_of, CHANGES)
 ALWAYS = [(epoch, step) for epoch in (1, 2) for step in range(8)]
 # A loss of three steps on end, each time that they are met.
 THREE = [(1, 3), (1, 4), (1, 5)]
@@ -30,33 +31,17 @@ FAULT = f"from support.faults import spoil; spoil('gradient', {THREE})\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def manifest(manifest_of: Callable[[float | None], Path]) -> Iterator[Path]:
+def manifest(manifest_of: Callable[[float | None], Path]) -> Iterator[None]:
     """One without a figure to compare with."""
-    file = manifest_of(None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEIT_ZOO_MANIFEST", str(file))
-        yield file
+        patch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(None)))
+        yield
 
 
 @pytest.fixture
 def spoiled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Spoil numbers of runs in this process."""
     return lambda *faults, **options: spoil(*faults, **options, replace=monkeypatch.setattr)
-
-
-def begin(output: Path, data: Path, *changes: str) -> Verdict:
-    """A short run in this process."""
-    changes = (*CHANGES, *changes)
-    return reproduce(
-        "deit_pico_digits", gpus=0, output=output, data=data, changes=changes, workers=0
-    )
-
-
-def words(output: Path, data: Path, *changes: str) -> list[str]:
-    """The same run, as typed."""
-    settings = [part for change in (*CHANGES, *changes) for part in ("--set", change)]
-    paths = ["--data", str(data), "--output", str(output)]
-    return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
 
 
 def skipped(output: Path) -> list[int]:
@@ -132,21 +117,20 @@ KILLS = {
 
 @pytest.mark.slow
 def test_a_run_that_leaves_steps_out_and_is_killed_ends_in_the_same_bits(
-    tmp_path: Path, digits_folder: Path, manifest: Path, command: Any
+    tmp_path: Path, digits_folder: Path, command: Any
 ) -> None:
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "run"
-    done = command(*words(undisturbed, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
+    done = command(*words(undisturbed, digits_folder), before=FAULT)
     assert done.status == 0, done.err
     for moment, (kill, left) in KILLS.items():
         dead = command(
             *words(output, digits_folder, "state_minutes=0"),
             before=f"{FAULT}wait_for_states()\n{kill}",
-            DEIT_ZOO_MANIFEST=manifest,
         )
         assert dead.status == -9, f"{moment}: {dead.err}"
         last = states(output)[-1].name.rpartition("-")[0]
         assert (last, len(read_history(output).rollbacks)) == left, moment
-    again = command(*words(output, digits_folder), before=FAULT, DEIT_ZOO_MANIFEST=manifest)
+    again = command(*words(output, digits_folder), before=FAULT)
     assert again.status == 0, again.err
     assert sha256_of(output) == sha256_of(undisturbed)
     assert skipped(output) == skipped(undisturbed) == [0, 4, 0]

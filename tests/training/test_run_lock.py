@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ import pytest
 
 from deit_zoo.data import survey
 from deit_zoo.errors import DataError
-from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import run_lock as run_lock_module
 from deit_zoo.training import trainer
 from deit_zoo.training.job import read_job
-from deit_zoo.training.launch import reproduce
 from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE, read_owner, run_lock
 from deit_zoo.training.state_files import states
+from support.runs import log_of, train
 
-CHANGES = ("epochs=2", "batch_size=32", "replicas=2", "warmup_epochs=0")
+begin = partial(train, ("epochs=2", "batch_size=32", "replicas=2", "warmup_epochs=0"))
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -36,21 +36,8 @@ with run_lock(Path(sys.argv[1]), print):
 """
 
 
-def begin(output: Path, data: Path, tell: Callable[[str], None] = lambda sentence: None) -> Verdict:
-    """A short run in this process."""
-    return reproduce(
-        "deit_pico_digits",
-        gpus=0,
-        output=output,
-        data=data,
-        changes=CHANGES,
-        workers=0,
-        tell=tell,
-    )
-
-
 def epochs_of(output: Path) -> list[int]:
-    return [json.loads(line)["epoch"] for line in (output / "log.jsonl").read_text().splitlines()]
+    return [row["epoch"] for row in log_of(output)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -216,7 +203,7 @@ def test_a_plan_that_was_removed_is_made_again_by_the_command_and_it_is_told(
     plan = (run / "plan.json").read_bytes()
     (run / "plan.json").unlink()
     told: list[str] = []
-    begin(run, digits_folder, told.append)
+    begin(run, digits_folder, tell=told.append)
     assert (run / "plan.json").read_bytes() == plan
     assert told == [f"{run} has lost its plan.json; this command makes it again"]
 
@@ -353,12 +340,12 @@ def test_files_of_a_large_set_that_were_written_since_are_told(
     monkeypatch.setattr(survey, "SMALL", 100)
     data = shutil.copytree(digits_folder, tmp_path / "data")
     output, told = tmp_path / "run", list[str]()
-    begin(output, data, told.append)
-    begin(output, data, told.append)
+    begin(output, data, tell=told.append)
+    begin(output, data, tell=told.append)
     assert told == []
     edited = sorted((data / "train" / "3").glob("*.png"))[0]
     os.utime(edited, ns=(0, 1 + max(file.stat().st_mtime_ns for file in data.rglob("*.png"))))
-    begin(output, data, told.append)
+    begin(output, data, tell=told.append)
     assert told == [
         f"files of {data} were written since the run began; by name and size they are its"
     ]

@@ -105,6 +105,14 @@ def state(tmp_path: Path, trained: TrainState) -> Path:
     return save_state(tmp_path, PLACE, snapshot(trained), DIGEST)
 
 
+@pytest.fixture
+def loaded(state: Path) -> TrainState:
+    """Another model, into which that was put."""
+    found = learner(1, averaged=True)
+    load_state(state, found, DIGEST)
+    return found
+
+
 Keep = Callable[..., Path]
 
 
@@ -140,52 +148,33 @@ def test_the_name_of_a_state_says_where_it_is_and_ends_in_its_digest(state: Path
     assert state.name == f"epoch-00007-step-000003-{sha256[:16]}.safetensors"
 
 
-def test_the_weights_come_back_bit_for_bit(state: Path, trained: TrainState) -> None:
-    found = learner(1, averaged=True)
-    load_state(state, found, DIGEST)
-    assert_same_bits(found.model.state_dict(), trained.model.state_dict())
-
-
-def test_the_optimizer_comes_back_bit_for_bit(state: Path, trained: TrainState) -> None:
-    found = learner(1, averaged=True)
-    load_state(state, found, DIGEST)
-    assert_same_bits(moments(found.optimizer), moments(trained.optimizer))
-
-
-def test_the_average_comes_back_bit_for_bit(state: Path, trained: TrainState) -> None:
-    found = learner(1, averaged=True)
-    load_state(state, found, DIGEST)
-    assert found.ema
+def test_weights_optimizer_and_average_come_back_bit_for_bit(
+    loaded: TrainState, trained: TrainState
+) -> None:
+    assert_same_bits(loaded.model.state_dict(), trained.model.state_dict())
+    assert_same_bits(moments(loaded.optimizer), moments(trained.optimizer))
+    assert loaded.ema
     assert trained.ema
-    assert_same_bits(found.ema.module.state_dict(), trained.ema.module.state_dict())
+    assert_same_bits(loaded.ema.module.state_dict(), trained.ema.module.state_dict())
 
 
-def test_training_goes_on_as_if_nothing_had_happened(state: Path) -> None:
+def test_training_goes_on_as_if_nothing_had_happened_and_leaves_the_file_as_it_was(
+    loaded: TrainState, state: Path
+) -> None:
+    before = state.read_bytes()
     undisturbed = learner(0, averaged=True)
     take_steps(undisturbed, 3)
-    found = learner(1, averaged=True)
-    load_state(state, found, DIGEST)
-    for each in (undisturbed, found):
+    for each in (undisturbed, loaded):
         take_steps(each, 2)
-    assert_same_bits(found.model.state_dict(), undisturbed.model.state_dict())
-    assert found.ema
-    assert undisturbed.ema
-    assert_same_bits(found.ema.module.state_dict(), undisturbed.ema.module.state_dict())
-
-
-def test_going_on_leaves_the_file_as_it_was(state: Path) -> None:
-    before = state.read_bytes()
-    found = learner(1, averaged=True)
-    load_state(state, found, DIGEST)
-    take_steps(found, 1)
+    assert_same_bits(state_tensors(loaded), state_tensors(undisturbed))
     assert state.read_bytes() == before
 
 
-def test_the_optimizer_keeps_the_settings_that_it_was_made_with(state: Path) -> None:
-    found = learner(1, averaged=True)
-    rate = replace(DEIT_PICO, lr=0.123)
-    optimizer = optimizer_for(found.model, rate)
-    load_state(state, replace(found, optimizer=optimizer), DIGEST)
+def test_the_optimizer_keeps_the_settings_that_it_was_made_with(
+    loaded: TrainState, state: Path
+) -> None:
+    optimizer = optimizer_for(loaded.model, replace(DEIT_PICO, lr=0.123))
+    load_state(state, replace(loaded, optimizer=optimizer), DIGEST)
     assert {group["lr"] for group in optimizer.param_groups} == {0.123}
 
 

@@ -50,6 +50,19 @@ def refused(kind: type[Exception], teacher: str, num_classes: int = 10, **change
     return str(caught.value)
 
 
+def assert_same(teacher: Teacher, network: torch.nn.Module) -> None:
+    """Both say the same of the images, to the bit."""
+    with torch.no_grad():
+        assert torch.equal(teacher(IMAGES), network.eval()(IMAGES))
+
+
+def seen_by(teacher: Teacher) -> list[Tensor]:
+    """What its network is shown from now on."""
+    seen: list[Tensor] = []
+    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    return seen
+
+
 def written(folder: Path, name: str, num_classes: int = 10) -> tuple[torch.nn.Module, Path]:
     """A network of timm's with random weights, and the file that holds them."""
     network = timm.create_model(name, num_classes=num_classes).eval()
@@ -93,8 +106,7 @@ def repository(folder: Path, name: str, **changes: Any) -> tuple[torch.nn.Module
 def test_a_name_of_the_zoo_is_its_verified_checkpoint(spelling: str) -> None:
     teacher = found(spelling)
     reference = deit_zoo.create("convnet_pico_digits", pretrained=True)
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), reference(IMAGES))
+    assert_same(teacher, reference)
     assert teacher.facts == {
         "name": "convnet_pico_digits",
         "source": "manifest",
@@ -112,8 +124,7 @@ def test_a_teacher_is_frozen_and_in_eval_mode() -> None:
 
 def test_a_teacher_sees_the_very_tensor_of_the_student() -> None:
     teacher = found("convnet_pico_digits")
-    seen: list[Tensor] = []
-    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen = seen_by(teacher)
     teacher(IMAGES)
     assert seen[0] is IMAGES
 
@@ -136,8 +147,7 @@ def test_what_a_run_left_is_a_teacher(tmp_path: Path, as_folder: bool) -> None:
     sha256 = save_model(model, file)
     place = str(tmp_path if as_folder else file)
     teacher = found(place, num_classes=3)
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), model.eval()(IMAGES))
+    assert_same(teacher, model)
     assert teacher.facts == {"name": "convnet_pico_digits", "source": place, "sha256": sha256}
 
 
@@ -166,8 +176,7 @@ def test_a_name_of_the_zoo_with_a_file_is_that_model_with_those_weights(tmp_path
     file = tmp_path / "mine.safetensors"
     save_file(model.state_dict(), file)  # no metadata: the file does not say what it is
     teacher = found(f"deit-pico-digits@{file}", num_classes=4)
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), model(IMAGES))
+    assert_same(teacher, model)
     assert teacher.facts["sha256"] == digest(file)
 
 
@@ -180,8 +189,7 @@ def test_a_name_of_timm_with_a_file_is_that_network_with_those_weights(
         file = tmp_path / "model.pth"
         torch.save({"state_dict": network.state_dict(), "epoch": 3}, file)
     teacher = found(f"{SAME}@{file}", num_classes=7)
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), network(IMAGES))
+    assert_same(teacher, network)
     assert teacher.facts == {
         "name": "test_efficientnet.r160_in1k",
         "source": str(file),
@@ -193,8 +201,7 @@ def test_a_repository_of_timm_s_is_a_teacher(on_the_hub: Path) -> None:
     network, file = repository(on_the_hub, SAME)
     for spelling in ("someone/teacher", "hf://someone/teacher", "hf_hub:someone/teacher"):
         teacher = found(spelling)
-        with torch.no_grad():
-            assert torch.equal(teacher(IMAGES), network(IMAGES))
+        assert_same(teacher, network)
         assert teacher.facts == {
             "name": SAME,
             "source": "someone/teacher",
@@ -207,8 +214,7 @@ def test_a_repository_of_the_zoo_s_is_a_teacher(on_the_hub: Path) -> None:
     model = deit_zoo.create("deit_pico_digits").eval()
     save_model(model, snapshot / "model.safetensors")
     teacher = found("hf-hub:someone/first_run")
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), model(IMAGES))
+    assert_same(teacher, model)
     assert teacher.facts["source"] == "hf://someone/first_run"
 
 
@@ -228,8 +234,7 @@ def test_a_name_of_timm_is_its_own_weights(on_the_hub: Path) -> None:
     network, file = written(snapshot, SAME, num_classes=1000)
     file = file.rename(snapshot / "model.safetensors")
     teacher = found(SAME, num_classes=1000)
-    with torch.no_grad():
-        assert torch.equal(teacher(IMAGES), network(IMAGES))
+    assert_same(teacher, network)
     assert teacher.facts == {
         "name": "test_efficientnet.r160_in1k",
         "source": "timm/test_efficientnet.r160_in1k",
@@ -267,8 +272,7 @@ def test_a_teacher_s_own_images_have_its_normalisation(tmp_path: Path) -> None:
     # A pixel p is (p - 0.485) / 0.229 in red to the student and (p - 0.5) / 0.5 to the teacher.
     _, file = written(tmp_path, OTHER)
     teacher = found(f"{OTHER}@{file}", teacher_input="own")
-    seen: list[Tensor] = []
-    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen = seen_by(teacher)
     pixels = torch.tensor([0.0, 0.5, 1.0])
     means, stds = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     teacher(((pixels - means) / stds)[None, :, None, None].expand(1, 3, 16, 16))
@@ -280,8 +284,7 @@ def test_a_teacher_s_own_images_have_the_one_size_that_it_takes(tmp_path: Path) 
     # Constant images stay constant, whatever the size.
     _, file = written(tmp_path, FIXED)
     teacher = found(f"{FIXED}@{file}", teacher_input="own")
-    seen: list[Tensor] = []
-    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen = seen_by(teacher)
     logits = teacher(torch.zeros(2, 3, 16, 16))
     assert logits.shape == (2, 10)
     expected = torch.tensor([-0.03, -0.088, -0.188])[None, :, None, None].expand(2, 3, 160, 160)
@@ -291,8 +294,7 @@ def test_a_teacher_s_own_images_have_the_one_size_that_it_takes(tmp_path: Path) 
 def test_own_images_are_made_smaller_as_pillow_does() -> None:
     # Bicubic over all the pixels that a smaller one stands for, as in the evaluation transform.
     teacher = found("deit_pico_digits", img_size=64, teacher_input="own")
-    seen: list[Tensor] = []
-    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen = seen_by(teacher)
     noise = torch.randn(64, 64)
     teacher(noise.expand(1, 3, 64, 64))
     small = Image.fromarray(noise.numpy()).resize((16, 16), Image.Resampling.BICUBIC)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from deit_zoo.data.digits import write_folder
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.machine import commit, cpu_name
-from deit_zoo.runs.receipt import Verdict
 from deit_zoo.training import trainer as run
 from deit_zoo.training.launch import reproduce
 from deit_zoo.training.state_files import states
 from support.archives import FORMS
 from support.command import ROOT, Process
-from support.runs import log_of, receipt_of, sha256
+from support.runs import LEFT, log_of, receipt_of, sha256, train, words_of
 
 # Three epochs of four steps, cut from the recipe of the embedded model.
 CHANGES = (
@@ -46,6 +46,7 @@ CHANGES = (
     "band=1.5",
     "log_steps=1",
 )
+begin, words = partial(train, CHANGES), partial(words_of, CHANGES)
 OFTEN = "state_minutes=0"  # a state after every step
 # What a run does not choose: the clock.
 MEASURED = {"images_per_second", "data_seconds", "seconds", "data_share", "memory"}
@@ -92,49 +93,23 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def manifest(manifest_of: Callable[[float | None], Path]) -> Path:
-    """A manifest in which the embedded model is perfect, so that short runs fall short."""
-    return manifest_of(100.0)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def manifest_in_force(manifest: Path) -> Iterator[None]:
+def manifest(manifest_of: Callable[[float | None], Path]) -> Iterator[None]:
+    """One in which the embedded model is perfect, so that short runs fall short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEIT_ZOO_MANIFEST", str(manifest))
+        patch.setenv("DEIT_ZOO_MANIFEST", str(manifest_of(100.0)))
         yield
 
 
-def begin(output: Path, data: Path, *changes: str, **options: Any) -> Verdict:
-    """A short run in this process."""
-    return reproduce(
-        "deit_pico_digits",
-        gpus=0,
-        output=output,
-        data=data,
-        changes=(*CHANGES, *changes),
-        **{"workers": 0} | options,
-    )
-
-
-def words(output: Path, data: Path, *changes: str) -> list[str]:
-    """The same run, as typed."""
-    settings = [part for change in (*CHANGES, *changes) for part in ("--set", change)]
-    paths = ["--data", str(data), "--output", str(output)]
-    return ["reproduce", "deit_pico_digits", "--gpus", "0", "--workers", "0", *paths, *settings]
-
-
-def steps_of(output: Path) -> list[dict[str, Any]]:
-    """steps.jsonl without the clock."""
-    rows = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
+def figures_of(output: Path, file: str = "log.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log without the clock."""
+    rows = [json.loads(line) for line in (output / file).read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 
-def figures_of(output: Path) -> list[dict[str, Any]]:
-    """The log without the clock."""
-    return [
-        {key: value for key, value in row.items() if key not in MEASURED} for row in log_of(output)
-    ]
+def steps_of(output: Path) -> list[dict[str, Any]]:
+    """The same of each step."""
+    return figures_of(output, "steps.jsonl")
 
 
 def places(output: Path) -> list[str]:
@@ -149,20 +124,6 @@ def assert_same_run(output: Path, finished: Path) -> None:
     assert steps_of(output) == steps_of(finished)
     assert places(output) == places(finished)
     assert sorted(path.name for path in output.iterdir()) == LEFT
-
-
-LEFT = [
-    "best",
-    "config.json",
-    "curve.png",
-    "log.jsonl",
-    "model.safetensors",
-    "plan.json",
-    "receipt.json",
-    "state",
-    "steps.jsonl",
-    "tensorboard",
-]
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +326,12 @@ def test_two_workers_train_the_same_bits_as_none(
     assert_same_run(output, finished)
 
 
+def start(*arguments: str) -> Process:
+    """A process of its own, of which only what it says to people is heard."""
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return Process(list(arguments), server="training", cwd=ROOT, text=True, **streams)
+
+
 def wait_for(there: Callable[[], bool], process: Process) -> None:
     while not there() and process.poll() is None:
         time.sleep(0.005)
@@ -374,14 +341,7 @@ def test_a_process_that_was_killed_ends_in_the_same_bits(
     tmp_path: Path, finished: Path, digits_folder: Path
 ) -> None:
     output = tmp_path / "run"
-    with Process(
-        ["-m", "deit_zoo", *words(output, digits_folder)],
-        server="training",
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    with start("-m", "deit_zoo", *words(output, digits_folder)) as process:
         wait_for(lambda: len(states(output)) > 1, process)
         process.kill()
     assert process.returncode == -signal.SIGKILL
@@ -391,13 +351,13 @@ def test_a_process_that_was_killed_ends_in_the_same_bits(
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_at_every_moment_ends_in_the_same_bits_and_log(
-    tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
+    tmp_path: Path, finished: Path, digits_folder: Path, command: Any
 ) -> None:
     output = tmp_path / "run"
     for moment, (kill, changes, left) in MOMENTS.items():
         typed = words(output, digits_folder, *changes)
         before = f"wait_for_states()\n{kill}"
-        dead = command(*typed, before=before, DEIT_ZOO_MANIFEST=manifest)
+        dead = command(*typed, before=before)
         assert dead.status == -signal.SIGKILL, f"{moment}: {dead.err}"
         last = states(output)[-1].name.rpartition("-")[0]
         assert (last, len(log_of(output))) == left, moment
@@ -408,14 +368,13 @@ def test_a_run_that_was_killed_at_every_moment_ends_in_the_same_bits_and_log(
 
 @pytest.mark.slow
 def test_the_moving_average_of_a_run_that_was_killed_is_that_of_one_that_was_not(
-    tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
+    tmp_path: Path, finished: Path, digits_folder: Path, command: Any
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     begin(whole, digits_folder, "ema_decay=0.9")
     dead = command(
         *words(killed, digits_folder, "ema_decay=0.9", OFTEN),
         before='at_call(run.MetricLogger, "step", 6)',
-        DEIT_ZOO_MANIFEST=manifest,
     )
     assert dead.status == -signal.SIGKILL, dead.err
     begin(killed, digits_folder, "ema_decay=0.9")
@@ -492,14 +451,13 @@ STOPS = {signal.SIGINT: 130, signal.SIGTERM: 75}
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_signal_stops_a_run_after_its_step_and_the_same_command_continues_it(
-    tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, number: int, command: Any
+    tmp_path: Path, finished: Path, digits_folder: Path, number: int, command: Any
 ) -> None:
     output = tmp_path / "run"
     typed = words(output, digits_folder)
     stopped = command(
         *typed,
         before=f'at_call(run.MetricLogger, "step", 5, lambda: os.kill(os.getpid(), {int(number)}))',
-        DEIT_ZOO_MANIFEST=manifest,
     )
     assert (stopped.status, stopped.out) == (STOPS[number], "")
     told = stopped.err.splitlines()[-2:]
@@ -507,7 +465,7 @@ def test_a_signal_stops_a_run_after_its_step_and_the_same_command_continues_it(
     assert told[1] == f"stopped; this continues the run: {shlex.join(['deit-zoo', *typed])}"
     # The signal came between two steps, so the one after it is the last.
     assert places(output) == ["epoch-00001-step-000000", "epoch-00001-step-000003"]
-    again = command(*typed, DEIT_ZOO_MANIFEST=manifest)
+    again = command(*typed)
     assert again.status == 1  # so short a run reaches no published figure
     assert "continuing after epoch 1, step 3\n" in again.err
     assert again.out == f"{receipt_of(output)['verdict']}\n"
@@ -515,14 +473,13 @@ def test_a_signal_stops_a_run_after_its_step_and_the_same_command_continues_it(
 
 
 def test_the_second_ctrl_c_stops_at_once(
-    tmp_path: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
+    tmp_path: Path, finished: Path, digits_folder: Path, command: Any
 ) -> None:
     output = tmp_path / "run"
     twice = "lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]"
     stopped = command(
         *words(output, digits_folder),
         before=f'at_call(loop, "update", 5, {twice})',  # in the second step of the second epoch
-        DEIT_ZOO_MANIFEST=manifest,
     )
     assert (stopped.status, stopped.out) == (130, "")
     assert "Traceback" not in stopped.err
@@ -537,14 +494,7 @@ def test_slurms_warning_or_a_closed_terminal_reach_a_real_process_in_its_step(
 ) -> None:
     output = tmp_path / "run"
     typed = words(output, digits_folder, "epochs=100000")
-    with Process(
-        ["-m", "deit_zoo", *typed],
-        server="training",
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start("-m", "deit_zoo", *typed) as process:
         wait_for(lambda: bool(states(output)), process)
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
@@ -563,14 +513,13 @@ STATES_DO_NOT_FIT, WEIGHTS_DO_NOT_FIT = 2_000_000, 1_000_000
 
 
 def test_states_that_cannot_be_written_are_told_and_the_run_goes_on(
-    copy: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
+    copy: Path, finished: Path, digits_folder: Path, command: Any
 ) -> None:
     after_two, after_three = states(copy)
     after_three.unlink()
     done = command(
         *words(copy, digits_folder),
         before=LIMIT.format(bytes=STATES_DO_NOT_FIT),
-        DEIT_ZOO_MANIFEST=manifest,
     )
     assert done.status == 1, done.err
     told = (
@@ -583,13 +532,12 @@ def test_states_that_cannot_be_written_are_told_and_the_run_goes_on(
 
 
 def test_weights_that_cannot_be_written_end_the_run_in_one_sentence_until_there_is_room(
-    copy: Path, finished: Path, digits_folder: Path, manifest: Path, command: Any
+    copy: Path, finished: Path, digits_folder: Path, command: Any
 ) -> None:
     (copy / "model.safetensors").unlink()
     done = command(
         *words(copy, digits_folder),
         before=LIMIT.format(bytes=WEIGHTS_DO_NOT_FIT),
-        DEIT_ZOO_MANIFEST=manifest,
     )
     assert (done.status, done.out) == (2, "")
     assert done.err.splitlines()[-1] == (
@@ -608,19 +556,13 @@ def test_without_room_for_tensorboard_the_run_goes_on(
     # An epoch is 0.6 kB for TensorBoard and 0.3 kB of log; the plan has 2 kB.
     limit = LIMIT.format(bytes=(finished / "plan.json").stat().st_size + 200)
     # The limit holds for every file, so what is said goes into a pipe.
-    process = Process(
-        [
-            "-c",
-            # From when the loader has its memory on, which counts as a file.
-            "import deit_zoo.training.trainer as run; from deit_zoo.cli import main; "
-            "whole = run.profile; "
-            f"run.profile = lambda *a: (exec({limit!r}), whole(*a))[1]; main()",
-            *words(tmp_path, digits_folder, "epochs=8", "batch_size=256"),
-        ],
-        server="training",
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+    process = start(
+        "-c",
+        # From when the loader has its memory on, which counts as a file.
+        "import deit_zoo.training.trainer as run; from deit_zoo.cli import main; "
+        "whole = run.profile; "
+        f"run.profile = lambda *a: (exec({limit!r}), whole(*a))[1]; main()",
+        *words(tmp_path, digits_folder, "epochs=8", "batch_size=256"),
     )
     _, said = process.communicate()
     told = "no more is written for TensorBoard (File too large); the run goes on"
