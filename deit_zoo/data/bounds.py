@@ -36,7 +36,7 @@ ICONS = (b"\0\0\1\0", b"icns")
 _SIZE_INSIDE = re.compile(rb"(?:IHDR|ihdr|\xffO\xffQ)(?=(.{4})(.{4})(.{4}))", re.DOTALL)
 MOST_OF_ICON = 2048 * 2048  # pixels; the largest that a system shows has 1024 x 1024
 MOST_READS = 100_000  # of a file: some Python runs at each
-# Of a progressive JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
+# Of a JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
 START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
 
 
@@ -115,7 +115,8 @@ def checked_memory(image: ImageFile) -> int:
     """The bytes that decoding takes. Raises DataError where these, or the time, have no bound."""
     pixels = image.width * image.height
     by_python = any(tile[0] in Image.DECODERS for tile in image.tile)
-    of_pixel = BYTES.get(image.mode[:4], 4) + OF_RGB + _held(image, by_python)
+    in_scans = isinstance(image, JpegImageFile) and _in_several_scans(image)
+    of_pixel = BYTES.get(image.mode[:4], 4) + OF_RGB + _held(image, by_python, in_scans)
     memory = int(pixels * of_pixel) + 2 * OF_ROW * image.height
     if memory > _most_memory():
         raise DataError(
@@ -127,18 +128,16 @@ def checked_memory(image: ImageFile) -> int:
             f"{image.width}x{image.height} pixels of {image.format} take minutes, where {most:,} "
             "pixels are the most; save it as PNG"
         )
-    if image.info.get("progressive") and image.fp is not None:
-        image.fp.seek(0)
-        if image.fp.read().count(START_OF_SCAN) > MOST_SCANS:
-            raise DataError(f"over {MOST_SCANS} scans, which take minutes; save it anew")
+    if in_scans and _content(image).count(START_OF_SCAN) > MOST_SCANS:
+        raise DataError(f"over {MOST_SCANS} scans, which take minutes; save it anew")
     return memory
 
 
-def _held(image: ImageFile, by_python: bool) -> float:
+def _held(image: ImageFile, by_python: bool, in_scans: bool) -> float:
     """The bytes of a pixel that the decoder holds beside what it makes of it."""
     bands = len(image.getbands())
     if isinstance(image, JpegImageFile):
-        return OF_COEFFICIENT * bands if _in_several_scans(image, bands) else 0
+        return OF_COEFFICIENT * bands if in_scans else 0
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags, whole = image.tag_v2, image.height
         rows = tags.get(TiffImagePlugin.ROWSPERSTRIP, tags.get(TiffImagePlugin.TILELENGTH, whole))
@@ -146,16 +145,21 @@ def _held(image: ImageFile, by_python: bool) -> float:
     return HELD.get(image.format or "", OF_BYTES if by_python else 0) * bands
 
 
-def _in_several_scans(image: JpegImageFile, bands: int) -> bool:
+def _in_several_scans(image: JpegImageFile) -> bool:
     """Whether libjpeg holds the coefficients of all pixels: the first scan is not of all bands."""
     if image.info.get("progressive"):
         return True
-    assert isinstance(image.fp, BytesIO), "images are opened from bytes"
     # Pillow stops behind the header of the first scan, and begins anew where several images are.
-    header = image if image.format == "JPEG" else JpegImageFile(BytesIO(image.fp.getvalue()))
+    header = image if image.format == "JPEG" else JpegImageFile(BytesIO(_content(image)))
     assert header.fp is not None, "it is open"
     end = header.fp.tell()
-    return end - image.fp.getvalue().rfind(START_OF_SCAN, 0, end) != 8 + 2 * bands
+    start = _content(image).rfind(START_OF_SCAN, 0, end)
+    return end - start != 8 + 2 * len(image.getbands())
+
+
+def _content(image: ImageFile) -> bytes:
+    assert isinstance(image.fp, BytesIO), "images are opened from bytes"
+    return image.fp.getvalue()
 
 
 def _most_memory() -> int:
