@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +113,7 @@ def reproduce_(
                 num_images = validate(data, bar).train.images
         machine["changes"] += layout_of_run(output, machine["changes"])
         plan = make_plan(name, num_images=num_images, device=place, **machine)
-        check_teacher_of(plan)
+        check_planned(plan)
         if recipe_for(name).data == "folder":  # which is not known to hold so many images
             check_data(plan, data)
         print_rows(out, [*plan.lines(), ("output", str(output))])
@@ -245,7 +246,7 @@ def finetune_(
                 chosen=finetune.chosen_fields(all_changes),
                 progress=bar,
             )
-        check_teacher_of(plan)
+        check_planned(plan)
         print_rows(out, [*finetune_rows(plan), ("output", str(output))])
         if sentence:
             talk.print(escape(sentence))
@@ -369,8 +370,23 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def check_teacher_of(plan: Plan) -> None:
+def check_planned(plan: Plan) -> None:
     """Before a run that is only planned: what it would be refused for."""
+    from deit_zoo.recipes import RECIPES
+    from deit_zoo.recipes.first_stage import resolve_init_from
+    from deit_zoo.training.checks import check_network
+
+    # What a recipe of the zoo has can be built, and its first stage may yet have to be trained.
+    shape, shipped = attrgetter("img_size", "blocks", "stem"), RECIPES.get(plan.recipe.name)
+    if shipped is None or plan.recipe.init_from != shipped.init_from:
+        resolve_init_from(plan.recipe)
+    if shipped is None or shape(plan.recipe) != shape(shipped):
+        check_network(plan.recipe)
+    check_teacher_of(plan)
+
+
+def check_teacher_of(plan: Plan) -> None:
+    """Before labels are asked for, or a run is planned: whether the teacher can be had."""
     if plan.recipe.teacher is not None:
         from deit_zoo.training.checks import check_extra
         from deit_zoo.training.teacher import check

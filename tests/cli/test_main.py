@@ -139,11 +139,16 @@ def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
     assert "1024 = 8 replicas x 128" in done.out
 
 
+PLANNED = ("reproduce", "deit_s", "--gpus=4", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["reproduce", "regnety_160", "--gpus=8"], "no recipe for regnety_160_deit"),
         (["reproduce", "deit_s", "--gpus=3", "--dry-run"], "the nearest number that can is"),
+        ([*PLANNED, "--set", "img_size=225"], "cannot be cut into patches of 16x16; the nearest"),
+        ([*PLANNED, "--set", "init_from=nothing.pth"], "which is no model, no recipe and no file"),
         (["reproduce", "deit_s", "--gpus=0"], "type --data DIR"),
         (["reproduce", "deit_s", "--gpus=8", "--set", "lr"], "--set 'lr' is no FIELD=VALUE"),
         (["evaluate", MODEL, "--data", "absent"], "absent does not exist; give a folder"),
