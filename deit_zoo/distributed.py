@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class DistributedContext:
         """The sums over all processes of numbers of the CPU's, in float64."""
         if self.size == 1:
             return values
-        return cast("NDArray[np.float64]", self.all_reduce(torch.from_numpy(values.copy())).numpy())
+        return self.all_reduce(torch.from_numpy(values.copy())).numpy()
 
     @property
     def sum_dtype(self) -> torch.dtype:
@@ -90,7 +90,7 @@ class DistributedContext:
         result, raised = outcome
         if raised is not None:
             raise raised
-        return cast(T, result)
+        return result
 
 
 @contextmanager

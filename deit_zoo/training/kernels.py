@@ -46,8 +46,7 @@ def mix_by_kernel(module: HeadMixing, x: Tensor) -> Tensor:
     """What HeadMixing gives for (B, H, N, N), in the precision of matrix products."""
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    out: Tensor = mix_heads(x.contiguous(), module.weight, module.bias)
-    return out
+    return mix_heads(x.contiguous(), module.weight, module.bias)
 
 
 @triton_op("deit_zoo::mix_heads", mutates_args={})

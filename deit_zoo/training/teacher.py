@@ -51,8 +51,7 @@ class Teacher:
 
     def __call__(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = self.network(self.prepare(images) if self.prepare else images)
-        return logits
+            return self.network(self.prepare(images) if self.prepare else images)
 
 
 def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teacher:

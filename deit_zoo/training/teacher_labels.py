@@ -67,8 +67,7 @@ def key_of(
         "teacher": teacher["sha256"] or teacher["name"],
         "precision": str(autocast_dtype(plan, device) or torch.float32).removeprefix("torch."),
     }
-    key: dict[str, Any] = json.loads(json.dumps(recipe | machine))
-    return key
+    return json.loads(json.dumps(recipe | machine))
 
 
 class TeacherLabels:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import timm
@@ -49,7 +49,7 @@ def regnety_160(
     )
     network.img_size = as_pair(img_size)
     network.embed_dim = network.num_features
-    return cast(nn.Module, network)
+    return network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,8 +142,7 @@ def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmMo
 
 def depths_of(model: ZooModel) -> dict[str, int]:
     """How deep each parameter lies, as layer-wise learning rates count it: 0 is the stem."""
-    depths: dict[str, int] = group_parameters(model, model.group_matcher(), reverse=True)
-    return depths
+    return group_parameters(model, model.group_matcher(), reverse=True)
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
@@ -169,8 +168,7 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
         for operation in _operations_of(part):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
-    transform: Callable[[Image.Image], Tensor] = pipeline
-    return transform
+    return pipeline
 
 
 def train_augment(recipe: Recipe) -> Augment:
@@ -286,7 +284,7 @@ def _ratio_of(recipe: Recipe) -> tuple[float, ...]:
 def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Images and labels to mixed images and soft targets: one draw of lambda per call."""
     if recipe.mixup or recipe.cutmix:
-        mixed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
+        return Mixup(
             mixup_alpha=recipe.mixup,
             cutmix_alpha=recipe.cutmix,
             prob=recipe.mixup_prob,
@@ -295,7 +293,6 @@ def mixer(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[
             label_smoothing=recipe.label_smoothing,
             num_classes=num_classes,
         )
-        return mixed
 
     def smoothed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         spread = recipe.label_smoothing / num_classes
