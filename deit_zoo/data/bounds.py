@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain
 from threading import Condition
 
 from PIL import Image, TiffImagePlugin
@@ -30,11 +31,15 @@ OF_ROW = 16  # and of a row, whose address Pillow keeps
 HELD = {"AVIF": 2, "HEIF": 2, "JPEG2000": 5, "WEBP": 3.3}
 OF_COEFFICIENT, OF_SAMPLE, OF_BYTES = 2, 2, 1
 SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
-# Icons hold files of other formats, which Pillow decodes before it says how large they are: PNG and
-# JPEG 2000, whose sizes stand behind these.
-ICONS = (b"\0\0\1\0", b"icns")
-_SIZE_INSIDE = re.compile(rb"(?:IHDR|ihdr|\xffO\xffQ)(?=(.{4})(.{4})(.{4}))", re.DOTALL)
-MOST_OF_ICON = 2048 * 2048  # pixels; the largest that a system shows has 1024 x 1024
+# ICO, ICNS and BLP hold files of other formats, which Pillow decodes before it says how large they
+# are: PNG, JPEG 2000 and JPEG, whose sizes stand behind these.
+CONTAINERS = (b"\0\0\1\0", b"icns", b"BLP1")
+_SIZES_INSIDE = (
+    re.compile(rb"(?:IHDR|ihdr)(?=(.{4})(.{4}))", re.DOTALL),
+    re.compile(rb"\xffO\xffQ(?=.{4}(.{4})(.{4}))", re.DOTALL),
+    re.compile(rb"\xff[\xc0-\xcf]\0[\x0b\x11\x14]\x08(?=(..)(..))", re.DOTALL),
+)
+MOST_INSIDE = 2048 * 2048  # pixels; the largest icon that a system shows has 1024 x 1024
 MOST_READS = 100_000  # of a file: some Python runs at each
 # Of a JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
 START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
@@ -48,15 +53,14 @@ def max_pixels() -> int:
     return int(text)
 
 
-def check_icon(content: bytes) -> None:
-    """Raises DataError for the file of an icon in which there is a large image."""
-    if content.startswith(ICONS):
-        for inside in _SIZE_INSIDE.finditer(content):
-            words = inside.groups()[1:] if inside[0] == b"\xffO\xffQ" else inside.groups()[:2]
-            pixels = math.prod(int.from_bytes(word, "big") for word in words)
-            if pixels > MOST_OF_ICON:
+def check_inside(content: bytes) -> None:
+    """Raises DataError for an icon or a texture that holds the file of a large image."""
+    if content.startswith(CONTAINERS):
+        for inside in chain.from_iterable(size.finditer(content) for size in _SIZES_INSIDE):
+            pixels = math.prod(int.from_bytes(side, "big") for side in inside.groups())
+            if pixels > MOST_INSIDE:
                 raise DataError(
-                    f"an icon of {pixels:,} pixels, where {MOST_OF_ICON:,} are the most; save it "
+                    f"inside are {pixels:,} pixels, where {MOST_INSIDE:,} are the most; save it "
                     "as PNG"
                 )
 

@@ -21,7 +21,7 @@ from deit_zoo.data.bounds import (
     MAX_PIXELS_ENVIRONMENT,
     MEMORY,
     CountedReads,
-    check_icon,
+    check_inside,
     checked_memory,
     max_pixels,
 )
@@ -183,7 +183,7 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
         raise UnidentifiedImageError("it is empty")
     try:
         with error_context(name):
-            check_icon(content)
+            check_inside(content)
             return Image.open(CountedReads(content), formats=decodable())
     except UnidentifiedImageError as error:
         if reason := undecodable(content[:HEAD]):

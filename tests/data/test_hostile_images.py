@@ -256,16 +256,18 @@ def test_decoding_takes_no_more_memory_than_is_counted(
     [
         (b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 1 << 20, 22), "PNG"),
         (b"icns" + struct.pack(">I4sI", 1 << 20, b"ic10", 1 << 20), "JPEG2000"),
+        (b"BLP1" + bytes(24) + struct.pack("<I60xI60xI", 160, 1 << 20, 0), "JPEG"),
     ],
 )
-def test_a_large_image_inside_an_icon_is_not_decoded(head: bytes, kind: str) -> None:
+def test_a_large_image_inside_an_icon_or_a_texture_is_not_decoded(head: bytes, kind: str) -> None:
     # Of 319 bytes one took 2 GB, whatever the icon states.
-    content = head + encoded(Image.new("RGBA", (64, 64)), kind).replace(
-        struct.pack(">II", 64, 64), struct.pack(">II", 9000, 9000)
+    size = ">HH" if kind == "JPEG" else ">II"
+    content = head + encoded(Image.new("RGB", (64, 64)), kind).replace(
+        struct.pack(size, 64, 64), struct.pack(size, 9000, 9000)
     )
     told = refused(lambda: open_image(content, "a.ico", reading="upright"))
     assert told == (
-        "a.ico: an icon of 81,000,000 pixels, where 4,194,304 are the most; save it as PNG"
+        "a.ico: inside are 81,000,000 pixels, where 4,194,304 are the most; save it as PNG"
     )
 
 
