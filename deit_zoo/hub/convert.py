@@ -9,6 +9,7 @@ from typing import Any
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.registry import MODELS, ModelSpec, resolve
+from deit_zoo.weights.config import read_config
 from deit_zoo.weights.formats import is_pickle, to_file_keys, write_tensors
 from deit_zoo.weights.load import load_checkpoint, read_tensors
 
@@ -16,12 +17,21 @@ from deit_zoo.weights.load import load_checkpoint, read_tensors
 def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]:
     """Write a checkpoint as safetensors. Returns its manifest record, null where not known.
 
-    Raises CheckpointError, and writes nothing, where the tensors are not exactly the model's.
+    Raises CheckpointError, and writes nothing, where the tensors are not exactly the model's, or
+    where what lies beside them states images of another mean and spread.
     """
     check_paths(file, output)
     tensors = read_tensors(file)
     spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
-    model = load_checkpoint(spec, file, {})
+    stated = read_config(file.parent)
+    network = {key: stated[key] for key in ("network", "mean", "std") if key in stated}
+    model = load_checkpoint(spec, file, network)
+    if model.adapted:
+        raise CheckpointError(
+            f"{file.parent} states images of mean {stated['mean']} and std {stated['std']}, which "
+            f"the tensors of {file.name} alone would not say; keep the model of it with "
+            f"deit_zoo.save(deit_zoo.create({spec.name!r}, checkpoint=FOLDER), FILE)"
+        )
     try:
         sha256 = write_tensors(to_file_keys(tensors, spec), output)
     except OSError as error:

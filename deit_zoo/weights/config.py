@@ -21,7 +21,7 @@ CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
 # What all transformers here are built with, in the words of either library.
 _BUILT = {"activation": "gelu", "pooling": "token", "layer_norm_eps": 1e-6}
-# Up to here it is too small to be seen: transformers states 1e-12 of weights made with 1e-6.
+# Up to here 1e-6 takes its place: transformers states 1e-12 of DeiT's weights, made with 1e-6.
 _LARGEST_EPS = 1e-5
 
 

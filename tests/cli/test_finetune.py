@@ -77,6 +77,14 @@ def test_where_a_run_logs_to_is_no_change_of_the_recipe(
     assert refused.error == "log_to is 'mlflow'; it must be one of none, trackio, wandb"
 
 
+def test_a_dry_run_refuses_what_no_model_begins_with(
+    typed: Callable[..., Done], data: Path
+) -> None:
+    words = (PICO, "--data", data, "--gpus", "0", "--dry-run")
+    assert "cannot be cut into patches of 4x4" in typed(*words, "--img-size", "17").error
+    assert "is no model, no" in typed(*words, "--set", "init_from=nothing.pth").error
+
+
 def test_options_are_changes_of_the_recipe(typed: Callable[..., Done], data: Path) -> None:
     options = ("--epochs", "7", "--img-size", "32", "--layer-decay", "0.5", "--freeze", "backbone")
     done = typed(PICO, "--data", data, "--gpus", "0", *options, "--set", "lr=0.004", "--dry-run")

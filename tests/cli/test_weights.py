@@ -455,6 +455,17 @@ def test_convert_writes_nothing_where_the_tensors_do_not_fit(
     assert not pth.with_suffix(".safetensors").exists()
 
 
+def test_convert_writes_nothing_where_tensors_alone_would_say_less(
+    pth: Path, typed: Callable[..., Done]
+) -> None:
+    stated = {"architecture": NAME, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (pth.parent / "config.json").write_text(json.dumps(stated))
+    assert "states images of mean [0.5, 0.5, 0.5] and std" in sentence(typed("convert", pth))
+    (pth.parent / "config.json").write_text('{"hidden_act": "relu"}')
+    assert "states activation='relu', but deit_pico_digits" in sentence(typed("convert", pth))
+    assert not pth.with_suffix(".safetensors").exists()
+
+
 def test_convert_suggests_models_of_the_same_size_where_the_name_says_nothing(
     pth: Path, typed: Callable[..., Done]
 ) -> None:
