@@ -161,10 +161,10 @@ def spoil(position: int, content: bytes) -> Callable[[bytes], bytes]:
 
 
 def continued(kind: bytes, text: bytes, size: int = 0) -> Callable[[bytes], bytes]:
-    """A header before the first one that says more of it."""
+    """In place of the folder's header one that says more of the image behind it."""
     header = tarfile.TarInfo("more")
     header.type, header.size = kind, size or len(text)
-    return lambda whole: header.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0") + whole
+    return lambda whole: header.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0") + whole[512:]
 
 
 @pytest.mark.parametrize(
