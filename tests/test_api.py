@@ -806,7 +806,7 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
         (
             lambda model: deit_zoo.classify([], deit_zoo.create("deit_pico_digits", in_chans=4)),
             ImageSizeError,
-            "the model takes images of 4 channels, and files are read as RGB: give model(x) ",
+            "the model has in_chans=4, and files are read as RGB: give model(x) tensors of shape ",
         ),
         (
             lambda model: deit_zoo.transform("deit_tiny", crop_pct=0),

@@ -94,7 +94,7 @@ def transform_of(
     spec, num = spec_of(model), in_chans_of(model)
     if num != len(IMAGENET_MEAN):
         raise ImageSizeError(
-            f"the model takes images of {num} channels, and files are read as RGB: give model(x) "
+            f"the model has in_chans={num}, and files are read as RGB: give model(x) "
             f"tensors of shape (B, {num}, {model.img_size[0]}, {model.img_size[1]}) yourself, or "
             "create it with in_chans=3 to classify, evaluate, serve or export it"
         )

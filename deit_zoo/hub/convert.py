@@ -24,8 +24,9 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
     tensors = read_tensors(file)
     spec = model_of(file, name, sum(math.prod(value.shape) for value in tensors.values()))
     stated = read_config(file.parent)
-    network = {key: stated[key] for key in ("network", "mean", "std") if key in stated}
-    model = load_checkpoint(spec, file, network)
+    unseen = ("network", "mean", "std")  # in the tensors
+    facts = {key: value for key, value in stated.items() if key in unseen}
+    model = load_checkpoint(spec, file, facts)
     if model.adapted:
         raise CheckpointError(
             f"{file.parent} states images of mean {stated['mean']} and std {stated['std']}, which "

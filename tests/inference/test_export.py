@@ -466,7 +466,9 @@ def test_models_without_logits_or_of_another_kind_are_refused(tmp_path: Path) ->
         export(deit_zoo.create("deit_pico_digits", num_classes=0), file)
     with pytest.raises(CheckpointError, match=r"was not made by deit_zoo\.create"):
         export(torch.nn.Linear(1, 1), file)
-    with pytest.raises(ImageSizeError, match=r"1 channels, and files are read as RGB: give model"):
+    with pytest.raises(
+        ImageSizeError, match=r"has in_chans=1, and files are read as RGB: give model"
+    ):
         export(deit_zoo.create("deit_pico_digits", in_chans=1), file)
 
 
