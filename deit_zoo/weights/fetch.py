@@ -25,12 +25,10 @@ from deit_zoo.weights.hub_files import (
     SHA1,
     SHA256,
     Recorded,
-    Stated,
     checked_download,
     describe,
     has_no_file,
     hub_download,
-    hub_metadata,
     key_of,
 )
 from deit_zoo.weights.places import WEIGHTS_ENVIRONMENT, carried_folders, repository_folder
@@ -58,6 +56,10 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
     file, wrong = _cached_file(record)
     if file is not None:
         return file
+    carry = (
+        f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and set "
+        f"{WEIGHTS_ENVIRONMENT}=DIR"
+    )
     if constants.HF_HUB_OFFLINE:
         converted = cache.folder() / "converted"
         searched = [
@@ -67,9 +69,7 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
         searched += carried_folders(record.name)
         raise wrong or OfflineError(
             f"the weights of {record.name} are not on this machine and HF_HUB_OFFLINE is set; "
-            f"looked at {', '.join(map(str, searched))}; where there is a network "
-            f"type `deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and set "
-            f"{WEIGHTS_ENVIRONMENT}=DIR"
+            f"looked at {', '.join(map(str, searched))}; where there is a network {carry}"
         )
     reasons = [str(wrong)] if wrong else []
     reach = Reach(_server(source) for source in record.sources)
@@ -82,15 +82,13 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
                 if reason := reach.problem(_server(source)):
                     raise UnavailableError(reason)
                 if source.kind == "hub":
-                    return _from_hub(source)
+                    return checked_download(source, describe(source))
                 return _from_url(record.name, source)
             except UnavailableError as error:
                 reasons.append(f"{describe(source)}: {error}")
     raise DownloadError(
         f"the weights of {record.name} could not be had from any source "
-        f"({'; '.join(reasons)}); mend one of these and try again, or on another machine type "
-        f"`deit-zoo weights fetch {record.name} --to DIR`, bring DIR here and set "
-        f"{WEIGHTS_ENVIRONMENT}=DIR"
+        f"({'; '.join(reasons)}); mend one of these and try again, or on another machine {carry}"
     )
 
 
@@ -119,15 +117,6 @@ def _checked(file: KnownFile | None) -> tuple[KnownFile | None, IntegrityError |
     except IntegrityError as error:
         return None, error
     return file, None
-
-
-def _from_hub(source: Source) -> KnownFile:
-    """A file of the Hub, at the pinned commit or at the one that `main` is now."""
-    if source.revision is not None and source.sha256 is not None:
-        stated = Stated(commit=source.revision, sha256=source.sha256)
-    else:
-        stated = hub_metadata(source)
-    return checked_download(source, stated, describe(source))
 
 
 def _from_url(name: str, source: Source) -> KnownFile:
@@ -182,14 +171,13 @@ def fetch_address(text: str) -> KnownFile:
     """
     source = _source_of(text)
     sources = [source] if source.filename else [replace(source, filename=n) for n in WEIGHT_FILES]
-    missing: DownloadError | OfflineError | None = None
+    errors = []
     for one in sources:
         try:
             return _fetch_source(one, text)
         except (NoFileError, OfflineError) as error:
-            missing = missing or error
-    assert missing is not None, "an address without a file"
-    raise missing
+            errors.append(error)
+    raise errors[0]
 
 
 def fetch_config(text: str, weights: Path, filename: str = CONFIG_FILE) -> None:
@@ -210,7 +198,7 @@ def fetch_config(text: str, weights: Path, filename: str = CONFIG_FILE) -> None:
     reason = None
     try:
         hub_download(source, commit, again=False)  # so the cache learns that there is none
-        checked_download(source, hub_metadata(source), text)
+        checked_download(source, text)
     except UnavailableError as error:
         reason = None if has_no_file(error) else str(error)
     if reason is not None:
@@ -249,7 +237,7 @@ def _fetch_source(source: Source, text: str) -> KnownFile:
     try:
         if reason := Reach([_server(source)]).problem(_server(source)):
             raise UnavailableError(reason)
-        return checked_download(source, hub_metadata(source), text)
+        return checked_download(source, text)
     except UnavailableError as error:
         reason, is_missing = str(error), has_no_file(error)
     # Not from the error: its traceback would show whole addresses.

@@ -64,7 +64,7 @@ def key_of(source: Source) -> str:
     return f"{source.repo_id}{at}/{source.filename}"
 
 
-def hub_metadata(source: Source) -> Stated:
+def _metadata(source: Source) -> Stated:
     revision = source.revision or "main"
     url = hf_hub_url(str(source.repo_id), str(source.filename), revision=revision)
     with hub_error_context(source, revision):
@@ -84,12 +84,16 @@ def hub_metadata(source: Source) -> Stated:
     )
 
 
-def checked_download(source: Source, stated: Stated, where: str) -> KnownFile:
+def checked_download(source: Source, where: str) -> KnownFile:
     """The file with its digest; a wrong one is dropped, and fetched once more.
 
     The digest that the manifest pins counts, else the one that the file had when it first came, of
     this commit, or of any where the manifest leaves the commit open; else what the Hub states now.
     """
+    if source.revision is not None and source.sha256 is not None:
+        stated = Stated(commit=source.revision, sha256=source.sha256)
+    else:
+        stated = _metadata(source)
     key = key_of(source if source.revision is None else replace(source, revision=stated.commit))
     recorded = cache.read_record("stated", key, Recorded) if source.sha256 is None else None
     meant = f"if the change is meant, remove {cache.folder() / 'stated'}"
