@@ -29,6 +29,8 @@ from deit_zoo.errors import FormatError, IntegrityError, ZooError
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
+WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
+CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 RECORD_FILE = "checkpoint.json"  # the manifest's record of weights that are carried
 PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
 LABELS_FILE, LABEL_FACTS_FILE = "labels.npy", "labels.json"  # of a teacher

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.transforms import eval_transform
-from deit_zoo.files import RECEIPT_FILE, expand_user, read_json, write_whole
+from deit_zoo.files import CONFIG_FILE, RECEIPT_FILE, expand_user, read_json, write_whole
 from deit_zoo.labels import Label
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, read_manifest
 from deit_zoo.registry import TRANSFORMERS, ModelSpec, lookup
-from deit_zoo.weights.config import CONFIG_FILE
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from deit_zoo.errors import CheckpointError, OfflineError, ZooError, redact
 from deit_zoo.files import (
     ASSETS,
+    CONFIG_FILE,
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
@@ -36,7 +37,6 @@ from deit_zoo.registry import TRANSFORMERS, ModelSpec, resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.download import UnavailableError
 from deit_zoo.weights.fetch import check_repo_id
 from deit_zoo.weights.hub_files import LIBRARY, hub_error_context

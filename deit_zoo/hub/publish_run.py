@@ -18,6 +18,7 @@ from deit_zoo.data.transforms import eval_transform
 from deit_zoo.errors import CheckpointError, FormatError, redact
 from deit_zoo.files import (
     ASSETS,
+    CONFIG_FILE,
     LOG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
@@ -36,7 +37,6 @@ from deit_zoo.models.layers import as_pair
 from deit_zoo.registry import TRANSFORMERS, ModelSpec
 from deit_zoo.runs.receipt import without_paths
 from deit_zoo.weights.cache import Sha256
-from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.load import open_local, spec_of_file
 
 _CURVE = "curve.png"

@@ -10,6 +10,7 @@ from pathlib import Path
 from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
 from deit_zoo.files import (
     ASSETS,
+    CONFIG_FILE,
     MODEL_FILE,
     RECEIPT_FILE,
     SUMS_FILE,
@@ -20,7 +21,6 @@ from deit_zoo.manifest import Checkpoint, manifest_record
 from deit_zoo.registry import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import CONFIG_FILE
 from deit_zoo.weights.fetch import cached_source
 from deit_zoo.weights.proof import carried_file, known_file, stated_digests
 

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError
-from deit_zoo.files import MODEL_FILE, read_json, verify
+from deit_zoo.files import CONFIG_FILE, PREPROCESSOR_FILE, read_json, verify
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec, lookup
 from deit_zoo.weights.image_facts import timm_images, transformers_images
 from deit_zoo.weights.proof import known_file
 
-CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
-WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
 # What all transformers here are built with, in the words of either library.
 _BUILT = {"activation": "gelu", "pooling": "token", "layer_norm_eps": 1e-6}
 # Up to here 1e-6 takes its place: transformers states 1e-12 of DeiT's weights, made with 1e-6.

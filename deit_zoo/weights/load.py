@@ -22,8 +22,11 @@ from torch.overrides import TorchFunctionMode
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import (
     ASSETS,
+    CONFIG_FILE,
     MODEL_FILE,
+    PREPROCESSOR_FILE,
     RECORD_FILE,
+    WEIGHT_FILES,
     WEIGHTS_SUFFIXES,
     digest,
     expand_user,
@@ -37,13 +40,7 @@ from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import (
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    WEIGHT_FILES,
-    check_network,
-    read_config,
-)
+from deit_zoo.weights.config import check_network, read_config
 from deit_zoo.weights.formats import (
     StateDict,
     leading_word,
