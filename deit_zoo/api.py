@@ -512,6 +512,7 @@ def reproduce(
 
     >>> deit_zoo.reproduce("deit_pico_digits", "runs/digits", epochs=1).reached.top1
     """
+    from deit_zoo.data.remote import local_path
     from deit_zoo.recipes import variant_name
     from deit_zoo.training import launch
 
@@ -519,7 +520,7 @@ def reproduce(
     return launch.reproduce(
         recipe.name,
         output=Path("runs") / recipe.name if output is None else Path(output),
-        data=None if data is None else os.fspath(data),
+        data=local_path(data),
         gpus=gpus,
         processes=processes,
         device=device,
@@ -567,6 +568,7 @@ def finetune(
 
     >>> deit_zoo.finetune("deit_small", "photos", "runs/photos", epochs=10).reached.top1
     """
+    from deit_zoo.data.remote import local_path
     from deit_zoo.training import finetune as training
 
     if not isinstance(name, str | os.PathLike):
@@ -578,7 +580,7 @@ def finetune(
     own = training.recipe_for(name, recipe).name
     return training.finetune(
         name,
-        data=training.data_of(name) if data is None else os.fspath(data),
+        data=training.data_of(name) if data is None else local_path(data),
         output=Path("runs") / own if output is None else Path(output),
         recipe=recipe,
         val_share=val_share,

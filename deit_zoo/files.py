@@ -102,15 +102,19 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def _machine() -> str:
-    """What tells this machine from others that write to the same disk."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+def machine_key() -> str:
+    """What tells this machine, and a container with processes of its own, from others that write to
+    the same disk."""
+    names = socket.gethostname()
+    with suppress(OSError):  # Linux alone numbers the processes of containers by themselves
+        names += os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(names.encode()):08x}"
 
 
 def temporary_in(folder: Path, name: str) -> Path:
     """Where something may be made that becomes `name`; what processes of this machine that were
     killed had begun of it is removed."""
-    beginning = f".{name}.{_machine()}."
+    beginning = f".{name}.{machine_key()}."
     with suppress(OSError):
         for path in folder.iterdir():
             pid = path.name.removeprefix(beginning).partition(".")[0]

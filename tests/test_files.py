@@ -18,6 +18,7 @@ from deit_zoo.files import (
     JSON_DEPTH,
     as_record,
     is_running,
+    machine_key,
     new_folder,
     parse_json,
     read_bytes,
@@ -168,6 +169,16 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(
     assert sorted(os.listdir(tmp_path)) == sorted(
         [".model.safetensors.00000000.1.abcd1234", mine, "model.safetensors"]
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere containers are machines")
+def test_a_container_with_processes_of_its_own_is_another_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = machine_key()
+    assert here == machine_key()
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026532281]")
+    assert machine_key() != here
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])

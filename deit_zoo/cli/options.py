@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from deit_zoo.errors import DataError, ImageSizeError
-from deit_zoo.files import expand_user
 from deit_zoo.recipes.recipe import Pixels, read_size
 from deit_zoo.registry import MODELS
 
@@ -86,9 +85,7 @@ def with_label_column(data: str, column: str | None) -> str:
     """The data set, of a table with the column of its labels. Raises DataError for other data."""
     from deit_zoo.data.remote import local_path
 
-    data = local_path(data)
-    if data.startswith("~"):  # no shell fills it in in --data=~/photos
-        data = str(expand_user(data))
+    data = str(local_path(data))
     if column is None:
         return data
     from deit_zoo.data.image_list import is_list

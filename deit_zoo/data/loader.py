@@ -84,13 +84,13 @@ class Loader:
 
     def _watch(self) -> None:
         """Say which worker is stopped: a time-out would say so, but hides from torch who died."""
-        told: set[int | None] = set()
+        reported: set[int | None] = set()
         while not self._closed.wait(LOOK_SECONDS):
             stopped = {worker.pid for worker in self.workers if _is_stopped(worker.pid)}
-            for pid in stopped - told:
+            for pid in stopped - reported:
                 sentence = "is stopped, and what it reads is waited for; type: kill -CONT"
                 print(f"loader worker {pid} {sentence} {pid}", file=sys.stderr)
-            told = stopped
+            reported = stopped
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:

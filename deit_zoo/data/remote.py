@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from deit_zoo.data.image_file import check_length
 from deit_zoo.errors import DataError, MissingExtraError, words_of
-from deit_zoo.files import temporary_in
+from deit_zoo.files import expand_user, temporary_in
 from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
@@ -46,12 +46,14 @@ class NotFetchedError(DataError):
 
 
 def local_path(place: Any) -> Any:
-    """`file:///photos` as the path that it names; whatever else is given as it is."""
+    """`file:///photos` and `~/photos` as the path that is meant; whatever else as it is given."""
+    if isinstance(place, str) and place.startswith("~"):  # no shell fills it in in --data=~/photos
+        return str(expand_user(place))
     if not isinstance(place, str) or not place.startswith(LOCAL):
         return place
     from urllib.request import url2pathname
 
-    return url2pathname(place.removeprefix(LOCAL))
+    return url2pathname(place.removeprefix(LOCAL).removeprefix("localhost"))
 
 
 def is_address(image: object) -> bool:

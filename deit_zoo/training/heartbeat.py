@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from deit_zoo.files import is_running, machine_key
+
 if TYPE_CHECKING:
     from deit_zoo.distributed import DistributedContext
 
@@ -50,7 +52,8 @@ def beat(folder: Path, rank: str) -> None:
 def watch_each_other(group: DistributedContext) -> Iterator[None]:
     """Within it the processes of a node give signs of life, and each looks at the others'."""
     name = group.run_on_main(lambda: f"deit_zoo_{uuid.uuid4().hex}")
-    folder = Path(tempfile.gettempdir()) / name
+    # Where the folder of temporary files is shared, a number may be of another machine's process.
+    folder = Path(tempfile.gettempdir()) / f"{name}_{machine_key()}"
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
     beat(folder, str(group.rank))
@@ -96,10 +99,11 @@ def _kill(file: Path) -> None:
             alive = False
     except Timeout:
         alive = True
-    file.unlink()
-    if alive:
+    if alive and is_running(int(pid)):
         silence = f"gives no sign of life for {SILENT_SECONDS:g} seconds; it is killed"
         print(f"process {rank} {silence}", file=sys.stderr)
         with suppress(ProcessLookupError):
             # The second ends it on Windows.
             os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))
+    with suppress(OSError):
+        file.unlink()

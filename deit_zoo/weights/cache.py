@@ -171,7 +171,8 @@ def make_folder(place: Path, but: int = 0) -> None:
     for new in (one for one in (*reversed(place.parents), place) if not one.exists()):
         with contextlib.suppress(FileExistsError):  # another process was quicker
             new.mkdir()
-            new.chmod(stat.S_IMODE(new.parent.stat().st_mode) & ~but)
+            with contextlib.suppress(PermissionError):  # some disks of a network refuse it
+                new.chmod(stat.S_IMODE(new.parent.stat().st_mode) & ~but)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ _SPAN = re.compile("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 class UnavailableError(Exception):
-    """A source has not got the file, and why; never leaves `weights` and `hub`."""
+    """A source has not got the file, and why; it never reaches a user."""
 
 
 def download(url: str, file: Path) -> None:

@@ -155,7 +155,12 @@ def test_a_shard_with_another_md5_than_was_stated_is_refused(
     )
 
 
-def test_an_address_of_this_machine_is_the_path_that_it_names() -> None:
+def test_an_address_of_this_machine_is_the_path_that_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_path("~/photos") == "/home/me/photos"
+    assert local_path("file://localhost/photos") == "/photos"
     assert local_path("file:///my%20photos/{train,val}.tar") == "/my photos/{train,val}.tar"
     assert local_path("s3://my%20photos") == "s3://my%20photos"
 

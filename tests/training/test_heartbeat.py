@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.training import elastic, heartbeat
 
 BEATING = """
@@ -63,6 +68,20 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(tmp_pat
         while file.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not file.exists()
+
+
+def test_processes_of_two_machines_do_not_look_at_each_others_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where the folder of temporary files is on a disk that nodes share.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    group = SimpleNamespace(rank=0, run_on_main=lambda function: "deit_zoo_1")
+    folders = []
+    for host in ("one", "two"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        with heartbeat.watch_each_other(cast(DistributedContext, group)):
+            folders += [path.name for path in tmp_path.iterdir()]
+    assert len(set(folders)) == 2
 
 
 def test_a_process_without_room_for_its_file_is_not_watched(tmp_path: Path) -> None:

@@ -281,6 +281,17 @@ def test_folders_and_locks_are_for_whom_the_cache_is_for(
     assert stat.S_IMODE((zoo / "locks" / "all.lock").stat().st_mode) == of_a_lock
 
 
+def test_a_disk_that_knows_no_modes_holds_a_cache(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with cache.one_at_a_time("all"):
+        assert (zoo / "locks" / "all.lock").is_file()
+
+
 def test_what_a_killed_process_left_of_a_lock_is_no_barrier(zoo: Path) -> None:
     (zoo / "locks" / "all.holder").mkdir(parents=True)
     with cache.one_at_a_time("all"):

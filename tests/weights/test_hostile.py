@@ -232,6 +232,11 @@ BOMBS = {
 }
 
 
+def test_a_module_in_place_of_its_weights_is_code(tmp_path: Path) -> None:
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", r"asks for torch\.nn\.\S+, which could run code")
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @each_row("bomb", list(BOMBS.values()))
 def test_a_pickle_takes_no_more_memory_than_its_size_lets_expect(
