@@ -40,7 +40,9 @@ _SIZES_INSIDE = (
     re.compile(rb"\xff[\xc0-\xcf]\0[\x0b\x11\x14]\x08(?=(..)(..))", re.DOTALL),
 )
 MOST_INSIDE = 2048 * 2048  # pixels; the largest icon that a system shows has 1024 x 1024
-MOST_READS = 100_000  # of a file: some Python runs at each
+# A file is read in so many parts, or in parts of a KiB (libpng's chunks take three of 8): some
+# Python runs at each.
+MOST_READS, OF_PART = 100_000, 1 << 10
 # Of a JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
 START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
 
@@ -68,7 +70,9 @@ def check_inside(content: bytes) -> None:
 class CountedReads(BytesIO):
     """A file's bytes, which a decoder may not ask for in very many small parts."""
 
-    reads = 0
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reads, self.most = 0, max(MOST_READS, len(content) // OF_PART)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file. Raises DataError for too many."""
@@ -82,8 +86,8 @@ class CountedReads(BytesIO):
 
     def _count(self) -> None:
         self.reads += 1
-        if self.reads > MOST_READS:
-            raise DataError(f"over {MOST_READS:,} parts, which take minutes; save it anew")
+        if self.reads > self.most:
+            raise DataError(f"it is read in over {self.most:,} parts; save it anew")
 
 
 class MemoryInUse:
