@@ -12,6 +12,7 @@ from deit_zoo.files import (
     ASSETS,
     CONFIG_FILE,
     MODEL_FILE,
+    PREPROCESSOR_FILE,
     RECEIPT_FILE,
     SUMS_FILE,
     WEIGHTS_SUFFIXES,
@@ -33,8 +34,9 @@ class CachedFile(KnownFile):
     remedy: str = "fetch it again"
 
     @classmethod
-    def of(cls, name: str, file: KnownFile, **remedy: str) -> CachedFile:
-        return cls(name=name, path=file.path, sha256=file.sha256, proof=file.proof, **remedy)
+    def of(cls, name: str, file: KnownFile, remedy: str = "fetch it again") -> CachedFile:
+        """A file that is known by itself."""
+        return cls(name=name, path=file.path, sha256=file.sha256, proof=file.proof, remedy=remedy)
 
     def mismatch(self, sha256: str) -> str | None:
         """A sentence where `sha256` is not what the file must have."""
@@ -73,15 +75,16 @@ def listed_files(folder: Path) -> Iterator[CachedFile]:
     """The files that a folder's SHA256SUMS, or the receipt of a run, has digests of.
 
     Raises CheckpointError where it has neither, lists a file that is not a regular one within it,
-    or does not list its weights or config.json; IntegrityError where it contradicts the manifest.
+    or does not list its weights or configurations; IntegrityError where it contradicts the
+    manifest.
     """
     digests, stating = stated_digests(folder)
     weights = {path.name for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES}
     listed = {name for name in digests if Path(name).suffix in WEIGHTS_SUFFIXES}
     unlisted = sorted(weights - listed) or ([] if listed else [MODEL_FILE])
-    names = folder / CONFIG_FILE
-    if stating == SUMS_FILE and names.exists() and CONFIG_FILE not in digests:
-        unlisted.append(CONFIG_FILE)
+    if stating == SUMS_FILE:
+        read = (CONFIG_FILE, PREPROCESSOR_FILE)
+        unlisted += [name for name in read if (folder / name).exists() and name not in digests]
     if unlisted:
         raise CheckpointError(
             f"{folder / stating} has no digest of {unlisted[0]}, so nothing says what it should "

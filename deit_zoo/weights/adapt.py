@@ -42,6 +42,7 @@ class Shape:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Patches of an image: rows, columns."""
         assert self.patch_size is not None, "only patches have a grid"
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
@@ -51,6 +52,7 @@ class Shape:
         patch_size: int | None,
         in_chans: int | None,
     ) -> Shape:
+        """The same but for what is given. Raises ZooError for a patch size of a convnet."""
         if patch_size is not None and self.patch_size is None:
             raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
         return replace(
@@ -135,7 +137,7 @@ def normalized_alike(
     filters = filters.double()
     tensors[conv] = (filters * scale[:, None, None]).float()
     tensors[PATCH_BIAS] = (bias + (filters * shift[:, None, None]).sum(dim=(1, 2, 3))).float()
-    done = f"{conv} from images of mean {mean} and std {std} to those of ImageNet's"
+    done = f"{conv} from images of mean {mean} and std {std} to ImageNet's mean and std"
     return (done,)
 
 

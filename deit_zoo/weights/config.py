@@ -46,7 +46,7 @@ def _read(file: Path, facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> d
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(
             f"{file} is no configuration of timm's or transformers' ({error}); remove it to load "
-            "the weights without their names"
+            "the weights without what it says"
         ) from error
 
 
@@ -91,7 +91,7 @@ def _model(config: dict[str, Any]) -> ModelSpec | None:
     return next((spec for spec in alike if spec.img_size == size), alike[0] if alike else None)
 
 
-def check_network(spec: ModelSpec, network: dict[str, Any], where: Path) -> None:
+def check_stated_network(spec: ModelSpec, network: dict[str, Any], where: Path) -> None:
     """Raises CheckpointError where a configuration is of a network that a model is not."""
     own = _BUILT | {"num_heads": spec.arch.get("num_heads")}
     for key, value in network.items():
@@ -109,7 +109,7 @@ def _network(config: dict[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
         "pooling": config.get("global_pool") or arguments.get("global_pool"),
     }
     differing = {key: value for key, value in stated.items() if value and value != _BUILT[key]}
-    if (eps := config.get("layer_norm_eps", 0)) > _LARGEST_EPS:
+    if (eps := config.get("layer_norm_eps") or 0) > _LARGEST_EPS:
         differing["layer_norm_eps"] = eps
     num_heads = config.get("num_attention_heads") or arguments.get("num_heads")
     return differing | ({"num_heads": num_heads} if num_heads and spec is None else {})

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import get_session
 from huggingface_hub.utils import _http
 
+from deit_zoo.errors import ZooError
 from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause
 
 # As huggingface_hub reads them.
@@ -23,6 +24,11 @@ def check_from_now_on() -> None:
     It makes one after an error, in a fork, or where somebody closes its session. What makes them is
     replaced in place: `set_client_factory` would end what other threads are fetching.
     """
+    if not hasattr(_http, "_GLOBAL_CLIENT_FACTORY"):  # a private name
+        raise ZooError(
+            "this version of huggingface_hub cannot be checked by deit_zoo, which may be too old "
+            "for it; type: pip install 'huggingface-hub<2.5'"
+        )
     if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _CheckedClients):
         _http._GLOBAL_CLIENT_FACTORY = _CheckedClients(_http._GLOBAL_CLIENT_FACTORY)
     _checked(get_session())

@@ -60,6 +60,7 @@ def describe(source: Source) -> str:
 
 
 def key_of(source: Source) -> str:
+    """What a file of the Hub is remembered by."""
     at = f"@{source.revision}" if source.revision else ""
     return f"{source.repo_id}{at}/{source.filename}"
 

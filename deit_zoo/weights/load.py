@@ -40,7 +40,7 @@ from deit_zoo.registry import ModelSpec, is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
-from deit_zoo.weights.config import check_network, read_config
+from deit_zoo.weights.config import check_stated_network, read_config
 from deit_zoo.weights.formats import (
     StateDict,
     leading_word,
@@ -93,8 +93,8 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
                 metadata = read_config(fetched.path.parent)
             except CheckpointError:  # which nobody here can remove
                 warnings.warn(
-                    f"the {CONFIG_FILE} of {path} is none of timm's or transformers', and is not "
-                    "used; give the model's name beside it",
+                    f"what lies beside the weights of {path} is no configuration of timm's or "
+                    "transformers', and is not used; give the model's name too",
                     stacklevel=2,
                 )
         return LocalCheckpoint(
@@ -181,7 +181,7 @@ def load_checkpoint(
 
     Raises IntegrityError where a digest is given and the file that is mapped has another.
     """
-    check_network(spec, metadata.get("network") or {}, file.parent)
+    check_stated_network(spec, metadata.get("network") or {}, file.parent)
     spec = spec.variant(metadata.get("blocks"), metadata.get("stem", "linear"))
     state = read_state(file, weights, sha256)
     tensors = state.tensors

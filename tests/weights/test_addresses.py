@@ -98,4 +98,4 @@ def test_a_configuration_of_something_else_is_told_and_not_used(
     )
     said = python(code, env=hub.environment(tmp_path))
     assert said.startswith("2 None ")
-    assert "the config.json of hf://somebody/pets is none of timm" in said
+    assert "beside the weights of hf://somebody/pets is no configuration" in said

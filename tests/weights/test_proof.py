@@ -199,6 +199,8 @@ def test_a_configuration_is_believed_as_far_as_sums_state_it(
         deit_zoo.create(NAME, checkpoint=folder)
     sums.write_text(f"{listed}{sha256(config)}  config.json\n")
     assert deit_zoo.create(NAME, checkpoint=folder).labels == tuple("9876543210")
+    (folder / "preprocessor_config.json").write_text("{}")
+    expect(CheckpointError, r"(states no SHA-256 for|has no digest of) preprocessor_co", folder)
 
 
 def test_a_listed_name_that_links_out_of_the_folder_is_not_read(folder: Path) -> None:

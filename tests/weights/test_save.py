@@ -252,6 +252,12 @@ def test_a_class_of_imagenet_keeps_its_name_in_a_model_of_some() -> None:
             "deit_tiny",
             None,
         ),
+        (
+            {"model_type": "vit", "layer_norm_eps": None}
+            | {"hidden_size": 192, "num_attention_heads": 3},
+            "deit_tiny",
+            None,
+        ),
         ({"model_type": "bert"}, None, None),
     ],
 )
