@@ -101,9 +101,16 @@ def waiting(results: Results) -> Cells:
 
 
 def loader(kind: str, key: str) -> Callable[[Results], Cells]:
-    """One ratio of one loader of ours."""
-    name = f"{OURS}, {kind}"
-    return lambda results: {name: results["input"]["ratios"][name][key]}
+    """One ratio of one loader of ours, on every machine where it was measured."""
+    return lambda results: {
+        f"on {report['date'][:10]}": report["ratios"][f"{OURS}, {kind}"][key]
+        for report in measured("input", results)
+    }
+
+
+def measured(name: str, results: Results) -> list[Report]:
+    """The files of one benchmark, which may be of several machines."""
+    return [report for report in results.values() if report.get("benchmark") == name]
 
 
 GOALS = (
@@ -186,6 +193,8 @@ INPUT_GOALS = (
         text="images of a worker, no repeats: at least 2.8 times timm's",
         at_least=2.8,
         cells=loader("no repeats", "worker, to timm"),
+        reason="There 0.74 of the worker's 1.02 ms is libjpeg-turbo's decoding, which timm's has "
+        "too.",
     ),
     Goal(
         text="CPU time of the training process: at most 0.25 of before",
@@ -195,7 +204,10 @@ INPUT_GOALS = (
     Goal(
         text="images decoded for each in a step of 8 x 128: at most 0.34",
         at_most=0.34,
-        cells=lambda results: {"8 x 128": results["input"]["decodes_per_sample"]},
+        cells=lambda results: {
+            report["date"][:10]: report["decodes_per_sample"]
+            for report in measured("input", results)
+        },
     ),
 )
 

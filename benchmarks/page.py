@@ -32,7 +32,7 @@ REQUIRED = (
     "train_step",
 )
 # These have a section where they are there, and may be of another machine.
-OPTIONAL = ("plain*", "serve", "input", "listing", "gpu_*")
+OPTIONAL = ("plain*", "serve", "input*", "listing", "gpu_*")
 ON_A_GPU = ("tests", "train_step", "predict", "augment", "digits", "epoch")
 
 

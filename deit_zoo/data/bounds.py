@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain
 from threading import Condition
+from typing import NoReturn
 
 from PIL import Image, TiffImagePlugin
 from PIL.ImageFile import ImageFile
@@ -76,18 +77,20 @@ class CountedReads(BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file. Raises DataError for too many."""
-        self._count()
+        self.reads += 1  # no call: a JPEG's header takes 40 reads, and this is on the way of all
+        if self.reads > self.most:
+            self._refuse()
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
         """As of any file. Raises DataError for too many."""
-        self._count()
-        return super().readline(size)
-
-    def _count(self) -> None:
         self.reads += 1
         if self.reads > self.most:
-            raise DataError(f"it is read in over {self.most:,} parts; save it anew")
+            self._refuse()
+        return super().readline(size)
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(f"it is read in over {self.most:,} parts; save it anew")
 
 
 class MemoryInUse:
