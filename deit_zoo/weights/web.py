@@ -101,14 +101,14 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
 def is_private(host: str) -> bool:
     """Whether a host is this machine or one of a private network; what has no address is not."""
     try:
-        found = {ipaddress.ip_address(host)}
+        addresses = {ipaddress.ip_address(host)}
     except ValueError:
         try:
             entries = socket.getaddrinfo(host, None)
         except (OSError, UnicodeError):
             return False
-        found = {ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries}
-    return any(not (getattr(one, "ipv4_mapped", None) or one).is_global for one in found)
+        addresses = {ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries}
+    return any(not (getattr(one, "ipv4_mapped", None) or one).is_global for one in addresses)
 
 
 def _pieces(response: requests.Response, watch: _Watch) -> Iterator[bytes]:
