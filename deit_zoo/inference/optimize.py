@@ -89,7 +89,7 @@ def optimize(
             "the model has hooks, adapters or overridden parts, which a copy would leave out; "
             "remove the hooks, and merge adapters into the weights"
         )
-    if compile is True:
+    if compile not in (False, "auto"):
         check_compiler(device)
     with torch.no_grad():
         fast = OptimizedModel(model, fastest if name == "auto" else name).requires_grad_(False)

@@ -105,7 +105,7 @@ class ConvNet(ZooModel):
         """Take images of another size from now on; a convnet has no patches."""
         if patch_size is not None:
             raise ZooError(f"patch_size is {patch_size}, but a convnet has none; leave it out")
-        size = as_pair(img_size or self.img_size)
+        size = self.img_size if img_size is None else as_pair(img_size)
         check_divisible(size, self.stride)
         self.img_size = size
 

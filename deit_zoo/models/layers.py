@@ -198,7 +198,8 @@ class ZooModel(nn.Module):
                 f"patch_size is {patch_size}, and this model cuts patches of {self.patch_size}; "
                 f"create(name, patch_size={patch_size}) resamples its filters"
             )
-        size, former = as_pair(img_size or self.img_size), self.patch_embed.grid_size
+        size = self.img_size if img_size is None else as_pair(img_size)
+        former = self.patch_embed.grid_size
         num_prefix = self.pos_embed.shape[1] - self.patch_embed.num_patches
         self.patch_embed.set_img_size(size, self.patch_size)
         self.img_size = size

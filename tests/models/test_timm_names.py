@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -110,6 +111,13 @@ def test_every_family_takes_another_input_size(name: str) -> None:
     assert not model.pos_embed.requires_grad
     with torch.inference_mode():
         assert model(torch.rand(1, 3, 48, 48).to(torch.bfloat16)).shape == (1, 1000)
+
+
+@each_row("name", DIGITS)
+def test_a_size_of_no_pixels_is_refused(name: str) -> None:
+    for size in (0, ()):
+        with pytest.raises(ImageSizeError, match=rf"img_size is {re.escape(repr(size))}; give one"):
+            deit_zoo.create(name).set_input_size(size)
 
 
 def test_a_size_that_patches_do_not_tile_leaves_the_model_as_it_was() -> None:
