@@ -31,7 +31,9 @@ BEST_FOLDER, LAST_FOLDER = "best", "last"
 def best_epoch(output: Path) -> dict[str, Any] | None:
     """Number (from 0) and figures of the epoch whose weights are kept as the best.
 
-    None where there are none, or a file that is torn or altered: the next epoch's take its place.
+    None where there are none, where the file is torn or altered, and where the log has its epoch
+    with other figures or not at all: it is of another run, or was given up. The next epoch's
+    weights take its place.
     """
     file, sums = output / BEST_FOLDER / MODEL_FILE, output / BEST_FOLDER / SUMS_FILE
     if not file.is_file():
@@ -40,9 +42,10 @@ def best_epoch(output: Path) -> dict[str, Any] | None:
         if sums.exists() and read_sums(sums).get(MODEL_FILE) != digest(file):
             return None
         with safe_open(file, framework="pt") as stored:
-            epoch: dict[str, Any] = parse_json(stored.metadata()[METADATA_KEY], "it")["epoch"]
-        return {"number": epoch["number"], "loss": epoch["loss"], **epoch}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            best: dict[str, Any] = parse_json(stored.metadata()[METADATA_KEY], "it")["epoch"]
+        logged = next(row for row in _epochs(output) if row["number"] == best["number"])
+        return best if best == logged else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
 
 
@@ -61,7 +64,7 @@ def keep_best(
     file, sums = output / BEST_FOLDER / MODEL_FILE, output / BEST_FOLDER / SUMS_FILE
     before = best_epoch(output)
     if before is None and file.exists():
-        tell(f"{file} is torn or altered, so it is the best no more")
+        tell(f"{file} is torn or altered, or of no epoch in {LOG_FILE}: it is the best no more")
     epoch = {"number": number, **{key: getattr(reached, key) for key in reached.names}}
     better = before is None or _worth(epoch) > _worth(before)
     if not better or not math.isfinite(reached.loss):
@@ -97,10 +100,7 @@ def epochs_of(output: Path, sha256: str) -> dict[str, Any]:
 
     The figures are those of the log, measured while the run went on.
     """
-    row = read_log(output / LOG_FILE)[-1]
-    figures = {key.removeprefix("val_"): row[key] for key in row if key.startswith("val_")}
-    last = {"number": row["epoch"], **figures}
-    best = best_epoch(output)
+    last, best = _epochs(output)[-1], best_epoch(output)
     if best is None:
         return {"exported": "last", "last": last, "best": None}
     best_sha256 = digest(output / BEST_FOLDER / MODEL_FILE)
@@ -126,6 +126,15 @@ def sentence(epochs: dict[str, Any]) -> str:
         f"{MODEL_FILE} is of the last epoch, {last['number'] + 1}; the best, {best['number'] + 1}, "
         f"reached {_figure(best)} and is in {BEST_FOLDER}/"
     )
+
+
+def _epochs(output: Path) -> list[dict[str, Any]]:
+    """The epochs in the log, each by its number and its figures on the validation images."""
+    return [
+        {"number": row["epoch"]}
+        | {key.removeprefix("val_"): row[key] for key in row if key.startswith("val_")}
+        for row in read_log(output / LOG_FILE)
+    ]
 
 
 def _worth(epoch: dict[str, Any]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch
 import deit_zoo
 from deit_zoo.files import digest
 from deit_zoo.results import Evaluation
+from deit_zoo.runs.json_lines import append_line
 from deit_zoo.training.best import best_epoch, keep_best
 from deit_zoo.training.finetune import finetune, make_plan
 from deit_zoo.training.launch import make_plan as plan_to_reproduce
@@ -85,6 +86,8 @@ def test_of_epochs_as_good_the_one_with_the_lower_loss_is_the_best_then_the_firs
     def keep(number: int, top1: float, loss: float) -> int:
         torch.nn.init.constant_(model.head.bias, number)
         reached = Evaluation(top1=top1, top5=100.0, loss=loss, num_images=9)
+        figures = {"val_top1": top1, "val_top5": 100.0, "val_loss": loss}
+        append_line(tmp_path / "log.jsonl", {"epoch": number, "train_loss": loss} | figures)
         keep_best(tmp_path, model, number, reached, {}, told.append)
         best = best_epoch(tmp_path)
         assert best is not None
@@ -116,3 +119,26 @@ def test_best_weights_that_are_torn_are_none_and_the_next_take_their_place(
     assert best_epoch(output) is None
     file.write_bytes(b"\xff" * 100)
     assert best_epoch(output) is None
+
+
+def test_best_weights_of_an_epoch_that_the_log_has_not_are_none_and_the_next_take_their_place(
+    tmp_path: Path, finished: Path
+) -> None:
+    # As a run leaves them whose folder another begins in, and an epoch that was trained again.
+    output = Path(shutil.copytree(finished, tmp_path / "run"))
+    number, rows = receipt_of(output)["epochs"]["best"]["number"], log_of(output)
+    rows[number]["val_loss"] += 0.5
+    (output / "log.jsonl").unlink()
+    for row in rows[: number + 1]:
+        append_line(output / "log.jsonl", row)
+    assert best_epoch(output) is None
+    names = ("top1", "top5", "loss")
+    reached = Evaluation(**{key: rows[number][f"val_{key}"] for key in names}, num_images=360)
+    told: list[str] = []
+    keep_best(output, deit_zoo.create(PICO), number, reached, {}, told.append)
+    [sentence], best = told, best_epoch(output)
+    assert sentence.endswith(
+        "is torn or altered, or of no epoch in log.jsonl: it is the best no more"
+    )
+    assert best is not None
+    assert best["loss"] == reached.loss
