@@ -30,7 +30,7 @@ from deit_zoo.data.prefetch import default_threads, prefetch
 from deit_zoo.data.transforms import EvalTransform, as_tensor
 from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.throughput import FREED
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from harness.timing import rotated
 
 BATCH_SIZE = 32  # as classify takes it

@@ -24,7 +24,7 @@ from torch import nn
 
 import deit_zoo
 from deit_zoo.inference.throughput import FREED
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from harness.backends import timm_name
 
 MODELS = ("deit_tiny", "deit_small", "cait_xxs24_224")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo.inference.throughput import OURS
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from harness.backends import timm_name
 from harness.timing import ChildError, ratio_of_medians, rotated
 from harness.workers import Worker, in_order_of_readiness, reason, wait_for_turn

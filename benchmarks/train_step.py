@@ -35,7 +35,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.inference.throughput import OURS
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from deit_zoo.training.build import build_train_state, fix_order
 from deit_zoo.training.loop import train_one_epoch
 from deit_zoo.training.micro_batches import Batch

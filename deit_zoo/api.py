@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import caller_state, plain_torch
 from deit_zoo.manifest import manifest_record
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from deit_zoo.results import Evaluation, Predictions
 from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deit_zoo.inference.attention import AttentionMap, Method
     from deit_zoo.inference.export import Export
     from deit_zoo.inference.optimize import OptimizedModel
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
     from deit_zoo.runs.receipt import Verdict
 
 
@@ -220,7 +220,7 @@ def attention_map(
     """
     from deit_zoo.data.transforms import as_tensor
     from deit_zoo.inference import attention
-    from deit_zoo.models.layers import spec_of
+    from deit_zoo.models.model import spec_of
     from deit_zoo.weights.load import spec_for
 
     if isinstance(model, str):

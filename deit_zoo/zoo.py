@@ -15,14 +15,15 @@ from deit_zoo.errors import ZooError
 from deit_zoo.facts.model import ModelInfo
 from deit_zoo.machine import usable_device
 from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
-from deit_zoo.registry import MODELS, ModelSpec, is_path, matches, resolve
+from deit_zoo.registry import MODELS, ModelSpec
+from deit_zoo.registry.names import is_path, matches, resolve
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from deit_zoo.data.transforms import EvalTransform
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
 _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
 # Whole numbers that `create` takes: the least, and what is meant.
@@ -303,7 +304,7 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
     On the device; without one a name's is on the best that is there, and a model where it is.
     """
-    from deit_zoo.models.layers import spec_of, unwrapped
+    from deit_zoo.models.model import spec_of, unwrapped
 
     if isinstance(name_or_model, str | os.PathLike):
         return load_model(os.fspath(name_or_model), "auto" if device is None else device)
@@ -314,7 +315,8 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
 def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
     """The same of one that tells classes apart. Raises ZooError where it cannot."""
-    from deit_zoo.models.layers import num_classes_of, num_outputs
+    from deit_zoo.models.layers import num_outputs
+    from deit_zoo.models.model import num_classes_of
 
     model = resolve_model(name_or_model, device)
     num_classes, second = num_classes_of(model), getattr(model, "head_dist", None)

@@ -30,7 +30,7 @@ from deit_zoo.errors import (
     ZooError,
 )
 from deit_zoo.labels import folders
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import MODELS
 from support.tables import each_row
 

@@ -22,7 +22,8 @@ from deit_zoo import errors
 from deit_zoo.cli.app import app
 from deit_zoo.data import digits
 from deit_zoo.manifest import read_manifest
-from deit_zoo.registry import MODELS, lookup
+from deit_zoo.registry import MODELS
+from deit_zoo.registry.names import lookup
 from support.command import deit_zoo
 
 ROOT = Path(__file__).parents[1]

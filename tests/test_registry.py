@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deit_zoo.errors import UnknownModelError
-from deit_zoo.registry import MODELS, is_path, lookup, nearest, normalize, resolve, spellings
+from deit_zoo.registry import MODELS
+from deit_zoo.registry.names import is_path, lookup, nearest, normalize, resolve, spellings
 from support.tables import each_row
 
 # facts/naming.md, "Who calls them what" and the table: reference, timm bare and tagged, Hub ids,

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.inference.throughput import OURS, Case, plain_model, random_images, run_of
 from deit_zoo.machine import peak_mb
-from deit_zoo.registry import ModelSpec, resolve
+from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import resolve
 from harness.timing import Backend
 
 if TYPE_CHECKING:

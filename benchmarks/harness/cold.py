@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from deit_zoo.inference.throughput import OURS, Case
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from harness import backends
 from harness.timing import ChildError, rotated
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from deit_zoo.registry import ModelSpec, resolve
+from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import resolve
 
 MATRIX = "matrix product"
 BENCHMARKS = Path(__file__).resolve().parents[1]

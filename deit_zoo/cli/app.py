@@ -42,7 +42,7 @@ from deit_zoo.errors import RecipeError, ZooError, redact
 from deit_zoo.facts.model import rows_of_model
 from deit_zoo.facts.table import HEADING, NUMBERS, models_page, notes_of_models, rows_of_models
 from deit_zoo.machine import world_size
-from deit_zoo.registry import lookup, normalize, resolve
+from deit_zoo.registry.names import lookup, normalize, resolve
 from deit_zoo.version import __version__
 from deit_zoo.zoo import info, list_models
 

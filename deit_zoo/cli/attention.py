@@ -21,7 +21,7 @@ from deit_zoo.cli.options import (
     pixels,
 )
 from deit_zoo.errors import DataError
-from deit_zoo.registry import is_path
+from deit_zoo.registry.names import is_path
 
 PICTURE = Path("attention.png")
 

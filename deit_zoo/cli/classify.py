@@ -16,7 +16,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
 from deit_zoo.cli.options import MODEL_OR_RUN, MOST, AsJson, Device, complete_name
 from deit_zoo.errors import DataError
-from deit_zoo.registry import is_path, resolve
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.results import Prediction
 from deit_zoo.terminal import one_line
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deit_zoo.data.transforms import EvalTransform
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
     # The name of a file or an address, the bytes from stdin, or why an argument names no image.
     Source = str | bytes | DataError

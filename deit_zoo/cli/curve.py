@@ -8,7 +8,7 @@ from typing import Any
 
 from deit_zoo.cli.console import Bar, print_table
 from deit_zoo.facts.speed import where
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 
 
 def measured_curve(

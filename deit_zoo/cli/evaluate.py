@@ -26,7 +26,7 @@ from deit_zoo.cli.options import (
 from deit_zoo.errors import ZooError
 from deit_zoo.facts.model import ModelInfo
 from deit_zoo.manifest import Metric
-from deit_zoo.registry import lookup, resolve
+from deit_zoo.registry.names import lookup, resolve
 from deit_zoo.results import Evaluation
 from deit_zoo.zoo import info
 

@@ -12,12 +12,12 @@ from deit_zoo.cli.console import out, print_error, print_json, print_rows, talk
 from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, pixels
 from deit_zoo.errors import DifferenceError, ZooError
 from deit_zoo.files import expand_user
-from deit_zoo.registry import is_path, resolve
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.zoo import create, load_model
 
 if TYPE_CHECKING:
     from deit_zoo.inference.export import Export
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
 
 class Format(str, Enum):

@@ -6,7 +6,7 @@ from deit_zoo.cli.console import out, print_json, print_rows, print_table, talk
 from deit_zoo.facts.recipe import facts_of_recipe, fields_of_recipe, rows_of_recipe
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import Recipe, shown
-from deit_zoo.registry import matches
+from deit_zoo.registry.names import matches
 from deit_zoo.runs.reference import published_figure
 
 UNPUBLISHED = "–"

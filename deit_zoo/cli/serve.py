@@ -17,7 +17,7 @@ from deit_zoo.machine import require_extra
 
 if TYPE_CHECKING:
     from deit_zoo.inference.serve.app import Limits
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_PIXELS = 50_000_000  # unless told: the photographs of telephones, not the largest panoramas
@@ -163,7 +163,7 @@ def _run(
 
 def _facts(network: ZooModel) -> dict[str, Any]:
     """What GET /health says of the model; no path of this machine."""
-    from deit_zoo.models.layers import num_classes_of, spec_of
+    from deit_zoo.models.model import num_classes_of, spec_of
     from deit_zoo.version import __version__
 
     where = next(network.parameters())

@@ -15,7 +15,7 @@ from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
-from deit_zoo.registry import is_path, resolve
+from deit_zoo.registry.names import is_path, resolve
 
 if TYPE_CHECKING:
     from deit_zoo.hub.verify import VerifyResult

@@ -21,7 +21,8 @@ from deit_zoo.data.decode import decoded, image_errors, opened, to_rgb, upright
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.errors import DataError, ImageSizeError
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
-from deit_zoo.models.layers import ZooModel, as_pair, in_chans_of, spec_of
+from deit_zoo.models.layers import as_pair
+from deit_zoo.models.model import ZooModel, in_chans_of, spec_of
 from deit_zoo.registry import ModelSpec
 
 _DECODING = Lock()

@@ -22,7 +22,7 @@ from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel, spec_of
+from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.results import Evaluation
 
 IN_PROCESS = 2_000  # fewer images need no processes to read them

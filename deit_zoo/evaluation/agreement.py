@@ -27,7 +27,7 @@ from deit_zoo.evaluation.accuracy import (
     evaluation_of,
     kept_of,
 )
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Evaluation
 
 LABELS = "labels"

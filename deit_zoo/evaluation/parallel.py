@@ -30,7 +30,7 @@ from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import EvalDataset, Keep, Sums, accumulate, check_finite
 from deit_zoo.machine import check_gpus, check_processes, usable_device
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 
 Process = subprocess.Popen[bytes]
 Device = str | torch.device | None

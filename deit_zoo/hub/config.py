@@ -11,7 +11,8 @@ from deit_zoo.data.transforms import eval_transform
 from deit_zoo.files import CONFIG_FILE, RECEIPT_FILE, expand_user, read_json, write_whole
 from deit_zoo.labels import Label
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, read_manifest
-from deit_zoo.registry import TRANSFORMERS, ModelSpec, lookup
+from deit_zoo.registry import TRANSFORMERS, ModelSpec
+from deit_zoo.registry.names import lookup
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")

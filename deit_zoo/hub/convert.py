@@ -8,7 +8,8 @@ from typing import Any
 
 from deit_zoo.errors import CheckpointError, UnknownModelError
 from deit_zoo.files import MODEL_FILE, digest
-from deit_zoo.registry import MODELS, ModelSpec, resolve
+from deit_zoo.registry import MODELS, ModelSpec
+from deit_zoo.registry.names import resolve
 from deit_zoo.weights.config import read_config
 from deit_zoo.weights.formats import is_pickle, to_file_keys, write_tensors
 from deit_zoo.weights.load import load_checkpoint, read_tensors

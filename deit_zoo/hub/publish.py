@@ -33,7 +33,8 @@ from deit_zoo.hub.verify import copy_checked
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, Source, manifest_record
 from deit_zoo.recipes import RECIPES
-from deit_zoo.registry import TRANSFORMERS, ModelSpec, resolve
+from deit_zoo.registry import TRANSFORMERS, ModelSpec
+from deit_zoo.registry.names import resolve
 from deit_zoo.runs.plot import draw_run
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import KnownFile

@@ -19,7 +19,7 @@ from deit_zoo.files import (
     digest,
 )
 from deit_zoo.manifest import Checkpoint, manifest_record
-from deit_zoo.registry import is_path, resolve
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.fetch import cached_source

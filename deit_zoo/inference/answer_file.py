@@ -24,8 +24,8 @@ from deit_zoo.errors import DataError, FormatError, redact
 from deit_zoo.files import as_record, digest, parse_json, read_json, temporary_in, write_whole
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
-from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
-from deit_zoo.registry import resolve
+from deit_zoo.models.model import ZooModel, num_classes_of, spec_of
+from deit_zoo.registry.names import resolve
 from deit_zoo.results import Prediction
 from deit_zoo.version import __version__
 

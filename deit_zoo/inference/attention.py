@@ -25,7 +25,8 @@ from deit_zoo.errors import DataError, ImageSizeError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.files import write_whole
 from deit_zoo.machine import require_matplotlib
-from deit_zoo.models.layers import ZooModel, as_pair
+from deit_zoo.models.layers import as_pair
+from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import ModelSpec
 from deit_zoo.runs.picture import png_of
 

@@ -12,7 +12,7 @@ from deit_zoo.data.transforms import normalized
 from deit_zoo.evaluation.accuracy import eval_mode, not_finite, oom_as_error
 from deit_zoo.labels import SEVERAL_LABELS, Label, as_names, labels
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel, num_classes_of, spec_of
+from deit_zoo.models.model import ZooModel, num_classes_of, spec_of
 from deit_zoo.results import Prediction
 
 THUMBNAIL = 96  # pixels of its longer side

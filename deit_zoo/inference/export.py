@@ -39,7 +39,7 @@ from deit_zoo.files import write_whole
 from deit_zoo.inference.classify import class_names, reading_for
 from deit_zoo.machine import missing_compiler, require_extra, usable_device
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
-from deit_zoo.models.layers import ZooModel, spec_of
+from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.version import __version__
 
 if TYPE_CHECKING:

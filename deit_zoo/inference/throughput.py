@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import cpu_name, peak_mb
-from deit_zoo.registry import is_path, resolve
+from deit_zoo.registry.names import is_path, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
 OURS = "deit_zoo"
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")

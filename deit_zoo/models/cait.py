@@ -21,7 +21,6 @@ from deit_zoo.models.layers import (
     DropPath,
     Mlp,
     PatchEmbed,
-    ZooModel,
     as_pair,
     init_linear,
     layer_norm,
@@ -30,6 +29,7 @@ from deit_zoo.models.layers import (
     softmax_map,
     split_heads,
 )
+from deit_zoo.models.model import ZooModel
 
 
 class HeadMixing(nn.Linear):

@@ -15,14 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_zoo.errors import ZooError
-from deit_zoo.models.layers import (
-    ZooModel,
-    as_pair,
-    check_divisible,
-    check_input,
-    init_linear,
-    new_head,
-)
+from deit_zoo.models.layers import as_pair, check_divisible, check_input, init_linear, new_head
+from deit_zoo.models.model import ZooModel
 
 GROUPS = 8
 torch.fx.wrap("check_input")  # as in layers.py

@@ -20,7 +20,6 @@ from deit_zoo.models.layers import (
     DropPath,
     Mlp,
     PatchEmbed,
-    ZooModel,
     as_pair,
     init_linear,
     layer_norm,
@@ -29,6 +28,7 @@ from deit_zoo.models.layers import (
     softmax_map,
     split_heads,
 )
+from deit_zoo.models.model import ZooModel
 
 
 class Attention(nn.Module):

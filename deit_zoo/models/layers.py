@@ -5,272 +5,17 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from deit_zoo.errors import CheckpointError, ImageSizeError, ZooError
-from deit_zoo.labels import as_names
-
-if TYPE_CHECKING:
-    from deit_zoo.manifest import Checkpoint, Reading
-    from deit_zoo.registry import ModelSpec
+from deit_zoo.errors import ImageSizeError, ZooError
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
-
-
-class ZooModel(nn.Module):
-    """A classifier that knows what it is (`spec`) and where its weights are from (`checkpoint`).
-
-    `labels` are the folders of its classes, where they are known; a new head knows others.
-    `reading` is how its checkpoint says that images are decoded for it, and `adapted` what of the
-    checkpoint was computed anew to fit. `problem_type` is SEVERAL_LABELS where a class is given by
-    a sigmoid of its own. `crop_pct` is its evaluation crop where it is not the published one.
-    """
-
-    __jit_unused_properties__ = ("labels", "num_classes", "num_features")
-    spec: ModelSpec | None = None
-    checkpoint: Checkpoint | None = None
-    _labels: tuple[str, ...] | None = None
-    reading: Reading | None = None
-    problem_type: str | None = None
-    crop_pct: float | None = None
-    adapted: tuple[str, ...] = ()
-    grad_checkpointing = False
-    embed_dim: int
-    img_size: tuple[int, int]
-    patch_size: int
-    patch_embed: PatchEmbed
-    pos_embed: nn.Parameter
-    blocks: nn.ModuleList
-    norm: nn.Module
-    head: nn.Module
-
-    @property
-    def num_classes(self) -> int:
-        """As many as the head tells apart, whoever put it there; 0 without a head."""
-        return num_outputs(self.head)
-
-    @num_classes.setter
-    def num_classes(self, number: int) -> None:
-        if number != self.num_classes:
-            raise ZooError(
-                f"num_classes is {number}, but the head tells {self.num_classes} classes apart; "
-                f"give model.reset_classifier({number}) or put a head of that width first"
-            )
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The folders or names of the classes, in their order, where they are known."""
-        return self._labels
-
-    @labels.setter
-    def labels(self, names: Sequence[str] | None) -> None:
-        self._labels = None if names is None else as_names(names, self.num_classes)
-
-    @property
-    def num_features(self) -> int:
-        """The width of the pooled features, as timm calls it."""
-        return self.embed_dim
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to all tokens after the last norm (B, prefix + N, D)."""
-        x = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x)
-        return self.finish(x)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to what the first block takes."""
-        raise NotImplementedError
-
-    def finish(self, x: Tensor) -> Tensor:
-        """What the last block gives to all tokens after the last norm."""
-        raise NotImplementedError
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """What blocks give (all, the last n, or those listed), and `forward_features`; as in timm.
-
-        Patches are maps (B, D, h, w), or tokens (B, N, D) as `NLC`; with `return_prefix_tokens` in
-        pairs with the tokens before them. `stop_early` skips the blocks that come after.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ZooError(f"output_fmt is {output_fmt!r}; give NCHW or NLC")
-        layers = pick_layers(len(self.blocks) if indices is None else indices, len(self.blocks))
-        last = max(layers) if stop_early or intermediates_only else len(self.blocks) - 1
-        outputs = self._block_outputs(self.embed(x), [*layers, last])
-        x = outputs[last]
-        shown = [(self.normed(y, i) if norm else y) for i, y in outputs.items() if i in layers]
-        split = [self.split_prefix(output, output_fmt == "NCHW") for output in shown]
-        pairs = [(patches, prefix) for prefix, patches in split]
-        intermediates = pairs if return_prefix_tokens else [patches for patches, _ in pairs]
-        return intermediates if intermediates_only else (self.finish(x), intermediates)
-
-    def get_intermediate_layers(
-        self,
-        x: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_class_token: bool = False,
-        norm: bool = True,
-    ) -> tuple[Any, ...]:
-        """Patches (B, N, D) of the last n blocks or of the listed ones, as in DINOv2.
-
-        `reshape` gives (B, D, h, w); `return_class_token` gives pairs with the `class_token`.
-        """
-        layers = pick_layers(n, len(self.blocks))
-        outputs = self._block_outputs(self.embed(x), layers)
-        normed = [self.normed(outputs[i], i) if norm else outputs[i] for i in layers]
-        patches = [self.split_prefix(output, reshape)[1] for output in normed]
-        if not return_class_token:
-            return tuple(patches)
-        tokens = [self.class_token(outputs[number], number, norm) for number in layers]
-        return tuple(zip(patches, tokens, strict=True))
-
-    def class_token(self, output: Tensor, number: int, norm: bool) -> Tensor:
-        """The class token (B, D) of what a block gives; `norm` puts it under the last norm."""
-        token = output[:, 0]
-        return cast(Tensor, self.norm(token)) if norm else token
-
-    def attention(self, x: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Softmax maps (B, H, prefix + N, prefix + N) of the listed blocks; the rest stay fused.
-
-        A CaiT's are of patches alone (B, H, N, N), after the first mixing of heads; its last
-        layers, `depth_token_only` of them, are of the class token (B, H, 1, 1 + N).
-        """
-        depth = len(self.blocks) + len(getattr(self, "blocks_token_only", ()))
-        numbers = pick_layers(tuple(layers), depth)
-        entered = islice(self._entered(x), max(numbers) + 1)
-        maps = {
-            number: cast(Any, layer).attention(*tokens)
-            for number, (layer, tokens) in enumerate(entered)
-            if number in numbers
-        }
-        return [maps[number] for number in numbers]
-
-    def _entered(self, x: Tensor) -> Generator[tuple[nn.Module, tuple[Tensor, ...]], None, Tensor]:
-        """Each layer with what enters it; in the end what the last block gives."""
-        x = self.embed(x)
-        for block in self.blocks:
-            yield block, (x,)
-            x = self._run(block, x)
-        return x
-
-    def normed(self, output: Tensor, number: int) -> Tensor:
-        """What a block gives, under the last norm."""
-        return cast(Tensor, self.norm(output))
-
-    def split_prefix(self, output: Tensor, as_map: bool) -> tuple[Tensor, Tensor]:
-        """What a block gives, as the tokens before the patches, and the patches."""
-        num_prefix = output.shape[1] - self.patch_embed.num_patches
-        prefix, patches = output[:, :num_prefix], output[:, num_prefix:]
-        return prefix, to_grid(patches, self.patch_embed.grid_size) if as_map else patches
-
-    def set_input_size(
-        self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
-    ) -> None:
-        """Take images of another size from now on: positions are resampled as in fine-tuning.
-
-        They are a new parameter, so this comes before an optimizer is made. As timm calls it.
-        """
-        if patch_size not in (None, self.patch_size):
-            raise ZooError(
-                f"patch_size is {patch_size}, and this model cuts patches of {self.patch_size}; "
-                f"create(name, patch_size={patch_size}) resamples its filters"
-            )
-        size = self.img_size if img_size is None else as_pair(img_size)
-        former = self.patch_embed.grid_size
-        num_prefix = self.pos_embed.shape[1] - self.patch_embed.num_patches
-        self.patch_embed.set_img_size(size, self.patch_size)
-        self.img_size = size
-        table = self.pos_embed.detach()
-        new = resize_pos_embed(table.float(), former, self.patch_embed.grid_size, num_prefix)
-        self.pos_embed = nn.Parameter(new.to(table.dtype), self.pos_embed.requires_grad)
-
-    def forward_head(
-        self, tokens: Tensor, pre_logits: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Tokens to logits, or to the pooled features (B, D) that the head would read."""
-        raise NotImplementedError
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The head, or both heads of a distilled model."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one; 0 classes leaves the pooled features."""
-        self.head = new_head(self.embed_dim, num_classes, like=self)
-        self.labels = None
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` compiles: a trace, since scripts know but a part of Python."""
-        if self.training:
-            raise ZooError("torch.jit.script takes a model that predicts; call model.eval() first")
-        return Scriptable(self)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing it: memory for time."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names beyond biases and norms that upstream did not decay (`dist_token` it did)."""
-        return {"cls_token", "pos_embed"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, in timm's form; blocks are as coarse
-        as it gets."""
-        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^(?:cls_token|dist_token|pos_embed|patch_embed|stem)", "blocks": blocks}
-
-    def _run(self, block: nn.Module, *tokens: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, *tokens, use_reentrant=False))
-        return cast(Tensor, block(*tokens))
-
-    def _block_outputs(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """What the listed blocks give when the first one is given x, in their order."""
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: max(layers) + 1]):
-            x = self._run(block, x)
-            if number in layers:
-                outputs[number] = x
-        return outputs
-
-
-class Scriptable(nn.Module):
-    """What torch.jit.script is given of a model: its trace, for any batch of its image size."""
-
-    def __init__(self, model: ZooModel) -> None:
-        super().__init__()
-        channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
-        where = next(model.parameters())
-        image = torch.zeros(2, channels, *model.img_size, device=where.device, dtype=where.dtype)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of checks that a trace leaves out
-            self.traced = torch.jit.trace(model, image)  # type: ignore[no-untyped-call]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.traced(x)
 
 
 class PatchEmbed(nn.Module):
@@ -375,12 +120,6 @@ def num_outputs(head: nn.Module) -> int:
     return next((int(width) for width in reversed(matrices + widths) if width is not None), 0)
 
 
-def num_classes_of(model: Any) -> int:
-    """The same of any model: timm's, whose head may have been changed, or a copy without one."""
-    head = getattr(model, "head", None)
-    return int(model.num_classes) if head is None else num_outputs(head)
-
-
 def trunc_normal(tensor: Tensor) -> Tensor:
     """Fill with a normal of std 0.02; the cut at ±2 never bites, as in timm 0.3.2."""
     # A tensor on the meta device is about to be replaced by a checkpoint's.
@@ -448,22 +187,6 @@ def resize_pos_embed(
     return torch.cat((prefix, table.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
 
 
-def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
-    """Layer numbers from `n` (the last n) or from a list in which -1 is the last."""
-    if isinstance(layers, int):
-        numbers: Sequence[int] = range(depth - layers, depth)
-        valid = 1 <= layers <= depth
-    else:
-        numbers = layers
-        valid = len(layers) > 0 and all(-depth <= layer < depth for layer in layers)
-    if not valid:
-        raise ZooError(
-            f"layers is {layers!r}, but the model has {depth} blocks; give a number from 1 to "
-            f"{depth} for the last ones, or a list of numbers from {-depth} to {depth - 1}"
-        )
-    return [layer % depth for layer in numbers]
-
-
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, 3·D) to queries, keys and values, each (B, H, N, D/H)."""
     batch, tokens, dim = qkv.shape
@@ -475,36 +198,3 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def softmax_map(query: Tensor, key: Tensor) -> Tensor:
     """What a fused kernel does not give away: softmax of the scaled scores (B, H, Q, N)."""
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
-
-
-def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, h·w, D) as a feature map (B, D, h, w)."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size).contiguous()
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside what torch.compile, DataParallel, DDP or an average put around it."""
-    while isinstance(model, nn.Module):
-        children = dict(model.named_children())  # a traced model's _modules is no dict
-        inner = children.get("_orig_mod") or children.get("module")
-        if inner is None:
-            break
-        model = inner
-    return model
-
-
-def in_chans_of(model: Any) -> int:
-    """The channels of the images that a model takes; a RegNet from timm takes three."""
-    patches = getattr(model, "patch_embed", None)
-    own: int = getattr(model, "in_chans", 3) if patches is None else patches.proj.in_channels
-    return own
-
-
-def spec_of(model: Any) -> ModelSpec:
-    spec = getattr(model, "spec", None)
-    if spec is None:
-        raise CheckpointError(
-            f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
-            "are not known; make it with create(name)"
-        )
-    return cast("ModelSpec", spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import cait, deit, deit3, digits, variants
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.registry import lookup, normalize, resolve
+from deit_zoo.registry.names import lookup, normalize, resolve
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

@@ -8,7 +8,8 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE, expand_user, read_json
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.registry import MODELS, lookup
+from deit_zoo.registry import MODELS
+from deit_zoo.registry.names import lookup
 
 
 def trained_first(recipe: Recipe) -> Recipe | None:

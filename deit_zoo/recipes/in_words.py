@@ -9,7 +9,8 @@ from deit_zoo.recipes.figures import figure_of
 from deit_zoo.recipes.first_stage import trained_first
 from deit_zoo.recipes.recipe import Recipe, count, modifications, shown
 from deit_zoo.recipes.schedule import learning_rate
-from deit_zoo.registry import MODELS, lookup
+from deit_zoo.registry import MODELS
+from deit_zoo.registry.names import lookup
 
 # DeiT, Table 9: the peak rate of a batch of 512.
 PAPER_RATE = 5e-4

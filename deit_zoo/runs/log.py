@@ -10,7 +10,7 @@ from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE, read_json
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.recipe import Recipe, from_dict
-from deit_zoo.registry import lookup
+from deit_zoo.registry.names import lookup
 from deit_zoo.runs.reference import (
     Curve,
     CurveStatus,

@@ -19,7 +19,7 @@ from deit_zoo.files import (
     write_sums,
     write_whole,
 )
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.reference import read_log
 from deit_zoo.weights.load import save_model

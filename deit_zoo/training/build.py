@@ -22,7 +22,7 @@ from deit_zoo.inference.classify import class_names
 from deit_zoo.labels import folders
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.first_stage import resolve_init_from
 from deit_zoo.recipes.plan import Plan, default_workers
 from deit_zoo.recipes.recipe import Recipe, shown

@@ -22,7 +22,8 @@ from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.finetune import FINETUNE, TABLE_6, TABLE_7
 from deit_zoo.recipes.plan import Plan, settings
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Pixels, Recipe, changed, count, shown
-from deit_zoo.registry import ModelSpec, is_path, lookup
+from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import is_path, lookup
 from deit_zoo.training import checks, launch
 from deit_zoo.training.job import read_job
 from deit_zoo.training.run_data import has_begun

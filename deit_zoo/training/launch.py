@@ -24,7 +24,7 @@ from deit_zoo.recipes.plan import (
     settings,
 )
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe, changed, differences, shown
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from deit_zoo.runs.reference import recipe_differences
 from deit_zoo.training import elastic, heartbeat
 from deit_zoo.training.changes import with_changes

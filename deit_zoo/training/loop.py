@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from deit_zoo.distributed import DistributedContext
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.training.losses import Criterion, Teach

@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deit_zoo.errors import RecipeError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.timm_bridge import depths_of, lamb
 

@@ -11,7 +11,7 @@ from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate
 from deit_zoo.evaluation.answers import Answers, LabelAnswers, answers_of, answers_to
 from deit_zoo.evaluation.report import write_report
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.zoo import transform
 
 RESULTS_FOLDER = "results"

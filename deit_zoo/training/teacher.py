@@ -23,7 +23,8 @@ from deit_zoo.files import WEIGHTS_SUFFIXES, digest
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.recipes.recipe import Recipe
-from deit_zoo.registry import ModelSpec, lookup, nearest
+from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import lookup, nearest
 from deit_zoo.training import timm_bridge
 from deit_zoo.weights.load import open_local, read_tensors, resolve_file
 from deit_zoo.zoo import create

@@ -30,7 +30,8 @@ from deit_zoo.data.transforms import resize
 from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Source
-from deit_zoo.models.layers import ZooModel, as_pair
+from deit_zoo.models.layers import as_pair
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.weights.download import UnavailableError
 from deit_zoo.weights.hub_files import hub_error_context

@@ -25,7 +25,7 @@ from deit_zoo.inference.classify import class_names
 from deit_zoo.labels import SEVERAL_LABELS
 from deit_zoo.machine import commit, cpu_name
 from deit_zoo.manifest import manifest_record
-from deit_zoo.models.layers import ZooModel, spec_of
+from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.recipes.first_stage import resolve_init_from
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deit_zoo.manifest import LocalCheckpoint
-    from deit_zoo.models.layers import ZooModel
+    from deit_zoo.models.model import ZooModel
 
 
 def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str:
@@ -23,7 +23,7 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
     """
     from deit_zoo.errors import CheckpointError
     from deit_zoo.labels import folders
-    from deit_zoo.models.layers import spec_of, unwrapped
+    from deit_zoo.models.model import spec_of, unwrapped
     from deit_zoo.weights.load import save_model
 
     own: ZooModel = unwrapped(model)

@@ -13,7 +13,8 @@ from typing import Any
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import CONFIG_FILE, PREPROCESSOR_FILE, read_json, verify
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
-from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec, lookup
+from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec
+from deit_zoo.registry.names import lookup
 from deit_zoo.weights.image_facts import timm_images, transformers_images
 from deit_zoo.weights.proof import known_file
 

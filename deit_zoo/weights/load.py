@@ -35,8 +35,9 @@ from deit_zoo.files import (
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
-from deit_zoo.models.layers import ZooModel, unwrapped
-from deit_zoo.registry import ModelSpec, is_path, resolve
+from deit_zoo.models.model import ZooModel, unwrapped
+from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile

@@ -14,7 +14,7 @@ from deit_zoo.errors import CheckpointError, FormatError
 from deit_zoo.files import as_record, parse_json
 from deit_zoo.labels import folders
 from deit_zoo.manifest import Reading
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import cache
 from deit_zoo.weights.formats import is_pickle, not_whole
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deit_zoo.inference.throughput import Case
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from harness import timing
 from harness.timing import ChildError
 

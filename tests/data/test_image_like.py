@@ -19,7 +19,7 @@ from torch import Tensor
 import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import DataError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from support.tables import each_row
 
 IMAGE = next(image for image, label in digits() if label == "7").convert("RGB")

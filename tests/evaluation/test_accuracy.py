@@ -24,7 +24,7 @@ from deit_zoo.data.survey import most_unreadable
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.training.trainer import measure
 from support.tables import each_row

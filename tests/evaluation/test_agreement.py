@@ -16,7 +16,7 @@ from deit_zoo.errors import ZooError
 from deit_zoo.evaluation.accuracy import EvalDataset, validation_set
 from deit_zoo.evaluation.agreement import LABELS, Comparing
 from deit_zoo.inference.classify import class_names, reading_for
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from support.command import deit_zoo as typed
 from support.command import sentence
 

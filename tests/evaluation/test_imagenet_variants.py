@@ -21,7 +21,7 @@ from deit_zoo.evaluation.imagenet_variants import (
     open_eval_set,
 )
 from deit_zoo.labels import labels
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.weights.load import save_model
 
 SYNSETS = [label.folder for label in labels("imagenet1k")]

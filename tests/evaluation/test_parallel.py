@@ -19,7 +19,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
 from deit_zoo.evaluation.answers import answers_to
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from support.command import forked_python
 from support.tables import each_row
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import deit_zoo
-from deit_zoo.models.layers import ZooModel
-from deit_zoo.registry import resolve
+from deit_zoo.models.model import ZooModel
+from deit_zoo.registry.names import resolve
 
 HERE = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from deit_zoo.errors import CheckpointError, UnknownModelError, ZooError
 from deit_zoo.files import digest
 from deit_zoo.hub.config import start_record
 from deit_zoo.hub.publish_run import build_run
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from support.command import deit_zoo, python, sentence
 from support.hub_server import TOKEN, HubServer
 

@@ -17,7 +17,7 @@ import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.errors import DataError, ImageSizeError, MissingExtraError, ZooError
 from deit_zoo.inference.attention import AttentionMap, rollout
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from support.tables import each_row
 
 PLAIN, DISTILLED = "deit_pico_digits", "deit_pico_distilled_digits"

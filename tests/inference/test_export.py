@@ -20,7 +20,7 @@ from deit_zoo.data.digits import digits
 from deit_zoo.errors import CheckpointError, DataError, DifferenceError, ImageSizeError, ZooError
 from deit_zoo.inference import export as exports
 from deit_zoo.inference.export import Export, compare
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import load
 
 DISTILLED, CONVNET = "deit_pico_distilled_digits", "convnet_pico_digits"

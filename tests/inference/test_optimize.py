@@ -30,7 +30,7 @@ from deit_zoo.inference import optimize as inference
 from deit_zoo.inference.optimize import OptimizedModel
 from deit_zoo.models import deit
 from deit_zoo.models.deit import VisionTransformer
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import MODELS
 from support.tables import each_row
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import golden
-from deit_zoo.models.layers import ZooModel
-from deit_zoo.registry import resolve
+from deit_zoo.models.model import ZooModel
+from deit_zoo.registry.names import resolve
 
 _TRANSFORMER = {"img_size": (32, 48), "embed_dim": 48, "depth": 3, "num_classes": 10}
 SMALL: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 import deit_zoo
 import golden
 from deit_zoo.errors import ZooError
-from deit_zoo.registry import resolve
+from deit_zoo.registry.names import resolve
 from deit_zoo.weights import load
 from support.tables import each_row
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from deit_zoo.errors import ImageSizeError, ZooError
-from deit_zoo.models.layers import ZooModel
-from deit_zoo.registry import resolve
+from deit_zoo.models.model import ZooModel
+from deit_zoo.registry.names import resolve
 
 pytestmark = pytest.mark.parametrize("build", ["convnet_pico_digits"], indirect=True)
 

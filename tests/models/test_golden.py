@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import deit_zoo
 import golden
-from deit_zoo.models.layers import DropPath, ZooModel, resize_pos_embed
+from deit_zoo.models.layers import DropPath, resize_pos_embed
+from deit_zoo.models.model import ZooModel
 
 Case = dict[str, Any]
 Array = NDArray[Any]

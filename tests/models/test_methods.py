@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from deit_zoo.errors import ZooError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 
 DEPTH = 3
 DIM = 48

@@ -18,7 +18,7 @@ from deit_zoo.errors import ImageSizeError
 from deit_zoo.models import cait, deit
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 
 DIM, PREFIX, PATCHES = 48, 1, 6
 

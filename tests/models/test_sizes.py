@@ -10,8 +10,9 @@ import torch
 import deit_zoo
 import golden
 from deit_zoo.errors import ImageSizeError
-from deit_zoo.models.layers import ZooModel, resize_pos_embed
-from deit_zoo.registry import resolve
+from deit_zoo.models.layers import resize_pos_embed
+from deit_zoo.models.model import ZooModel
+from deit_zoo.registry.names import resolve
 from deit_zoo.weights import load
 from support.tables import each_row
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import deit_zoo
 import golden
-from deit_zoo.models.layers import ZooModel, resize_pos_embed
+from deit_zoo.models.layers import resize_pos_embed
+from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import MODELS, ModelSpec
 from deit_zoo.weights import load
 from deit_zoo.weights.formats import to_file_keys, to_zoo_keys

@@ -11,7 +11,7 @@ import torch
 
 import deit_zoo
 from deit_zoo.errors import ImageSizeError, ZooError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import MODELS
 from deit_zoo.weights.formats import to_file_keys
 from support.tables import each_row

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import deit_zoo
 import golden
 from deit_zoo.errors import ZooError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 
 transformers = pytest.mark.parametrize(
     "build", ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"], indirect=True

@@ -16,7 +16,7 @@ import deit_zoo
 import golden
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.training.losses import criterion_for
 from deit_zoo.training.optim import Ema, optimizer_for

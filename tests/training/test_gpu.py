@@ -27,7 +27,7 @@ import deit_zoo
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.files import MODEL_FILE, digest
 from deit_zoo.models.cait import CaiT
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.build import build_train_state

@@ -9,7 +9,7 @@ from timm.optim import Lamb
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes import RECIPES
 from deit_zoo.training.optim import optimizer_for
 

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 import deit_zoo
 import golden
 from deit_zoo.errors import RecipeError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.registry import MODELS
 from deit_zoo.training.loop import clip_gradients

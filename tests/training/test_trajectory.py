@@ -21,7 +21,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.models.cait import CaiT
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.deit3 import LayerScaleTransformer
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.deit import DEIT_BASE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe

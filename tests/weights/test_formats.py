@@ -26,7 +26,7 @@ from torch import Tensor
 import deit_zoo
 import golden
 from deit_zoo.errors import CheckpointError
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.weights.formats import convert_pickle
 from deit_zoo.weights.load import read_tensors
 from support.command import run_python

@@ -21,7 +21,7 @@ from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.inference.classify import class_names
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from support.machine import NAME
 
 DISTILLED = "deit_pico_distilled_digits"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deit_zoo.data.transforms import EvalTransform, as_tensor
 from deit_zoo.inference.classify import predictions
-from deit_zoo.models.layers import ZooModel
+from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Prediction
 
 # Seconds that an image waits for others that are being read; where none is, it does not wait.
