@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,397 +27,120 @@ from support.tables import each_row
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """One row of facts/models.json; None is what nobody has published."""
 
     num_params: int
-    published: tuple[float | None, float | None, float | None]  # top-1, top-5, loss
+    published: tuple[float | None, ...]  # top-1, top-5, loss
     crop_pct: float
     repo_id: str
-    revision: str | None
-    sha256: str | None
-    bytes: int | None
     file: str
     sha256_prefix: str | None
+    revision: str | None
+    bytes: int | None
+    sha256: str | None
 
 
-FACTS = {
-    "deit_tiny": Facts(
-        num_params=5_717_416,
-        published=(72.202, 91.124, 1.219),
-        crop_pct=0.875,
-        repo_id="timm/deit_tiny_patch16_224.fb_in1k",
-        revision="80e968688553f219e4a86f940ed945a23709c16f",
-        sha256="21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
-        bytes=22_883_348,
-        file="deit_tiny_patch16_224-a1311bcf.pth",
-        sha256_prefix="a1311bcf",
-    ),
-    "deit_small": Facts(
-        num_params=22_050_664,
-        published=(79.854, 94.968, 0.881),
-        crop_pct=0.875,
-        repo_id="timm/deit_small_patch16_224.fb_in1k",
-        revision="91327a9c99f98fe6b524cd4d397b7226b80e1365",
-        sha256="1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
-        bytes=88_216_496,
-        file="deit_small_patch16_224-cd65a155.pth",
-        sha256_prefix="cd65a155",
-    ),
-    "deit_base": Facts(
-        num_params=86_567_656,
-        published=(81.846, 95.594, 0.82),
-        crop_pct=0.875,
-        repo_id="timm/deit_base_patch16_224.fb_in1k",
-        revision="b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
-        sha256="cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e",
-        bytes=346_284_714,
-        file="deit_base_patch16_224-b5f2ef4d.pth",
-        sha256_prefix="b5f2ef4d",
-    ),
-    "deit_tiny_distilled": Facts(
-        num_params=5_910_800,
-        published=(74.476, 91.92, 1.021),
-        crop_pct=0.875,
-        repo_id="timm/deit_tiny_distilled_patch16_224.fb_in1k",
-        revision="4decab5416aad52836ffd48b5b7e5cfb78641d8d",
-        sha256=None,
-        bytes=None,
-        file="deit_tiny_distilled_patch16_224-b40b3cf7.pth",
-        sha256_prefix="b40b3cf7",
-    ),
-    "deit_small_distilled": Facts(
-        num_params=22_436_432,
-        published=(81.164, 95.376, 0.752),
-        crop_pct=0.875,
-        repo_id="timm/deit_small_distilled_patch16_224.fb_in1k",
-        revision="4150668d0839f2da591b2fc5659764c796148243",
-        sha256=None,
-        bytes=None,
-        file="deit_small_distilled_patch16_224-649709d9.pth",
-        sha256_prefix="649709d9",
-    ),
-    "deit_base_distilled": Facts(
-        num_params=87_338_192,
-        published=(83.372, 96.482, 0.685),
-        crop_pct=0.875,
-        repo_id="timm/deit_base_distilled_patch16_224.fb_in1k",
-        revision=None,
-        sha256="ccc9d1bbeede1fc8609a7a7482773a35057e9f38035b9b804bced9126c5a70dc",
-        bytes=349_367_122,
-        file="deit_base_distilled_patch16_224-df68dfff.pth",
-        sha256_prefix="df68dfff",
-    ),
-    "deit_base_384": Facts(
-        num_params=86_859_496,
-        published=(82.89, 96.222, 0.764),
-        crop_pct=0.875,
-        repo_id="timm/deit_base_patch16_384.fb_in1k",
-        revision="f3343093d6d86e5a644980dfde086eadd708cdf4",
-        sha256=None,
-        bytes=None,
-        file="deit_base_patch16_384-8de9b5d1.pth",
-        sha256_prefix="8de9b5d1",
-    ),
-    "deit_base_distilled_384": Facts(
-        num_params=87_630_032,
-        published=(85.224, 97.186, 0.636),
-        crop_pct=0.875,
-        repo_id="timm/deit_base_distilled_patch16_384.fb_in1k",
-        revision="cb8f6fe63da08d7410513f9dac2f8a994eda0adc",
-        sha256="f739dfae2bf3fdd4ef415fdb015966c515b9adca7de703a08365fb349fea82ca",
-        bytes=350_534_482,
-        file="deit_base_distilled_patch16_384-d0272ac0.pth",
-        sha256_prefix="d0272ac0",
-    ),
-    "cait_xxs24_224": Facts(
-        num_params=11_956_264,
-        published=(None, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_xxs24_224.fb_dist_in1k",
-        revision="996bf1472d408b5685c6ec0b2f06eccaac230702",
-        sha256="396b92244e28808d4bd719d7e7a9d7ca13ac903686ed4d218504a40a4d70080c",
-        bytes=None,
-        file="XXS24_224.pth",
-        sha256_prefix=None,
-    ),
-    "cait_xxs24_384": Facts(
-        num_params=12_029_224,
-        published=(None, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_xxs24_384.fb_dist_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="XXS24_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_xxs36_224": Facts(
-        num_params=17_299_720,
-        published=(None, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_xxs36_224.fb_dist_in1k",
-        revision="b7e71fad1cbdb257f9d2fbd41a9ffbea94a8bcc5",
-        sha256=None,
-        bytes=None,
-        file="XXS36_224.pth",
-        sha256_prefix=None,
-    ),
-    "cait_xxs36_384": Facts(
-        num_params=17_372_680,
-        published=(82.2, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_xxs36_384.fb_dist_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="XXS36_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_xs24_384": Facts(
-        num_params=26_670_088,
-        published=(84.1, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_xs24_384.fb_dist_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="XS24_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_s24_224": Facts(
-        num_params=46_916_200,
-        published=(83.5, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_s24_224.fb_dist_in1k",
-        revision=None,
-        sha256="ec4c0b0e1851c9b1850709caf5cbbcb0ecf121efb4317eedd99ceb0e0e0f4ddb",
-        bytes=187_709_078,
-        file="S24_224.pth",
-        sha256_prefix=None,
-    ),
-    "cait_s24_384": Facts(
-        num_params=47_062_120,
-        published=(85.1, 97.3, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_s24_384.fb_dist_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="S24_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_s36_384": Facts(
-        num_params=68_366_632,
-        published=(85.4, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_s36_384.fb_dist_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="S36_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_m36_384": Facts(
-        num_params=271_221_352,
-        published=(86.1, None, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_m36_384.fb_dist_in1k",
-        revision="94bad84851df174a11626613da00c83728703721",
-        sha256=None,
-        bytes=None,
-        file="M36_384.pth",
-        sha256_prefix=None,
-    ),
-    "cait_m48_448": Facts(
-        num_params=356_460_520,
-        published=(86.5, 97.7, None),
-        crop_pct=1.0,
-        repo_id="timm/cait_m48_448.fb_dist_in1k",
-        revision="99963f53b552bec7fd33abe2d8d555c60c22f9f3",
-        sha256="460cbe2667f0208bd39ea38f981e5d83b41bfec33ed8cefab3460ae65f4788ed",
-        bytes=1_425_928_240,
-        file="M48_448.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_small": Facts(
-        num_params=22_059_496,
-        published=(81.4, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_small_patch16_224.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_small_224_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_small_384": Facts(
-        num_params=22_205_416,
-        published=(83.4, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_small_patch16_384.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_small_384_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_medium": Facts(
-        num_params=38_849_512,
-        published=(83.0, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_medium_patch16_224.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_medium_224_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_base": Facts(
-        num_params=86_585_320,
-        published=(83.8, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_base_patch16_224.fb_in1k",
-        revision="82eac7cae20c76230ca81f9f62c61963beeb2ab4",
-        sha256="9a6f0f93c19c3f6b05836231b9de6b07cc9eca1b002b30c3b5b0b77411687650",
-        bytes=None,
-        file="deit_3_base_224_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_base_384": Facts(
-        num_params=86_877_160,
-        published=(85.0, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_base_patch16_384.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_base_384_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_large": Facts(
-        num_params=304_374_760,
-        published=(84.9, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_large_patch16_224.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_large_224_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_large_384": Facts(
-        num_params=304_763_880,
-        published=(85.8, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_large_patch16_384.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_large_384_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_huge": Facts(
-        num_params=632_126_440,
-        published=(85.2, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_huge_patch14_224.fb_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_huge_224_1k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_small_in21k": Facts(
-        num_params=22_059_496,
-        published=(83.1, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_small_patch16_224.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_small_224_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_small_384_in21k": Facts(
-        num_params=22_205_416,
-        published=(84.8, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_small_patch16_384.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_small_384_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_medium_in21k": Facts(
-        num_params=38_849_512,
-        published=(84.5, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_medium_patch16_224.fb_in22k_ft_in1k",
-        revision="272cf8f22418e09b383da0c05b254c809bbfff30",
-        sha256=None,
-        bytes=None,
-        file="deit_3_medium_224_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_base_in21k": Facts(
-        num_params=86_585_320,
-        published=(85.7, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_base_patch16_224.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_base_224_21k.pth",
-        sha256_prefix="79d5ec0c4ae73dc6810aff18efae8cb50de05523d16ca904bf42975a65b39271",
-    ),
-    "deit3_base_384_in21k": Facts(
-        num_params=86_877_160,
-        published=(86.7, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_base_patch16_384.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_base_384_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_large_in21k": Facts(
-        num_params=304_374_760,
-        published=(87.0, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_large_patch16_224.fb_in22k_ft_in1k",
-        revision="51971edc9c4b1a58901ac0c441592a6e98f2b713",
-        sha256=None,
-        bytes=None,
-        file="deit_3_large_224_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_large_384_in21k": Facts(
-        num_params=304_763_880,
-        published=(87.7, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_large_patch16_384.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_large_384_21k.pth",
-        sha256_prefix=None,
-    ),
-    "deit3_huge_in21k": Facts(
-        num_params=632_126_440,
-        published=(87.2, None, None),
-        crop_pct=1.0,
-        repo_id="timm/deit3_huge_patch14_224.fb_in22k_ft_in1k",
-        revision=None,
-        sha256=None,
-        bytes=None,
-        file="deit_3_huge_224_21k_v1.pth",
-        sha256_prefix=None,
-    ),
-}
+# Of each model: its name, parameters, top-1, top-5, loss and crop; timm's repository; the authors'
+# file; revision, bytes and SHA-256 of timm's file. `-` is what nobody has published.
+TABLE = """
+deit_tiny 5717416 72.202 91.124 1.219 0.875 deit_tiny_patch16_224.fb_in1k
+    deit_tiny_patch16_224-a1311bcf.pth 80e968688553f219e4a86f940ed945a23709c16f 22883348
+    21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e
+deit_small 22050664 79.854 94.968 0.881 0.875 deit_small_patch16_224.fb_in1k
+    deit_small_patch16_224-cd65a155.pth 91327a9c99f98fe6b524cd4d397b7226b80e1365 88216496
+    1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b
+deit_base 86567656 81.846 95.594 0.82 0.875 deit_base_patch16_224.fb_in1k
+    deit_base_patch16_224-b5f2ef4d.pth b78cc5532a69df6bcad9c3a8d76653fd20b31ac6 346284714
+    cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e
+deit_tiny_distilled 5910800 74.476 91.92 1.021 0.875 deit_tiny_distilled_patch16_224.fb_in1k
+    deit_tiny_distilled_patch16_224-b40b3cf7.pth 4decab5416aad52836ffd48b5b7e5cfb78641d8d - -
+deit_small_distilled 22436432 81.164 95.376 0.752 0.875 deit_small_distilled_patch16_224.fb_in1k
+    deit_small_distilled_patch16_224-649709d9.pth 4150668d0839f2da591b2fc5659764c796148243 - -
+deit_base_distilled 87338192 83.372 96.482 0.685 0.875 deit_base_distilled_patch16_224.fb_in1k
+    deit_base_distilled_patch16_224-df68dfff.pth - 349367122
+    ccc9d1bbeede1fc8609a7a7482773a35057e9f38035b9b804bced9126c5a70dc
+deit_base_384 86859496 82.89 96.222 0.764 0.875 deit_base_patch16_384.fb_in1k
+    deit_base_patch16_384-8de9b5d1.pth f3343093d6d86e5a644980dfde086eadd708cdf4 - -
+deit_base_distilled_384 87630032 85.224 97.186 0.636 0.875 deit_base_distilled_patch16_384.fb_in1k
+    deit_base_distilled_patch16_384-d0272ac0.pth cb8f6fe63da08d7410513f9dac2f8a994eda0adc 350534482
+    f739dfae2bf3fdd4ef415fdb015966c515b9adca7de703a08365fb349fea82ca
+cait_xxs24_224 11956264 - - - 1.0 cait_xxs24_224.fb_dist_in1k
+    XXS24_224.pth 996bf1472d408b5685c6ec0b2f06eccaac230702 -
+    396b92244e28808d4bd719d7e7a9d7ca13ac903686ed4d218504a40a4d70080c
+cait_xxs24_384 12029224 - - - 1.0 cait_xxs24_384.fb_dist_in1k
+    XXS24_384.pth - - -
+cait_xxs36_224 17299720 - - - 1.0 cait_xxs36_224.fb_dist_in1k
+    XXS36_224.pth b7e71fad1cbdb257f9d2fbd41a9ffbea94a8bcc5 - -
+cait_xxs36_384 17372680 82.2 - - 1.0 cait_xxs36_384.fb_dist_in1k
+    XXS36_384.pth - - -
+cait_xs24_384 26670088 84.1 - - 1.0 cait_xs24_384.fb_dist_in1k
+    XS24_384.pth - - -
+cait_s24_224 46916200 83.5 - - 1.0 cait_s24_224.fb_dist_in1k
+    S24_224.pth - 187709078
+    ec4c0b0e1851c9b1850709caf5cbbcb0ecf121efb4317eedd99ceb0e0e0f4ddb
+cait_s24_384 47062120 85.1 97.3 - 1.0 cait_s24_384.fb_dist_in1k
+    S24_384.pth - - -
+cait_s36_384 68366632 85.4 - - 1.0 cait_s36_384.fb_dist_in1k
+    S36_384.pth - - -
+cait_m36_384 271221352 86.1 - - 1.0 cait_m36_384.fb_dist_in1k
+    M36_384.pth 94bad84851df174a11626613da00c83728703721 - -
+cait_m48_448 356460520 86.5 97.7 - 1.0 cait_m48_448.fb_dist_in1k
+    M48_448.pth 99963f53b552bec7fd33abe2d8d555c60c22f9f3 1425928240
+    460cbe2667f0208bd39ea38f981e5d83b41bfec33ed8cefab3460ae65f4788ed
+deit3_small 22059496 81.4 - - 1.0 deit3_small_patch16_224.fb_in1k
+    deit_3_small_224_1k.pth - - -
+deit3_small_384 22205416 83.4 - - 1.0 deit3_small_patch16_384.fb_in1k
+    deit_3_small_384_1k.pth - - -
+deit3_medium 38849512 83.0 - - 1.0 deit3_medium_patch16_224.fb_in1k
+    deit_3_medium_224_1k.pth - - -
+deit3_base 86585320 83.8 - - 1.0 deit3_base_patch16_224.fb_in1k
+    deit_3_base_224_1k.pth 82eac7cae20c76230ca81f9f62c61963beeb2ab4 -
+    9a6f0f93c19c3f6b05836231b9de6b07cc9eca1b002b30c3b5b0b77411687650
+deit3_base_384 86877160 85.0 - - 1.0 deit3_base_patch16_384.fb_in1k
+    deit_3_base_384_1k.pth - - -
+deit3_large 304374760 84.9 - - 1.0 deit3_large_patch16_224.fb_in1k
+    deit_3_large_224_1k.pth - - -
+deit3_large_384 304763880 85.8 - - 1.0 deit3_large_patch16_384.fb_in1k
+    deit_3_large_384_1k.pth - - -
+deit3_huge 632126440 85.2 - - 1.0 deit3_huge_patch14_224.fb_in1k
+    deit_3_huge_224_1k.pth - - -
+deit3_small_in21k 22059496 83.1 - - 1.0 deit3_small_patch16_224.fb_in22k_ft_in1k
+    deit_3_small_224_21k.pth - - -
+deit3_small_384_in21k 22205416 84.8 - - 1.0 deit3_small_patch16_384.fb_in22k_ft_in1k
+    deit_3_small_384_21k.pth - - -
+deit3_medium_in21k 38849512 84.5 - - 1.0 deit3_medium_patch16_224.fb_in22k_ft_in1k
+    deit_3_medium_224_21k.pth 272cf8f22418e09b383da0c05b254c809bbfff30 - -
+deit3_base_in21k 86585320 85.7 - - 1.0 deit3_base_patch16_224.fb_in22k_ft_in1k
+    deit_3_base_224_21k.pth - - -
+deit3_base_384_in21k 86877160 86.7 - - 1.0 deit3_base_patch16_384.fb_in22k_ft_in1k
+    deit_3_base_384_21k.pth - - -
+deit3_large_in21k 304374760 87.0 - - 1.0 deit3_large_patch16_224.fb_in22k_ft_in1k
+    deit_3_large_224_21k.pth 51971edc9c4b1a58901ac0c441592a6e98f2b713 - -
+deit3_large_384_in21k 304763880 87.7 - - 1.0 deit3_large_patch16_384.fb_in22k_ft_in1k
+    deit_3_large_384_21k.pth - - -
+deit3_huge_in21k 632126440 87.2 - - 1.0 deit3_huge_patch14_224.fb_in22k_ft_in1k
+    deit_3_huge_224_21k_v1.pth - - -
+"""
+
+
+def facts() -> Iterator[tuple[str, Facts]]:
+    cells = iter([None if cell == "-" else cell for cell in TABLE.split()])
+    for name in cells:
+        num_params, top1, top5, loss, crop_pct, repo, file, *pinned = islice(cells, 10)
+        published = tuple(figure and float(figure) for figure in (top1, top5, loss))
+        prefix = Path(file).stem.partition("-")[2] or None
+        revision, size, sha256 = pinned
+        of_timm = (revision, size and int(size), sha256)
+        own = (int(num_params), published, float(crop_pct), f"timm/{repo}", file, prefix)
+        yield name, Facts(*own, *of_timm)
+
+
+FACTS = dict(facts())
+# The one file of the authors whose whole digest is known: facts/models.json, origin_sha256_full.
+FACTS["deit3_base_in21k"] = FACTS["deit3_base_in21k"]._replace(
+    sha256_prefix="79d5ec0c4ae73dc6810aff18efae8cb50de05523d16ca904bf42975a65b39271"
+)
 
 # facts/models.json, timm_measured_acc1 and acc5 at crop 1.0, which is the authors' for CaiT only.
 MEASURED_BY_TIMM = {
