@@ -12,7 +12,7 @@ from deit_zoo.files import CONFIG_FILE, RECEIPT_FILE, expand_user, read_json, wr
 from deit_zoo.labels import Label
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, read_manifest
 from deit_zoo.registry import TRANSFORMERS, ModelSpec
-from deit_zoo.registry.names import lookup
+from deit_zoo.registry.names import is_path, lookup
 
 # Sizes that timm has no name for are built from the nearest name and these of our arguments.
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
@@ -109,7 +109,7 @@ def start_record(init_from: str | None) -> Checkpoint | None:
     for _ in range(20):  # a run that begins from itself is no run, but may be typed
         if init_from is None:
             return None
-        if (spec := lookup(init_from)) is not None:
+        if not is_path(init_from) and (spec := lookup(init_from)) is not None:
             return read_manifest().get(spec.name)
         receipt = expand_user(init_from) / RECEIPT_FILE
         try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE, expand_user, read_json
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.registry import MODELS
-from deit_zoo.registry.names import lookup
+from deit_zoo.registry.names import is_path, lookup
 
 
 def trained_first(recipe: Recipe) -> Recipe | None:
@@ -29,7 +27,7 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
     source = recipe.init_from
     if source is None:
         return None
-    if (first := lookup(source)) is not None and not Path(source).exists():
+    if (first := lookup(source)) is not None and not is_path(source):
         own = MODELS[recipe.architecture].variant(recipe.blocks, recipe.stem)
         if (first.builder, first.arch) != (own.builder, own.arch):
             raise RecipeError(

@@ -279,12 +279,13 @@ def for_several_labels(plan: Plan, train: Split, chosen: Collection[str]) -> tup
 
 def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
-    spec = lookup(recipe.teacher or "")
+    teacher = recipe.teacher or ""
+    spec = None if is_path(teacher) else lookup(teacher)
     teacher_classes: Sequence[str] = ()
     if spec is not None:
         teacher_classes = [label.folder for label in labels(spec.labels)]
-    elif recipe.teacher is not None and (Path(recipe.teacher) / MODEL_FILE).is_file():
-        metadata = open_local(recipe.teacher).metadata
+    elif teacher and (Path(teacher) / MODEL_FILE).is_file():
+        metadata = open_local(teacher).metadata
         spec, teacher_classes = lookup(str(metadata.get("name"))), metadata.get("labels") or ()
     if spec is None or not teacher_classes or sorted(teacher_classes) == sorted(classes):
         return
@@ -292,7 +293,7 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
         return
     run = Path("runs") / f"{spec.name}_teacher"
     raise RecipeError(
-        f"the teacher {recipe.teacher} knows {len(teacher_classes):,} other classes than the "
+        f"the teacher {teacher} knows {len(teacher_classes):,} other classes than the "
         f"{len(classes):,} of {data}; fine-tune it first: deit-zoo finetune {spec.name} --data "
         f"{shlex.quote(str(data))} --output {run}; then type --teacher {run}"
     )

@@ -11,6 +11,7 @@ import torch
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
+from deit_zoo.hub.config import start_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.first_stage import resolve_init_from
@@ -42,6 +43,19 @@ def test_most_recipes_begin_at_random() -> None:
 
 def test_a_model_of_the_registry_gives_its_published_weights() -> None:
     assert resolve_init_from(recipe_for("deit_base_384")) == ("deit_base", None)
+
+
+@pytest.mark.parametrize(
+    ("source", "checkpoint"),
+    [("deit_pico_digits", None), ("./deit_pico_digits", "./deit_pico_digits")],
+)
+def test_a_folder_called_like_a_model_is_meant_by_its_path(
+    source: str, checkpoint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deit_pico_digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_init_from(second(source)) == ("deit_pico_digits", checkpoint)
+    assert (start_record(source) is None) is (checkpoint is not None)
 
 
 def test_a_folder_gives_its_weights_to_the_recipes_model(stage: Path) -> None:
