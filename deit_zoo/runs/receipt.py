@@ -15,6 +15,7 @@ from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes.in_words import layout_in_words
 from deit_zoo.recipes.plan import Plan, short_of
 from deit_zoo.recipes.recipe import IMAGENET_VAL, Recipe
+from deit_zoo.registry.names import is_path
 from deit_zoo.results import Evaluation
 from deit_zoo.runs.json_lines import finite
 from deit_zoo.runs.reference import (
@@ -26,8 +27,6 @@ from deit_zoo.runs.reference import (
     recipe_differences,
 )
 
-_ADDRESS = re.compile(r"\w+://|hf[-_]hub:")
-_LOCAL = ("/", ".", "~")
 _ROOT = r"(?:file:/+|[A-Za-z]:[\\/]|\\\\|~\w*[\\/]|\.{1,2}[\\/]|/)"  # how local paths begin
 _PATH = re.compile(rf"([^@\s]*@|){_ROOT}(?:.*[\\/])?([^\\/]+)[\\/]?")
 _PATH_IN_TEXT = re.compile(rf"(?<![^\s\"'=@(,]){_ROOT}(?:[^\s\"'()]*[\\/])?([^\s\"'()\\/]+)")
@@ -160,7 +159,7 @@ def write_receipt(
         "assumed": plan.recipe.assumed,
         "differs": differs,
         "standing": status.to_dict(differs) if status else None,
-        "teacher": teacher and {key: _last_part(value) for key, value in teacher.items()},
+        "teacher": teacher and {key: _public(value) for key, value in teacher.items()},
         "start": start,
         "ema": ema_figures(log),
         "run": (run or {}) | times(plan, log),
@@ -176,7 +175,7 @@ def write_receipt(
 
 
 def without_paths(value: Any) -> Any:
-    """What a receipt says, as others may read it: older ones hold paths of the machine."""
+    """What a receipt says, as others may read it: of a path `.../` and its last part."""
     if isinstance(value, dict):
         return {without_paths(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -191,14 +190,13 @@ def without_paths(value: Any) -> Any:
 def _without_paths(plan: Plan) -> Plan:
     """A plan as others may read it."""
     own = plan.recipe
-    recipe = replace(own, init_from=_last_part(own.init_from), teacher=_last_part(own.teacher))
-    return replace(plan, recipe=recipe, teacher_labels=_last_part(plan.teacher_labels))
+    recipe = replace(own, init_from=_public(own.init_from), teacher=_public(own.teacher))
+    return replace(plan, recipe=recipe, teacher_labels=_public(plan.teacher_labels))
 
 
-def _last_part(value: Any) -> Any:
-    """Of a local path, also after a model's name, `.../` and its end; anything else as it is."""
-    if not isinstance(value, str) or _ADDRESS.match(value):
-        return value
-    name, at, path = value.rpartition("@")
-    is_local = path.startswith(_LOCAL) or Path(path).exists()
-    return f"{name}{at}.../{Path(path).name}" if is_local else value
+def _public(source: str | None) -> Any:
+    """Where weights or labels are, without a path; a relative one is known by what lies there."""
+    name, at, path = (source or "").rpartition("@")
+    if "/" not in name and is_path(path) and Path(path).exists():
+        source = f"{name}{at}{Path(path).absolute()}"
+    return without_paths(source)

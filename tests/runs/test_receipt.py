@@ -301,11 +301,18 @@ def test_another_published_layout_is_no_difference() -> None:
     [
         ("/home/somebody/runs/stage", ".../stage"),
         ("~/stage.safetensors", ".../stage.safetensors"),
+        ("runs/stage", ".../stage"),
+        ("./deit_base", ".../deit_base"),
         ("deit_base", "deit_base"),
         ("hf://org/repo@main", "hf://org/repo@main"),
     ],
 )
-def test_a_receipt_tells_no_local_path(given: str, told: str, tmp_path: Path) -> None:
+def test_a_receipt_tells_no_local_path(
+    given: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("runs/stage", "deit_base", "main"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     write_log(tmp_path, 0.3)
     teacher = given if given.startswith("hf") else f"regnety_160@{given}"
     receipt = receipt_of(tmp_path, init_from=given, teacher=teacher, distillation="hard")
