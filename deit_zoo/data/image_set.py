@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
@@ -88,11 +89,11 @@ def open_members(data: str) -> ArchiveSet | TableSet:
 
     They may lie in one split. Raises MissingSplitError where there are none.
     """
-    splits: tuple[SplitName, ...] = ("train", "val")
-    part: PartName = next((split for split in splits if has_split(data, split)), "all")
-    if is_table(data):
-        return open_table(data, part)
-    return ArchiveSet(data, part, open_index(data, part), allow_empty=True)
+    kind, splits = kind_of(data), get_args(SplitName)
+    for split in splits:
+        with suppress(MissingSplitError):
+            return _open_members(kind, data, split)
+    return _open_members(kind, data, "all")
 
 
 def has_split(data: str, split: SplitName) -> bool:
@@ -181,19 +182,24 @@ def _open(
     data: str | Path, part: PartName, classes: Sequence[str], *, allow_empty: bool
 ) -> ImageSet:
     kind = kind_of(data)
-    if kind == "table":
-        return open_table(str(data), part, classes)
+    if kind in ("table", "archives"):
+        return _open_members(kind, str(data), part, classes, allow_empty=allow_empty)
     if kind == "list":
         images = read_list(data)
         if not images.of(part):
             words = "train and val" if part == ALL else f"no image of {part}"
             raise MissingSplitError(f"{data} lists {words}; give another split or list")
         return open_list(images, part, classes, allow_empty=allow_empty)
-    if kind == "archives":
-        index = open_index(str(data), part)
-        return ArchiveSet(str(data), part, index, classes, allow_empty=allow_empty)
     heap = find_heap(data)
     if heap and part == "val":
         return HeapSet(heap, classes, allow_empty=allow_empty)
     root = part_folder(heap.root if heap else Path(data), part)
     return FolderSet(root, classes, allow_empty=allow_empty)
+
+
+def _open_members(
+    kind: Kind, data: str, part: PartName, classes: Sequence[str] = (), *, allow_empty: bool = True
+) -> ArchiveSet | TableSet:
+    if kind == "table":
+        return open_table(data, part, classes)
+    return ArchiveSet(data, part, open_index(data, part), classes, allow_empty=allow_empty)
