@@ -128,7 +128,7 @@ def list_members(archive: Archive, progress: Callable[[int], None] = lambda coun
 
 
 def _tar_members(archive: Archive) -> Iterator[_Member]:
-    """By hand: the package `tarfile` takes ten times as long, and holds every header."""
+    """By hand: the package `tarfile` takes five times as long, and holds every header."""
     path, position, end = archive
     window, window_start = b"", 0
     long_name: bytes | None = None

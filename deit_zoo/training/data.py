@@ -170,10 +170,10 @@ class ChunkOrder(Sampler[tuple[int, Chunk]]):
 class TrainLoader:
     """The batches of one process, epoch by epoch, from workers that live as long as it does.
 
-    The processes of a node decode for each other where images are shown repeatedly. `tell` is
-    called with a sentence where a worker was killed and the loader starts again. So a run whose
-    processes were all sent SIGTERM still gets the batches of its last step. Batches hold the labels
-    that a teacher gave, where they are `taught`.
+    The processes of a node decode for each other where images are shown repeatedly. Where a worker
+    was killed, the loader starts again and calls `tell` with a sentence; so a run whose workers get
+    its SIGTERM too still has the batches of its last step. Batches hold the labels that a teacher
+    gave, where they are `taught`.
     """
 
     def __init__(
