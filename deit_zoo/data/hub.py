@@ -8,10 +8,9 @@ Read with the package `datasets` from the extra `hfds`.
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from deit_zoo.machine import require_extra
 from deit_zoo.manifest import is_repo_id
 
 HFDS = "hfds:"
+CHUNK = 1000  # rows
 
 
 def is_hfds(data: str | Path) -> bool:
@@ -49,45 +49,27 @@ class HubSet(TableSet):
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file."""
-        source = self._source(index)
-        return len(source) if isinstance(source, memoryview) else source.stat().st_size
+        length = self._lengths[index]
+        return len(self.read(index)) if length < 0 else length
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming its row."""
+        """The bytes of an image's file; none where the row has no image."""
         from deit_zoo.data.decode import image_errors
 
-        source = self._source(index)
-        if isinstance(source, memoryview):
-            return bytes(source)
-        with image_errors(self.name_of(index)):
-            return read_file(source)
-
-    def _source(self, index: int) -> Path | memoryview:
-        """The bytes of an image, or the file that holds them; no bytes where there is no image."""
-        starts, chunks = self._chunks
-        number = bisect_right(starts, index) - 1
-        files, paths = chunks[number]
-        row = index - starts[number]
-        if (file := files[row]).is_valid:
-            return memoryview(file.as_buffer())
-        path = paths[row].as_py()
-        return memoryview(b"") if path is None else Path(path)
+        image = self._rows[index][self._column] or {}
+        if image.get("bytes") is None and image.get("path"):
+            with image_errors(self.name_of(index)):
+                return read_file(Path(image["path"]))
+        return image.get("bytes") or b""
 
     @cached_property
-    def _chunks(self) -> tuple[list[int], list[tuple[Any, Any]]]:
-        """The first row of each piece of the table, and its columns of bytes and of paths.
+    def _lengths(self) -> array[int]:
+        """The length of each row's bytes, which are not read for it; -1 where it has none."""
+        from pyarrow import compute
 
-        Read as they lie there: the package takes three times as long for a row.
-        """
-        rows = self._rows if self._rows._indices is None else self._rows.flatten_indices()
-        pieces = [piece for piece in rows.data.column(self._column).chunks if len(piece)]
-        starts = [0, *accumulate(map(len, pieces))][:-1]
-        # Flattened, a row without an image is one without bytes and path.
-        return starts, [tuple(piece.flatten()[:2]) for piece in pieces]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the pieces, whose bytes would travel; the rows open their files again."""
-        return {name: value for name, value in vars(self).items() if name != "_chunks"}
+        columns = (rows.column(0) for rows in self._rows.with_format("arrow").iter(CHUNK))
+        lengths = (compute.binary_length(compute.struct_field(rows, "bytes")) for rows in columns)
+        return array("q", (length for one in lengths for length in one.fill_null(-1).to_pylist()))
 
 
 def _load_split(data: str, split: PartName) -> tuple[Any, str]:

@@ -152,6 +152,19 @@ def test_a_row_is_read_as_its_file_from_any_piece_of_the_table(tmp_path: Path) -
     assert [images.read(index) for index in (4, 0, 3, 1, 2)] == [files[i] for i in (4, 0, 3, 1, 2)]
 
 
+def test_a_row_that_names_a_file_is_read_from_it_and_named_where_the_file_is_gone(
+    tmp_path: Path,
+) -> None:
+    file = photo("blue")
+    write(tmp_path / "photos", {f"train/{name}.png": file for name in ("blue/1", "red/2")})
+    images = open_set(f"hfds:{tmp_path / 'photos'}", "train")
+    assert (images.read(0), images.bytes_of(0)) == (file, len(file))
+    (tmp_path / "photos/train/blue/1.png").unlink()
+    assert refused(lambda: images.bytes_of(0)) == (
+        f"{images.name_of(0)} does not exist; give an image file, a folder or a URL"
+    )
+
+
 def test_the_images_of_a_set_that_was_read_do_not_travel_with_it(tmp_path: Path) -> None:
     file = encoded(Image.new("RGB", (300, 300)), "BMP")
     data = saved(tmp_path / "hub", {"train": [(file, 0), (file, 1)], "val": VAL})
