@@ -15,9 +15,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
+from io import BytesIO
 from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 from deit_zoo.data.archive_layout import Rows
 from deit_zoo.data.folder import path_parts
@@ -27,7 +29,7 @@ from deit_zoo.files import as_record, open_regular, parse_json, write_whole
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import Sha256
 
-FORMAT = 2
+FORMAT = 3
 Index = TypeVar("Index")
 
 
@@ -210,7 +212,7 @@ def _labels(counts: Sequence[int]) -> array[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """What stands before the columns of an index that is kept."""
+    """What an index that is kept says beside its columns and names."""
 
     archives: list[Stamp]
     classes: list[str]
@@ -220,51 +222,47 @@ class _Header:
     hidden: int
     num_bytes: int
     listing_sha256: Sha256
-    columns: list[tuple[Literal["B", "H", "I", "L", "Q"], int]]
 
 
 def keep(key: str, index: ArchiveIndex) -> None:
-    """Keep an index, as a line of JSON and then its columns, where the cache can be written to."""
-    columns = [*index.columns, index.names.ends]
-    header = {field.name: getattr(index, field.name) for field in fields(index)[:-2]}
-    header["columns"] = [(column.typecode, len(column)) for column in columns]
-    body = b"".join([json.dumps(header).encode(), b"\n", *map(bytes, columns), index.names.block])
+    """Keep an index, where the cache can be written to."""
+    import numpy as np
+
+    header = {field.name: getattr(index, field.name) for field in fields(_Header)}
+    content = BytesIO()
+    np.savez(
+        content,
+        header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+        names=np.frombuffer(index.names.block, np.uint8),
+        ends=index.names.ends,
+        **index.columns._asdict(),
+    )
     file = _file(key)
     with suppress(OSError, FormatError):
         cache.make_folder(file.parent)
-        write_whole(file, hashlib.sha256(body).digest() + body)
+        write_whole(file, content.getvalue())
 
 
 def kept(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
     """The index under a key; None where none is whole, or the archives are others by now."""
+    import numpy as np
+
     try:
-        with open_regular(_file(key)) as file:
-            content = file.read()
-    except (OSError, FormatError):
+        with open_regular(_file(key)) as stream, np.load(stream) as file:
+            text = file["header"].tobytes()
+            header = as_record(parse_json(text, "an index"), _Header, "an index")
+            if header.archives != list(archives):
+                return None
+            columns = Columns(*(_numbers_of(file[name]) for name in Columns._fields))
+            names = Strings.of(file["names"].tobytes(), _numbers_of(file["ends"]))
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, FormatError):
         return None
-    start = hashlib.sha256().digest_size
-    if hashlib.sha256(memoryview(content)[start:]).digest() != content[:start]:
-        return None
-    try:
-        stop = content.index(b"\n", start)
-        header = as_record(parse_json(content[start:stop], "an index"), _Header, "an index")
-        if header.archives != list(archives):
-            return None
-        start, columns = stop + 1, []
-        for kind, count in header.columns:
-            columns.append(array(kind))
-            stop = start + count * columns[-1].itemsize
-            columns[-1].frombytes(content[start:stop])
-            start = stop
-        *numbers, ends = columns
-        of_all = (*numbers[:4], *filter(None, numbers[4:]), ends)
-        if any(len(column) != sum(header.counts) for column in of_all):
-            return None
-        names = Strings.of(content[start:], ends)
-        facts = {field.name: getattr(header, field.name) for field in fields(header)}
-        return ArchiveIndex(**(facts | {"columns": Columns(*numbers), "names": names}))
-    except (ValueError, TypeError):  # of another program, whose digest it has all the same
-        return None
+    facts = {field.name: getattr(header, field.name) for field in fields(header)}
+    return ArchiveIndex(**facts, columns=columns, names=names)
+
+
+def _numbers_of(values: Any) -> array[int]:
+    return array(values.dtype.char, values.tobytes())
 
 
 def name_of(key: str) -> str:
