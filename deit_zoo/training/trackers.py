@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import threading
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -98,13 +97,11 @@ class TensorBoard:
         self.total = plan.steps_per_epoch
         self.folder = output / "tensorboard"
         self.writers: list[Any] = []
-        self.excepthook = threading.excepthook
 
     def go_to(self, epoch: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
-        self.excepthook, threading.excepthook = threading.excepthook, self._leave_to_next_call
         by_epoch = SummaryWriter(self.folder, purge_step=epoch)
         by_step = SummaryWriter(self.folder / "steps", purge_step=epoch * self.total + step)
         self.writers = [by_epoch, by_step]
@@ -120,17 +117,8 @@ class TensorBoard:
             by_epoch.add_scalar(name, value, record["epoch"])
 
     def close(self) -> None:
-        try:
-            for writer in self.writers:
-                writer.close()
-        finally:
-            threading.excepthook = self.excepthook
-
-    def _leave_to_next_call(self, thread: threading.ExceptHookArgs) -> None:
-        """What fails in a writer's own thread is raised by the next call too, and told there."""
-        of_writer = type(thread.thread).__module__.startswith("tensorboard.")
-        if not (of_writer and issubclass(thread.exc_type, self.errors)):
-            self.excepthook(thread)
+        for writer in self.writers:
+            writer.close()
 
 
 class PackageTracker:
