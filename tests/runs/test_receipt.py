@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from deit_zoo.data.survey import scan
 from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
-from deit_zoo.runs.plot import draw_run
 from deit_zoo.runs.receipt import (
     Verdict,
     ema_figures,
@@ -113,73 +109,6 @@ def test_a_verdict_is_one_sentence(
     sentence: str,
 ) -> None:
     assert judged(reached, published).sentence() == sentence
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two files to train on, one to validate with."""
-    for name, text in (("train/a/1.png", "one"), ("train/b/2.png", "two"), ("val/a/3.png", "333")):
-        file = tmp_path / "data" / name
-        file.parent.mkdir(parents=True)
-        file.write_text(text, encoding="utf-8")
-    return tmp_path / "data"
-
-
-def fingerprint(data: Path) -> dict[str, Any]:
-    """What a receipt says of a folder."""
-    return scan(data).fingerprint()
-
-
-def test_a_fingerprint_counts_files_and_bytes_and_hashes_the_listing(folder: Path) -> None:
-    # printf 'a/1.png 3\nb/2.png 3\n' | sha256sum, and printf 'a/3.png 3\n' | sha256sum
-    assert fingerprint(folder) == {
-        "train": {
-            "files": 2,
-            "bytes": 6,
-            "listing_sha256": "8fe1a2819a279ca541a93281f862c360751e4a38c466b69d5b82ba52f479e56d",
-        },
-        "val": {
-            "files": 1,
-            "bytes": 3,
-            "listing_sha256": "fe580df4ec276038073fe13358281893c981b676cd6c3642f529f3c66945218f",
-        },
-    }
-
-
-def test_a_fingerprint_does_not_depend_on_where_the_folder_lies(folder: Path) -> None:
-    copy = folder.with_name("copy")
-    shutil.copytree(folder, copy)
-    assert fingerprint(copy) == fingerprint(folder)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda file: file.write_text("ones", encoding="utf-8"), id="grown"),
-        pytest.param(lambda file: file.rename(file.with_name("0.png")), id="renamed"),
-        pytest.param(lambda file: shutil.copy(file, file.with_name("4.png")), id="added"),
-        pytest.param(lambda file: file.unlink(), id="removed"),
-    ],
-)
-def test_a_fingerprint_sees_a_change_of_a_file(
-    folder: Path, change: Callable[[Path], object]
-) -> None:
-    before = fingerprint(folder)
-    change(folder / "train" / "a" / "1.png")
-    assert fingerprint(folder)["train"]["listing_sha256"] != before["train"]["listing_sha256"]
-
-
-def test_a_fingerprint_keeps_the_splits_apart(folder: Path) -> None:
-    before = fingerprint(folder)
-    (folder / "train" / "a" / "1.png").unlink()
-    assert fingerprint(folder)["val"] == before["val"]
-
-
-def test_a_curve_is_drawn_from_a_short_log(tmp_path: Path) -> None:
-    write_log(tmp_path, 50.0, 50.0)
-    draw_run(tmp_path, "deit_pico_digits")
-    with Image.open(tmp_path / "curve.png") as image:
-        assert (image.format, image.size) == ("PNG", (840, 768))
 
 
 def test_the_same_bytes_as_the_published_file_are_named_in_the_verdict() -> None:

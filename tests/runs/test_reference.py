@@ -166,11 +166,6 @@ def test_a_manifest_may_name_a_log_that_is_not_here(
     assert published_curve(RECIPES["deit_pico_digits"]) is None
 
 
-def test_training_on_ones_own_images_has_no_published_curve() -> None:
-    assert published_curve(RECIPES["deit_small"]) is not None
-    assert published_curve(replace(RECIPES["deit_small"], data="folder")) is None
-
-
 def test_every_published_curve_belongs_to_a_recipe() -> None:
     assert set(json.loads(PUBLISHED.read_text(encoding="utf-8"))) <= set(RECIPES)
 
@@ -198,10 +193,6 @@ def test_the_figure_to_reach_is_the_manifests_and_for_a_stage_the_papers(
 
 def test_a_stage_without_a_figure_has_none() -> None:
     assert published_figure(replace(RECIPES["deit_small"], name="deit_small_7ep")) is None
-
-
-def test_training_on_ones_own_images_has_no_figure_to_reach() -> None:
-    assert published_figure(replace(RECIPES["deit_small"], data="folder")) is None
 
 
 @pytest.mark.parametrize(
