@@ -245,119 +245,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 
-# What the records leave null, under our names (nodes, gpus_per_node and batch_per_gpu make the
-# replicas), and what only second-hand copies give (2nd-cait, 1st-paddlevit-cait).
-GPUS = {"replicas"}
-THOUSAND = {"replicas", "batch_size", "lr", "warmup_epochs", "weight_decay", "drop_path_rate"}
-DISTILLED_384 = {
-    "epochs",
-    "batch_size",
-    "replicas",
-    "lr",
-    "min_lr",
-    "weight_decay",
-    "train_mode",
-    "alpha",
-    "tau",
-    "teacher",
-}
-FIRST_STAGE = {"replicas", "drop_path_rate", "distillation", "teacher"}
-# What no record of a stage above 224 pixels names: DeiT's code decides it.
-CODE_DEFAULTS = {
-    "optimizer",
-    "betas",
-    "eps",
-    "warmup_lr",
-    "loss",
-    "crop_scale",
-    "crop_ratio",
-    "hflip",
-    "mixup_prob",
-    "mixup_switch_prob",
-    "alpha",
-}
-NOTHING_TOLD = (
-    FIRST_STAGE
-    | CODE_DEFAULTS
-    | {
-        "epochs",
-        "batch_size",
-        "lr",
-        "warmup_epochs",
-        "weight_decay",
-        "schedule",
-        "decay_epochs",
-        "decay_rate",
-        "train_mode",
-        "label_smoothing",
-        "rand_augment",
-        "random_erasing",
-        "repeated_aug",
-        "mixup",
-        "cutmix",
-    }
-)
-# What a command says.
-COMMAND = {
-    *("epochs", "batch_size", "replicas", "optimizer", "lr", "weight_decay", "clip_grad"),
-    *("warmup_epochs", "warmup_lr", "min_lr", "loss", "drop_path_rate", "label_smoothing"),
-    *("rand_augment", "three_augment", "color_jitter", "random_crop", "random_erasing"),
-    *("repeated_aug", "mixup", "cutmix"),
-}
-ASSUMED: dict[str, set[str]] = {
-    # The README cuts Ti and S 4 x 256, and the distilled B 2 x 8 x 64: 8 is a choice.
-    "deit_tiny": GPUS,
-    "deit_small": GPUS,
-    "deit_base": set(),
-    "deit_tiny_distilled": GPUS,
-    "deit_small_distilled": GPUS,
-    "deit_base_distilled": GPUS,
-    "deit_tiny_distilled_1000ep": THOUSAND,
-    "deit_small_distilled_1000ep": THOUSAND,
-    "deit_base_distilled_1000ep": THOUSAND,
-    "deit_base_384": set(),
-    "deit_base_distilled_384": DISTILLED_384,
-    "deit_base_distilled_384_300ep": DISTILLED_384,
-    "cait_xxs24_224": FIRST_STAGE,
-    "cait_xxs36_224": FIRST_STAGE,
-    "cait_xs24_224": FIRST_STAGE,
-    "cait_s24_224": FIRST_STAGE,
-    "cait_s36_224": FIRST_STAGE,
-    "cait_m36_224": FIRST_STAGE,
-    "cait_m48_224": FIRST_STAGE,
-    "cait_xxs24_384": NOTHING_TOLD,
-    "cait_xxs36_384": NOTHING_TOLD,
-    "cait_xs24_384": NOTHING_TOLD,
-    "cait_s24_384": NOTHING_TOLD,
-    "cait_s36_384": NOTHING_TOLD,
-    "cait_m36_384": NOTHING_TOLD,
-    "cait_m48_448": CODE_DEFAULTS
-    | {
-        "replicas",
-        "lr",
-        "schedule",
-        "train_mode",
-        "repeated_aug",
-        "rand_augment",
-        "random_erasing",
-        "distillation",
-        "teacher",
-    },
-    **{f"deit3_{name}": set() for name in ("small", "base_192", "base", "large_192", "large")},
-    **{f"deit3_{name}": set() for name in ("huge", "small_384")},
-    **{f"deit3_{size}_pretrain_21k": set() for size in ("small", "base", "large")},
-    **{f"deit3_{size}_in21k": set() for size in ("small", "base", "large", "huge")},
-    # Patches of 14 pixels do not tile 160 or 128.
-    "deit3_huge_160": {"img_size"},
-    "deit3_huge_pretrain_21k": {"img_size"},
-    "deit3_base_384": {"init_from"},
-    "deit3_large_384": {"init_from"},
-    "deit3_medium": COMMAND | {"img_size"},
-    "deit3_medium_pretrain_21k": COMMAND | {"img_size"},
-    "deit3_medium_in21k": COMMAND,
-    **{f"deit3_{size}_384_in21k": COMMAND | {"init_from"} for size in ("small", "base", "large")},
-}
-
 # facts/reproductions.md, section 3: the bands that the published spreads support.
 BANDS = {
     "deit_tiny": (0.5, "no multi-seed figure is public; one user's two runs differ by 0.8"),
@@ -459,18 +346,13 @@ def test_a_recipe_holds_the_published_values(name: str) -> None:
     assert values == {"name": name} | DEIT | PUBLISHED[name]
 
 
-@each_row("name", list(ASSUMED))
-def test_a_recipe_says_what_nobody_published(name: str) -> None:
-    assert set(RECIPES[name].assumed) == ASSUMED[name]
-
-
-@each_row("name", list(ASSUMED))
+@each_row("name", list(PUBLISHED))
 def test_a_cut_of_the_batch_that_nobody_published_is_assumed(name: str) -> None:
     recipe = RECIPES[name]
     assert (recipe.layout is None) == ("replicas" in recipe.assumed)
 
 
-@each_row("name", list(ASSUMED))
+@each_row("name", list(PUBLISHED))
 def test_every_assumption_has_its_reason(name: str) -> None:
     assert [key for key, why in RECIPES[name].assumed.items() if len(why.split()) < 4] == []
 
@@ -490,7 +372,7 @@ def test_a_recipe_without_a_measured_spread_says_whose_band_it_has(name: str) ->
 def test_every_recipe_of_the_papers_is_in_the_tables_above() -> None:
     of_papers = {name for name, recipe in RECIPES.items() if recipe.data != "digits"}
     of_papers -= {recipe.name for recipe in variants.RECIPES}  # test_variants.py
-    assert of_papers == set(PUBLISHED) == set(ASSUMED) == set(BANDS) | set(LIKE)
+    assert of_papers == set(PUBLISHED) == set(BANDS) | set(LIKE)
 
 
 def test_every_transformer_of_the_registry_has_a_recipe() -> None:

@@ -106,45 +106,6 @@ TOLD: dict[str, dict[str, Any]] = {
     "flowers": SGD,
     "inat19": {"epochs": 360, "batch_size": 768, "lr": 7.5e-5, "random_erasing": 0.1},
 }
-# What the sources contradict each other in, or do not tell.
-ASSUMED = {
-    "imagenet384": {"epochs", "train_mode"},
-    "cifar10": {"img_size", "replicas", "optimizer", "lr", "weight_decay", "drop_path_rate"},
-    "cars": {"img_size", "replicas", "lr"},
-    "cifar100": {
-        "img_size",
-        "replicas",
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "min_lr",
-        "drop_path_rate",
-        "random_erasing",
-    },
-    "inat18": {"img_size", "epochs", "batch_size", "replicas", "random_erasing"},
-    "flowers": {
-        "img_size",
-        "epochs",
-        "batch_size",
-        "replicas",
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "drop_path_rate",
-        "random_erasing",
-    },
-    "inat19": {
-        "img_size",
-        "epochs",
-        "batch_size",
-        "replicas",
-        "lr",
-        "weight_decay",
-        "warmup_epochs",
-        "drop_path_rate",
-        "random_erasing",
-    },
-}
 # Table 7 in full, but for its last row, which is of no published checkpoint; Table 6: train, test,
 # classes.
 TABLE_7 = {
@@ -222,11 +183,6 @@ def test_a_model_that_is_not_in_table_7_has_no_figure(
 def test_a_recipe_holds_what_the_authors_told(name: str) -> None:
     wanted = IMAGENET | TOLD[name]
     assert {key: getattr(FINETUNE[name], key) for key in wanted} == wanted
-
-
-@pytest.mark.parametrize("name", list(ASSUMED))
-def test_a_recipe_says_where_sources_contradict_each_other_or_are_silent(name: str) -> None:
-    assert set(FINETUNE[name].assumed) == ASSUMED[name]
 
 
 def test_there_are_the_recipes_that_the_command_names() -> None:
