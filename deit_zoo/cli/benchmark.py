@@ -118,6 +118,12 @@ def benchmark_(
         raise ZooError("random weights agree by chance on --images; add --pretrained")
     if images is not None and not images.is_dir():
         raise DataError(f"--images is {str(images)!r}, which is no folder; give a folder of images")
+    several = any(len(given or ()) > 1 for given in (batch_size, precision, mode))
+    if curve and (several or train or memory or cold_start or images):
+        raise ZooError(
+            "--curve is one speed for each model; give one --mode, --precision and --batch-size, "
+            "and leave out --train, --memory, --cold-start and --images"
+        )
     import torch
 
     from deit_zoo.cli.curve import draw_curve, measured_curve, print_curve

@@ -20,6 +20,10 @@ PEERS = (
     "others are measured in a checkout: python benchmarks/compare.py models --models deit_small; "
     "leave out --peers and --peer"
 )
+CURVE = (
+    "--curve is one speed for each model; give one --mode, --precision and --batch-size, and leave "
+    "out --train, --memory, --cold-start and --images"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 app = typer.Typer()
@@ -230,6 +234,9 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
             ["--images", "no", "--pretrained"],
             "--images is 'no', which is no folder; give a folder of images",
         ),
+        (["--curve", "--train"], CURVE),
+        (["--curve", "--memory"], CURVE),
+        (["--curve", "--mode", "eager", "--mode", "compiled"], CURVE),
     ],
 )
 def test_benchmark_refuses_in_one_sentence_before_it_measures(
