@@ -74,7 +74,6 @@ def cases_of(
     Raises ZooError for what cannot be measured, before an hour was spent on the rest.
     """
     from deit_zoo.models.layers import as_pair, check_divisible
-    from deit_zoo.weights.load import open_local, spec_for
 
     for option, values, choices in (("precision", precisions, PRECISIONS), ("mode", modes, MODES)):
         if wrong := [value for value in values if value not in choices]:
@@ -88,13 +87,15 @@ def cases_of(
         raise ZooError("int8 is what optimize makes; add --mode optimized")
     cases = []
     for name in dict.fromkeys(one if is_path(one) else resolve(one).name for one in models):
-        spec, own = spec_for(name), is_path(name)
-        own_size = open_local(name).metadata.get("img_size") if own else None
-        size = as_pair(img_size or own_size or spec.img_size)
-        if patch_size := spec.arch.get("patch_size"):
-            check_divisible(size, patch_size)
-        # What is inside the package costs no download.
-        facts = options | {"pretrained": own or options["pretrained"] or spec.labels == "digits"}
+        if is_path(name):  # whose patches may be others than its name's
+            size, here = model_of_file(name, img_size).img_size, True
+        else:
+            spec = resolve(name)
+            size = as_pair(img_size or spec.img_size)
+            if patch_size := spec.arch.get("patch_size"):
+                check_divisible(size, patch_size)
+            here = spec.labels == "digits"  # inside the package, so it costs no download
+        facts = options | {"pretrained": options["pretrained"] or here}
         cases += [
             Case(model=name, batch_size=batch_size, precision=precision, img_size=size, **facts)
             for precision in dict.fromkeys(precisions)
@@ -115,23 +116,29 @@ def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
     """The model of a case, in float32 and eval mode; random weights are the same each time."""
     import torch
 
-    from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_for
+    from deit_zoo.weights.load import load_checkpoint, resolve_file
 
-    spec = spec_for(case.model)
-    if is_path(case.model) and weights is None:
-        own = open_local(case.model)
-        return load_checkpoint(
-            spec, own.path, own.metadata, sha256=own.sha256, img_size=case.img_size
-        )
-    if case.pretrained or weights:
+    if weights or is_path(case.model):
+        return model_of_file(weights or case.model, case.img_size)
+    spec = resolve(case.model)
+    if case.pretrained:
         from deit_zoo.manifest import manifest_record
 
-        file = weights or resolve_file(manifest_record(spec.name)).path
+        file = resolve_file(manifest_record(spec.name)).path
         return load_checkpoint(spec, file, {}, img_size=case.img_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: ZooModel = spec.build(img_size=case.img_size)
     return model.eval()
+
+
+def model_of_file(file: str | Path, img_size: int | tuple[int, int] | None) -> ZooModel:
+    """The network that a file of weights is of, in its own build."""
+    from deit_zoo.weights.load import load_checkpoint, open_local, spec_of_file
+
+    own = open_local(file)
+    spec = spec_of_file(own, file)
+    return load_checkpoint(spec, own.path, own.metadata, sha256=own.sha256, img_size=img_size)
 
 
 def random_images(case: Case) -> Tensor:

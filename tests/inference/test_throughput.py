@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import deit_zoo
 from deit_zoo.errors import DataError, ImageSizeError, UnknownModelError, ZooError
 from deit_zoo.inference import throughput
 from deit_zoo.inference.throughput import Case, cases_of, title
@@ -86,6 +87,22 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     with pytest.raises(kind) as refused:
         cases(**options)
     assert str(refused.value) == sentence
+
+
+def test_a_file_is_measured_as_the_network_that_it_holds(tmp_path: Path) -> None:
+    # One block instead of 12, patches of 8 instead of 16: 24 pixels are three of them.
+    own, again = tmp_path / "own.safetensors", tmp_path / "again.safetensors"
+    built = deit_zoo.create("deit3_small", blocks="1", patch_size=8, img_size=24)
+    deit_zoo.save(built, own)
+    [case] = cases(str(own), batch_sizes=[1])
+    assert case.img_size == (24, 24)
+    # As a cold start does, which loads a copy.
+    deit_zoo.save(throughput.plain_model(case), again)
+    for model in (throughput.plain_model(case), throughput.plain_model(case, again)):
+        assert torch.equal(model.patch_embed.proj.weight, built.patch_embed.proj.weight)
+        assert len(model.blocks) == 1
+    with pytest.raises(ImageSizeError, match="into patches of 8x8"):
+        cases(str(own), img_size=20)
 
 
 def test_an_unknown_model_is_refused() -> None:
