@@ -122,19 +122,23 @@ def info(name: str) -> ModelInfo:
 
 
 def _info_of_file(path: str) -> ModelInfo:
+    from deit_zoo.models.model import spec_of
     from deit_zoo.weights.load import open_local, spec_of_file
 
     local = open_local(path)
     spec = spec_of_file(local, path)
     model = create(checkpoint=path)
     height, width = model.img_size
+    arch = spec_of(model).arch
+    if "patch_size" in arch:
+        arch = arch | {"patch_size": model.patch_size}
     return ModelInfo(
         name=spec.name,
         family=spec.family,
         aliases=(),
-        arch=spec.arch,
+        arch=arch,
         num_params=sum(value.numel() for value in model.parameters()),
-        gmacs=spec.gmacs,
+        gmacs=_gmacs(model, arch, spec),
         img_size=height if height == width else (height, width),
         source=spec.source,
         checkpoint=None,
@@ -143,6 +147,23 @@ def _info_of_file(path: str) -> ModelInfo:
         file=local,
         labels=None if model.labels is None else tuple(model.labels),
     )
+
+
+def _gmacs(model: ZooModel, arch: dict[str, Any], row: ModelSpec) -> float:
+    """The row's figure for the network of its name; what torch counts in another."""
+    from deit_zoo.models.model import in_chans_of
+
+    shape = (in_chans_of(model), *model.img_size)
+    if (arch, shape) == (row.arch, (3, row.img_size, row.img_size)):
+        return row.gmacs
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Without memory no fused kernel runs, so attention's products are counted too.
+    network = model.to("meta").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, *shape, device="meta"))
+    return counter.get_total_flops() / 2e9
 
 
 def create(

@@ -271,6 +271,20 @@ def test_info_is_ready_for_json() -> None:
     assert plain["checkpoint"]["metrics"]["imagenet1k_val"]["top5"] == 94.968
 
 
+def test_info_of_a_file_is_of_the_network_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    deit_zoo.save(deit_zoo.create("deit3_small", blocks="1", img_size=32), file)
+    found = deit_zoo.info(str(file))
+    assert (found.arch["depth"], found.arch["patch_size"], found.img_size) == (1, 16, 32)
+    # Of 4 patches, 5 tokens, width 384: the patches, a block (12 N D^2 + 2 N^2 D), the head.
+    counted = 4 * 768 * 384 + 12 * 5 * 384**2 + 2 * 5**2 * 384 + 384 * 1000
+    assert found.gmacs == pytest.approx(counted / 1e9)
+    deit_zoo.save(deit_zoo.create("deit_pico_digits", pretrained=True, patch_size=2), file)
+    assert deit_zoo.info(str(file)).arch["patch_size"] == 2
+    deit_zoo.save(deit_zoo.create("deit_pico_digits", pretrained=True), file)
+    assert deit_zoo.info(str(file)).gmacs == MODELS["deit_pico_digits"].gmacs
+
+
 def test_info_says_what_of_a_recipe_nobody_published() -> None:
     # Upstream's issue #108 names no schedule.
     found = deit_zoo.info("cait_M48").to_dict()
