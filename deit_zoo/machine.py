@@ -205,6 +205,16 @@ def missing_compiler() -> str | None:
     return None if words and shutil.which(words[0]) else compiler
 
 
+def require_compiler(what: str, otherwise: str) -> None:
+    """Raises ZooError where there is no C++ compiler for what needs one; `otherwise` is the way
+    without."""
+    if compiler := missing_compiler():
+        raise ZooError(
+            f"{what} needs a C++ compiler, and {compiler} is not on the PATH; install it, set CXX "
+            f"to another, or {otherwise}"
+        )
+
+
 def cxx_compiler() -> str:
     """The C++ compiler that is meant: what CXX says, else the system's usual one."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")

@@ -37,7 +37,7 @@ from deit_zoo.data.transforms import (
 from deit_zoo.errors import DataError, DifferenceError, ZooError
 from deit_zoo.files import write_whole
 from deit_zoo.inference.classify import class_names, reading_for
-from deit_zoo.machine import missing_compiler, require_extra, usable_device
+from deit_zoo.machine import require_compiler, require_extra, usable_device
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.version import __version__
@@ -108,11 +108,8 @@ class ExportOptions:
                 raise ZooError(f"opset is {opset}; give one from {OLDEST_OPSET} to {newest}")
         elif opset is not None:
             raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
-        elif self.aot and (compiler := missing_compiler()):
-            raise ZooError(
-                f"AOTInductor needs a C++ compiler, and {compiler} is not on the PATH; install it, "
-                "set CXX to another, or leave out --aot"
-            )
+        elif self.aot:
+            require_compiler("AOTInductor", "leave out --aot")
         usable_device(self.device or "cpu")
         _check_file(self.file, self.overwrite)
 
@@ -140,15 +137,6 @@ class Export:
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, ready for JSON."""
         return asdict(self) | {"file": str(self.file), "img_size": list(self.img_size)}
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What the file and the model answered to the same images."""
-
-    num_images: int
-    agreed: int
-    max_difference: float
 
 
 def export(
@@ -185,12 +173,12 @@ def export(
             data = _to_pt2(_traced(network), texts)
             run = cast(Run, torch.export.load(BytesIO(data)).module())
         say(f"comparing on {len(sources)} images")
-        comparison = compare(network, run, _batches(sources, transform))
-    if not comparison.max_difference <= limit:  # nor does NaN pass
+        num_images, agreed, largest = compare(network, run, _batches(sources, transform))
+    if not largest <= limit:  # nor does NaN pass
         raise DifferenceError(
-            f"{name} as {form} gives logits up to {comparison.max_difference:.3g} from the model's "
-            f"on {comparison.num_images} images, and the limit is {limit:g}; nothing was written, "
-            "give another format or, if that is near enough, another limit"
+            f"{name} as {form} gives logits up to {largest:.3g} from the model's on {num_images} "
+            f"images, and the limit is {limit:g}; nothing was written, give another format or, if "
+            "that is near enough, another limit"
         )
     write_whole(options.file, data)
     return Export(
@@ -202,8 +190,10 @@ def export(
         img_size=transform.img_size,
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
+        num_images=num_images,
+        agreed=agreed,
+        max_difference=largest,
         limit=limit,
-        **asdict(comparison),
     )
 
 
@@ -250,19 +240,20 @@ def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Comparison:
-    """How far the logits of a file and of its model are apart; a wrong shape is infinitely far."""
+def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> tuple[int, int, float]:
+    """The images, those of the same first class by a file and by its model, and how far logits are
+    apart at most; a wrong shape is infinitely far."""
     largest = torch.zeros(())
     num_images = agreed = 0
     for images in batches:
         expected = _logits(network, images)
         logits = run(images.to(_device_of(network))).float().cpu()
         if logits.shape != expected.shape:
-            return Comparison(num_images, agreed, float("inf"))
+            return num_images, agreed, float("inf")
         largest = torch.maximum(largest, (logits - expected).abs().max())
         num_images += len(images)
         agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
-    return Comparison(num_images, agreed, largest.item())
+    return num_images, agreed, largest.item()
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -28,7 +28,13 @@ from deit_zoo.errors import MissingExtraError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.inference.compiled import CompiledSizes
 from deit_zoo.inference.talking_heads import runs_at_once, talk
-from deit_zoo.machine import fast_dtypes, fastest_dtype, has_compiler, missing_compiler
+from deit_zoo.machine import (
+    fast_dtypes,
+    fastest_dtype,
+    has_compiler,
+    missing_compiler,
+    require_compiler,
+)
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models import cait, deit, deit3
 from deit_zoo.models.layers import Mlp, check_input, split_heads
@@ -485,15 +491,10 @@ class ClassBlocks(nn.Module):
 
 def check_compiler(device: torch.device) -> None:
     """Raises ZooError where a model cannot be compiled on this device."""
-    if device.type in ("cpu", "cuda") and not has_compiler(device):
-        if device.type == "cuda":
-            raise ZooError(
-                "to compile for the GPU Triton is needed; install triton, or give compile=False"
-            )
-        raise ZooError(
-            f"to compile for the CPU a C++ compiler is needed, and {missing_compiler()} is not on "
-            "the PATH; install it, set CXX to another, or give compile=False"
-        )
+    if device.type == "cpu":
+        require_compiler("compiling for the CPU", "give compile=False")
+    if device.type == "cuda" and not has_compiler(device):
+        raise ZooError("compiling for the GPU needs Triton; install triton, or give compile=False")
 
 
 def _quantize(model: OptimizedModel) -> None:

@@ -610,8 +610,8 @@ def test_without_a_compiler_nothing_is_compiled(
         with pytest.raises(ZooError) as caught:
             deit_zoo.optimize(small(), compile=wanted)
         assert str(caught.value) == (
-            "to compile for the CPU a C++ compiler is needed, and g++ is not on the PATH; install "
-            "it, set CXX to another, or give compile=False"
+            "compiling for the CPU needs a C++ compiler, and g++ is not on the PATH; install it, "
+            "set CXX to another, or give compile=False"
         )
 
 
