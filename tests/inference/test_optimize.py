@@ -27,6 +27,7 @@ from deit_zoo.data import digits
 from deit_zoo.errors import ImageSizeError, MissingExtraError, ZooError
 from deit_zoo.inference import compiled, talking_heads
 from deit_zoo.inference import optimize as inference
+from deit_zoo.inference.folded_network import attend
 from deit_zoo.inference.optimize import OptimizedModel
 from deit_zoo.models import deit
 from deit_zoo.models.deit import VisionTransformer
@@ -168,7 +169,7 @@ def test_a_few_queries_attend_as_softmax_attention_with_biases_does() -> None:
         scores = query[..., own] @ keys[..., own].transpose(1, 2) / (dim // heads) ** 0.5
         expected.append(scores.softmax(dim=-1) @ values[..., own])
     shape = (heads, dim // heads, dim)
-    result = inference.attend(query, x, key.view(shape), value.view(shape), value_bias)
+    result = attend(query, x, key.view(shape), value.view(shape), value_bias)
     torch.testing.assert_close(result, torch.cat(expected, dim=-1), rtol=1e-12, atol=1e-12)
 
 
