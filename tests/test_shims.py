@@ -32,7 +32,7 @@ def test_a_former_path_gives_what_the_new_one_gives(former: str) -> None:
 
 def test_what_the_module_of_optimize_gave_is_still_given_by_its_folder() -> None:
     import deit_zoo.inference
-    from deit_zoo.inference.optimize import agreement
+    from deit_zoo.inference.throughput import agreement
 
     with pytest.warns(DeprecationWarning, match=r"^deit_zoo\.inference\.agreement has moved; "):
         assert deit_zoo.inference.agreement is agreement

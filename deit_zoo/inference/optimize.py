@@ -6,16 +6,13 @@ What it computes, and what is folded for that, is `folded_network.py`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import MissingExtraError, ZooError
-from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.inference.compiled import CompiledSizes
 from deit_zoo.inference.folded_network import FoldedNetwork
 from deit_zoo.machine import (
@@ -44,19 +41,6 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
 METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5  # on which int8 must prove faster
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
-    """How near a copy is to its model on real images.
-
-    `top1` is the share of images of the same first class, `largest` the largest difference of a
-    logit.
-    """
-
-    top1: float
-    largest: float
-    num_images: int
 
 
 def optimize(
@@ -165,25 +149,6 @@ def precision(dtype: str | torch.dtype) -> str:
     if name not in ("auto", *PRECISIONS):
         raise ZooError(f"dtype is {name!r}; give one of auto, {', '.join(PRECISIONS)}")
     return name
-
-
-def agreement(
-    plain: nn.Module, fast: nn.Module, images: Iterable[Tensor], *, batch_size: int = 32
-) -> Agreement:
-    """Compare a copy with its model on uint8 pixels, or normalised images, (3, H, W)."""
-    images = list(images)
-    if not images:
-        raise ZooError("there is no image to compare on; give one or more")
-    same, largest = 0, 0.0
-    weight = next(plain.parameters())
-    with eval_mode(plain), torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = torch.stack(images[start : start + batch_size]).to(weight.device)
-            floats = normalized(batch) if batch.dtype == torch.uint8 else batch
-            expected, logits = plain(floats.to(weight.dtype)).double(), fast(batch).double()
-            same += int((logits.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
-            largest = max(largest, float((logits - expected).abs().max()))
-    return Agreement(top1=same / len(images), largest=largest, num_images=len(images))
 
 
 class OptimizedModel(nn.Module):

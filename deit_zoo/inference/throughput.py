@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -58,6 +58,19 @@ class Case:
         """The case's part of a row of results."""
         keys = ("model", "img_size", "batch_size", "precision", "train")
         return {key: getattr(self, key) for key in keys} | {"img_size": list(self.img_size)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """How near a copy is to its model on real images.
+
+    `top1` is the share of images of the same first class, `largest` the largest difference of a
+    logit.
+    """
+
+    top1: float
+    largest: float
+    num_images: int
 
 
 def cases_of(
@@ -365,6 +378,30 @@ def cold_start(case: Case, rounds: int) -> dict[str, Any]:
     return row
 
 
+def agreement(
+    plain: nn.Module, fast: nn.Module, images: Iterable[Tensor], *, batch_size: int = 32
+) -> Agreement:
+    """Compare a copy with its model on uint8 pixels, or normalised images, (3, H, W)."""
+    import torch
+
+    from deit_zoo.data.transforms import normalized
+    from deit_zoo.evaluation.accuracy import eval_mode
+
+    images = list(images)
+    if not images:
+        raise ZooError("there is no image to compare on; give one or more")
+    same, largest = 0, 0.0
+    weight = next(plain.parameters())
+    with eval_mode(plain), torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = torch.stack(images[start : start + batch_size]).to(weight.device)
+            floats = normalized(batch) if batch.dtype == torch.uint8 else batch
+            expected, logits = plain(floats.to(weight.dtype)).double(), fast(batch).double()
+            same += int((logits.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
+            largest = max(largest, float((logits - expected).abs().max()))
+    return Agreement(top1=same / len(images), largest=largest, num_images=len(images))
+
+
 def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     """How an optimized model's answers differ from the plain one's on up to 128 real images.
 
@@ -375,7 +412,7 @@ def agreement_row(case: Case, folder: Path | None) -> dict[str, Any] | None:
     from deit_zoo.data.digits import digits
     from deit_zoo.data.folder import images_of
     from deit_zoo.data.transforms import as_tensor, eval_transform
-    from deit_zoo.inference.optimize import agreement, optimize
+    from deit_zoo.inference.optimize import optimize
     from deit_zoo.weights.load import spec_for
 
     spec = spec_for(case.model)

@@ -29,6 +29,7 @@ from deit_zoo.inference import compiled, talking_heads
 from deit_zoo.inference import optimize as inference
 from deit_zoo.inference.folded_network import attend
 from deit_zoo.inference.optimize import OptimizedModel
+from deit_zoo.inference.throughput import agreement
 from deit_zoo.models import deit
 from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.model import ZooModel
@@ -590,7 +591,7 @@ def test_a_head_of_another_size_is_copied() -> None:
             "the model has no head (num_classes=0), so it has no logits to be fast at",
         ),
         (
-            lambda: inference.agreement(small(), small(), []),
+            lambda: agreement(small(), small(), []),
             "there is no image to compare on; give one or more",
         ),
     ],
@@ -689,7 +690,7 @@ def test_agreement_counts_first_classes_and_tells_the_largest_difference() -> No
     rows = torch.tensor([[1.0, 0.25], [1.0, 0.75], [0.0, 1.0]])
     images = [row.repeat(3, 1)[:, :, None] for row in rows]
     for size in (1, 2, 32):
-        found = inference.agreement(Shifted(0.0), Shifted(0.5), images, batch_size=size)
+        found = agreement(Shifted(0.0), Shifted(0.5), images, batch_size=size)
         assert (found.top1, found.largest, found.num_images) == (2 / 3, 0.5, 3)
 
 
@@ -703,7 +704,7 @@ def test_half_precision_agrees_on_real_digits(handwritten: list[Image.Image]) ->
     model = deit_zoo.create(DISTILLED, pretrained=True)
     fast = deit_zoo.optimize(model, compile=False)
     prepare = deit_zoo.transform(model).pixels
-    found = inference.agreement(model, fast, [prepare(image) for image in handwritten[:64]])
+    found = agreement(model, fast, [prepare(image) for image in handwritten[:64]])
     assert found.num_images == 64
     assert found.top1 >= 0.98
     assert 0 < found.largest < 0.5
