@@ -205,7 +205,7 @@ def measured(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Everything that is asked for, as the JSON file has it."""
-    from deit_zoo.inference import throughput
+    from deit_zoo.inference import fresh_process, throughput
 
     of_lower = {(one.model, one.precision): one for one in cases if one.precision != "float32"}
     lower = of_lower.values() if "optimized" in modes else ()
@@ -214,11 +214,9 @@ def measured(
     with Bar("cases") as bar:
         for number, case in enumerate(cases):
             bar(number, len(cases))
-            measured, missing = throughput.measure_case(
-                case, modes, rounds=rounds, seconds=seconds, memory=memory
-            )
+            measured, missing = throughput.measure_case(case, modes, rounds=rounds, seconds=seconds)
             rows += measured
-            failed += missing
+            failed += missing + (fresh_process.measure_memory(case, measured) if memory else [])
     report: dict[str, Any] = {
         "benchmark": "deit-zoo benchmark",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -238,7 +236,7 @@ def measured(
             for number, case in enumerate(models.values()):
                 bar(number, len(models))
                 try:
-                    report["cold_start"].append(throughput.cold_start(case, rounds))
+                    report["cold_start"].append(fresh_process.cold_start(case, rounds))
                 except ZooError as error:  # what was measured before it is not lost
                     reason = {"mode": "cold start", "reason": str(error)}
                     failed.append({"model": case.model, "who": throughput.OURS} | reason)

@@ -1,4 +1,4 @@
-"""How fast our models are on this machine: latency, images per second, memory, cold start.
+"""How fast our models are on this machine: latency, images per second, agreement of fast copies.
 
 The modes of a case take turns, A B C, B C A, C A B, ...: what a shared machine does to one of them
 it does to all.
@@ -6,12 +6,8 @@ it does to all.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.machine import cpu_name, peak_mb
+from deit_zoo.machine import cpu_name
 from deit_zoo.registry.names import is_path, resolve
 
 if TYPE_CHECKING:
@@ -271,7 +267,7 @@ def ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def measure_case(
-    case: Case, modes: Sequence[str], *, rounds: int, seconds: float, memory: bool
+    case: Case, modes: Sequence[str], *, rounds: int, seconds: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A row for each mode, and why others are missing. What optimize refuses is raised.
 
@@ -307,75 +303,7 @@ def measure_case(
     for mode, row in rows.items():
         row |= figures(times[mode], case.batch_size)
         row["of_eager"] = ratio(row, rows["eager"]) if "eager" in rows else None
-        if memory:
-            try:
-                answer = fresh_process(case, mode)
-            except ZooError as error:
-                failed.append(case.row | {"who": OURS, "mode": mode, "reason": str(error)})
-                continue
-            row |= {key: answer[key] for key in ("peak_mb", "grown_mb")}
     return list(rows.values()), failed
-
-
-def fresh_process(case: Case, mode: str, weights: Path | None = None) -> dict[str, float | None]:
-    """What `first_answer` says in a process of its own. Raises ZooError where it ends badly."""
-    code = f"import sys; from {__name__} import first_answer; first_answer(*sys.argv[1:])"
-    facts = json.dumps(asdict(case)), mode, str(weights or ""), str(time.time())
-    done = subprocess.run(
-        [sys.executable, "-c", code, *facts], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-        raise ZooError(f"{case.model} {mode} failed in a process of its own ({last})")
-    answer: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def first_answer(facts: str, mode: str, weights: str, begun: str) -> None:
-    """Load, predict, and print: seconds since `begun`, those of loading, and memory's peak.
-
-    `grown_mb` is the part of the peak that came after the imports.
-    """
-    import torch
-
-    import deit_zoo.inference.optimize
-    import deit_zoo.weights.load  # noqa: F401
-
-    case = Case(**json.loads(facts))
-    torch.set_num_threads(case.threads)
-    before = peak_mb()
-    started = time.perf_counter()
-    model = plain_model(case, Path(weights) if weights else None)
-    load_seconds = time.perf_counter() - started
-    run = run_of(model, mode, case, random_images(case))
-    run()
-    seconds = time.time() - float(begun)
-    for _ in range(2):
-        run()
-    peak = peak_mb()
-    if case.device.startswith("cuda"):
-        before, peak = 0.0, torch.cuda.max_memory_allocated(case.device) / 2**20
-    grown = None if peak is None or before is None else peak - before
-    answer = {"seconds": seconds, "load_seconds": load_seconds}
-    print(json.dumps(answer | {"peak_mb": peak, "grown_mb": grown}))
-
-
-def cold_start(case: Case, rounds: int) -> dict[str, Any]:
-    """Medians of fresh processes that load the model from a file, and predict.
-
-    A process before the first round warms the disk's cache.
-    """
-    from deit_zoo.weights.load import save_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "model.safetensors"
-        save_model(plain_model(case), weights)
-        answers = [fresh_process(case, "eager", weights) for _ in range(rounds + 1)][1:]
-    row: dict[str, Any] = {"model": case.model, "who": OURS}
-    for key in ("seconds", "load_seconds", "peak_mb"):
-        values = [value for answer in answers if (value := answer[key]) is not None]
-        row[key] = median(values) if values else None
-    return row
 
 
 def agreement(

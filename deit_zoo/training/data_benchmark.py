@@ -196,7 +196,7 @@ def measured_rate(model: str, device: str, precision: str, mode: str) -> float:
         train=True,
         pretrained=False,
     )
-    rows, failed = measure_case(case, [mode], rounds=3, seconds=0.5, memory=False)
+    rows, failed = measure_case(case, [mode], rounds=3, seconds=0.5)
     if failed:
         raise ZooError(f"{model} cannot be measured here: {failed[0]['reason']}")
     return float(rows[0]["images_per_second"])

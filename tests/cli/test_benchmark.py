@@ -11,7 +11,7 @@ import typer
 
 from deit_zoo.cli.benchmark import benchmark_
 from deit_zoo.errors import ZooError
-from deit_zoo.inference import optimize, throughput
+from deit_zoo.inference import fresh_process, optimize, throughput
 from support.typed import Done
 
 QUICK = ("--rounds", "1", "--seconds", "0.001", "--no-memory", "--no-cold-start", "--threads", "1")
@@ -155,7 +155,7 @@ def test_what_was_measured_is_not_lost_with_a_fresh_process(
     def broken(*anything: object) -> None:
         raise ZooError("it ended")
 
-    monkeypatch.setattr(throughput, "fresh_process", broken)
+    monkeypatch.setattr(fresh_process, "fresh_process", broken)
     options = ("-b", "1", "--precision", "float32", "--memory", "--cold-start", "--json")
     done = typed(*DIGITS, *options)
     assert done.status == 1
@@ -202,7 +202,7 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
         modes.append(mode)
         return {"seconds": 1.25, "load_seconds": 0.5, "peak_mb": 300.0, "grown_mb": 40.0}
 
-    monkeypatch.setattr(throughput, "fresh_process", answer)
+    monkeypatch.setattr(fresh_process, "fresh_process", answer)
     options = ("-b", "1", "--precision", "float32", "--memory", "--cold-start")
     done = typed(*DIGITS, *options)
     assert "cold start, from the start of a process to its first prediction" in done.out

@@ -172,7 +172,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
 
 def test_a_row_for_each_mode_says_how_near_it_is_to_the_plain_model() -> None:
     case = replace(DIGITS, precision="bfloat16", batch_size=2)
-    rows, failed = throughput.measure_case(case, ["eager"], rounds=2, seconds=1e-3, memory=False)
+    rows, failed = throughput.measure_case(case, ["eager"], rounds=2, seconds=1e-3)
     [row] = rows
     assert failed == []
     assert (row["who"], row["mode"], row["of_eager"]) == ("deit_zoo", "eager", 1.0)
@@ -186,7 +186,7 @@ def test_a_row_for_each_mode_says_how_near_it_is_to_the_plain_model() -> None:
 def test_an_optimized_model_is_measured_beside_the_plain_one() -> None:
     case = replace(DIGITS, precision="bfloat16")
     modes = ["eager", "compiled", "optimized"]
-    rows, failed = throughput.measure_case(case, modes, rounds=1, seconds=1e-3, memory=False)
+    rows, failed = throughput.measure_case(case, modes, rounds=1, seconds=1e-3)
     assert failed == []
     assert [row["mode"] for row in rows] == modes
 
@@ -210,49 +210,6 @@ def test_training_leaves_fresh_gradients(precision: str) -> None:
     assert gradient.dtype == torch.float32
     assert torch.equal(first, run())
     assert torch.equal(gradient, model.head_dist.weight.grad)
-
-
-def test_a_fresh_process_says_how_long_it_took_and_how_much_memory() -> None:
-    answer = throughput.fresh_process(DIGITS, "eager")
-    assert answer["seconds"] > answer["load_seconds"] > 0
-    if answer["peak_mb"] is not None:
-        assert 0 < answer["grown_mb"] < answer["peak_mb"]
-
-
-def test_a_fresh_process_that_fails_says_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'Traceback\nMemoryError: too much' >&2; exit 1\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(throughput.sys, "executable", str(python))
-    with pytest.raises(ZooError) as failed:
-        throughput.fresh_process(DIGITS, "eager")
-    assert str(failed.value) == (
-        "deit_pico_digits eager failed in a process of its own (MemoryError: too much)"
-    )
-
-
-def test_a_cold_start_is_the_median_of_processes_after_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seconds = iter([9.0, 1.0, 3.0, 2.0])
-    files = []
-
-    def answer(case: Case, mode: str, weights: Path) -> dict[str, float | None]:
-        assert weights.is_file()
-        files.append(weights)
-        return {"seconds": next(seconds), "load_seconds": 0.5, "peak_mb": None}
-
-    monkeypatch.setattr(throughput, "fresh_process", answer)
-    assert throughput.cold_start(DIGITS, 3) == {
-        "model": "deit_pico_digits",
-        "who": "deit_zoo",
-        "seconds": 2.0,
-        "load_seconds": 0.5,
-        "peak_mb": None,
-    }
-    assert len(files) == 4
 
 
 def test_the_peak_is_the_most_that_a_process_ever_held() -> None:
