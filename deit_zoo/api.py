@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.machine import caller_state, plain_torch
+from deit_zoo.machine import plain_torch, restore_process_state
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry.names import resolve
 from deit_zoo.results import Evaluation, Predictions
@@ -174,12 +174,12 @@ def optimize(
 
     >>> fast = deit_zoo.optimize(deit_zoo.create("deit_pico_digits", pretrained=True))
     """
-    from deit_zoo.inference.optimize import loses
+    from deit_zoo.inference.optimize import is_slower_than_float32
     from deit_zoo.inference.optimize import optimize as optimized_copy
 
     plain = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
     copy = optimized_copy(plain, dtype, compile)
-    if loses(copy):
+    if is_slower_than_float32(copy):
         warnings.warn(
             f"{copy.precision} is slower than float32 on this device, which has no units for it; "
             "give dtype='auto' for the fastest",
@@ -234,7 +234,7 @@ def attention_map(
     return attention.attention_map(network, pixels, layer=layer, method=method)
 
 
-@caller_state()
+@restore_process_state()
 def export(
     model: str | nn.Module,
     file: str | os.PathLike[str],
@@ -288,7 +288,7 @@ def export(
     return inference.export(network, options, images=images, say=say)
 
 
-@caller_state()
+@restore_process_state()
 def evaluate(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
@@ -404,7 +404,7 @@ def evaluate(
     return evaluation_of(sums, dataset)
 
 
-@caller_state()
+@restore_process_state()
 def compare_answers(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
@@ -477,7 +477,7 @@ def _eval_set(
     return open_eval_set(os.fspath(data), folders, labels, file, reading=reading_for(model))
 
 
-@caller_state()
+@restore_process_state()
 @plain_torch()
 def reproduce(
     name: str,
@@ -530,7 +530,7 @@ def reproduce(
     )
 
 
-@caller_state()
+@restore_process_state()
 @plain_torch()
 def finetune(
     name: str | os.PathLike[str],

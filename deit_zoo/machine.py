@@ -101,9 +101,9 @@ def _quota_of(folder: Path) -> float:
 
 
 @contextmanager
-def caller_state() -> Iterator[None]:
-    """What a call changes of the process is the caller's again after it: the states of generators,
-    threads, torch's flags, variables of the environment, levels of loggers.
+def restore_process_state() -> Iterator[None]:
+    """Restore what a call changes in the process: random states, threads, torch's flags, the
+    environment, log levels.
     """
     import numpy as np
     import torch
@@ -137,8 +137,8 @@ def caller_state() -> Iterator[None]:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Within it torch is as it was imported, whatever the caller has set, or called this in: no
-    other type or device of new tensors, gradients, and no autocast.
+    """Within it torch has its defaults (float32, CPU, gradients on, no autocast), whatever the
+    caller has set.
     """
     import torch
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deit_zoo.inference.talking_heads import runs_at_once, talk
+from deit_zoo.inference.talking_heads import runs_at_once, talking_heads
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
 from deit_zoo.models import cait, deit, deit3
 from deit_zoo.models.layers import Mlp, split_heads
@@ -227,7 +227,7 @@ class CaiTBlock(FastBlock):
         attn = self.attn
         query, key, value = split_heads(attn.qkv(self.norm1(x)), attn.num_heads)
         first, second, bias = attn.proj_l.weight, attn.proj_w.weight, attn.proj_w.bias
-        out = talk(query, key, value, first, second, bias)
+        out = talking_heads(query, key, value, first, second, bias)
         x = add(x, attn.proj(out.transpose(1, 2).reshape(x.shape)))
         return add(x, self.mlp(self.norm2(x)))
 

@@ -63,7 +63,7 @@ def optimize(
     fastest, reason = fastest_dtype(device)
     if model.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to be fast at")
-    if not untouched(model):
+    if is_modified(model):
         raise ZooError(
             "the model has hooks, adapters or overridden parts, which a copy would leave out; "
             "remove the hooks, and merge adapters into the weights"
@@ -92,30 +92,30 @@ def fast_copy(model: nn.Module) -> OptimizedModel:
     return model if isinstance(model, OptimizedModel) else optimize(model, compile=False)
 
 
-def loses(model: OptimizedModel) -> bool:
+def is_slower_than_float32(model: OptimizedModel) -> bool:
     """Whether a copy is of a type of 16 bits that its device has no units for."""
     fast = fast_dtypes(model.network.patches.weight.device)
     half = model.precision in ("bfloat16", "float16")
     return half and fast is not None and model.precision not in fast
 
 
-def untouched(model: deit.Transformer | cait.CaiT) -> bool:
-    """Whether a copy would compute what the model does: it consists of the family's own parts,
-    none of which is replaced, adapted or watched by a hook.
+def is_modified(model: deit.Transformer | cait.CaiT) -> bool:
+    """Whether a copy might compute something else: a part is not the family's own, or is replaced,
+    adapted or watched by a hook.
 
     An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
     """
     if not len(model.blocks):
-        return False
+        return True
     with torch.device("meta"):
         twin = build_like(model)
-    own, same = (
+    parts, unmodified = (
         {name: type(part) for name, part in network.named_modules()} for network in (model, twin)
     )
     return (
-        own == same
-        and model.state_dict().keys() == twin.state_dict().keys()
-        and not any(map(_touched, model.modules()))
+        parts != unmodified
+        or model.state_dict().keys() != twin.state_dict().keys()
+        or any(map(_is_modified_part, model.modules()))
     )
 
 
@@ -130,7 +130,7 @@ def build_like(model: deit.Transformer | cait.CaiT) -> nn.Module:
     return deit3.LayerScaleTransformer(depth=depth, num_classes=classes)
 
 
-def _touched(part: nn.Module) -> bool:
+def _is_modified_part(part: nn.Module) -> bool:
     forward_hooks = (part._forward_hooks, part._forward_pre_hooks)
     backward_hooks = (part._backward_hooks, part._backward_pre_hooks)
     methods = [name for name in METHODS if hasattr(part, name)]

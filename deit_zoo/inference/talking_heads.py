@@ -2,9 +2,9 @@
 
 All forms compute softmax(first · scores) mixed by `second`, and its product with the values:
 
-- whole: all scores at once, in whatever graph is being made;
-- tiles: a few images or queries at a time, whose scores stay in a CPU's cache;
-- folded: one fused kernel, for many patches in half precision.
+- in one: all scores at once, in whatever graph is being made;
+- in tiles: a few images or queries at a time, whose scores stay in a CPU's cache;
+- fused: one fused kernel, for many patches in half precision.
 
 Shapes: B batch, N patches, D embedding, H heads.
 """
@@ -21,10 +21,10 @@ from torch import Tensor
 # core's cache; one image is cut above WHOLE, into pieces of PART.
 TILE, WHOLE, PART = 1_000_000, 6_000_000, 2_500_000
 # From so many patches and up to this width, one fused kernel beats mixing in half precision.
-FOLD_TOKENS, FOLD_DIM = 400, 256
+FUSED_TOKENS, FUSED_DIM = 400, 256
 
 
-def talk(
+def talking_heads(
     query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor, bias: Tensor
 ) -> Tensor:
     """Talking-heads attention (B, H, N, D/H).
@@ -34,15 +34,15 @@ def talk(
     same row to every patch.
     """
     constant = bias[:, None, None] * value.sum(dim=2, keepdim=True)
-    if suits_folding(query):
-        return talk_folded(query, key, value, first, second) + constant
+    if suits_fusing(query):
+        return talking_heads_fused(query, key, value, first, second) + constant
     # A graph must not depend on the batch it is made with; tiles are of one precision, and for the
     # cache of a CPU.
     device = query.device.type
     tiled = device == "cpu" and runs_at_once() and not torch.is_autocast_enabled(device)
     if tiled:
-        return talk_in_tiles(query, key, value, first, second).add_(constant)
-    return talk_whole(query, key, value, first, second) + constant
+        return talking_heads_in_tiles(query, key, value, first, second).add_(constant)
+    return talking_heads_in_one(query, key, value, first, second) + constant
 
 
 def mix(weight: Tensor, scores: Tensor) -> Tensor:
@@ -50,13 +50,15 @@ def mix(weight: Tensor, scores: Tensor) -> Tensor:
     return (weight.expand(scores.shape[0], -1, -1) @ scores.flatten(2)).view_as(scores)
 
 
-def talk_whole(query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def talking_heads_in_one(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
     """All scores (B, H, N, N) at once."""
     shares = mix(first, query @ key.transpose(-2, -1)).softmax(dim=-1)
     return mix(second, shares) @ value
 
 
-def talk_in_tiles(
+def talking_heads_in_tiles(
     query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor
 ) -> Tensor:
     """A few images or a few queries at a time: scores stay in the cache, and little is held."""
@@ -89,15 +91,17 @@ def tile(batch: int, tokens: int, image_bytes: int) -> tuple[int, int]:
     return images, ceil(tokens / parts)
 
 
-def suits_folding(query: Tensor) -> bool:
+def suits_fusing(query: Tensor) -> bool:
     """Whether one fused kernel of head size D is better: where many scores would move through
     memory in half precision, and kernels take heads so large."""
     _, heads, tokens, head_dim = query.shape
     half = query.dtype in (torch.bfloat16, torch.float16)
-    return half and tokens >= FOLD_TOKENS and heads * head_dim <= FOLD_DIM
+    return half and tokens >= FUSED_TOKENS and heads * head_dim <= FUSED_DIM
 
 
-def talk_folded(query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def talking_heads_fused(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
     """One fused attention with heads of size D, and no scores in memory.
 
     Mixed scores are those of queries that hold every head's, each times its share; what the second

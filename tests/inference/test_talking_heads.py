@@ -49,7 +49,12 @@ def assert_close(result: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [talking_heads.talk_whole, talking_heads.talk_in_tiles, talking_heads.talk_folded]
+    "form",
+    [
+        talking_heads.talking_heads_in_one,
+        talking_heads.talking_heads_in_tiles,
+        talking_heads.talking_heads_fused,
+    ],
 )
 def test_each_form_of_talking_heads_is_the_formula(
     talking: Talking, form: Callable[..., Tensor]
@@ -60,7 +65,7 @@ def test_each_form_of_talking_heads_is_the_formula(
 
 def test_talking_heads_have_both_biases(talking: Talking) -> None:
     with torch.no_grad():
-        result = talking_heads.talk(*talking.operands, talking.after.bias)
+        result = talking_heads.talking_heads(*talking.operands, talking.after.bias)
         assert_close(result, talking.by_formula())
 
 
@@ -72,7 +77,7 @@ def test_tiles_of_any_size_give_the_same(
 ) -> None:
     monkeypatch.setattr(talking_heads, "tile", lambda *_: (images, rows))
     with torch.no_grad():
-        result = talking_heads.talk_in_tiles(*talking.operands)
+        result = talking_heads.talking_heads_in_tiles(*talking.operands)
         assert_close(result + talking.of_bias(), talking.by_formula())
 
 
@@ -112,4 +117,4 @@ def test_folding_is_for_many_patches_of_few_channels_in_half_precision(
     dtype: torch.dtype, heads: int, tokens: int, suits: bool
 ) -> None:
     query = torch.empty(1, heads, tokens, 64, dtype=dtype)
-    assert talking_heads.suits_folding(query) is suits
+    assert talking_heads.suits_fusing(query) is suits
