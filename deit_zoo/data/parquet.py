@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -32,21 +31,6 @@ _NAMES = tuple(name for names in SPLITS.values() for name in names)
 _SUFFIX = ".parquet"
 # Row groups that are kept: threads that read one after the other are in two at a time.
 GROUPS = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Info:
-    features: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Metadata:
-    info: _Info = _Info()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ClassLabel:
-    names: list[str] | None = None
 
 
 class ParquetSet(TableSet):
@@ -197,14 +181,16 @@ def _columns(schema: Any) -> dict[str, Column]:
     from pyarrow import types
 
     text, where = (schema.metadata or {}).get(b"huggingface", b"{}"), "what the Hub says of it"
-    features = as_record(parse_json(text, where), _Metadata, where).info.features or {}
+    metadata = as_record(parse_json(text, where), dict[str, Any], where)
+    info = as_record(metadata.get("info", {}), dict[str, Any], where)
+    features = as_record(info.get("features") or {}, dict[str, Any], where)
     columns = {}
     for field in schema:
         feature = features.get(field.name)
         value = field.type.value_type if types.is_dictionary(field.type) else field.type
         is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            names = as_record(feature, _ClassLabel, where).names or ()
+            names = as_record(feature.get("names") or [], list[str], where)
             columns[field.name] = Column("classes", tuple(names))
         elif is_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
             columns[field.name] = Column("image")

@@ -32,7 +32,7 @@ from deit_zoo.data.folder import (
 )
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.image_file import UnreadableError
-from deit_zoo.data.image_list import ALL, ImageList, listing_sha256
+from deit_zoo.data.image_list import ALL, ImageList, ListedImage, listing_sha256
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked, read_list
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.prefetch import ordered_map, prefetch
@@ -49,6 +49,7 @@ CONTENT = "content_sha256"  # of a fingerprint, where a set is small
 SMALL, SMALL_BYTES = 5_000, 1 << 30
 # Images that cannot be read may be so many, or this share of all: more, and no run goes on.
 FEW_UNREADABLE, UNREADABLE_SHARE = 3, 0.001
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 # In which a data set that lacks some is looked for.
 PARTS: tuple[PartName, ...] = ("val", "train", "all")
 
@@ -130,9 +131,15 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
         return _scan_list(str(data), images)
     if kind in ("table", "archives"):
         scan_split = _scan_table if kind == "table" else _scan_archives
-        listed = _Total(progress)
-        train = scan_split(str(data), "train", listed.add)
-        val = scan_split(str(data), "val", listed.add)
+        total, adding = 0, Lock()
+
+        def add(files: int) -> None:
+            nonlocal total
+            with adding:
+                total += files
+                progress(total)
+
+        train, val = (scan_split(str(data), split, add) for split in SPLITS)
     elif heap := find_heap(data):
         train = _scan_folder(part_folder(heap.root, "train"), progress, 0)
         val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
@@ -231,11 +238,10 @@ def with_content(survey: Survey, open_split: Callable[[SplitName], ImageSet]) ->
 
     By their bytes, where a set is small and all of it can be read.
     """
-    splits: tuple[SplitName, ...] = ("train", "val")
     small = survey.train.images + survey.val.images <= SMALL
     small &= survey.train.bytes + survey.val.bytes <= SMALL_BYTES
     fingerprint = survey.fingerprint()
-    for name in splits if small else ():
+    for name in SPLITS if small else ():
         if (content := _content_sha256(open_split(name))) is not None:
             fingerprint[name] = fingerprint[name] | {CONTENT: content}
     return fingerprint
@@ -342,36 +348,20 @@ def _identity(files: int, num_bytes: int, listing: str) -> dict[str, Any]:
     return {"files": files, "bytes": num_bytes, "listing_sha256": listing}
 
 
-class _Total:
-    """The sum of what several threads have listed."""
-
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self.progress = progress
-        self.files = 0
-        self._adding = Lock()
-
-    def add(self, files: int) -> None:
-        with self._adding:
-            self.files += files
-            self.progress(self.files)
-
-
 def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) -> Split:
     """What class folders with the same images would be told from others by."""
-    digest = hashlib.sha256()
-    num_bytes = 0
+    files = []
     for index in range(len(images)):
-        path = f"{images.classes[images.label_of(index)]}/{images.path_of(index).name}"
-        size = images.bytes_of(index)
-        digest.update(b"%s %d\n" % (os.fsencode(path), size))
-        num_bytes += size
+        class_name, path = images.classes[images.label_of(index)], images.path_of(index)
+        files.append(ListedImage("val", class_name, images.bytes_of(index), path.name))
+    num_bytes = sum(file.num_bytes for file in files)
     progress(before + len(images))
     return Split(
         name="val",
         classes=class_counts(images),
         others=0,
         bytes=num_bytes,
-        identity=_identity(len(images), num_bytes, digest.hexdigest()),
+        identity=_identity(len(files), num_bytes, listing_sha256(files)),
     )
 
 
