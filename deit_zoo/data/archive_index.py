@@ -52,15 +52,15 @@ def stamp(path: Path) -> Stamp:
     return Stamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
-def listed_once(name: str, kept: Callable[[], Index | None], build: Callable[[], Index]) -> Index:
+def listed_once(name: str, load: Callable[[], Index | None], build: Callable[[], Index]) -> Index:
     """An index that was kept, or is built now: by one process, while the others wait for it."""
-    if (index := kept()) is not None:
+    if (index := load()) is not None:
         return index
     with ExitStack() as stack:
         # Without a cache that can be written to, each process lists for itself.
         with suppress(DownloadError):
             stack.enter_context(cache.one_at_a_time(f"index-{name}"))
-        index = kept()
+        index = load()
         return build() if index is None else index
 
 
@@ -224,7 +224,7 @@ class _Header:
     listing_sha256: Sha256
 
 
-def keep(key: str, index: ArchiveIndex) -> None:
+def save_index(key: str, index: ArchiveIndex) -> None:
     """Keep an index, where the cache can be written to."""
     import numpy as np
 
@@ -243,7 +243,7 @@ def keep(key: str, index: ArchiveIndex) -> None:
         write_whole(file, content.getvalue())
 
 
-def kept(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
+def load_index(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
     """The index under a key; None where none is whole, or the archives are others by now."""
     import numpy as np
 

@@ -45,8 +45,8 @@ class ArchiveSet(LabelledImages):
             raise DataError(empty_classes(data, empty, len(index.classes)))
         order, self.note = _class_order(data, index, classes)
         # A shard's other files say more of its images.
-        left = ignored(0 if index.from_shards else index.others, index.hidden)
-        self.note = "; ".join(filter(None, (self.note, left and f"{left} in {data}")))
+        remark = ignored(0 if index.from_shards else index.others, index.hidden)
+        self.note = "; ".join(filter(None, (self.note, remark and f"{remark} in {data}")))
         self.split = split
         self.classes = list(classes) or index.classes
         index = index.in_order(order)

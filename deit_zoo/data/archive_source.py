@@ -17,11 +17,11 @@ from typing import NamedTuple
 from deit_zoo.data.archive_index import (
     ArchiveIndex,
     build_index,
-    keep,
-    kept,
     listed_once,
+    load_index,
     name_of,
     no_images,
+    save_index,
     stamp,
 )
 from deit_zoo.data.archive_layout import (
@@ -68,10 +68,10 @@ def open_index(data: str, split: str, progress: Progress = lambda files: None) -
 
     def build() -> ArchiveIndex:
         index = build_index(archives, source.list_rows(progress))
-        keep(key, index)
+        save_index(key, index)
         return index
 
-    index = listed_once(name_of(key), partial(kept, key, archives), build)
+    index = listed_once(name_of(key), partial(load_index, key, archives), build)
     if not index.classes:
         raise MissingSplitError(no_images(data, split))
     return index
@@ -200,10 +200,10 @@ def expand(pattern: str) -> list[str]:
     if start < 0 and "*" not in pattern:
         return [pattern]
     depth, cuts = 0, [start]
-    for place in range(start, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
-        if depth == 0 or (depth == 1 and pattern[place] == ","):
-            cuts.append(place)
+    for position in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[position], 0)
+        if depth == 0 or (depth == 1 and pattern[position] == ","):
+            cuts.append(position)
         if depth == 0:
             break
     choices = [pattern[a + 1 : b] for a, b in pairwise(cuts)]

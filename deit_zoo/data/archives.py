@@ -289,12 +289,12 @@ def _zip_directory(descriptor: int, archive: Archive) -> tuple[bytes, int]:
     path, _, end = archive
     start = max(0, end - _END.size - MAX16)  # the last record may end in a comment
     tail = read_at(descriptor, end - start, start)
-    place = tail.rfind(b"PK\5\6")
-    if place < 0 or place + _END.size > len(tail):
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + _END.size > len(tail):
         raise _no_zip(path, "its directory, which is at the end, is missing")
-    _, disk, length, offset = _END.unpack_from(tail, place)
-    stop = start + place
-    locator = tail[max(0, place - _LOCATOR.size) : place]
+    _, disk, length, offset = _END.unpack_from(tail, at)
+    stop = start + at
+    locator = tail[max(0, at - _LOCATOR.size) : at]
     if locator.startswith(b"PK\6\7"):
         # For more than 65,535 members or 4 GiB the true numbers are in a record before.
         stop -= _LOCATOR.size + _END64.size

@@ -58,12 +58,12 @@ class FolderSet(LabelledImages):
         self, root: Path, classes: Sequence[str] = (), *, allow_empty: bool = False
     ) -> None:
         self.root = root
-        left = Ignored()
-        folders = class_folders(root, left)
+        ignored_files = Ignored()
+        folders = class_folders(root, ignored_files)
         self.classes = list(classes) or folders
         if sorted(self.classes) != folders:
             raise DataError(wrong_classes(root, folders, self.classes))
-        of_class = [images_under(root, name, left) for name in self.classes]
+        of_class = [images_under(root, name, ignored_files) for name in self.classes]
         empty = [name for name, paths in zip(self.classes, of_class, strict=True) if not paths]
         if empty and not allow_empty:
             raise DataError(empty_classes(root, empty, len(self.classes)))
@@ -71,7 +71,7 @@ class FolderSet(LabelledImages):
         self._labels = array("L")
         for label, paths in enumerate(of_class):
             self._labels.extend(array("L", [label]) * len(paths))
-        sentence = left.sentence()
+        sentence = ignored_files.sentence()
         self.note = sentence and f"{sentence} in {root}"
 
     def path_of(self, index: int) -> Path:
@@ -103,9 +103,9 @@ class FlatSet(FolderSet):
     """
 
     def __init__(self, root: Path) -> None:
-        left = Ignored()
-        paths = images_under(root, ".", left)
-        self.root, self.classes, self.note = root, [root.resolve().name], left.sentence()
+        ignored_files = Ignored()
+        paths = images_under(root, ".", ignored_files)
+        self.root, self.classes, self.note = root, [root.resolve().name], ignored_files.sentence()
         self._paths = Strings(paths)
         self._labels = array("L", [0]) * len(paths)
 
@@ -117,24 +117,24 @@ class FlatSet(FolderSet):
         return any(is_image(entry.name) for entry in seen) and not any(e.is_dir() for e in seen)
 
 
-def class_folders(root: Path, left: Ignored | None = None) -> list[str]:
+def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]:
     """The names of the folders in `root`, sorted. Raises DataError where there is none.
 
-    What else lies there is added to `left`.
+    What else lies there is added to `ignored_files`.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give one that holds a folder of images per class")
-    names, left = [], Ignored() if left is None else left
+    names, ignored_files = [], Ignored() if ignored_files is None else ignored_files
     with listing_errors(), os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                left.hidden += 1
+                ignored_files.hidden += 1
             elif entry.is_dir():
                 names.append(entry.name)
             else:
-                left.others[suffix_of(entry.name)] += 1
+                ignored_files.others[suffix_of(entry.name)] += 1
     if not names:
-        what = "holds no folder" if left.others else "is empty"
+        what = "holds no folder" if ignored_files.others else "is empty"
         raise DataError(
             f"{root} {what}; it must hold one folder of images per class, as in "
             f"{root / 'cat' / '1.jpg'}"
@@ -206,30 +206,30 @@ def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) ->
     """An image itself; in place of a folder, or of an address that fsspec knows, all images in it,
     sorted by their paths, or the DataError that there are none. `say` is told what else lies there.
     """
-    left, image = Ignored(), local_path(image)
+    ignored_files, image = Ignored(), local_path(image)
     if is_address(image):
-        names = [url for url, path in files_under(image) if not _is_left(path, left)]
+        names = [url for url, path in files_under(image) if not _is_ignored(path, ignored_files)]
         yield from names
     elif is_folder(image):
-        names = images_under(Path(image), ".", left)
+        names = images_under(Path(image), ".", ignored_files)
         yield from (Path(image) / name for name in names)
     else:
         yield image
         return
-    if sentence := left.sentence():
+    if sentence := ignored_files.sentence():
         say(f"{sentence} in {image}")
     if not names:
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
 
 
-def _is_left(path: str, left: Ignored) -> bool:
+def _is_ignored(path: str, ignored_files: Ignored) -> bool:
     """Whether a file under an address is no image, which is counted."""
     if has_hidden_part(path):
-        left.hidden += 1
+        ignored_files.hidden += 1
     elif is_image(path):
         return False
     else:
-        left.others[suffix_of(path)] += 1
+        ignored_files.others[suffix_of(path)] += 1
     return True
 
 
@@ -269,7 +269,7 @@ def ignored(others: int, hidden: int, suffixes: Sequence[str] = ()) -> str:
     return f"{' and '.join(groups)} {verb} ignored" if groups else ""
 
 
-def walk(root: str, prefix: str, left: Ignored) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(root: str, prefix: str, ignored_files: Ignored) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every file under a folder, with its path; links to folders are followed.
 
     What is hidden is left out and counted, and a folder that goes meanwhile holds nothing.
@@ -288,7 +288,7 @@ def walk(root: str, prefix: str, left: Ignored) -> Iterator[tuple[str, os.DirEnt
             continue
         for entry in entries:
             if is_hidden(entry.name):
-                left.hidden += 1
+                ignored_files.hidden += 1
             elif entry.is_dir():
                 chain = inside
                 if entry.is_symlink():
@@ -299,15 +299,15 @@ def walk(root: str, prefix: str, left: Ignored) -> Iterator[tuple[str, os.DirEnt
                 yield f"{path}{entry.name}", entry
 
 
-def images_under(root: Path, name: str, left: Ignored) -> list[str]:
+def images_under(root: Path, name: str, ignored_files: Ignored) -> list[str]:
     """The images of a class by their path under `root`, in the order of pathlib."""
     paths = []
     with listing_errors():
-        for path, _ in walk(str(root / name), "" if name == "." else f"{name}/", left):
+        for path, _ in walk(str(root / name), "" if name == "." else f"{name}/", ignored_files):
             if is_image(path):
                 paths.append(path)
             else:
-                left.others[suffix_of(path)] += 1
+                ignored_files.others[suffix_of(path)] += 1
     return sorted(paths, key=path_parts)
 
 

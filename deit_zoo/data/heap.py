@@ -77,9 +77,9 @@ class HeapSet(FolderSet):
         if sorted(self.classes) != own:
             raise DataError(wrong_classes(heap.labels, own, self.classes))
         number_of = {name: number for number, name in enumerate(self.classes)}
-        left = Ignored()
-        names = images_under(self.root, ".", left)
-        self.note = left.sentence()
+        ignored_files = Ignored()
+        names = images_under(self.root, ".", ignored_files)
+        self.note = ignored_files.sentence()
         images = sorted((number_of[self._synset(synsets, name, heap)], name) for name in names)
         empty = sorted(set(self.classes) - {self.classes[label] for label, _ in images})
         if empty and not allow_empty:

@@ -123,14 +123,14 @@ def _load_split(data: str, split: PartName) -> tuple[Any, str]:
     )
 
 
-def _named(place: str) -> tuple[str, str | None, str | None]:
+def _named(address: str) -> tuple[str, str | None, str | None]:
     """The name of a data set, or its folder; its configuration and its revision, where they are
     given."""
-    if Path(place).is_dir():
-        return place, None, None
-    place, _, revision = place.partition("@")
-    name, _, config = place.rpartition(":")
-    return name or place, config if name else None, revision or None
+    if Path(address).is_dir():
+        return address, None, None
+    address, _, revision = address.partition("@")
+    name, _, config = address.rpartition(":")
+    return name or address, config if name else None, revision or None
 
 
 def _column(feature: Any) -> Column:

@@ -136,9 +136,9 @@ def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
 
 def absolute(data: str | Path) -> str:
     """A data set as it is named from any folder."""
-    place = str(data).removeprefix(HFDS)
-    if is_hfds(data) and Path(split_address(place)[0]).exists():
-        return f"{HFDS}{Path(place).resolve()}"
+    path = str(data).removeprefix(HFDS)
+    if is_hfds(data) and Path(split_address(path)[0]).exists():
+        return f"{HFDS}{Path(path).resolve()}"
     return str(data) if is_hfds(data) or is_remote(str(data)) else str(Path(data).resolve())
 
 

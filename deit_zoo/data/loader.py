@@ -83,7 +83,7 @@ class Loader:
             yield batch
 
     def _watch(self) -> None:
-        """Say which worker is stopped: a time-out would say so, but hides from torch who died."""
+        """Report a stopped worker; with a time-out torch could not name a worker that died."""
         reported: set[int | None] = set()
         while not self._closed.wait(LOOK_SECONDS):
             stopped = {worker.pid for worker in self.workers if _is_stopped(worker.pid)}

@@ -137,43 +137,43 @@ class ParquetSet(TableSet):
 
 def is_parquet(data: str | Path) -> bool:
     """Whether a data set is Parquet files, or a folder of them, with `hfds:` before it or not."""
-    place = _place(str(data))
-    return bool(_not_parted(place)) or any(map(partial(_files_of, place), _NAMES))
+    path = _path_of(str(data))
+    return bool(_not_parted(path)) or any(map(partial(_files_of, path), _NAMES))
 
 
 def split_files(data: str, split: PartName) -> tuple[str, list[Path]]:
     """What a split is called, and its files. Raises DataError where there is none."""
-    place = _place(data)
-    named = [name for name in _NAMES if _files_of(place, name)]
-    if split == "all" and not named and (files := _not_parted(place)):
+    path = _path_of(data)
+    named = [name for name in _NAMES if _files_of(path, name)]
+    if split == "all" and not named and (files := _not_parted(path)):
         return split, files
     for name in SPLITS.get(split, ()):
         if name in named:
-            return name, _files_of(place, name)
+            return name, _files_of(path, name)
     raise MissingSplitError(
         f"{data} has no Parquet file of {' or '.join(SPLITS[split])}; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
     )
 
 
-def _place(data: str) -> Path:
+def _path_of(data: str) -> Path:
     return Path(split_address(data.removeprefix(HFDS))[0])
 
 
-def _files_of(place: Path, split: str) -> list[Path]:
+def _files_of(path: Path, split: str) -> list[Path]:
     """`train-00000-of-00294.parquet`, `train.parquet` or `train/0000.parquet`, also in `data/`."""
-    for folder in (place, place / "data"):
+    for folder in (path, path / "data"):
         for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"):
             if files := sorted(folder.glob(pattern)):
                 return files
     return []
 
 
-def _not_parted(place: Path) -> list[Path]:
+def _not_parted(path: Path) -> list[Path]:
     """A file, or those of a folder whose names tell no split."""
-    if place.suffix.lower() == _SUFFIX and place.is_file():
-        return [place]
-    return [] if any(map(partial(_files_of, place), _NAMES)) else sorted(place.glob(f"*{_SUFFIX}"))
+    if path.suffix.lower() == _SUFFIX and path.is_file():
+        return [path]
+    return [] if any(map(partial(_files_of, path), _NAMES)) else sorted(path.glob(f"*{_SUFFIX}"))
 
 
 def _columns(schema: Any) -> dict[str, Column]:

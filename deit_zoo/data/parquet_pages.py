@@ -137,22 +137,22 @@ def _numbers(buffer: memoryview, width: int, count: int) -> list[int]:
     if not width:
         return [0] * count
     numbers: list[int] = []
-    place = 0
+    offset = 0
     while len(numbers) < count:
-        header, place = _varint(buffer, place)
+        header, offset = _varint(buffer, offset)
         if header & 1:
             size = (header >> 1) * width
-            packed = np.frombuffer(buffer[place : place + size], np.uint8)
+            packed = np.frombuffer(buffer[offset : offset + size], np.uint8)
             bits = np.unpackbits(packed, bitorder="little")[: len(packed) // width * width * 8]
             run = (bits.reshape(-1, width) @ (1 << np.arange(width))).tolist()
         else:
             size = -(-width // 8)
-            number = int.from_bytes(buffer[place : place + size], "little")
+            number = int.from_bytes(buffer[offset : offset + size], "little")
             run = [number] * min(header >> 1, count - len(numbers))
         if not run:
             raise UnknownPageError("a run is empty")
         numbers += run
-        place += size
+        offset += size
     return numbers[:count]
 
 
@@ -175,75 +175,75 @@ def inflate_piece(piece: bytes, inflated: int) -> memoryview:
 
 def _blocks(body: memoryview, inflated: int) -> list[int]:
     """Where each 64 KiB of what Snappy compressed begins, and at last the end."""
-    total, place = _varint(body, 0)
+    total, offset = _varint(body, 0)
     starts: list[int] = []
     done = 0
-    while place < len(body):
+    while offset < len(body):
         if done >= len(starts) * BLOCK:
             if done > len(starts) * BLOCK:
                 raise UnknownPageError("Snappy's blocks are not of 64 KiB")
-            starts.append(place)
-        tag = body[place]
+            starts.append(offset)
+        tag = body[offset]
         kind, count = tag & 3, tag >> 2
-        place += 1
+        offset += 1
         if kind == 0:
             if count >= 60:
                 width = count - 59
-                count = int.from_bytes(body[place : place + width], "little")
-                place += width
+                count = int.from_bytes(body[offset : offset + width], "little")
+                offset += width
             done += count + 1
-            place += count + 1
+            offset += count + 1
         elif kind == 1:
             done += (count & 7) + 4
-            place += 1
+            offset += 1
         else:
             done += count + 1
-            place += 2 if kind == 2 else 4
+            offset += 2 if kind == 2 else 4
     if done != total or total != inflated:
         raise UnknownPageError("a page is not whole")
-    return [*starts, place]
+    return [*starts, offset]
 
 
-def _varint(buffer: memoryview, place: int) -> tuple[int, int]:
+def _varint(buffer: memoryview, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = buffer[place]
+        byte = buffer[offset]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, place
+            return value, offset
 
 
-def _read_struct(buffer: memoryview, place: int) -> tuple[dict[int, Any], int]:
+def _read_struct(buffer: memoryview, offset: int) -> tuple[dict[int, Any], int]:
     """A struct in Thrift's compact protocol, by the numbers of its fields, and where it ends."""
     fields: dict[int, Any] = {}
     number = 0
-    while (head := buffer[place]) != 0:
-        place += 1
+    while (head := buffer[offset]) != 0:
+        offset += 1
         if head >> 4:
             number += head >> 4
         else:
-            number, place = _zigzag(buffer, place)
-        fields[number], place = _read_value(buffer, place, head & 15)
-    return fields, place + 1
+            number, offset = _zigzag(buffer, offset)
+        fields[number], offset = _read_value(buffer, offset, head & 15)
+    return fields, offset + 1
 
 
-def _read_value(buffer: memoryview, place: int, kind: int) -> tuple[Any, int]:
+def _read_value(buffer: memoryview, offset: int, kind: int) -> tuple[Any, int]:
     if kind in (_TRUE, _FALSE):
-        return kind == _TRUE, place
+        return kind == _TRUE, offset
     if kind == _STRUCT:
-        return _read_struct(buffer, place)
+        return _read_struct(buffer, offset)
     if kind == _BINARY:
-        length, place = _varint(buffer, place)
-        return bytes(buffer[place : place + length]), place + length
+        length, offset = _varint(buffer, offset)
+        return bytes(buffer[offset : offset + length]), offset + length
     if kind in (_BYTE, _DOUBLE):
         width = 1 if kind == _BYTE else 8
-        return bytes(buffer[place : place + width]), place + width
+        return bytes(buffer[offset : offset + width]), offset + width
     if _BYTE < kind < _DOUBLE:
-        return _zigzag(buffer, place)
+        return _zigzag(buffer, offset)
     raise UnknownPageError("the header of a page is not known")
 
 
-def _zigzag(buffer: memoryview, place: int) -> tuple[int, int]:
-    value, place = _varint(buffer, place)
-    return value >> 1 ^ -(value & 1), place
+def _zigzag(buffer: memoryview, offset: int) -> tuple[int, int]:
+    value, offset = _varint(buffer, offset)
+    return value >> 1 ^ -(value & 1), offset

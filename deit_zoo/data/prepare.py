@@ -177,10 +177,10 @@ def _repeated_names(images: ImageSet) -> set[int]:
     repeated = set()
     for index in range(len(images)):
         if name := _own_name(images, index):
-            place = (images.label_of(index), name)
-            if place in seen:
+            key = (images.label_of(index), name)
+            if key in seen:
                 repeated.add(index)
-            seen.add(place)
+            seen.add(key)
     return repeated
 
 

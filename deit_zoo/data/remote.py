@@ -32,13 +32,13 @@ class _File(NamedTuple):
     """A file at its address, as it is there now, and its place in the cache."""
 
     url: str
-    place: Path
+    path: Path
     size: int | None
     state: dict[str, Any]
 
     def is_fetched(self) -> bool:
         record = cache.read_record("archives", self.url, dict[str, Any])
-        return self.place.is_file() and record == self.state | {"key": self.url}
+        return self.path.is_file() and record == self.state | {"key": self.url}
 
 
 class NotFetchedError(DataError):
@@ -118,7 +118,7 @@ def fetch(urls: Sequence[str]) -> list[Path]:
                 _check_space(total)
                 with Bar(f"{len(missing):,} archives", size=total) as bar:
                     list(pool.map(partial(_fetch, advance=bar.advance), missing))
-    return [file.place for file in files]
+    return [file.path for file in files]
 
 
 def _look(url: str) -> _File:
@@ -130,8 +130,8 @@ def _look(url: str) -> _File:
         raise _not_fetched(url, error) from error
     folder, _, name = url.rpartition("/")
     # Files of one name may lie at several addresses.
-    place = cache.folder() / "archives" / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
-    return _File(url, place, state["size"], state)
+    target = cache.folder() / "archives" / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
+    return _File(url, target, state["size"], state)
 
 
 def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
@@ -141,12 +141,12 @@ def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
     callback = Callback()
     callback.relative_update = advance
     files, path = _file_system(file.url)
-    temporary = temporary_in(file.place.parent, file.place.name)
+    temporary = temporary_in(file.path.parent, file.path.name)
     try:
-        cache.make_folder(file.place.parent)
+        cache.make_folder(file.path.parent)
         files.get_file(path, str(temporary), callback=callback)
         _check(file, temporary)
-        temporary.replace(file.place)
+        temporary.replace(file.path)
     except DataError:
         raise
     except Exception as error:

@@ -24,9 +24,9 @@ from deit_zoo.training.rollback import (
     MAX_ROLLBACKS,
     Failure,
     History,
-    place,
     read_history,
     span,
+    step_in_words,
     write_history,
 )
 from deit_zoo.training.signals import GracefulStop, Interrupted
@@ -190,7 +190,7 @@ class CheckpointManager:
         why = what_is_not_finite(step)
         files = list(usable_states(self.output, self.history, steps, self.tell))[::-1]
         if self.rollbacks == MAX_ROLLBACKS or not files:
-            message = f"{why} at {place(failed, steps)}, {self._what_to_type(bool(files))}"
+            message = f"{why} at {step_in_words(failed, steps)}, {self._what_to_type(bool(files))}"
             self._keep(replace(self.history, failure=Failure(step=failed, message=message)))
             raise ZooError(message)
         positions = [self._position(*position_of(file)) for file in files]
@@ -205,9 +205,9 @@ class CheckpointManager:
         )
         self.rollbacks += 1
         self.tell(
-            f"{why} at {place(failed, steps)}; going back to {place(rollback.back_to, steps)} "
-            f"({self.rollbacks} of {MAX_ROLLBACKS} times) and leaving out "
-            f"{span(rollback.first, failed, steps)}"
+            f"{why} at {step_in_words(failed, steps)}; going back to "
+            f"{step_in_words(rollback.back_to, steps)} ({self.rollbacks} of {MAX_ROLLBACKS} times) "
+            f"and leaving out {span(rollback.first, failed, steps)}"
         )
         self._keep(replace(self.history, rollbacks=(*self.history.rollbacks, rollback)))
         file = files[positions.index(rollback.back_to)]

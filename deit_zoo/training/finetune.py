@@ -73,15 +73,15 @@ def finetune(
             f"{output} is the run that is trained further, which has a folder of its own; give "
             "another --output"
         )
-    place = launch.training_device(gpus, processes, device)
+    torch_device = launch.training_device(gpus, processes, device)
     plan = make_plan(
         name,
         recipe=recipe,
         gpus=gpus,
-        device=place,
+        device=torch_device,
         changes=changes,
         workers=workers,
-        processes=launch.num_processes(processes, gpus, 1, place),
+        processes=launch.num_processes(processes, gpus, 1, torch_device),
     )
     if not has_begun(output):  # refused before images are listed or parted
         checks.check_output(output, plan.recipe, resume)
@@ -97,7 +97,7 @@ def finetune(
 
     return launch.run_plan(
         plan,
-        device=place,
+        device=torch_device,
         output=output,
         data=data,
         val_share=val_share,

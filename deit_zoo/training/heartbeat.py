@@ -1,9 +1,9 @@
 """Signs of life of a node's processes: one that is stopped or hangs would hold up all for good.
 
-Each touches a file of its own once a second, of the machine's own disk. The launcher looks at them,
-or under torchrun and srun, of whose processes none is ours, they look at each other's. That says
-that a process runs, not that it gets on: for one that waits for a disk or for a GPU others wait as
-long as `distributed.TIMEOUT`. They begin when the libraries are loaded.
+Once a second each touches its file on the machine's own disk. The launcher looks at these files;
+under torchrun and srun, where the launcher is not ours, the processes look at each other's. A fresh
+file says that a process runs, not that it gets on: for one that waits for a disk or for a GPU the
+others wait as long as `distributed.TIMEOUT`. The touches begin when the libraries are loaded.
 """
 
 from __future__ import annotations

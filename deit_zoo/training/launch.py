@@ -193,15 +193,15 @@ def reproduce(
     """
     check_extra()
     output = expand_user(output)  # no shell does in --output=~/runs
-    place = training_device(gpus, processes, device)
+    torch_device = training_device(gpus, processes, device)
     machine: dict[str, Any] = {
         "gpus": gpus,
-        "device": place,
+        "device": torch_device,
         "workers": workers,
-        "processes": num_processes(processes, gpus, nodes, place),
+        "processes": num_processes(processes, gpus, nodes, torch_device),
         "nodes": nodes,
     }
-    of_run: dict[str, Any] = {"device": place, "data": data, "rendezvous": rendezvous}
+    of_run: dict[str, Any] = {"device": torch_device, "data": data, "rendezvous": rendezvous}
     of_run |= {"resume": resume, "tell": tell, "say": say, "progress": progress}
 
     def planned(name: str, output: Path, changes: Sequence[str]) -> Plan:

@@ -132,7 +132,7 @@ def write_history(output: Path, history: History) -> None:
     write_whole(output / FOLDER / FILE, text.encode())
 
 
-def place(step: int, steps: int) -> str:
+def step_in_words(step: int, steps: int) -> str:
     """A step of a run of `steps` an epoch in words, counted from 1."""
     return f"epoch {step // steps + 1}, step {step % steps + 1}"
 
@@ -140,10 +140,10 @@ def place(step: int, steps: int) -> str:
 def span(first: int, last: int, steps: int) -> str:
     """Steps of a run in words."""
     if first == last:
-        return place(first, steps)
+        return step_in_words(first, steps)
     if first // steps == last // steps:
         return f"steps {first % steps + 1} to {last % steps + 1} of epoch {first // steps + 1}"
-    return f"{place(first, steps)} to {place(last, steps)}"
+    return f"{step_in_words(first, steps)} to {step_in_words(last, steps)}"
 
 
 def to_receipt(history: History, steps: int) -> list[dict[str, Any]]:

@@ -88,9 +88,9 @@ def check(recipe: Recipe) -> None:
     """Raises what says that a recipe's teacher cannot be had, without loading or fetching it."""
     if recipe.teacher is not None:
         loader_of(recipe)
-        place = recipe.teacher.partition("@")[2] or recipe.teacher
-        if place.startswith(_PATHS) or Path(place).suffix in WEIGHTS_SUFFIXES:
-            open_local(place)
+        path = recipe.teacher.partition("@")[2] or recipe.teacher
+        if path.startswith(_PATHS) or Path(path).suffix in WEIGHTS_SUFFIXES:
+            open_local(path)
 
 
 def facts_of(recipe: Recipe) -> dict[str, Any]:

@@ -28,13 +28,13 @@ from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
 
 # A run of fewer steps in an epoch is over before the answer could help.
 MIN_STEPS = 100
-STEPS = 20  # of the warm-up, or as many as go into SECONDS
+STEPS = 20  # most steps of the warm-up; fewer where they would take over SECONDS
 SECONDS = 10.0
-CHUNKS = 64  # of the loader's
-COPIES = 4  # of a chunk, before a GPU is waited for
-READS = 32  # files, between two looks at the clock
-SHARE = 0.1  # of the training process's time, that its images may take
-MEMORY_SHARE = 0.85  # of a GPU's memory, that a pass may fill
+CHUNKS = 64  # chunks that the loader is measured with
+COPIES = 4  # copies of a chunk before a GPU is waited for
+READS = 32  # files read between two looks at the clock
+SHARE = 0.1  # largest share of the training process's time for images
+MEMORY_SHARE = 0.85  # largest share of a GPU's memory for a pass
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 

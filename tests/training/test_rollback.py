@@ -14,9 +14,9 @@ from deit_zoo.training.rollback import (
     Failure,
     History,
     Rollback,
-    place,
     read_history,
     span,
+    step_in_words,
     to_receipt,
     write_history,
 )
@@ -178,7 +178,7 @@ def test_steps_are_said_as_people_count(first: int, last: int, words: str) -> No
 
 
 def test_a_place_is_said_as_people_count() -> None:
-    assert place(249, STEPS) == "epoch 3, step 50"
+    assert step_in_words(249, STEPS) == "epoch 3, step 50"
 
 
 def test_a_receipt_counts_as_the_log_does() -> None:
