@@ -428,6 +428,19 @@ def test_a_teacher_of_as_many_other_classes_is_refused_too() -> None:
     check_teacher(recipe, list("9876543210"), "photos")  # the digits: no error
 
 
+def test_a_run_in_a_folder_called_like_a_model_is_a_teacher_of_its_own_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / CONVNET
+    run.mkdir()
+    network = deit_zoo.create(CONVNET, num_classes=2)
+    deit_zoo.save(network, run / "model.safetensors", labels=["cat", "dog"])
+    monkeypatch.chdir(tmp_path)
+    for teacher, classes in ((f"./{CONVNET}", ["cat", "dog"]), (CONVNET, list("0123456789"))):
+        recipe = recipe_for(PICO, changes=[f"teacher={teacher}", "distillation=hard"])
+        check_teacher(recipe, classes, "photos")  # raises nothing
+
+
 # Whole runs.
 
 
