@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from deit_zoo.errors import ZooError
-from deit_zoo.facts.speed import COLOURS, OTHER, PUBLISHED, series_of, size_of, top1_of_models
+from deit_zoo.facts.speed import (
+    COLOURS,
+    OTHER,
+    PUBLISHED,
+    TITLES,
+    series_of,
+    size_of,
+    top1_of_models,
+)
 from deit_zoo.inference.throughput import Case, figures, measure, plain_model, random_images, run_of
 from deit_zoo.registry import MODELS
 from deit_zoo.runs.picture import new_figure, png_of
@@ -98,47 +106,56 @@ def report(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def draw(points: Sequence[Point], where: str) -> bytes:
-    """The curve as a PNG: top-1 over images per second, `where` they were measured, and beside it
-    what others published of the same models."""
+    """The curve as a PNG: top-1 over images per second, `where` they were measured, a panel for
+    each family, and beside it what others published of the same models."""
     top1 = {point.model: point.top1 for point in points}
-    published = {
-        f"{hardware}\n{source}": (known, marker)
-        for ((hardware, source), speeds), marker in zip(PUBLISHED.items(), MARKERS, strict=True)
-        if (known := sorted((speed, top1[n]) for n, speed in speeds.items() if n in top1))
+    known = {
+        f"{hardware}\n{source}": {name: speed for name, speed in speeds.items() if name in top1}
+        for (hardware, source), speeds in PUBLISHED.items()
     }
-    figure = new_figure(11 if published else 8, 6.5)
-    widths = [5, 3] if published else [1]
-    ours, *others = figure.subplots(
-        1, len(widths), sharey=True, squeeze=False, width_ratios=widths
-    )[0]
-    draw_series(ours, points)
-    ours.set_xlabel(f"images per second here: {where}")
-    kinds = {MODELS[point.model].labels for point in points}
-    ours.set_ylabel(f"top-1 on {' and '.join(DATA.get(kind, kind) for kind in kinds)} (%)")
-    for panel in others:
-        for label, (known, marker) in published.items():
-            panel.plot(*zip(*known, strict=True), marker, color=OTHER, markersize=5, label=label)
-        panel.set_xlabel("images per second elsewhere, as published")
-        panel.legend(fontsize=7, frameon=False, loc="upper right")
-    for panel in (ours, *others):
+    families = [family for family in TITLES if any(point.family == family for point in points)]
+    width = max(len(families), 2)  # in panels
+    parts = [width, 1.2] if any(known.values()) else [width]
+    figure = new_figure(3.4 * sum(parts), 5.6)
+    here, *elsewhere = figure.subfigures(1, len(parts), squeeze=False, width_ratios=parts)[0]
+    panels = here.subplots(1, len(families), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, family in zip(panels, families, strict=True):
+        panel.set_title(TITLES[family], loc="left")
+        draw_series(panel, [point for point in points if point.family == family])
+        others = [point for point in points if point.family != family]
+        panel.scatter(
+            [point.images_per_second for point in others],
+            [point.top1 for point in others],
+            color=OTHER,
+            alpha=0.25,
+            s=9,
+            zorder=0,
+        )
+        panel.legend(fontsize=7, frameon=False, loc="lower left")
+    here.supxlabel(f"images per second here: {where}", fontsize="medium")
+    kinds = dict.fromkeys(MODELS[point.model].labels for point in points)
+    panels[0].set_ylabel(f"top-1 on {' and '.join(DATA.get(kind, kind) for kind in kinds)} (%)")
+    lowest, highest = min(top1.values()), max(top1.values())
+    room = max(0.06 * (highest - lowest), 1 - (highest - lowest) / 2)  # one image is no cliff
+    panels[0].set_ylim(lowest - room, highest + room)
+    published = [part.subplots() for part in elsewhere]
+    for part, panel in zip(elsewhere, published, strict=True):
+        panel.sharey(panels[0])
+        panel.set_title("elsewhere, as published", loc="left")
+        draw_published(panel, known, top1)
+        part.supxlabel("images per second", fontsize="medium")
+    for panel in [*panels, *published]:
         panel.set_xscale("log", subs=(2, 5))
         panel.xaxis.set_major_formatter("{x:,.6g}")
-        panel.xaxis.set_minor_formatter("{x:,.6g}")
+        panel.xaxis.set_minor_formatter("" if panel in published else "{x:,.6g}")
         panel.tick_params(axis="x", which="minor", labelsize=7, colors=OTHER)
-        panel.grid(alpha=0.25, which="both", linewidth=0.5)
+        panel.grid(alpha=0.25, linewidth=0.5)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *ours.get_legend_handles_labels(),
-        fontsize=8,
-        frameon=False,
-        loc="outside lower left",
-        ncols=4,
-    )
     return png_of(figure)
 
 
 def draw_series(axes: Axes, points: Sequence[Point]) -> None:
-    """Each series as a line through its sizes, which are named."""
+    """Each series of a family as a line through its sizes, which are named."""
     from matplotlib.patheffects import withStroke
 
     series: dict[str, list[Point]] = defaultdict(list)
@@ -146,27 +163,55 @@ def draw_series(axes: Axes, points: Sequence[Point]) -> None:
         series[point.series].append(point)
     for name, of_series in sorted(series.items()):
         colour = COLOURS.get(of_series[0].family, OTHER)
-        distilled, large = "distilled" in name, "224" not in name
+        large = "224" not in name
+        # Where a name has room: sizes of 224 and 384 pixels, and of more data, lie close together.
+        more = any("21k" in other for other in series)
+        above = (large or "21k" in name) if more else not large
+        marker = "*" if "distilled" in name else "s" if "448" in name else "o"
         axes.plot(
             [point.images_per_second for point in of_series],
             [point.top1 for point in of_series],
             color=colour,
-            marker="*" if distilled else "o",
-            markersize=10 if distilled else 5.5,
+            marker=marker,
+            markersize=10 if marker == "*" else 5.5,
             markerfacecolor="white" if large else colour,
             linestyle="--" if "21k" in name else "-",
             linewidth=1.2,
-            label=name,
+            label=name.partition(", ")[2],  # the family is the panel's
         )
         for point in of_series:
             axes.annotate(
                 size_of(point.model),
                 (point.images_per_second, point.top1),
-                (-6, -8) if large else (6, 3),  # models of 224 and 384 pixels lie close together
+                (-6 if large else 6, 3 if above else -9),
                 ha="right" if large else "left",
                 textcoords="offset points",
                 fontsize=7,
                 color=colour,
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )
-    axes.margins(x=0.08)
+    axes.margins(x=0.15)
+
+
+def draw_published(
+    axes: Axes, speeds: Mapping[str, Mapping[str, float]], top1: Mapping[str, float]
+) -> None:
+    """The speeds that others published, a mark for each hardware, a row for each model."""
+    for (label, known), marker in zip(speeds.items(), MARKERS, strict=True):
+        heights = [top1[name] for name in known]
+        axes.plot(list(known.values()), heights, marker, color=OTHER, markersize=5, label=label)
+    for name in {name: None for known in speeds.values() for name in known}:
+        of_model = [known[name] for known in speeds.values() if name in known]
+        alone = len(of_model) == 1
+        axes.annotate(
+            name,
+            (max(of_model), top1[name]),
+            (-5 if alone else 5, 0),  # to its right may lie another model's
+            ha="right" if alone else "left",
+            va="center",
+            textcoords="offset points",
+            fontsize=6.5,
+            color=COLOURS.get(MODELS[name].family, OTHER),
+        )
+    axes.margins(x=0.45)
+    axes.legend(fontsize=6.5, frameon=False, loc="upper right")
