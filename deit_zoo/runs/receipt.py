@@ -103,14 +103,26 @@ def _short(recipe: Recipe, reached: Evaluation, num_images: int | None) -> str:
     return ", ".join(filter(None, remarks))
 
 
-def times(plan: Plan, log: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """How long the epochs' steps took, by the log, and the GPU-hours of that."""
+def times(
+    environments: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]]
+) -> dict[str, float | None]:
+    """How long the epochs' steps took, by the log, and the GPU-hours of that on each machine."""
     seconds = sum(row.get("seconds") or 0.0 for row in log)
-    hours = seconds * plan.processes / 3600
+    begins = [one["since"]["seconds"] for one in environments[1:]]  # the first has all before
+    spans = zip(environments, [0.0, *begins], [*begins, seconds], strict=True)
+    used = [(end - begin) * one["processes"] for one, begin, end in spans if one["gpu"]]
     return {
         "seconds": round(seconds, 1),
-        "gpu_hours": round(hours, 3) if plan.device == "cuda" else None,
+        "gpu_hours": round(sum(used) / 3600, 3) if used else None,
     }
+
+
+def _environment(environments: Sequence[dict[str, Any]], finished: str | None) -> dict[str, Any]:
+    """The one that trained last, and when it ended; of several also the others, and since when."""
+    *earlier, last = environments
+    if not earlier:
+        return {key: last[key] for key in last if key != "since"} | {"finished": finished}
+    return last | {"earlier": earlier, "finished": finished}
 
 
 def ema_figures(log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -125,7 +137,8 @@ def write_receipt(
     plan: Plan,
     verdict: Verdict,
     *,
-    environment: dict[str, Any],
+    environments: Sequence[dict[str, Any]],
+    finished: str | None,
     data: dict[str, Any],
     sha256: dict[str, str],
     teacher: dict[str, Any] | None = None,
@@ -135,6 +148,7 @@ def write_receipt(
 ) -> None:
     """Leave `receipt.json`: what was run, on what, with which data, and what came of it.
 
+    `environments` are those that trained, one after another, until `finished`.
     `teacher` says which weights taught; `run` what happened on the way: skipped steps, images that
     could not be read, returns to an earlier state, changes of the recipe. `epochs` has the last
     and the best one, and which of them was exported. `start` says which weights it began with.
@@ -162,11 +176,11 @@ def write_receipt(
         "teacher": teacher and {key: _public(value) for key, value in teacher.items()},
         "start": start,
         "ema": ema_figures(log),
-        "run": (run or {}) | times(plan, log),
+        "run": (run or {}) | times(environments, log),
         "epochs": epochs,
         "seed": plan.recipe.seed,
         "plan": plan.to_dict() | {"recipe_sha256": recipe_sha256},
-        "environment": environment,
+        "environment": _environment(environments, finished),
         "data": data,
         "sha256": sha256,
     }

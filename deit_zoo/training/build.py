@@ -18,10 +18,12 @@ from deit_zoo.data.image_set import ImageSet, kind_of, open_set
 from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
+from deit_zoo.files import digest
+from deit_zoo.hub.config import start_record
 from deit_zoo.inference.classify import class_names
 from deit_zoo.labels import folders
 from deit_zoo.machine import usable_cores
-from deit_zoo.manifest import Reading
+from deit_zoo.manifest import Reading, manifest_record
 from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.first_stage import resolve_init_from
 from deit_zoo.recipes.plan import Plan, default_workers
@@ -38,7 +40,7 @@ from deit_zoo.training.teacher import Teacher, teacher_for
 from deit_zoo.training.teacher_labels import TeacherLabels, open_labels
 from deit_zoo.training.throughput import fitting_replicas
 from deit_zoo.training.timm_bridge import mixer
-from deit_zoo.weights.load import is_headless
+from deit_zoo.weights.load import is_headless, open_local, resolve_file
 from deit_zoo.zoo import create
 
 
@@ -118,6 +120,21 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
     model.labels = tuple(classes) if own else folders(MODELS[recipe.architecture].labels)
     freeze(model, recipe.freeze)
     return model.to(group.device)
+
+
+def first_stage_facts(recipe: Recipe) -> dict[str, Any] | None:
+    """The weights that a run begins with: their digest, and the published ones that they are of."""
+    first_stage = resolve_init_from(recipe)
+    if first_stage is None:
+        return None
+    name, checkpoint = first_stage
+    known = open_local(checkpoint) if checkpoint else resolve_file(manifest_record(name))
+    published = start_record(recipe.init_from)
+    return {
+        "name": name,
+        "published": published.name if published else None,
+        "sha256": digest(known.path),
+    }
 
 
 def teaching(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import MODEL_FILE
@@ -18,6 +19,8 @@ MOST_NAMED = 6  # fields, in a sentence
 # What moves weights; all else shapes data, draws, the network or the length of a run.
 CHANGEABLE = ("lr", "clip_grad", "warmup_lr", "min_lr", "weight_decay")
 
+WEIGHTS = {"init_from": "start", "teacher": "teacher"}  # fields, and what states say of each
+
 
 def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
     """Raises RecipeError where a run would go on by another recipe, unless it may.
@@ -26,7 +29,7 @@ def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
     """
     if recipe.digest == former.recipe.digest:
         return
-    changes = differences(recipe, former.recipe)
+    changes = recipe_changes(output, former.recipe, recipe)
     allowed = CHANGEABLE if may_change(output, former) else ()
     others = [
         f"{name} is {shown(its)}, not {shown(value)}"
@@ -45,6 +48,29 @@ def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
             f"{output} holds a run of another recipe ({former.recipe.name}, whose {named}){may}; "
             f"give a new --output{advice}"
         )
+
+
+def recipe_changes(output: Path, former: Recipe, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """The fields in which a recipe is not the former one: name, value, the former's.
+
+    Another path to the weights that the run's states name by their digest is no change.
+    """
+    changes = differences(recipe, former)
+    if not any(name in WEIGHTS for name, _, _ in changes):
+        return changes
+    from deit_zoo.training.build import first_stage_facts
+    from deit_zoo.training.state_files import facts_kept
+    from deit_zoo.training.teacher import facts_of
+
+    kept = facts_kept(output)
+
+    def is_same(name: str, value: Any, its: Any) -> bool:
+        if name not in WEIGHTS or None in (value, its) or not (before := kept.get(WEIGHTS[name])):
+            return False
+        now = first_stage_facts(recipe) if name == "init_from" else facts_of(recipe)
+        return bool(before["sha256"]) and now is not None and now["sha256"] == before["sha256"]
+
+    return [change for change in changes if not is_same(*change)]
 
 
 def may_change(output: Path, plan: Plan) -> bool:
@@ -67,7 +93,7 @@ def with_changes(job: Job, output: Path) -> Job:
     changes = former.changes
     if job.plan.recipe.digest != former.plan.recipe.digest:
         changes = (*changes, change_of(former.plan, job.plan, output))
-    modified = job.plan.modified or bool(changes)
+    modified = job.plan.modified or any(change.fields for change in changes)
     plan = replace(job.plan, modified=modified, reading=former.plan.reading)
     return replace(job, plan=plan, changes=changes)
 
@@ -87,6 +113,7 @@ def change_of(former: Plan, plan: Plan, output: Path) -> Change:
         step=step,
         recipe_sha256=former.recipe.digest,
         fields={
-            name: [before, after] for name, after, before in differences(plan.recipe, former.recipe)
+            name: [before, after]
+            for name, after, before in recipe_changes(output, former.recipe, plan.recipe)
         },
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from deit_zoo.data.survey import most_unreadable
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.files import LOG_FILE
 from deit_zoo.recipes.plan import Plan, epoch_images
 from deit_zoo.runs.json_lines import first_lines
@@ -51,8 +53,10 @@ class CheckpointManager:
     Every process has one; the first writes, on a thread of its own while training goes on.
     `epoch` epochs are finished, of which `log` has the lines; `stats` is the next one's.
     `earlier_recipes` are the digests of those that the run began with, where its recipe was changed
-    on the way. Every state keeps `origin`, which says what the run is of; what it
-    started from is as its states say, whatever lies there now.
+    on the way. `origin` says what this start is of: its `plan`, the weights from which it would
+    `start`, its `teacher` and its `environment`. Every state keeps what trained it, `record`: the
+    weights that it began with, whatever lies there now, the last plan and each environment, with
+    the step since which it trained. A start that takes no step is not among them.
     """
 
     def __init__(
@@ -73,7 +77,18 @@ class CheckpointManager:
         self.tell = tell
         self.name_of = name_of
         self.earlier_recipes = earlier_recipes
-        self.origin = origin or {}
+        self.origin: dict[str, Any] = {
+            "plan": None,
+            "start": None,
+            "teacher": None,
+            "environment": {},
+        }
+        self.origin |= origin or {}
+        self.record: dict[str, Any] = {
+            key: self.origin[key] for key in ("plan", "start", "teacher")
+        }
+        self.record |= {"environments": [], "finished": None}
+        self.since: dict[str, Any] | None = {"epoch": 0, "step": 0, "seconds": 0.0}
         self.epoch = 0
         self.log: list[str] = []
         self.stats = EpochStats()
@@ -110,6 +125,7 @@ class CheckpointManager:
     def after_step(self, step: StepResult) -> None:
         """Report bad images, and remember a request to stop."""
         self.last_step = step
+        self._note_environment()
         for number in step.bad:
             self.tell(f"{self.name_of(number)} cannot be read; another image takes its place")
         self._check_bad_images()
@@ -133,6 +149,7 @@ class CheckpointManager:
         """The epoch is trained, measured and logged with this line: go on to the next."""
         self.epoch += 1
         self.log.append(line)
+        self.record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         # An epoch may be shorter than the skipped steps in a row that end it.
         self.stats = EpochStats(in_a_row=self.stats.in_a_row)
         self.save()
@@ -146,7 +163,7 @@ class CheckpointManager:
         if not self.state.group.is_main:
             return
         self.wait()
-        facts = self.origin | {
+        facts = self.record | {
             "sums": asdict(self.stats),
             "rewinds": len(self.history.rollbacks),
             "scaler": self.state.scaler.state_dict(),
@@ -223,15 +240,38 @@ class CheckpointManager:
         digest = self.plan.recipe.digest
         position = load_state(file, self.state, digest, *self.earlier_recipes)
         facts = position.facts or {}
+        self._check_teacher(facts.get("teacher"))
+        self.record |= {key: facts[key] for key in self.record if key in facts}
         self.epoch = position.epoch
-        if "start" in facts:
-            self.origin |= {"start": facts["start"]}
         self.stats = EpochStats(**facts["sums"])
         # Of version 0.2 and earlier the file alone has the log.
         self.log = facts.get("log") or first_lines(self.output / LOG_FILE, self.epoch)
+        seconds = sum(json.loads(line).get("seconds") or 0.0 for line in self.log)
+        seconds += self.stats.seconds
+        self.since = {"epoch": self.epoch, "step": self.stats.step, "seconds": seconds}
         # Another precision may have been chosen meanwhile.
         if facts["scaler"] and self.state.scaler.is_enabled():
             self.state.scaler.load_state_dict(facts["scaler"])
+
+    def _check_teacher(self, before: dict[str, Any] | None) -> None:
+        """Raises RecipeError where another network would teach the rest of a run."""
+        now = self.origin["teacher"]
+        if before and now and before["sha256"] not in (None, now["sha256"]):
+            raise RecipeError(
+                f"the teacher {self.plan.recipe.teacher} has the SHA-256 {now['sha256'][:12]}..., "
+                f"and the run in {self.output} began with that of {before['sha256'][:12]}...; put "
+                "that one back, or give a new --output"
+            )
+
+    def _note_environment(self) -> None:
+        """With the first step of a start, or after a return, say what trains from there on."""
+        if self.since is None:
+            return
+        known, own = self.record["environments"], self.origin["environment"]
+        if not known or known[-1] != own | {"since": known[-1]["since"]}:
+            known = [*known, own | {"since": self.since}]
+        self.record |= {"plan": self.origin["plan"], "environments": known}
+        self.since = None
 
     def _write(self, position: TrainPosition, tensors: dict[str, Tensor]) -> None:
         steps, hold = self.plan.steps_per_epoch, None

@@ -19,7 +19,7 @@ class Change:
     """A recipe that was changed on the way: since when, its digest before, and each field.
 
     `epoch` epochs and `step` steps of the next were finished; a field has its value before and
-    after.
+    after. Without a field the same weights were given by another path.
     """
 
     epoch: int
@@ -90,7 +90,7 @@ class Job:
 
     def changes_in_words(self) -> str:
         """What a run that goes on says of its changes."""
-        return f"; changed on the way: {', '.join(self.changed_fields)}" if self.changes else ""
+        return f"; changed on the way: {names}" if (names := ", ".join(self.changed_fields)) else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,7 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,8 @@ from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
 from deit_zoo.labels import SEVERAL_LABELS
 from deit_zoo.machine import commit, cpu_name
-from deit_zoo.manifest import manifest_record
 from deit_zoo.models.model import ZooModel, spec_of
-from deit_zoo.recipes.first_stage import resolve_init_from
-from deit_zoo.recipes.plan import Plan
+from deit_zoo.recipes.plan import Plan, plan_from
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.results import Evaluation
@@ -40,6 +37,7 @@ from deit_zoo.training import best
 from deit_zoo.training.build import (
     build_model,
     build_train_state,
+    first_stage_facts,
     is_compiled,
     open_images,
     set_machine,
@@ -54,12 +52,11 @@ from deit_zoo.training.results import write_results
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
-from deit_zoo.training.teacher import Teacher
 from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.throughput import profile
 from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.version import __version__
-from deit_zoo.weights.load import open_local, resolve_file, save_model
+from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import create, transform
 
 EMA_FOLDER = "ema"
@@ -88,7 +85,6 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             say(images.note)
         classes = images.classes
         model = build_model(recipe, classes, group)
-        start = group.run_on_main(lambda: first_stage_facts(recipe))
         validation = open_images(data, "val", classes, group, plan.reading)
         held_out = EvalDataset(validation, transform(model), skips=True)
         teacher, taught = teaching(job, len(classes), group, say)
@@ -107,7 +103,12 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 network: Any = torch.compile(model, dynamic=True) if compiles else model
                 return evaluate(network)
 
-        origin = {"plan": job.to_dict(), "start": start}
+        origin = {
+            "plan": job.to_dict(),
+            "start": group.run_on_main(lambda: first_stage_facts(recipe)),
+            "teacher": taught.facts.teacher if taught else teacher and teacher.facts,
+            "environment": environment(state) if group.is_main else {},  # who writes the states
+        }
         manager = CheckpointManager(
             plan, output, state, stop, tell, images.name_of, job.earlier_recipes, origin
         )
@@ -136,12 +137,11 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 run_epoch(manager, loader, logger, validate, keep)
             loader.close()
             logger.keep_log(manager.log)
+            if taught is not None:
+                labels = {"labels_sha256": finish_labels(taught, group)}
+                manager.record["teacher"] = manager.record["teacher"] | labels
             # Before trackers end, who may wait for a network.
-            origins = {
-                "teacher": teacher_facts(teacher, taught, group),
-                "start": manager.origin["start"],
-            }
-            verdict = conclude(job, manager, facts, evaluate, origins, say)
+            verdict = conclude(job, manager, facts, evaluate, say)
             if recipe.data == "folder":
 
                 def write() -> None:
@@ -216,18 +216,14 @@ def write_labels(labels: TeacherLabels | None) -> None:
             labels.write()
 
 
-def teacher_facts(
-    teacher: Teacher | None, labels: TeacherLabels | None, group: DistributedContext
-) -> dict[str, Any] | None:
-    """What a receipt says of the teacher, and of the labels where they are kept and all known."""
-    if labels is None:
-        return teacher.facts if teacher else None
+def finish_labels(labels: TeacherLabels, group: DistributedContext) -> str | None:
+    """The digest of the kept labels, for the receipt; None where not all are known."""
 
     def finish() -> str | None:
         with full_disk_as_error(labels.folder):
             return labels.finish()
 
-    return labels.facts.teacher | {"labels_sha256": group.run_on_main(finish)}
+    return group.run_on_main(finish)
 
 
 def expected_classes(recipe: Recipe) -> list[str]:
@@ -296,12 +292,16 @@ def conclude(
     manager: CheckpointManager,
     facts: dict[str, Any],
     evaluate: Callable[[ZooModel], Evaluation],
-    origins: dict[str, Any],
     say: Callable[[str], None],
 ) -> Verdict:
-    """Export the weights, load them as a user would, and judge what that file reaches."""
-    plan, recipe, state, output = job.plan, job.plan.recipe, manager.state, manager.output
-    group = state.group
+    """Export the weights, load them as a user would, and judge what that file reaches.
+
+    What is said of them is of the plan that trained them, which this start may not have done.
+    """
+    state, output, record = manager.state, manager.output, manager.record
+    plan = replace(plan_from(record["plan"]), final=job.plan.final)
+    group, recipe = state.group, plan.recipe
+    facts = facts | {"recipe_sha256": recipe.digest}
     sha256 = group.run_on_main(lambda: export(plan, state, facts, output))
     exported = create(recipe.architecture, checkpoint=output / MODEL_FILE, device=group.device)
     reached = evaluate(exported)
@@ -315,12 +315,14 @@ def conclude(
                 output,
                 plan,
                 verdict,
-                environment=environment(state),
+                environments=record["environments"] or [manager.origin["environment"]],
+                finished=record["finished"],
                 data=job.fingerprint,
                 sha256={MODEL_FILE: sha256, LOG_FILE: digest(output / LOG_FILE)},
                 run=mishaps(job, manager),
                 epochs=epochs,
-                **origins,
+                teacher=record["teacher"],
+                start=record["start"],
             )
             plot.draw_run(output, recipe.name)
         return verdict
@@ -333,23 +335,8 @@ def mishaps(job: Job, manager: CheckpointManager) -> dict[str, Any]:
     log = read_log(manager.output / LOG_FILE)
     counts = {key: sum(row[key] for row in log) for key in ("skipped_steps", "bad_images")}
     rollbacks = to_receipt(manager.history, job.plan.steps_per_epoch)
-    changes = [asdict(change) for change in job.changes]
+    changes = [asdict(change) for change in job.changes if change.fields]
     return counts | {"rewinds": len(rollbacks), "rollbacks": rollbacks, "changes": changes}
-
-
-def first_stage_facts(recipe: Recipe) -> dict[str, Any] | None:
-    """The weights that a run begins with: their digest, and the published ones that they are of."""
-    first_stage = resolve_init_from(recipe)
-    if first_stage is None:
-        return None
-    name, checkpoint = first_stage
-    known = open_local(checkpoint) if checkpoint else resolve_file(manifest_record(name))
-    published = start_record(recipe.init_from)
-    return {
-        "name": name,
-        "published": published.name if published else None,
-        "sha256": digest(known.path),
-    }
 
 
 def facts_of(plan: Plan, classes: list[str]) -> dict[str, Any]:
@@ -382,7 +369,7 @@ def export(plan: Plan, state: TrainState, facts: dict[str, Any], output: Path) -
 
 
 def environment(state: TrainState) -> dict[str, Any]:
-    """What the run ran on."""
+    """What this start of a run runs on."""
     gpu = state.group.device.type == "cuda"
     return {
         "deit_zoo": __version__,
@@ -400,5 +387,4 @@ def environment(state: TrainState) -> dict[str, Any]:
         "processes": state.group.size,
         "threads": torch.get_num_threads(),
         "precision": str(state.dtype or torch.float32).removeprefix("torch."),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,7 +189,8 @@ def receipt_of(
         output,
         plan,
         judge(recipe, reached),
-        environment={"torch": "2.6.0"},
+        environments=[{"torch": "2.6.0", "processes": 1, "gpu": None}],
+        finished=None,
         data={},
         sha256={},
         teacher={"name": "regnety_160"},
@@ -296,11 +296,15 @@ def test_a_receipt_says_who_taught_and_what_happened(tmp_path: Path) -> None:
     assert (receipt["teacher"], receipt["run"]["restarts"]) == ({"name": "regnety_160"}, 2)
 
 
-@pytest.mark.parametrize(("device", "hours"), [("cuda", 4.0), ("cpu", None)])
-def test_a_receipt_says_how_long_it_took(device: str, hours: float | None, tmp_path: Path) -> None:
-    plan = SimpleNamespace(processes=2, device=device)
+def test_a_receipt_says_how_long_it_took_on_each_machine() -> None:
     log = [{"seconds": 5400.0}, {"seconds": 1800.0}]
-    assert times(plan, log) == {"seconds": 7200.0, "gpu_hours": hours}  # type: ignore[arg-type]
+    machines = [
+        {"gpu": "H100", "processes": 8, "since": {"seconds": 600.0}},  # before: an older version
+        {"gpu": None, "processes": 4, "since": {"seconds": 3600.0}},
+        {"gpu": "H100", "processes": 1, "since": {"seconds": 5400.0}},
+    ]
+    assert times(machines, log) == {"seconds": 7200.0, "gpu_hours": 8.5}
+    assert times(machines[1:2], log) == {"seconds": 7200.0, "gpu_hours": None}
 
 
 def test_a_receipt_has_the_averages_figures() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from deit_zoo.errors import RecipeError
+from deit_zoo.files import ASSETS, digest
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.training.changes import check_changes, with_changes
 from deit_zoo.training.job import Change, Job
 from deit_zoo.training.launch import make_plan
 from deit_zoo.training.rollback import Failure, History, write_history
+from deit_zoo.training.state_files import TrainPosition, save_state
 
 DATA, FINGERPRINT = "digits", {"train": {"files": 1437}}
 
@@ -122,3 +125,23 @@ def test_a_recipe_that_was_changed_back_is_still_modified(output: Path) -> None:
         {"lr": [0.002, 1e-4]},
         {"lr": [1e-4, 0.002]},
     ]
+
+
+@pytest.mark.parametrize(("field", "key"), [("init_from", "start"), ("teacher", "teacher")])
+def test_another_path_to_the_same_weights_is_no_change(
+    tmp_path: Path, field: str, key: str
+) -> None:
+    shipped = ASSETS / "deit_pico_digits.safetensors"
+    copy, other = tmp_path / "copy.safetensors", ASSETS / "convnet_pico_digits.safetensors"
+    copy.write_bytes(shipped.read_bytes())
+    given = ["distillation=hard", "alpha=0.5", "teacher=convnet_pico_digits"]
+    former, again, wrong = (job_of(*given, f"{field}={file}") for file in (shipped, copy, other))
+    former.write(tmp_path)
+    position = TrainPosition(epoch=1, facts={key: {"sha256": digest(shipped)}})
+    save_state(tmp_path, position, {"x": torch.ones(1)}, former.plan.recipe.digest)
+    check_changes(tmp_path, former.plan, again.plan.recipe)
+    job = with_changes(again, tmp_path)
+    assert job.earlier_recipes == (former.plan.recipe.digest,)
+    assert (job.changed_fields, job.changes_in_words()) == ((), "")
+    with pytest.raises(RecipeError, match=rf"whose {field} is {shipped}, not {other}\)"):
+        check_changes(tmp_path, former.plan, wrong.plan.recipe)

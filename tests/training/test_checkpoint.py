@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 
 import deit_zoo
 from deit_zoo.distributed import DistributedContext
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
@@ -69,13 +69,25 @@ def plan_of(recipe: Recipe = RECIPE, *, minutes: float = HOUR, images: int = 204
 class Run:
     """A manager, and what it told."""
 
-    def __init__(self, output: Path, plan: Plan | None = None, **parts: Any) -> None:
+    def __init__(
+        self,
+        output: Path,
+        plan: Plan | None = None,
+        origin: dict[str, Any] | None = None,
+        **parts: Any,
+    ) -> None:
         self.told: list[str] = []
         self.plan = plan or plan_of()
         self.stop = GracefulStop(self.told.append)
         self.parts = parts_of(self.plan.recipe, **parts)
         self.manager = CheckpointManager(
-            self.plan, output, self.parts, self.stop, self.told.append, "image {}".format
+            self.plan,
+            output,
+            self.parts,
+            self.stop,
+            self.told.append,
+            "image {}".format,
+            origin=origin,
         )
 
     def step(self, **facts: Any) -> None:
@@ -112,6 +124,41 @@ class Run:
 def places(output: Path) -> list[str]:
     """Where the states of a run are."""
     return [path.name[:23] for path in states(output)]
+
+
+def test_states_say_which_machines_trained_and_a_start_that_takes_no_step_is_none(
+    tmp_path: Path,
+) -> None:
+    def begin(machine: str) -> Run:
+        run = Run(tmp_path, origin={"plan": machine, "environment": {"gpu": machine}})
+        run.manager.load() or run.save()
+        return run
+
+    begin("started, killed")
+    first = begin("H100")
+    first.step()
+    first.manager.finish_epoch('{"seconds": 5.0}\n')
+    first.manager.wait()
+    idle = begin("A100").manager
+    assert idle.record == first.manager.record
+    assert (idle.record["plan"], bool(idle.record["finished"])) == ("H100", True)
+    begin("H100").step()
+    last = begin("V100")
+    last.step()
+    last.save()
+    assert begin("A100").manager.record["environments"] == [
+        {"gpu": "H100", "since": {"epoch": 0, "step": 0, "seconds": 0.0}},
+        {"gpu": "V100", "since": {"epoch": 1, "step": 0, "seconds": 5.0}},
+    ]
+
+
+def test_a_run_goes_on_with_the_teacher_alone_that_it_began_with(tmp_path: Path) -> None:
+    Run(tmp_path, origin={"teacher": {"sha256": "a" * 64}}).save()
+    assert Run(tmp_path, origin={"teacher": {"sha256": "a" * 64}}).manager.load()
+    with pytest.raises(
+        RecipeError, match=r"bbb\.\.\., and the run in .* with that of a{12}\.\.\.; put "
+    ):
+        Run(tmp_path, origin={"teacher": {"sha256": "b" * 64}}).manager.load()
 
 
 def test_nothing_is_kept_before_its_time(tmp_path: Path) -> None:
@@ -210,12 +257,10 @@ def test_a_run_goes_on_in_another_precision(
 def test_a_run_says_what_it_started_from_whatever_lies_there_when_it_goes_on(
     tmp_path: Path,
 ) -> None:
-    first, later = Run(tmp_path), Run(tmp_path, seed=1)
-    first.manager.origin = {"start": {"sha256": "a"}}
-    later.manager.origin = {"start": {"sha256": "b"}, "plan": {}}
+    first, later = (Run(tmp_path, origin={"start": {"sha256": name}}) for name in "ab")
     first.finish_epoch()
     assert later.manager.load()
-    assert later.manager.origin == {"start": {"sha256": "a"}, "plan": {}}
+    assert later.manager.record["start"] == {"sha256": "a"}
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGUSR1])
