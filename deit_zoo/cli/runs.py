@@ -51,10 +51,9 @@ def plot_(
     as_json: FiguresAsJson = False,
 ) -> None:
     """Curves of runs over the published one: a chart in the terminal and a picture."""
-    from deit_zoo.runs.log import read_run
     from deit_zoo.runs.plot import draw, terminal_plot
 
-    histories = [read_run(run) for run in runs]
+    histories = _read(runs)
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_output(file)
@@ -114,9 +113,8 @@ def compare_(
 ) -> None:
     """Runs beside each other, the best first, and the fields in which their recipes differ."""
     from deit_zoo.runs.compare import rows_of
-    from deit_zoo.runs.log import read_run
 
-    rows = rows_of([read_run(run) for run in runs])
+    rows = rows_of(_read(runs))
     if as_json:
         print_json(rows)
         return
@@ -130,6 +128,17 @@ def compare_(
         figures = ("–" if value is None else f"{value:.2f}" for value in values)
         cells.append((row["run"], *figures, str(row["epochs"]), clock(row["seconds"]), changed))
     print_table(cells, right=range(1, 5 + len(names)))
+
+
+def _read(names: list[str]) -> list[Run]:
+    """The runs of these names; what is amiss with one is told."""
+    from deit_zoo.runs.log import read_run
+
+    runs = [read_run(name) for name in names]
+    for run in runs:
+        if run.note:
+            talk.print(escape(run.note))
+    return runs
 
 
 def _figures(runs: list[Run]) -> dict[str, Any]:

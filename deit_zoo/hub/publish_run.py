@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
         sha256 = copy_checked(local.path, temporary / MODEL_FILE, local.sha256, remedy)
         for name in (RECEIPT_FILE, LOG_FILE, _CURVE):
             if (run / name).is_file():
-                shutil.copyfile(run / name, temporary / name)
+                copy_checked(run / name, temporary / name, receipt["sha256"].get(name), remedy)
         if public != receipt:
             text = json.dumps(public, indent=2, sort_keys=True)
             write_whole(temporary / RECEIPT_FILE, f"{redact(text)}\n".encode())

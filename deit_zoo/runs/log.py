@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE, read_json
+from deit_zoo.files import ASSETS, LOG_FILE, PLAN_FILE, RECEIPT_FILE, digest, read_json
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.recipe import Recipe, from_dict
 from deit_zoo.registry.names import lookup
@@ -28,7 +28,8 @@ _NO_RECIPE = (ValueError, KeyError, TypeError, AttributeError, RecipeError)
 class Run:
     """A run's log and, where a plan or receipt lies beside it, its recipe and what differs.
 
-    `shipped` is the run of an embedded model, which is the published one.
+    `shipped` is the run of an embedded model, which is the published one; `note` is a remark on
+    the log.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Run:
     recipe: Recipe | None
     differs: tuple[str, ...] = ()
     shipped: bool = False
+    note: str = ""
 
     @property
     def figures(self) -> list[float | None]:
@@ -95,7 +97,7 @@ def read_run(name_or_path: str) -> Run:
     recipe, differs = _recipe_of(folder) if file.name == LOG_FILE else (None, ())
     if not (log := read_log(file) if file.is_file() else []):
         raise DataError(f"{path} has no finished epoch yet; type it again when the first has ended")
-    return Run(label=label, log=log, recipe=recipe, differs=differs)
+    return Run(label=label, log=log, recipe=recipe, differs=differs, note=_note_on(file))
 
 
 def read_receipt(name_or_path: str) -> dict[str, Any]:
@@ -166,6 +168,19 @@ def embedded(name_or_path: str) -> str | None:
         return None
     spec = lookup(name_or_path)
     return spec.name if spec and spec.name in embedded_names() else None
+
+
+def _note_on(log: Path) -> str:
+    """That a log is not the one that the receipt beside it is of; empty where it is."""
+    receipt = log.with_name(RECEIPT_FILE)
+    if log.name != LOG_FILE or not receipt.is_file():
+        return ""
+    if read_receipt(str(receipt))["sha256"].get(LOG_FILE) in (None, digest(log)):
+        return ""
+    return (
+        f"{log} does not have the SHA-256 that the {RECEIPT_FILE} beside it states: these are not "
+        "the figures of the run that ended"
+    )
 
 
 def _recipe_of(folder: Path) -> tuple[Recipe | None, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 import deit_zoo as zoo
 from deit_zoo.data.digits import digits
-from deit_zoo.errors import CheckpointError, UnknownModelError, ZooError
+from deit_zoo.errors import CheckpointError, IntegrityError, UnknownModelError, ZooError
 from deit_zoo.files import digest
 from deit_zoo.hub.config import start_record
 from deit_zoo.hub.publish_run import build_run
@@ -217,6 +217,19 @@ def test_a_forged_receipt_is_one_sentence(
     (former / "receipt.json").write_text(json.dumps(receipt | change))
     with pytest.raises(CheckpointError, match="it has no whole receipt"):
         build_run(former, REPO, tmp_path / "published")
+
+
+def test_a_log_that_is_not_the_one_of_the_receipt_is_not_published(
+    run: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    log = (other / "log.jsonl").read_bytes()
+    (other / "log.jsonl").write_bytes(log[:-40])
+    with pytest.raises(
+        IntegrityError, match=r"log\.jsonl has SHA-256 .* expected; type `deit-zoo "
+    ):
+        build_run(other, REPO, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
 
 
 def test_the_card_tells_classes_figures_start_and_its_licence(published: Path, run: Path) -> None:

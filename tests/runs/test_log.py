@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import ASSETS
+from deit_zoo.files import ASSETS, digest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import changed
@@ -169,6 +169,16 @@ def test_a_plan_that_is_none_is_refused(run: Path, text: str) -> None:
         f"{run / 'plan.json'} is no plan of a deit_zoo run; remove it, or give the log.jsonl "
         "alone, under another name"
     )
+
+
+def test_a_log_that_is_not_the_one_of_the_receipt_beside_it_is_told_of(run: Path) -> None:
+    log = run / "log.jsonl"
+    receipt = {"plan": {}, "reached": {}, "sha256": {"log.jsonl": digest(log)}}
+    (run / "receipt.json").write_text(json.dumps(receipt), encoding="utf-8")
+    assert read_run(str(run)).note == ""
+    write_log(log, ROWS[:1])
+    sentence = "does not have the SHA-256 that the receipt.json beside it states: these are not "
+    assert read_run(str(run)).note == f"{log} {sentence}the figures of the run that ended"
 
 
 def test_a_receipt_is_read_from_a_file_a_folder_and_a_name(tmp_path: Path) -> None:
