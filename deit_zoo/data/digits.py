@@ -33,6 +33,26 @@ def digits() -> Iterator[tuple[Image.Image, str]]:
             yield sheet.crop((left, top, left + SIDE, top + SIDE)), labels[number]
 
 
+def place_of(number: int, label: str) -> str:
+    """Where an image lies in a folder of them all."""
+    split = "val" if number >= NUM_IMAGES - NUM_VAL else "train"
+    return f"{split}/{label}/{number:04d}.png"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises DataError where a folder of a run is not that of the embedded digits."""
+    places = {place_of(number, label) for number, (_, label) in enumerate(digits())}
+    files = (file for file in folder.glob("*/*/*") if not file.name.startswith("."))
+    found = {file.relative_to(folder).as_posix() for file in files}
+    if found != places:
+        example = min(found - places, default=None)
+        what = f"it has {example}" if example else f"it lacks {len(places - found):,} of them"
+        raise DataError(
+            f"{folder} is not the embedded digits as a run writes them ({what}); remove it, and "
+            f"they are written again, or give --data {folder} to train on what it holds"
+        )
+
+
 def write_folder(output: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write `train/` and `val/` with one folder per digit under `output`, whole or not at all.
 
@@ -43,9 +63,8 @@ def write_folder(output: Path, progress: Callable[[int, int], None] | None = Non
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")
     with new_folder(output) as temporary:
         for number, (image, label) in enumerate(digits()):
-            split = "val" if number >= NUM_IMAGES - NUM_VAL else "train"
-            folder = temporary / split / label
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{number:04d}.png")
+            file = temporary / place_of(number, label)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.save(file)
             if progress:
                 progress(number + 1, NUM_IMAGES)

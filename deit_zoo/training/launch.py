@@ -382,10 +382,12 @@ def with_num_images(plan: Plan, content: Survey) -> Plan:
 
 def digits_folder(output: Path) -> Path:
     """The embedded digits as an image folder inside the run's own."""
-    from deit_zoo.data.digits import write_folder
+    from deit_zoo.data.digits import check_folder, write_folder
 
     folder = output / DATA_FOLDER
-    if not folder.exists():
+    if folder.exists():
+        check_folder(folder)
+    else:
         output.mkdir(parents=True, exist_ok=True)
         for torn in output.glob(f".{DATA_FOLDER}.*"):  # of a process that was killed meanwhile
             shutil.rmtree(torn)

@@ -30,6 +30,7 @@ def test_the_sheet_is_small_and_says_its_licence_and_source() -> None:
 
 def test_the_last_360_images_are_for_validation(tmp_path: Path) -> None:
     digits.write_folder(tmp_path / "digits")
+    digits.check_folder(tmp_path / "digits")
     train = sorted(path.stem for path in (tmp_path / "digits/train").rglob("*.png"))
     val = sorted(path.stem for path in (tmp_path / "digits/val").rglob("*.png"))
     assert (len(train), len(val), train[-1], val[0], val[-1]) == (1437, 360, "1436", "1437", "1796")

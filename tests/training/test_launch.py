@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import product
@@ -339,6 +340,19 @@ def test_a_run_with_the_digits_alone_in_its_folder_may_begin(output: Path, held:
     # It was killed between the digits and the plan, or while they were written.
     (output / held).mkdir(parents=True)
     check_output(output, RECIPES["deit_pico_digits"], "auto")
+
+
+def test_other_images_where_a_run_keeps_the_digits_are_refused(
+    output: Path, digits_folder: Path
+) -> None:
+    data = Path(shutil.copytree(digits_folder, output / "data"))  # fewer digits
+    with pytest.raises(DataError, match=r"a run writes them \(it lacks 1,417 of them\); remove "):
+        launch.digits_folder(output)
+    (data / "val" / "9" / "own.png").touch()
+    assert refused(DataError, output=output) == (
+        f"{data} is not the embedded digits as a run writes them (it has val/9/own.png); remove "
+        f"it, and they are written again, or give --data {data} to train on what it holds"
+    )
 
 
 @pytest.mark.slow
