@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_zoo.errors import ZooError
+from deit_zoo.machine import world_size
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # the first rank may be writing, or evaluating, meanwhile
@@ -102,8 +103,8 @@ def init_distributed(
     Alone, it has the GPU of this number. Of many, each ends when `parent`, the process that started
     it, is gone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if "RANK" not in os.environ or size == 1:
+    size = world_size() or 1
+    if size == 1:
         # Kernels run on the current GPU, which is the caller's again afterwards.
         with torch.cuda.device(number) if device == "cuda" else nullcontext():
             yield DistributedContext(device=torch.device(device))

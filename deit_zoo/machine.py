@@ -241,8 +241,8 @@ def require_matplotlib() -> None:
 
 def world_size() -> int | None:
     """The number of processes of which torchrun started this one; None without it."""
-    size = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    return int(size) if size is not None else None
+    size = os.environ.get("WORLD_SIZE", "") if "RANK" in os.environ else ""
+    return int(size) if size.isdecimal() else None
 
 
 def check_processes(

@@ -343,11 +343,12 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
 
     A run that was asked to stop says how to go on, and exits 75 or 130.
     """
-    from deit_zoo.training.signals import Interrupted
+    from deit_zoo.training.signals import Interrupted, signals_as_exceptions
     from deit_zoo.training.slurm import REQUEUE
 
     try:
-        with ExitStack() as counting:
+        # A warning may come before the first step, whose loop only notes it.
+        with signals_as_exceptions(), ExitStack() as counting:
             if not is_main_process():
                 return train(say=ignore, progress=ignore)
             bar = counting.enter_context(Bar("files"))

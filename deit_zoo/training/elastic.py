@@ -14,13 +14,10 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from deit_zoo import errors
 from deit_zoo.errors import RecipeError, ZooError
@@ -31,7 +28,7 @@ from deit_zoo.results import Evaluation
 from deit_zoo.training import heartbeat
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_lock import run_lock
-from deit_zoo.training.signals import SIGNALS, Interrupted
+from deit_zoo.training.signals import SIGNALS, Interrupted, signals_as_exceptions
 from deit_zoo.training.slurm import set_rank_variables
 
 if TYPE_CHECKING:
@@ -56,14 +53,18 @@ TALKATIVE = ("torch.distributed.elastic", "torch.distributed.launcher")
 def is_rank(plan: Plan) -> bool:
     """Whether torchrun or srun has started this process as one of the plan's.
 
-    Raises RecipeError where they started another number.
+    Raises RecipeError where they started another number, or nobody did and variables are left.
     """
     set_rank_variables(plan.processes)
-    size = world_size()
+    size, but = world_size(), None
     if size is not None and size != plan.processes:
+        but = f"--gpus and --nodes ask for {plan.processes}"
+    elif size not in (None, 1) and "MASTER_ADDR" not in os.environ:
+        but = "MASTER_ADDR is not set"
+    if but is not None:
         raise RecipeError(
-            f"torchrun started {size} processes, but --gpus and --nodes ask for {plan.processes}; "
-            "make the two agree"
+            f"RANK and WORLD_SIZE={size} say that torchrun started {size} processes, but {but}; "
+            "make the two agree, or unset both variables where torchrun did not start this"
         )
     return size is not None
 
@@ -118,7 +119,9 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
     command = ("-c", PROCESS, str(output.resolve()), str(os.getpid()))
     try:
         own = Path(tempfile.mkdtemp(prefix="deit_zoo_"))
-        with signals_as_exceptions(), heartbeat.watch(own) as folder:
+        # Also before torch's launcher sets its handlers.
+        heard = signals_as_exceptions(stopped_by, SIGNALS, TORCHS)
+        with heard, heartbeat.watch(own) as folder:
             elastic_launch(config, sys.executable)(*command, str(folder))
         return read_verdict(job, output)
     except SignalException as error:
@@ -147,26 +150,12 @@ def signals_to_handle() -> list[str]:
     return [number.name for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-@contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """Within it a signal raises SignalException, also before torch's launcher sets its handlers."""
+def stopped_by(number: int) -> BaseException:
+    """What torch's launcher raises for a signal."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    def raise_signal(number: int, _frame: FrameType | None) -> NoReturn:
-        received = signal.Signals(number)
-        raise SignalException(f"asked to stop by {received.name}", sigval=received)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (*SIGNALS, *TORCHS)}
-    for number in SIGNALS:
-        signal.signal(number, raise_signal)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    received = signal.Signals(number)
+    return SignalException(f"asked to stop by {received.name}", sigval=received)
 
 
 def first_to_die(codes: dict[int, int]) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # SIGUSR1 is what Slurm sends ahead of a time limit.
 SIGNALS = tuple(
@@ -16,6 +16,8 @@ SIGNALS = tuple(
 )
 # What a closed terminal sends, unless nohup had it ignored.
 HANGUP = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
+# What a scheduler sends; Ctrl-C raises by itself.
+OF_SCHEDULERS = tuple(number for number in SIGNALS if number != signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -63,6 +65,33 @@ def handle_signals(say: Callable[[str], None]) -> Iterator[GracefulStop]:
         previous = {number: signal.signal(number, stop) for number in (*SIGNALS, *heard)}
     try:
         yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def signals_as_exceptions(
+    error_of: Callable[[int], BaseException] = Interrupted,
+    numbers: Iterable[int] = OF_SCHEDULERS,
+    restored: Iterable[int] = (),
+) -> Iterator[None]:
+    """Within it each of these signals raises an error, as long as nobody else handles it.
+
+    Afterwards all is as before, also of those that are only `restored`. Only the main thread can.
+    """
+
+    def raise_signal(number: int, _frame: FrameType | None) -> NoReturn:
+        raise error_of(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (*numbers, *restored)}
+    for number in numbers:
+        signal.signal(number, raise_signal)
+    try:
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from deit_zoo.data.digits import write_folder
+from deit_zoo.distributed import init_distributed
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.training import elastic
 from deit_zoo.training.job import Job
 from deit_zoo.training.launch import make_plan, reproduce
-from deit_zoo.training.signals import Interrupted
+from deit_zoo.training.signals import SIGNALS, Interrupted, signals_as_exceptions
 from support.command import forked_python
 from support.processes import PROC, Tree, forest, forked, free_port, python, send
 from support.runs import LEFT, sha256_of
@@ -550,16 +551,30 @@ def set_all(patch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 
 def test_torchruns_process_is_a_rank(bare: pytest.MonkeyPatch) -> None:
-    set_all(bare, {"RANK": "1", "WORLD_SIZE": "2"})
+    set_all(bare, {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"})
     assert elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
 
 
-def test_another_number_of_processes_than_planned_is_refused(bare: pytest.MonkeyPatch) -> None:
-    set_all(bare, {"RANK": "0", "WORLD_SIZE": "4"})
+def test_a_world_size_that_is_no_number_is_another_launchers(bare: pytest.MonkeyPatch) -> None:
+    set_all(bare, {"RANK": "0", "WORLD_SIZE": "auto"})
+    assert not elastic.is_rank(make_plan("deit_pico_digits", gpus=0))
+    with init_distributed("cpu") as group:
+        assert group.size == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "but"),
+    [("4", "--gpus and --nodes ask for 2"), ("2", "MASTER_ADDR is not set")],
+)
+def test_variables_of_torchrun_that_do_not_fit_are_refused(
+    bare: pytest.MonkeyPatch, size: str, but: str
+) -> None:
+    set_all(bare, {"RANK": "0", "WORLD_SIZE": size})
     with pytest.raises(RecipeError) as caught:
         elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
     assert str(caught.value) == (
-        "torchrun started 4 processes, but --gpus and --nodes ask for 2; make the two agree"
+        f"RANK and WORLD_SIZE={size} say that torchrun started {size} processes, but {but}; make "
+        "the two agree, or unset both variables where torchrun did not start this"
     )
 
 
@@ -616,7 +631,8 @@ def test_the_launcher_hears_a_signal_whenever_it_comes(name: str) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
 
     before = signal.getsignal(getattr(signal, name))
-    with pytest.raises(SignalException) as caught, elastic.signals_as_exceptions():
+    heard = signals_as_exceptions(elastic.stopped_by, SIGNALS, elastic.TORCHS)
+    with pytest.raises(SignalException) as caught, heard:
         signal.raise_signal(getattr(signal, name))
     assert caught.value.sigval == getattr(signal, name)
     assert signal.getsignal(getattr(signal, name)) is before
@@ -629,7 +645,7 @@ def test_a_hangup_under_nohup_is_not_heard() -> None:
         assert elastic.signals_to_handle() == names
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert elastic.signals_to_handle() == [name for name in names if name != "SIGHUP"]
-        with elastic.signals_as_exceptions():
+        with signals_as_exceptions(elastic.stopped_by, SIGNALS, elastic.TORCHS):
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

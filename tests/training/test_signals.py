@@ -12,7 +12,13 @@ import threading
 
 import pytest
 
-from deit_zoo.training.signals import SIGNALS, GracefulStop, Interrupted, handle_signals
+from deit_zoo.training.signals import (
+    SIGNALS,
+    GracefulStop,
+    Interrupted,
+    handle_signals,
+    signals_as_exceptions,
+)
 
 
 def ignored(_: str) -> None:
@@ -103,6 +109,19 @@ def test_outside_the_main_thread_nothing_is_heard_and_nothing_fails() -> None:
     thread.join()
     assert found == [0]
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_stops_a_run_as_one_in_mid_run_does(number: int) -> None:
+    before = signal.getsignal(number)
+    with signals_as_exceptions():
+        with handle_signals(ignored) as stop:  # while it trains it is noted
+            signal.raise_signal(number)
+        assert stop.number == number
+        with pytest.raises(Interrupted) as caught:
+            signal.raise_signal(number)
+    assert caught.value.number == number
+    assert signal.getsignal(number) is before
 
 
 def test_a_stop_says_which_signal_it_was() -> None:
