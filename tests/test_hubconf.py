@@ -15,25 +15,15 @@ from deit_zoo.registry import MODELS
 from support.command import run_python
 
 ROOT = Path(__file__).parents[1]
+ONE_BY_ONE = """
+    deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384
+    deit_tiny_distilled_patch16_224 deit_small_distilled_patch16_224
+    deit_base_distilled_patch16_224 deit_base_distilled_patch16_384
+    cait_XXS24_224 cait_XXS24 cait_XXS36_224 cait_XXS36 cait_XS24 cait_S24_224 cait_S24 cait_S36
+    cait_M36 cait_M48
+"""
 UPSTREAM = (
-    "deit_tiny_patch16_224",
-    "deit_small_patch16_224",
-    "deit_base_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "deit_small_distilled_patch16_224",
-    "deit_base_distilled_patch16_224",
-    "deit_base_patch16_384",
-    "deit_base_distilled_patch16_384",
-    "cait_XXS24_224",
-    "cait_XXS24",
-    "cait_XXS36_224",
-    "cait_XXS36",
-    "cait_XS24",
-    "cait_S24_224",
-    "cait_S24",
-    "cait_S36",
-    "cait_M36",
-    "cait_M48",
+    *ONE_BY_ONE.split(),
     *(
         f"deit_{size}_LS{own}"
         for size in ("small_patch16", "base_patch16", "large_patch16")

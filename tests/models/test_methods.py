@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deit_zoo.errors import ZooError
 from deit_zoo.models.model import ZooModel
+from support.tables import each_row
 
 DEPTH = 3
 DIM = 48
@@ -145,26 +146,21 @@ def test_class_tokens_come_beside_the_same_patches(network: ZooModel, images: Te
     torch.testing.assert_close(tuple(patches for patches, _ in pairs), alone, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("n", "same"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2])])
-def test_a_number_of_intermediate_layers_means_the_last_ones(
-    network: ZooModel, images: Tensor, n: int, same: list[int]
+@each_row(
+    ("asked", "same"),
+    [
+        ({}, [2]),
+        ({"n": 1}, [2]),
+        ({"n": 2}, [1, 2]),
+        ({"n": 3}, [0, 1, 2]),
+        ({"n": [-3, -1]}, [0, 2]),
+    ],
+)
+def test_intermediate_layers_are_the_last_one_the_last_n_or_those_of_a_list(
+    network: ZooModel, images: Tensor, asked: dict[str, Any], same: list[int]
 ) -> None:
-    found = network.get_intermediate_layers(images, n=n)
+    found = network.get_intermediate_layers(images, **asked)
     expected = network.get_intermediate_layers(images, n=same)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
-def test_the_last_intermediate_layer_is_the_default(network: ZooModel, images: Tensor) -> None:
-    found = network.get_intermediate_layers(images)
-    expected = network.get_intermediate_layers(images, n=[DEPTH - 1])
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
-def test_negative_numbers_of_intermediate_layers_count_from_the_end(
-    network: ZooModel, images: Tensor
-) -> None:
-    found = network.get_intermediate_layers(images, n=[-3, -1])
-    expected = network.get_intermediate_layers(images, n=[0, 2])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -191,7 +187,7 @@ def test_intermediate_layers_without_the_norm_are_what_the_blocks_give(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("n", [0, 4, -1, [], [3], [-4]])
+@each_row("n", [0, 4, -1, [], [3], [-4]])
 def test_intermediate_layers_that_do_not_exist_are_refused(
     network: ZooModel, images: Tensor, n: int | list[int]
 ) -> None:
@@ -214,7 +210,7 @@ def test_attention_comes_in_the_order_asked_for(network: ZooModel, images: Tenso
 
 
 @transformers
-@pytest.mark.parametrize("layers", [(), (9,), (-9,)])
+@each_row("layers", [(), (9,), (-9,)])
 def test_attention_of_layers_that_do_not_exist_is_refused(
     network: ZooModel, images: Tensor, layers: tuple[int, ...]
 ) -> None:
@@ -300,6 +296,7 @@ def test_reset_classifier_gives_a_head_for_the_new_classes(
 ) -> None:
     network.reset_classifier(7)
     assert network(images).shape == (2, 7)
+    assert network.num_classes == 7
 
 
 @only_distilled
@@ -308,11 +305,6 @@ def test_reset_classifier_gives_a_distilled_model_two_heads_for_the_new_classes(
 ) -> None:
     network.train().reset_classifier(7)
     assert [logits.shape for logits in network(images)] == [(2, 7), (2, 7)]
-
-
-def test_reset_classifier_counts_the_new_classes(network: ZooModel) -> None:
-    network.reset_classifier(7)
-    assert network.num_classes == 7
 
 
 def test_reset_classifier_replaces_the_head_and_nothing_else(network: ZooModel) -> None:

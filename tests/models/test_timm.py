@@ -45,7 +45,7 @@ def theirs_as_ours(model: nn.Module) -> dict[str, Tensor]:
     return to_zoo_keys(model.state_dict())
 
 
-@each_row("name", NAMES)
+@each_row("name", PAIRS)
 def test_state_dict_keys_and_shapes_are_those_of_timm(name: str) -> None:
     with torch.device("meta"):
         theirs = timm_model(name)
@@ -55,6 +55,12 @@ def test_state_dict_keys_and_shapes_are_those_of_timm(name: str) -> None:
         for state in (to_file_keys(ours.state_dict(), ours.spec), theirs.state_dict())
     )
     assert found == expected
+
+
+@each_row("name", [name for name in NAMES if name not in PAIRS])
+def test_training_on_imagenet_21k_before_is_no_other_network(name: str) -> None:
+    spec, other = MODELS[name], MODELS[name.removesuffix("_in21k")]
+    assert (spec.arch, spec.img_size) == (other.arch, other.img_size)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import deit_zoo
 import golden
 from deit_zoo.errors import ZooError
 from deit_zoo.models.model import ZooModel
+from support.tables import each_row
 
 transformers = pytest.mark.parametrize(
     "build", ["deit_tiny", "deit_tiny_distilled", "cait_xxs24_224"], indirect=True
@@ -90,8 +90,13 @@ def test_an_exported_model_takes_any_batch(network: ZooModel, images: Tensor) ->
         torch.testing.assert_close(exported(batch[:size]), network(batch[:size]))
 
 
-def test_a_deep_copy_gives_the_same_logits(network: ZooModel, images: Tensor) -> None:
-    assert torch.equal(deepcopy(network)(images), network(images))
+@each_row("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_gives_the_same_logits_and_knows_what_it_is(
+    network: ZooModel, images: Tensor, copied: Callable[[ZooModel], ZooModel]
+) -> None:
+    copy = copied(network)
+    assert torch.equal(copy(images), network(images))
+    assert copy.spec == network.spec
 
 
 def test_a_deep_copy_shares_no_weights(network: ZooModel) -> None:
@@ -100,18 +105,6 @@ def test_a_deep_copy_shares_no_weights(network: ZooModel) -> None:
         for value in copy.parameters():
             value.zero_()
     assert all(value.abs().max() > 0 for value in network.parameters())
-
-
-def test_a_deep_copy_knows_what_it_is(network: ZooModel) -> None:
-    assert deepcopy(network).spec == network.spec
-
-
-def test_a_pickled_model_gives_the_same_logits(network: ZooModel, images: Tensor) -> None:
-    assert torch.equal(pickle.loads(pickle.dumps(network))(images), network(images))
-
-
-def test_a_pickled_model_knows_what_it_is(network: ZooModel) -> None:
-    assert pickle.loads(pickle.dumps(network)).spec == network.spec
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(
@@ -172,19 +165,14 @@ def test_gradient_checkpointing_leaves_eval_mode_alone(network: ZooModel, images
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
 )
-@pytest.mark.parametrize(
-    ("name", "img_size"),
-    [("deit_pico_distilled_digits", 16), ("cait_xxs24_224", 32), ("convnet_pico_digits", 16)],
-)
 def test_a_script_answers_as_the_model_for_any_batch_also_saved(
-    name: str, img_size: int, tmp_path: Path
+    network: ZooModel, images: Tensor, tmp_path: Path
 ) -> None:
-    model = deit_zoo.create(name, img_size=img_size, num_classes=10).eval()
-    torch.jit.script(model).save(str(tmp_path / "model.pt"))
+    torch.jit.script(network).save(str(tmp_path / "model.pt"))
     script = torch.jit.load(tmp_path / "model.pt")
-    for batch in (1, 3):
-        images = torch.randn(batch, 3, img_size, img_size)
-        with torch.no_grad():
-            torch.testing.assert_close(script(images), model(images))
+    batch = torch.from_numpy(golden.normals("small/any", (3, *images.shape[1:])))
+    with torch.no_grad():
+        for size in (1, 3):
+            torch.testing.assert_close(script(batch[:size]), network(batch[:size]))
     with pytest.raises(ZooError, match=r"call model\.eval\(\) first"):
-        torch.jit.script(model.train())
+        torch.jit.script(network.train())
