@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,10 +79,8 @@ def classify(
     """
     from deit_zoo.data.folder import images_of, is_folder
     from deit_zoo.data.image_like import is_one, name_of
-    from deit_zoo.data.prefetch import prefetch
-    from deit_zoo.data.transforms import as_tensor
-    from deit_zoo.inference.classify import predictions, thumbnail
-    from deit_zoo.terminal import Bar
+    from deit_zoo.inference.classify import classify_stream, thumbnail
+    from deit_zoo.terminal import watched
 
     many: Iterable[Any] = [images] if is_one(images) else images  # type: ignore[assignment]
     alone = is_one(images) and not is_folder(images)
@@ -93,58 +91,39 @@ def classify(
             f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
             "1 or more threads"
         )
+    total = len(many) if isinstance(many, Sized) else None
+
+    def named() -> Iterator[tuple[str, Any]]:
+        nonlocal total
+        for image in many:
+            if is_folder(image):
+                total = None
+            for one in images_of(image):
+                yield name_of(image if isinstance(one, DataError) else one), one
+
+    images_by_name: Iterable[tuple[str, Any]] = named()
+    if alone:
+        images_by_name = list(images_by_name)
+        for _, image in images_by_name:
+            if isinstance(image, DataError):
+                raise image
     network = resolve_classifier(model, device)
     if fast:
         from deit_zoo.inference.optimize import fast_copy
 
         network = cast("ZooModel", fast_copy(network))
-    prepare = transform(network)
-
-    def read(image: Any) -> torch.Tensor | DataError:
-        if isinstance(image, DataError):
-            return image
-        try:
-            return as_tensor(image, prepare.pixels)
-        except DataError as error:
-            if alone:
-                raise
-            return error
-
     results = Predictions()
-    names: list[str] = []  # of the first, which a notebook shows
-
-    total = len(many) if isinstance(many, Sized) else None
-
-    def sources() -> Iterator[Any]:
-        nonlocal total
-        for image in many:
-            if is_folder(image):
-                total = None
-            for source in images_of(image):
-                if len(names) < results.MOST:
-                    names.append(name_of(source))
-                yield source
-
-    bar = Bar("images")
-    with ExitStack() as stack:
-        batches = stack.enter_context(
-            prefetch(sources(), read, batch_size=batch_size, threads=workers)
-        )
+    stream = classify_stream(network, images_by_name, topk, batch_size=batch_size, threads=workers)
+    with closing(stream) as batches, watched("images", progress) as shown:
         for batch in batches:
-            readable = [pixels for pixels in batch if not isinstance(pixels, DataError)]
-            best = iter(predictions(network, readable, topk) if readable else [])
-            answers = [one if isinstance(one, DataError) else next(best) for one in batch]
-            # Of the first results.MOST alone there are names, and thumbnails.
-            for name, answer, pixels in zip(names[len(results) :], answers, batch, strict=False):
-                small = None if isinstance(pixels, DataError) else thumbnail(pixels)
-                results.images.append((answer, name, small))
-            results += answers
-            if progress is not None:
-                progress(len(results), total)
-            elif len(results) >= batch_size:
-                if len(results) == batch_size:  # there may be more
-                    stack.enter_context(bar)
-                bar(len(results), total)
+            for name, pixels, answer in batch:
+                if alone and isinstance(answer, DataError):
+                    raise answer
+                if len(results) < results.MOST:
+                    small = None if isinstance(pixels, DataError) else thumbnail(pixels)
+                    results.images.append((answer, name, small))
+                results.append(answer)
+            shown(len(results), total)
     return results
 
 
@@ -225,6 +204,7 @@ def attention_map(
 
     if isinstance(model, str):
         attention.check_attentive(spec_for(model))
+        attention.check_layer(model, layer)
         network = create(model, pretrained=True, img_size=img_size, device=device or "auto")
     else:
         network = resolve_model(model, device)
@@ -284,8 +264,9 @@ def export(
         device=device,
     )
     options.check()
+    sources = inference.images_to_compare(images)
     network = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
-    return inference.export(network, options, images=images, say=say)
+    return inference.export(network, options, sources, say=say)
 
 
 @restore_process_state()
@@ -339,6 +320,7 @@ def evaluate(
     from deit_zoo.data.remote import local_path
     from deit_zoo.evaluation import parallel
     from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
+    from deit_zoo.evaluation.imagenet_variants import check_eval_set
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
     from deit_zoo.terminal import watched
@@ -349,6 +331,7 @@ def evaluate(
             "0 or more worker processes"
         )
     data = local_path(data)
+    check_eval_set(os.fspath(data), labels, label_file)
     devices = parallel.devices_for(device, gpus, processes)
     if group is not None:
         devices = [group.device] * group.size
@@ -363,6 +346,11 @@ def evaluate(
             f"a report ({os.fspath(report)}) is of images with one label each or of a model that "
             "gives several; leave out the labels 'real', or the report"
         )
+    if report is not None:
+        from deit_zoo.evaluation.answers import answers_of, answers_to
+        from deit_zoo.evaluation.report import prepare_folder, write_report
+
+        prepare_folder(Path(report), parquet=parquet)
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)
     own = devices[0] if in_process else "cpu" if by_name else None
@@ -377,15 +365,12 @@ def evaluate(
     if workers is None:
         workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(len(devices))
     dataset = eval_set.dataset(transform(model))
-    keep = None
-    if report is not None:
-        from deit_zoo.evaluation.answers import answers_of, answers_to
-        from deit_zoo.evaluation.report import prepare_folder, write_report
-
-        prepare_folder(Path(report), parquet=parquet)
-        keep = answers_to
     job = parallel.EvalJob(
-        model=model, images=dataset, batch_size=batch_size, workers=workers, keep=keep
+        model=model,
+        images=dataset,
+        batch_size=batch_size,
+        workers=workers,
+        keep=None if report is None else answers_to,
     )
     is_main = group is None or group.is_main  # of several processes by the first
     with watched("images", progress or (None if is_main else lambda *_: None)) as shown:
@@ -434,11 +419,16 @@ def compare_answers(
     """
     from deit_zoo.evaluation.accuracy import IN_PROCESS
     from deit_zoo.evaluation.agreement import Comparing
+    from deit_zoo.evaluation.imagenet_variants import check_eval_set
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
+    from deit_zoo.weights.load import spec_for
 
     if labels == "real":
         raise ZooError("ReaL has several labels for an image; compare answers by other labels")
+    check_eval_set(os.fspath(data), labels, label_file)
+    for name in beside:
+        spec_for(name)
     comparing: Comparing | None = None
     model = resolve_classifier(name_or_model, device)
     own = [label.folder for label in class_names(model)]

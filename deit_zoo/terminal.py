@@ -219,8 +219,8 @@ class Bar:
 
 @contextmanager
 def watched(
-    what: str, progress: Callable[[int, int], None] | None
-) -> Iterator[Callable[[int, int], None]]:
+    what: str, progress: Callable[[int, Any], None] | None
+) -> Iterator[Callable[[int, Any], None]]:
     """Within it, what to call with (done, total): the caller's own, or a bar."""
     if progress is not None:
         yield progress

@@ -251,6 +251,7 @@ def create(
             model: ZooModel = spec.build(drop_path_rate=drop_path_rate, **given)
         return model.to(dtype=dtype)
 
+    from deit_zoo.models.layers import as_pair, check_divisible
     from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_of_file
 
     origin: Any
@@ -261,6 +262,8 @@ def create(
         known, metadata, weights = origin, origin.metadata, origin.weights
     else:
         spec = _named(spec)
+        if img_size is not None and (patch := patch_size or spec.arch.get("patch_size")):
+            check_divisible(as_pair(img_size), patch)  # before the weights are fetched
         origin = manifest_record(spec.name)
         known, metadata = resolve_file(origin), {}
     model = load_checkpoint(

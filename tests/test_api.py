@@ -674,6 +674,38 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
 
 
 @each_row(
+    ("call", "message"),
+    [
+        (lambda: deit_zoo.classify("no.jpg"), "no.jpg does not exist; give an image file"),
+        (lambda: deit_zoo.evaluate("deit_small", "nowhere"), "nowhere does not exist; give a "),
+        (lambda: deit_zoo.evaluate("deit_small", ".", labels="b"), "labels is 'b'; give one of "),
+        (
+            lambda: deit_zoo.evaluate("deit_small", ".", labels="a", label_file="no.txt"),
+            "the label file no.txt does not exist; give another",
+        ),
+        (
+            lambda: deit_zoo.attention_map(Image.new("RGB", (9, 9)), "deit_small", layer=12),
+            "layer is 12, but deit_small has 12 layers; give a number from 0 to 11",
+        ),
+        (
+            lambda: deit_zoo.create("deit_small", pretrained=True, img_size=65),
+            "images of 65x65 pixels cannot be cut into patches of 16x16; the nearest size",
+        ),
+        (
+            lambda: deit_zoo.export("deit_small", "small.pt2", images=["no.jpg"]),
+            "no.jpg does not exist; give an image file",
+        ),
+    ],
+)
+def test_a_slip_is_told_before_the_weights_are_fetched(
+    call: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(ZooError) as caught:  # there is no network, so weights raise another
+        call()
+    assert str(caught.value).startswith(message)
+
+
+@each_row(
     ("call", "kind", "message"),
     [
         (
@@ -788,7 +820,7 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
             "the model has no head (num_classes=0), so it has no classes to tell apart",
         ),
         (
-            lambda model: deit_zoo.evaluate(model.reset_classifier(0) or model, "data"),
+            lambda model: deit_zoo.evaluate(model.reset_classifier(0) or model, "."),
             ZooError,
             "the model has no head (num_classes=0), so it has no classes to tell apart",
         ),

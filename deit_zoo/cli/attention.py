@@ -55,13 +55,14 @@ def attention_(
 ) -> None:
     """What the class token looks at: a map for each head, their mean, and rollout."""
     from deit_zoo.api import attention_map
-    from deit_zoo.inference.attention import check_attentive
+    from deit_zoo.inference.attention import check_attentive, check_layer
     from deit_zoo.machine import require_matplotlib
     from deit_zoo.weights.load import spec_for
     from deit_zoo.zoo import create
 
     spec = spec_for(model)
     check_attentive(spec)
+    check_layer(model, layer)
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_output(file)

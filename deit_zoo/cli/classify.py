@@ -4,8 +4,8 @@ a file."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
@@ -21,13 +21,10 @@ from deit_zoo.results import Prediction
 from deit_zoo.terminal import one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from deit_zoo.data.transforms import EvalTransform
     from deit_zoo.models.model import ZooModel
 
-    # The name of a file or an address, the bytes from stdin, or why an argument names no image.
-    Source = str | bytes | DataError
+    # An image by its name: its path or address, the bytes from stdin, or why there is none.
+    Named = tuple[str, str | bytes | DataError]
     Row = tuple[str, list[Prediction] | DataError]
 
 
@@ -110,9 +107,13 @@ def _show(question: Question, as_json: bool) -> int:
     """Print the answers, batch by batch, or all in the end as JSON; how many there are not."""
     rows: list[dict[str, Any]] = []
     errors: list[DataError] = []
-    network = load_network(question.model, chosen_device(question.device), question.fast)
-    sources = [source for argument in question.images for source in _listed(argument)]
-    for batch in _classify(sources, network, question):
+    images = [named for argument in question.images for named in _listed(argument)]
+    missing = [(name, image) for name, image in images if isinstance(image, DataError)]
+    batches: Iterable[list[Row]] = [[*missing]]
+    if len(missing) < len(images):
+        network = load_network(question.model, chosen_device(question.device), question.fast)
+        batches = _classify(images, network, question)
+    for batch in batches:
         answered = [(name, answer) for name, answer in batch if not isinstance(answer, DataError)]
         errors += [answer for _, answer in batch if isinstance(answer, DataError)]
         if as_json:
@@ -131,7 +132,7 @@ def _show(question: Question, as_json: bool) -> int:
 
 def _write(question: Question, file: Path, resume: bool) -> int:
     """Put the answers into a file, or those that it has not; how many images could not be read."""
-    from deit_zoo.data.remote import NotFetchedError, is_remote
+    from deit_zoo.data.remote import NotFetchedError
     from deit_zoo.inference.answer_file import (
         check_answer_file,
         name_in_table,
@@ -143,16 +144,13 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     )
 
     check_answer_file(file, resume)
-    for argument in question.images:
-        if argument != "-" and not is_remote(argument) and not Path(argument).exists():
-            raise DataError(f"{argument} does not exist; give image files, folders or addresses")
     names: dict[str, None] = {}
-    for source in (source for argument in question.images for source in _listed(argument)):
-        if isinstance(source, DataError):
-            raise source
-        if isinstance(source, bytes):
+    for name, image in (named for argument in question.images for named in _listed(argument)):
+        if isinstance(image, DataError):
+            raise image
+        if isinstance(image, bytes):
             raise DataError("--output is for files and addresses, and - is stdin; leave it out")
-        names[source] = None
+        names[name] = None
     settings = settings_of(question.images, names)
     network = None
     if question.fast or is_path(question.model):
@@ -168,8 +166,8 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     with open_answers(file, settings, resume) as answers:
         if answers.done:
             talk.print(f"{len(answers.done):,} images have their answers already")
-        sources = [name for name in names if name_in_table(name) not in answers.done]
-        for batch in _classify(sources, network, question, done=len(names) - len(sources)):
+        images = [(name, name) for name in names if name_in_table(name) not in answers.done]
+        for batch in _classify(images, network, question, done=len(names) - len(images)):
             for name, answer in batch:
                 if isinstance(answer, NotFetchedError):
                     raise DataError(f"{answer}; with --resume it goes on from here") from answer
@@ -185,35 +183,19 @@ def _said(num_images: int, num_unreadable: int) -> str:
 
 
 def _classify(
-    sources: Sequence[Source], network: ZooModel, question: Question, *, done: int = 0
+    images: Sequence[Named], network: ZooModel, question: Question, *, done: int = 0
 ) -> Iterator[list[Row]]:
     """Batch by batch, the classes of images or why they could not be read, after `done` others."""
-    from deit_zoo.data.prefetch import prefetch
-    from deit_zoo.inference.classify import predictions
-    from deit_zoo.zoo import transform
+    from deit_zoo.inference.classify import classify_stream
 
-    prepare = transform(network)
-    total = done + len(sources)
-    with ExitStack() as stack:
-        bar = stack.enter_context(Bar("images")) if len(sources) > question.batch_size else None
-        batches = stack.enter_context(
-            prefetch(
-                sources,
-                lambda source: _read(source, prepare),
-                batch_size=question.batch_size,
-                threads=question.workers,
-            )
-        )
+    total = done + len(images)
+    batch_size, threads = question.batch_size, question.workers
+    stream = classify_stream(network, images, question.topk, batch_size=batch_size, threads=threads)
+    with Bar("images") as bar, closing(stream) as batches:
         for batch in batches:
-            pixels = [image for _, image in batch if not isinstance(image, DataError)]
-            best = iter(predictions(network, pixels, question.topk) if pixels else ())
-            yield [
-                (name, image if isinstance(image, DataError) else next(best))
-                for name, image in batch
-            ]
+            yield [(name, answer) for name, _, answer in batch]
             done += len(batch)
-            if bar:
-                bar(done, total)
+            bar(done, total)
 
 
 def _lines(name: str, classes: Sequence[Prediction]) -> str:
@@ -221,7 +203,7 @@ def _lines(name: str, classes: Sequence[Prediction]) -> str:
     return "\n".join((f"[bold]{escape(one_line(name))}[/]", *lines))
 
 
-def _listed(argument: str) -> Iterator[Source]:
+def _listed(argument: str) -> Iterator[Named]:
     """The images that an argument means, none of them read but stdin."""
     from deit_zoo.cli.evaluate import note
     from deit_zoo.data.folder import images_of
@@ -230,20 +212,10 @@ def _listed(argument: str) -> Iterator[Source]:
     if argument == "-":
         content = sys.stdin.buffer.read(MOST_BYTES + 1)
         endless = DataError(f"stdin holds over {MOST_BYTES / 1e9:.1f} GB; give one image")
-        yield content if len(content) <= MOST_BYTES else endless
+        yield "stdin", content if len(content) <= MOST_BYTES else endless
         return
     for image in images_of(argument, note):
-        yield str(image) if isinstance(image, Path) else image  # which takes a third of the memory
-
-
-def _read(source: Source, prepare: EvalTransform) -> tuple[str, Tensor | DataError]:
-    """The name and the pixels of an image, or why it cannot be read."""
-    from deit_zoo.data.transforms import as_tensor
-
-    name = source if isinstance(source, str) else "stdin"
-    if isinstance(source, DataError):
-        return name, source
-    try:
-        return name, as_tensor(source, prepare.pixels, name)
-    except DataError as error:
-        return name, error
+        if isinstance(image, DataError):
+            yield argument, image
+        else:  # no Path, which takes three times the memory
+            yield (name := str(image)), name

@@ -79,12 +79,13 @@ def export_(
         device=device,
     )
     options.check()
+    sources = exports.images_to_compare(images or None)
     if not is_path(name) and (implied := resolve(name).name) != name.lower():
         talk.print(f"model: {implied}")
     with talk.status("loading") as status:
         try:
             network = model_of(name, checkpoint, img_size)
-            result = exports.export(network, options, images=images or None, say=status.update)
+            result = exports.export(network, options, sources, say=status.update)
         except DifferenceError as error:
             print_error(error)
             raise typer.Exit(1) from None

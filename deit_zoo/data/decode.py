@@ -26,7 +26,7 @@ from deit_zoo.data.bounds import (
     max_pixels,
 )
 from deit_zoo.data.formats import decodable, undecodable
-from deit_zoo.data.image_file import UnreadableError, read_file
+from deit_zoo.data.image_file import UnreadableError, missing_image, read_file
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, reason_of
 from deit_zoo.manifest import Reading
@@ -208,7 +208,7 @@ def image_errors(name: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; give an image file, a folder or a URL") from error
+        raise missing_image(name) from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{name} claims over {max_pixels():,} pixels; give a smaller image, or set "

@@ -6,16 +6,16 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
 from deit_zoo.data.formats import IMAGE_SUFFIXES
-from deit_zoo.data.image_file import read_file
+from deit_zoo.data.image_file import missing_image, read_file
 from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
-from deit_zoo.data.remote import files_under, is_address, local_path
+from deit_zoo.data.remote import files_under, is_address, is_remote, local_path
 from deit_zoo.errors import DataError, reason_of
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
@@ -204,7 +204,8 @@ def is_folder(image: object) -> bool:
 
 def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Any]:
     """An image itself; in place of a folder, or of an address that fsspec knows, all images in it,
-    sorted by their paths, or the DataError that there are none. `say` is told what else lies there.
+    sorted by their paths, or the DataError that there are none, as of a path that does not exist.
+    `say` is told what else lies there.
     """
     ignored_files, image = Ignored(), local_path(image)
     if is_address(image):
@@ -214,12 +215,21 @@ def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) ->
         names = images_under(Path(image), ".", ignored_files)
         yield from (Path(image) / name for name in names)
     else:
-        yield image
+        yield missing_image(image) if _is_missing(image) else image
         return
     if sentence := ignored_files.sentence():
         say(f"{sentence} in {image}")
     if not names:
         yield DataError(f"{image} holds no image; give a folder of JPEG, PNG, ... files")
+
+
+def _is_missing(image: Any) -> bool:
+    """Whether a path names nothing. What else may be wrong with it, reading it says."""
+    if not isinstance(image, str | os.PathLike) or image == "" or is_remote(str(image)):
+        return False
+    with suppress(OSError, ValueError):
+        return stat_of(Path(image)) is None
+    return False
 
 
 def _is_ignored(path: str, ignored_files: Ignored) -> bool:

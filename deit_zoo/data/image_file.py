@@ -25,6 +25,11 @@ class UnreadableError(DataError):
         self.reason = reason
 
 
+def missing_image(name: object) -> DataError:
+    """What is said of a path that names nothing."""
+    return DataError(f"{name} does not exist; give an image file, a folder or a URL")
+
+
 def read_file(path: str | Path) -> bytes:
     """An image's file. Raises UnreadableError for what is none, or larger than any image."""
     # Unbuffered, and no pathlib: either would cost as much as the reading.

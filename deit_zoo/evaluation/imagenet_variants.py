@@ -10,6 +10,7 @@ compete.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,13 +78,7 @@ def open_eval_set(
     Raises DataError where the folders, the files' names or the label file are not what the set
     needs.
     """
-    if kind is not None and kind not in TITLES:
-        raise DataError(f"labels is {kind!r}; give one of {', '.join(TITLES)}")
-    if file is not None and kind not in WITH_FILE:
-        raise DataError(
-            f"a label file ({file}) is for the labels {', '.join(WITH_FILE)}; leave it out, or "
-            "give one of these"
-        )
+    check_eval_set(data, kind, file)
     if kind is None:
         return _own_classes(data, folders, reading)
     if list(folders) != [label.folder for label in labels("imagenet1k")]:
@@ -91,11 +86,9 @@ def open_eval_set(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
             f"{len(folders):,} of its own; give a model of ImageNet-1k"
         )
-    place = kind_of(data)
-    if kind == "real" and place != "table":
+    if kind == "real":
+        assert file is not None, "it was asked for before"
         return _real(data, folders, file)
-    if place != "folder":
-        raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
     root = validation_folder(Path(data))
     subset = _subset(root, folders, kind, file) if kind in ("a", "r") else None
     names = folders if subset is None else [folders[number] for number in subset]
@@ -105,6 +98,29 @@ def open_eval_set(
     images = FolderSet(root, names)
     images.reading = "upstream"
     return EvalSet(images=images, class_subset=subset)
+
+
+def check_eval_set(data: str | Path, kind: str | None, file: str | os.PathLike[str] | None) -> None:
+    """What can be said before there is a model: DataError where there is no such data set, no such
+    label file, or none of them goes with these labels."""
+    if kind is not None and kind not in TITLES:
+        raise DataError(f"labels is {kind!r}; give one of {', '.join(TITLES)}")
+    if file is not None and kind not in WITH_FILE:
+        raise DataError(
+            f"a label file ({file}) is for the labels {', '.join(WITH_FILE)}; leave it out, or "
+            "give one of these"
+        )
+    if kind == "real" and file is None:
+        raise DataError(
+            "the labels 'real' are in a file of their own; give its real.json as the label file"
+        )
+    if file is not None and not Path(file).exists():
+        raise DataError(f"the label file {os.fspath(file)} does not exist; give another")
+    found = kind_of(data)
+    if kind is not None and found != "folder" and (kind != "real" or found == "table"):
+        raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
+    if found == "folder":
+        validation_folder(Path(data))
 
 
 def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading | None) -> EvalSet:
@@ -122,11 +138,7 @@ def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading | No
     return EvalSet(images=images, class_subset=numbers)
 
 
-def _real(data: str | Path, folders: Sequence[str], file: Path | None) -> EvalSet:
-    if file is None:
-        raise DataError(
-            "the labels 'real' are in a file of their own; give its real.json as the label file"
-        )
+def _real(data: str | Path, folders: Sequence[str], file: Path) -> EvalSet:
     lists = read_real(file, len(folders))
     images = validation_set(data, folders, reading="upstream")
     multi_labels: list[tuple[int, ...]] = []

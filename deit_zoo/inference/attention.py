@@ -28,6 +28,7 @@ from deit_zoo.machine import require_matplotlib
 from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import ModelSpec
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.runs.picture import png_of
 
 if TYPE_CHECKING:
@@ -116,6 +117,14 @@ def check_attentive(spec: ModelSpec) -> None:
             f"{spec.name} is a convnet and has no attention; give a deit or cait model, such as "
             "deit_small or cait_s24_224"
         )
+
+
+def check_layer(name: str, layer: int) -> None:
+    """Raises ZooError where a model has no such layer, before its weights are fetched."""
+    if not is_path(name):
+        spec = resolve(name)
+        with torch.device("meta"):
+            _layer_number(spec.build(), spec.name, layer)
 
 
 def check_size(network: ZooModel, img_size: int | tuple[int, int] | None) -> None:

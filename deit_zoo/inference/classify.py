@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from io import BytesIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deit_zoo.data.image_like import from_pixels
-from deit_zoo.data.transforms import normalized
+from deit_zoo.data.prefetch import prefetch
+from deit_zoo.data.transforms import as_tensor, normalized, transform_of
+from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import eval_mode, not_finite, oom_as_error
 from deit_zoo.labels import SEVERAL_LABELS, Label, as_names, labels
 from deit_zoo.manifest import Reading
@@ -71,6 +75,37 @@ def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list
         ]
         for shares, numbers in zip(values.tolist(), best.indices.tolist(), strict=True)
     ]
+
+
+def classify_stream(
+    network: ZooModel,
+    images: Iterable[tuple[str, Any]],
+    topk: int,
+    *,
+    batch_size: int,
+    threads: int | None,
+) -> Generator[list[tuple[str, Tensor | DataError, list[Prediction] | DataError]], None, None]:
+    """Batch by batch of named images: the name, the pixels and the classes of each, or in their
+    place why it could not be read. Threads read ahead while the model works."""
+    prepare = transform_of(network)
+
+    def read(named: tuple[str, Any]) -> tuple[str, Tensor | DataError]:
+        name, image = named
+        if isinstance(image, DataError):
+            return name, image
+        try:
+            return name, as_tensor(image, prepare.pixels, name)
+        except DataError as error:
+            return name, error
+
+    with prefetch(images, read, batch_size=batch_size, threads=threads) as batches:
+        for batch in batches:
+            readable = [pixels for _, pixels in batch if not isinstance(pixels, DataError)]
+            best = iter(predictions(network, readable, topk) if readable else ())
+            yield [
+                (name, pixels, pixels if isinstance(pixels, DataError) else next(best))
+                for name, pixels in batch
+            ]
 
 
 def thumbnail(pixels: Tensor) -> bytes:

@@ -142,15 +142,15 @@ class Export:
 def export(
     model: nn.Module,
     options: ExportOptions,
+    sources: Sequence[ImageLike],
     *,
-    images: ImageLike | Iterable[ImageLike] | None = None,
     say: Callable[[str], None] = lambda doing: None,
 ) -> Export:
-    """Write a model as a file, with options that were checked; as `deit_zoo.export` says."""
+    """Write a model as a file, with options that were checked and the images of
+    `images_to_compare`; as `deit_zoo.export` says."""
     form, limit, opset = options.format, options.limit, options.opset or OPSET
     network = _prepared_copy(model, options.device)
     transform = transform_of(network)
-    sources = _sources(images)
     with torch.inference_mode():  # an image or a model that does not fit is known at once
         logits = _logits(network, torch.stack([as_tensor(sources[0], transform)]))
     if not logits.isfinite().all():
@@ -275,8 +275,11 @@ def _prepared_copy(model: nn.Module, device: str | torch.device | None) -> ZooMo
     return network.eval().requires_grad_(False)
 
 
-def _sources(images: ImageLike | Iterable[ImageLike] | None) -> Sequence[ImageLike]:
-    """Every image to compare on; a folder stands for all that it holds."""
+def images_to_compare(images: ImageLike | Iterable[ImageLike] | None) -> Sequence[ImageLike]:
+    """Every image to compare on; a folder stands for all that it holds.
+
+    Raises DataError where one is missing, or there are none.
+    """
     if images is None:
         return [image for image, _ in islice(digits(), BATCH)]
     many = [images] if is_one(images) else cast("Iterable[Any]", images)

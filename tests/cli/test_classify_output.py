@@ -318,7 +318,7 @@ def test_names_of_any_kind_are_one_row_each(tmp_path: Path) -> None:
         (("--output", "folder.csv"), "folder.csv is a folder; type --output FILE.csv or"),
         (("--resume",), "--resume goes on with a file; type --output FILE.csv or FILE.parquet too"),
         (("--output", "answers.csv", "--json"), "--json prints and --output writes; type one"),
-        (("absent", "--output", "answers.csv"), "absent does not exist; give image files, folders"),
+        (("absent", "--output", "answers.csv"), "absent does not exist; give an image file"),
         (("-", "--output", "answers.csv"), "--output is for files and addresses, and - is stdin"),
     ],
 )

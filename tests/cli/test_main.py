@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deit_zoo.cli.app import app as app
 from deit_zoo.cli.app import let_the_first_speak
 from support.command import Process, deit_zoo, sentence
+from support.typed import Done
 
 MODEL = "deit_pico_distilled_digits"
 
@@ -33,6 +36,24 @@ def test_a_command_that_needs_no_model_imports_no_torch(arguments: list[str]) ->
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("classify no.jpg no.png", "no.jpg does not exist"),
+        ("classify no.jpg --output a.csv", "no.jpg does not exist"),
+        ("evaluate deit_small --data nowhere", "nowhere does not exist"),
+        ("evaluate deit_small --data . --beside deit_smal", "no model is named 'deit_smal'"),
+        ("attention . --layer 12", "layer is 12, but deit_small has 12 layers"),
+        ("export deit_small --to pt2 --images no.jpg", "no.jpg does not exist"),
+    ],
+)
+def test_a_slip_is_told_before_the_weights_are_fetched(
+    typed: Callable[..., Done], words: str, message: str
+) -> None:
+    done = typed(*words.split())  # there is no network, so weights would say so
+    assert (done.error or done.err.removeprefix("error: ")).startswith(message)
 
 
 def test_list_shows_every_model_with_its_figures() -> None:
