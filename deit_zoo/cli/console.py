@@ -26,6 +26,7 @@ from deit_zoo.terminal import Terminal, one_line
 out = Terminal()
 talk = Terminal(stderr=True)
 NARROWEST = 20  # that a column of text gets
+LINE = 100  # columns, where no terminal says how many there are
 ALIKE = str.maketrans(
     {"–": "-", "—": "-", "…": "...", "·": ".", "×": "x", "°": "deg", "’": "'", "µ": "u", "→": "->"}
 )
@@ -90,16 +91,26 @@ def print_error(error: object, label: str = "error") -> None:
     talk.print(f"[bold red]{label}:[/] {escape(one_line(str(error)))}")
 
 
-def print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Labels and values in two columns; on a terminal a long value wraps within its own."""
-    width = max(len(label) for label, _ in rows)
+def line_width() -> int:
+    """The columns of the terminal, or as many as a page has."""
+    return out.width if out.is_terminal else LINE
+
+
+def print_rows(
+    console: Console, rows: Sequence[tuple[str, str]], *, width: int | None = None
+) -> None:
+    """Labels and values in two columns; on a terminal, and where a width is given, a long value
+    wraps within its own."""
+    if width is None and console.is_terminal:
+        width = console.width
+    indent = max(len(label) for label, _ in rows) + 2
     for label, value in rows:
         lines = [value := one_line(value)]
-        if console.is_terminal:
-            room = max(NARROWEST, console.width - width - 2)
+        if width is not None:
+            room = max(NARROWEST, width - indent)
             lines = wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
-        text = f"\n{' ' * (width + 2)}".join(map(escape, lines))
-        console.print(f"[bold]{label:<{width}}[/]  {text}", soft_wrap=True)
+        text = f"\n{' ' * indent}".join(map(escape, lines))
+        console.print(f"[bold]{escape(f'{one_line(label):<{indent}}')}[/]{text}", soft_wrap=True)
 
 
 def print_table(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.markup import escape
 
 from deit_zoo.cli.console import (
     check_output,
     is_unicode,
+    line_width,
     out,
     print_json,
+    print_rows,
     print_table,
     talk,
     writing,
@@ -82,7 +86,7 @@ def diff_(
 
     Exit 0: nothing but the clock; 1: something does.
     """
-    from deit_zoo.runs.diff import ORDER, compare, compare_recipes, shown
+    from deit_zoo.runs.diff import ORDER, compare, compare_recipes, once
     from deit_zoo.runs.log import read_receipt, recipe_named, recipe_of
 
     if recipe_named(left) is not None or recipe_named(right) is not None:
@@ -98,8 +102,7 @@ def diff_(
         if same:
             out.print("same but for the clock" if differences else "same")
         if differences:
-            rows = ((one.field, shown(one.left), shown(one.right)) for one in differences)
-            print_table([("field", "a", "b"), *rows])
+            _print_beside(once(differences))
     if not same:
         raise typer.Exit(1)
 
@@ -120,14 +123,31 @@ def compare_(
         return
     figure_of = ["top1" if row["best_mean_ap"] is None else "mean_ap" for row in rows]
     names = {name: title for name, title in _TITLES.items() if name in figure_of}
-    cells = [("run", *names.values(), "best", "loss", "epochs", "time", "changed")]
+    cells = [("run", *names.values(), "best", "val loss", "epochs", "time")]
     for row, own in zip(rows, figure_of, strict=True):
-        changed = ", ".join(f"{field} {value}" for field, value in row["changed"].items())
         last = [row[own] if name == own else None for name in names]
         values = (*last, row[f"best_{own}"], row["val_loss"])
         figures = ("–" if value is None else f"{value:.2f}" for value in values)
-        cells.append((row["run"], *figures, str(row["epochs"]), clock(row["seconds"]), changed))
+        cells.append((row["run"], *figures, str(row["epochs"]), clock(row["seconds"])))
     print_table(cells, right=range(1, 5 + len(names)))
+    changed = [", ".join(map(" ".join, row["changed"].items())) for row in rows]
+    if any(changed):
+        out.print()
+        labels = [row["run"] for row in rows]
+        print_rows(out, [*zip(labels, changed, strict=True)], width=line_width())
+
+
+def _print_beside(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Fields with two values: beside each other, or below where a line has no room for both."""
+    width = max(cell_len(field) for field, _, _ in rows)
+    room = (line_width() - width - 4) // 2
+    short = [row for row in rows if max(map(cell_len, row[1:])) <= room]
+    if short:
+        print_table([("field", "a", "b"), *short])
+    for field, left, right in rows:
+        if (field, left, right) not in short:
+            values = [(f"{field:<{width}}  a", left), (f"{'':<{width}}  b", right)]
+            print_rows(out, values, width=line_width())
 
 
 def _read(names: list[str]) -> list[Run]:

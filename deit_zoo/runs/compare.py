@@ -51,6 +51,6 @@ def _differing(recipes: Sequence[Recipe]) -> list[str]:
     return [
         field.name
         for field in fields(Recipe)
-        if field.name not in (*REMARKS, "model")
+        if field.name not in (*REMARKS, "name", "model")
         and len({shown(getattr(recipe, field.name)) for recipe in recipes}) > 1
     ]

@@ -1,8 +1,9 @@
-"""What differs between two receipts, field by field; nothing is left out."""
+"""What differs between two receipts, field by field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ ORDER = ("result", *(name for name in GROUPS if name != "result"), "clock")
 # The log states how long each epoch took, so its digest is never the same twice.
 CLOCK = ("sha256.log.jsonl",)
 CLOCK_NAMES = ("started", "finished", "seconds", "hours")
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Absent:
@@ -55,6 +57,11 @@ class Difference:
         sides = {"left": self.left, "right": self.right}
         return {"field": self.field} | {k: v for k, v in sides.items() if v is not ABSENT}
 
+    def words(self) -> tuple[str, str]:
+        """Both values in words, digests and fractions cut where that leaves them different."""
+        left, right = _short(self.left), _short(self.right)
+        return (left, right) if left != right else (shown(self.left), shown(self.right))
+
 
 def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
     """The differences in the order of their groups, then as the receipts have them."""
@@ -72,6 +79,17 @@ def compare_recipes(left: Recipe, right: Recipe) -> list[Difference]:
     fields = compare({"plan": {"recipe": left.to_dict()}}, {"plan": {"recipe": right.to_dict()}})
     named = [replace(one, field=one.field.removeprefix("plan.recipe.")) for one in fields]
     return sorted(named, key=lambda one: one.field.partition(".")[0] in REMARKS)
+
+
+def once(differences: Sequence[Difference]) -> list[tuple[str, str, str]]:
+    """Fields with both values in words, without those that another field has told: of the same name
+    and values, as in a plan and its receipt, or as a part of one that a side lacks."""
+    rows: dict[tuple[str, ...], str] = {}
+    fields = [one.field for one in differences]
+    for one in differences:
+        if not any(field.startswith(f"{one.field}.") for field in fields):
+            rows.setdefault((one.field.rpartition(".")[2], *one.words()), one.field)
+    return [(field, left, right) for (_, left, right), field in rows.items()]
 
 
 def group_of(field: str) -> str:
@@ -93,6 +111,12 @@ def shown(value: Any) -> str:
     if isinstance(value, list) and value:
         return ", ".join(map(shown, value))
     return str(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and SHA256.fullmatch(value):
+        return f"{value[:8]}…"
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -251,6 +251,15 @@ def test_diff_is_one_table_and_says_no(
     )
 
 
+def test_diff_fits_a_page_and_tells_each_difference_once(typed: Callable[..., Done]) -> None:
+    lines = typed("diff", "deit_pico_digits", "deit_pico_distilled_digits").out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split() for line in lines if "band " in line] == [["band", "2.5", "1.5"]]
+    assert "sha256.model.safetensors  f8d4768a…                  26c7c102…" in lines
+    longest = lines.index("plan.recipe.source        a  deit_zoo, after arXiv:2012.12877, Table 9")
+    assert lines[longest + 1].split()[0] == "b"
+
+
 def test_diff_of_the_same_run_at_another_time_says_same(
     typed: Callable[..., Done], receipt: Callable[..., Path]
 ) -> None:
@@ -323,17 +332,21 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_compare_sorts_by_top1_and_says_what_changed(
-    typed: Callable[..., Done], runs: list[Path]
+    typed: Callable[..., Done], runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, long, lost = runs
-    done = typed("compare", slow, lost, long)
-    width = max(len(str(run)) for run in runs)
+    monkeypatch.chdir(long.parent)
+    done = typed("compare", slow.name, lost.name, long.name)
     assert done.status == 0
     assert done.out.splitlines() == [
-        f"{'run':<{width}}  top-1   best  loss  epochs  time  changed",
-        f"{long!s:<{width}}  50.00  60.00  2.00       3  2:00  epochs 200, lr 0.002",
-        f"{slow!s:<{width}}  20.00  20.00  2.00       2  1:20  epochs 140, lr 0.0001",
-        f"{lost!s:<{width}}      –  10.00  2.00       2  1:20  epochs 140, lr 0.002",
+        "run   top-1   best  val loss  epochs  time",
+        "long  50.00  60.00      2.00       3  2:00",
+        "slow  20.00  20.00      2.00       2  1:20",
+        "lost      –  10.00      2.00       2  1:20",
+        "",
+        "long  epochs 200, lr 0.002",
+        "slow  epochs 140, lr 0.0001",
+        "lost  epochs 140, lr 0.002",
     ]
     rows = json.loads(typed("compare", slow, long, "--json").out)
     assert [(row["run"], row["best_top1"]) for row in rows] == [
