@@ -19,12 +19,12 @@ import stat
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from deit_zoo.errors import FormatError, IntegrityError, ZooError
+from deit_zoo.errors import DataError, FormatError, IntegrityError, ZooError
 
 ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
@@ -60,19 +60,60 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.realpath(folder))
     temporary = temporary_in(folder.parent, folder.name)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(folder)
-    except OSError as error:
-        raise ZooError(
-            f"{folder} cannot be written ({error.strerror}); give another --output"
-        ) from error
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def writing(
+    path: Path, option: str = "--output", kind: type[ZooError] = DataError
+) -> Iterator[None]:
+    """Within it, what the disk refuses of a path becomes one sentence that names the option; what
+    it refuses of other files stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | bytes) and not _is_part(error.filename, path):
+            raise
+        reason = error.strerror or error
+        raise kind(f"{path} cannot be written ({reason}); give another {option}") from error
+
+
+def _is_part(name: str | bytes, path: Path) -> bool:
+    """Whether a name is that of a path, of what is made or lies there, or of a folder that holds
+    it."""
+    name, own = os.path.abspath(os.fsdecode(name)), os.path.abspath(path)
+    temporary = os.path.join(os.path.dirname(own), f".{path.name}.")
+    return name.startswith((own, temporary)) or own.startswith(name)
+
+
+def check_new_file(file: Path, suffixes: Sequence[str], option: str = "--output") -> None:
+    """Raises DataError where no file with one of these suffixes can be put; `option` says which."""
+    example = " or ".join(f"FILE{suffix}" for suffix in suffixes)
+    advice = f"type {option} {example}" if option.startswith("-") else f"give {example}"
+    if file.suffix.lower() not in suffixes:
+        raise DataError(f"{file} does not end in {' or '.join(suffixes)}; {advice}")
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; {advice}")
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
+    if not os.access(file.parent, os.W_OK):
+        raise DataError(f"{file} cannot be written (permission denied); give another {option}")
+
+
 def write_whole(file: Path, data: bytes) -> None:
-    """Put `data` under `file`'s name, or leave what was there: temporary name, fsync, rename.
+    """Put `data` under `file`'s name, or leave what was there, as `writing_whole`."""
+    with writing_whole(file) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def writing_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream of which all comes under `file`'s name, or nothing: temporary name, fsync, rename.
 
     FormatError where the name is a device's or a FIFO's: it would be gone.
     """
@@ -81,7 +122,7 @@ def write_whole(file: Path, data: bytes) -> None:
     temporary = temporary_in(file.parent, file.name)
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)

@@ -681,7 +681,7 @@ def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
         (lambda: deit_zoo.evaluate("deit_small", ".", labels="b"), "labels is 'b'; give one of "),
         (
             lambda: deit_zoo.evaluate("deit_small", ".", labels="a", label_file="no.txt"),
-            "the label file no.txt does not exist; give another",
+            "the label file no.txt cannot be read (no such file",
         ),
         (
             lambda: deit_zoo.attention_map(Image.new("RGB", (9, 9)), "deit_small", layer=12),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_zoo.errors import FormatError, ZooError
+from deit_zoo.errors import DataError, FormatError, ZooError
 from deit_zoo.files import (
     JSON_DEPTH,
     as_record,
@@ -169,6 +169,17 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes(
     assert sorted(os.listdir(tmp_path)) == sorted(
         [".model.safetensors.00000000.1.abcd1234", mine, "model.safetensors"]
     )
+
+
+def test_a_folder_is_not_blamed_for_a_file_elsewhere_that_cannot_be_read(tmp_path: Path) -> None:
+    absent = tmp_path / "photos" / "labels.json"
+    with pytest.raises(FileNotFoundError, match=re.escape(str(absent))), new_folder(tmp_path / "a"):
+        absent.read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="a cannot be written .*; give another --output$"):
+        with new_folder(tmp_path / "file" / "a"):
+            pass
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere containers are machines")

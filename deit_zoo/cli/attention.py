@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_output, chosen_device, print_json, talk, writing
+from deit_zoo.cli.console import check_output, chosen_device, print_json, talk
 from deit_zoo.cli.options import (
     MODEL_OR_RUN,
     Device,
@@ -21,6 +21,7 @@ from deit_zoo.cli.options import (
     pixels,
 )
 from deit_zoo.errors import DataError
+from deit_zoo.files import writing
 from deit_zoo.registry.names import is_path
 
 PICTURE = Path("attention.png")

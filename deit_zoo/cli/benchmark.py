@@ -23,11 +23,10 @@ from deit_zoo.cli.console import (
     print_json,
     print_table,
     talk,
-    writing,
 )
 from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, pixels
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.files import write_whole
+from deit_zoo.files import write_whole, writing
 from deit_zoo.machine import require_matplotlib
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import wrap
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from deit_zoo import terminal
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.files import check_new_file, writing
 from deit_zoo.terminal import Terminal, one_line
 
 out = Terminal()
@@ -151,12 +151,7 @@ def check_output(
     file: Path, option: str = "--output", *, suffix: str = ".png", begins: bytes = PNG
 ) -> None:
     """Raises DataError where a picture, or what else begins so, must not or cannot be put."""
-    if file.suffix.lower() != suffix:
-        raise DataError(f"{file} does not end in {suffix}; type {option} FILE{suffix}")
-    if file.is_dir():
-        raise DataError(f"{file} is a folder; type {option} FILE{suffix}")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another {option}")
+    check_new_file(file, (suffix,), option)
     if not file.exists():
         return
     with writing(file, option), file.open("rb") as stream:
@@ -164,14 +159,3 @@ def check_output(
     if beginning != begins:
         kind = "PNG" if begins == PNG else "file of this command"
         raise DataError(f"{file} is there and no {kind}; give another {option}")
-
-
-@contextmanager
-def writing(file: Path, option: str = "--output") -> Iterator[None]:
-    """Within it, what the disk refuses becomes one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be written ({error.strerror}); give another {option}"
-        ) from error

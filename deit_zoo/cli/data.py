@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk, writing
+from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import (
     MOST,
     AsJson,
@@ -23,6 +23,7 @@ from deit_zoo.cli.options import (
     with_label_column,
 )
 from deit_zoo.errors import DataError
+from deit_zoo.files import writing
 from deit_zoo.terminal import one_line
 
 if TYPE_CHECKING:

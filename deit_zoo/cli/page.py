@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_output, talk, writing
+from deit_zoo.cli.console import check_output, talk
 from deit_zoo.errors import ZooError
 from deit_zoo.facts.model import ModelInfo
-from deit_zoo.files import write_whole
+from deit_zoo.files import write_whole, writing
 
 
 def write_page(models: Sequence[ModelInfo], file: Path, curves: Sequence[Path]) -> None:

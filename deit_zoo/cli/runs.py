@@ -21,9 +21,9 @@ from deit_zoo.cli.console import (
     print_rows,
     print_table,
     talk,
-    writing,
 )
 from deit_zoo.cli.options import AsJson, FiguresAsJson
+from deit_zoo.files import writing
 from deit_zoo.terminal import clock
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ compete.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def open_eval_set(
     return EvalSet(images=images, class_subset=subset)
 
 
-def check_eval_set(data: str | Path, kind: str | None, file: str | os.PathLike[str] | None) -> None:
+def check_eval_set(data: str | Path, kind: str | None, file: str | PathLike[str] | None) -> None:
     """What can be said before there is a model: DataError where there is no such data set, no such
     label file, or none of them goes with these labels."""
     if kind is not None and kind not in TITLES:
@@ -115,7 +115,7 @@ def check_eval_set(data: str | Path, kind: str | None, file: str | os.PathLike[s
             "the labels 'real' are in a file of their own; give its real.json as the label file"
         )
     if file is not None and not Path(file).exists():
-        raise DataError(f"the label file {os.fspath(file)} does not exist; give another")
+        raise DataError(f"the label file {file} cannot be read (no such file or directory)")
     found = kind_of(data)
     if kind is not None and found != "folder" and (kind != "real" or found == "table"):
         raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError, UnknownModelError
-from deit_zoo.files import MODEL_FILE, digest
+from deit_zoo.files import MODEL_FILE, digest, writing
 from deit_zoo.registry import MODELS, ModelSpec
 from deit_zoo.registry.names import resolve
 from deit_zoo.weights.config import read_config
@@ -34,12 +34,8 @@ def convert(file: Path, output: Path, name: str | None = None) -> dict[str, Any]
             f"the tensors of {file.name} alone would not say; keep the model of it with "
             f"deit_zoo.save(deit_zoo.create({spec.name!r}, checkpoint=FOLDER), FILE)"
         )
-    try:
+    with writing(output, kind=CheckpointError):
         sha256 = write_tensors(to_file_keys(tensors, spec), output)
-    except OSError as error:
-        raise CheckpointError(
-            f"{output} cannot be written ({error.strerror}); give another --output"
-        ) from error
     sources: list[dict[str, Any]] = [
         {
             "kind": "hub",

@@ -21,7 +21,15 @@ from typing import IO, Any
 
 from deit_zoo.data.remote import is_remote
 from deit_zoo.errors import DataError, FormatError, redact
-from deit_zoo.files import as_record, digest, parse_json, read_json, temporary_in, write_whole
+from deit_zoo.files import (
+    as_record,
+    check_new_file,
+    digest,
+    parse_json,
+    read_json,
+    write_whole,
+    writing_whole,
+)
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import LocalCheckpoint, manifest_record
 from deit_zoo.models.model import ZooModel, num_classes_of, spec_of
@@ -36,14 +44,7 @@ ROWS = 10_000  # that become Parquet, or are held, at the same time
 
 def check_answer_file(file: Path, resume: bool) -> None:
     """Raises DataError where answers cannot be put there, or would be put over others."""
-    if file.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"{file} does not end in .csv or .parquet; type --output FILE.csv or FILE.parquet"
-        )
-    if file.is_dir():
-        raise DataError(f"{file} is a folder; type --output FILE.csv or FILE.parquet")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another --output")
+    check_new_file(file, SUFFIXES)
     if not resume and (present := _present(file)):
         raise DataError(
             f"{present[0]} is there already; type --resume to go on, or give another --output"
@@ -146,15 +147,8 @@ class AnswerFile:
         self._stream.seek(0)
         rows = (json.loads(line) for line in self._stream)
         write = _write_csv if self.file.suffix.lower() == ".csv" else _write_parquet
-        temporary = temporary_in(self.file.parent, self.file.name)
-        try:
-            with temporary.open("wb") as stream:
-                write(stream, rows, self.settings)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing_whole(self.file) as stream:
+            write(stream, rows, self.settings)
         _write_settings(self.file, {**self.settings, "num_unreadable": self.num_unreadable})
         _beside(self.file, "partial").unlink()
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from deit_zoo.data.transforms import normalized
-from deit_zoo.errors import DataError, ImageSizeError, ZooError
+from deit_zoo.errors import ImageSizeError, ZooError
 from deit_zoo.evaluation.accuracy import eval_mode
-from deit_zoo.files import write_whole
+from deit_zoo.files import check_new_file, write_whole
 from deit_zoo.machine import require_matplotlib
 from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel
@@ -69,10 +69,7 @@ class AttentionMap:
     def save(self, file: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Draw the maps over the image into a PNG. Raises MissingExtraError without matplotlib."""
         file = Path(file)
-        if file.suffix.lower() != ".png":
-            raise DataError(f"{file} does not end in .png; give a name that does")
-        if not file.parent.is_dir():
-            raise DataError(f"there is no folder {file.parent}; make it, or give another name")
+        check_new_file(file, (".png",), "name")
         require_matplotlib()
         write_whole(file, png_of(figure(self, _title(self) if title is None else title)))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from deit_zoo.data.transforms import (
     transform_of,
 )
 from deit_zoo.errors import DataError, DifferenceError, ZooError
-from deit_zoo.files import write_whole
+from deit_zoo.files import check_new_file, write_whole
 from deit_zoo.inference.classify import class_names, reading_for
 from deit_zoo.machine import require_compiler, require_extra, usable_device
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
@@ -111,7 +110,11 @@ class ExportOptions:
         elif self.aot:
             require_compiler("AOTInductor", "leave out --aot")
         usable_device(self.device or "cpu")
-        _check_file(self.file, self.overwrite)
+        check_new_file(self.file, (self.file.suffix.lower(),))
+        if self.file.exists() and not self.overwrite:
+            raise DataError(
+                f"{self.file} is there already; give another --output, or --force to replace it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,17 +198,6 @@ def export(
         max_difference=largest,
         limit=limit,
     )
-
-
-def _check_file(file: Path, overwrite: bool) -> None:
-    if file.is_dir():
-        raise DataError(f"{file} is a folder; give the name of a file")
-    if not file.parent.is_dir():
-        raise DataError(f"there is no folder {file.parent}; make it, or give another --output")
-    if file.exists() and not overwrite:
-        raise DataError(f"{file} is there already; give another --output, or --force to replace it")
-    if not os.access(file.parent, os.W_OK):
-        raise DataError(f"{file} cannot be written (permission denied); give another --output")
 
 
 def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:

@@ -22,6 +22,7 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
     written.
     """
     from deit_zoo.errors import CheckpointError
+    from deit_zoo.files import writing
     from deit_zoo.labels import folders
     from deit_zoo.models.model import spec_of, unwrapped
     from deit_zoo.weights.load import save_model
@@ -36,12 +37,8 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
         metadata = {"reading": "upright"} | metadata  # somebody's own classes
     if (problem_type := getattr(own, "problem_type", None)) is not None:
         metadata = {"problem_type": problem_type} | metadata
-    try:
+    with writing(Path(file), "file", CheckpointError):
         return save_model(own, Path(file), **metadata)
-    except OSError as error:
-        raise CheckpointError(
-            f"{os.fspath(file)} cannot be written ({error.strerror}); give another file"
-        ) from error
 
 
 def local(path: str | os.PathLike[str]) -> LocalCheckpoint:

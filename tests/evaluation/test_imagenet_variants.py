@@ -333,11 +333,11 @@ def test_what_is_no_set_or_needs_no_file_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_the_sets_are_for_models_of_imagenet() -> None:
+def test_the_sets_are_for_models_of_imagenet(tmp_path: Path) -> None:
     refuses(
         "the labels 'v2' are of ImageNet-1k's 1,000 classes, and this model has 10 of its own; "
         "give a model of ImageNet-1k",
-        "somewhere",
+        tmp_path,
         [str(digit) for digit in range(10)],
         "v2",
     )

@@ -307,7 +307,7 @@ def broken(model: ZooModel) -> ZooModel:
         (
             lambda: deit_zoo.attention_map(noise(16, 16), PLAIN).save("a.svg"),
             DataError,
-            "a.svg does not end in .png; give a name that does",
+            "a.svg does not end in .png; give FILE.png",
         ),
         (
             lambda: deit_zoo.attention_map("nowhere.png", PLAIN),
