@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from deit_zoo.api import (
         attention_map,
         classify,
+        compare_answers,
         evaluate,
         export,
         fetch,
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "attention_map",
     "classify",
+    "compare_answers",
     "create",
     "evaluate",
     "export",

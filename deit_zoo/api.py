@@ -480,6 +480,7 @@ def reproduce(
     device: str | None = None,
     workers: int | None = None,
     resume: str = "auto",
+    say: Callable[[str], None] = lambda sentence: None,
     **changes: Any,
 ) -> Verdict:
     """Train a checkpoint by its recipe, measure it and judge it against the published figure.
@@ -495,6 +496,7 @@ def reproduce(
         device: where one process trains; the best that is there unless told.
         workers: processes that read images, beside each that trains.
         resume: "auto" goes on with a run in `output`; "never" refuses it.
+        say: called with each sentence on the data and on stages that are trained before.
         changes: fields of the recipe and settings of the machine, as `--set` takes them.
 
     Raises:
@@ -517,6 +519,7 @@ def reproduce(
         workers=workers,
         resume=resume,
         changes=_as_typed(changes),
+        tell=say,
     )
 
 

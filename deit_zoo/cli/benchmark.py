@@ -95,19 +95,12 @@ def benchmark_(
         bool, typer.Option("--curve", help="Top-1 against images per second, all models or these.")
     ] = False,
     as_json: AsJson = False,
-    peers: Annotated[bool, typer.Option(hidden=True)] = False,
-    peer: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Latency, throughput, memory and cold start of models on this machine.
 
     Modes take turns; weights are random unless asked otherwise, as speed does not depend on them.
     Exit 1: something could not be measured.
     """
-    if peers or peer:
-        raise ZooError(
-            "others are measured in a checkout: python benchmarks/compare.py models --models "
-            "deit_small; leave out --peers and --peer"
-        )
     if output is not None:
         check_output(output, suffix=".json", begins=b"{")
     if plot is not None:

@@ -134,37 +134,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def accuracy(
-    model: ZooModel,
-    dataset: EvalDataset,
-    *,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None = None,
-    shard: tuple[int, int] = (0, 1),
-    tell: Callable[[str], None] = lambda sentence: None,
-    add: Callable[[Sums], Sums] = lambda sums: sums,
-) -> Evaluation:
-    """Top-1, top-5 (percent) and mean cross-entropy of a model over a data set.
-
-    Of many processes, `shard` = (rank, processes) takes every batch whose number is its rank's,
-    and `add` sums over all of them. The batches are the same for any number of processes.
-    `tell` is called with a sentence on images that are skipped. Raises DataError, in every process,
-    where all of them together skip too many.
-    """
-    sums = accumulate(
-        model,
-        dataset,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-        shard=shard,
-        tell=tell,
-    )
-    return evaluation_of(add(sums), dataset)
-
-
-@torch.inference_mode()
 def accumulate(
     model: ZooModel,
     dataset: EvalDataset,

@@ -17,7 +17,7 @@ from deit_zoo.data.images import class_counts
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.data.loader import WorkersDiedError
 from deit_zoo.distributed import DistributedContext
-from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accuracy
+from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accumulate, evaluation_of
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
@@ -248,15 +248,11 @@ def measure(
     deaths = 0
     while True:
         try:
-            return accuracy(
-                model,
-                held_out,
-                batch_size=256,
-                workers=workers,
-                shard=(group.rank, group.size),
-                tell=tell,
-                add=group.add_up,
+            shard = group.rank, group.size
+            sums = accumulate(
+                model, held_out, batch_size=256, workers=workers, shard=shard, tell=tell
             )
+            return evaluation_of(group.add_up(sums), held_out)
         except WorkersDiedError as error:
             deaths += 1
             if deaths > DEATHS_PER_EPOCH:

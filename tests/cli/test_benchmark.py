@@ -16,10 +16,6 @@ from support.typed import Done
 
 QUICK = ("--rounds", "1", "--seconds", "0.001", "--no-memory", "--no-cold-start", "--threads", "1")
 DIGITS = ("deit_pico_digits", "--mode", "eager", *QUICK)
-PEERS = (
-    "others are measured in a checkout: python benchmarks/compare.py models --models deit_small; "
-    "leave out --peers and --peer"
-)
 CURVE = (
     "--curve is one speed for each model; give one --mode, --precision and --batch-size, and leave "
     "out --train, --memory, --cold-start and --images"
@@ -216,8 +212,6 @@ def test_memory_and_cold_start_are_those_of_fresh_processes(
     ("arguments", "sentence"),
     [
         (["--mode", "fast"], "--mode is 'fast'; give eager, compiled, optimized"),
-        (["--peers"], PEERS),
-        (["--peer", "timm"], PEERS),
         (["--seconds", "0"], "--seconds is 0; give a time above 0, and no more than an hour"),
         (["--img-size", "big"], "--img-size is 'big'; give pixels as 224, or 192x256 (HxW)"),
         (["--plot", "a.svg"], "a.svg does not end in .png; type --plot FILE.png"),
@@ -270,10 +264,3 @@ def test_a_picture_that_the_disk_refuses_is_that_of_plot(typed: Callable[..., Do
     file = f"{'a' * 240}.png"  # what it is called while it is written is longer than a name may be
     done = typed(*DIGITS, "-b", "1", "--precision", "float32", "--plot", file)
     assert done.error == f"{file} cannot be written (File name too long); give another --plot"
-
-
-def test_benchmark_still_takes_no_peers_which_means_nothing_now(
-    typed: Callable[..., Done],
-) -> None:
-    done = typed(*DIGITS, "-b", "1", "--precision", "float32", "--no-peers", "--json")
-    assert (done.status, done.err) == (0, "")

@@ -138,7 +138,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_model_that_is_not_cached_says_what_to_do_offline() -> None:
-    message = sentence(deit_zoo("classify", "x.png", "--model", "deit_tiny"))
+    message = sentence(deit_zoo("classify", __file__, "--model", "deit_tiny"))
     assert message.startswith("the weights of deit_tiny are not on this machine")
     assert message.endswith(
         "`deit-zoo weights fetch deit_tiny --to DIR`, bring DIR here and set DEIT_ZOO_WEIGHTS=DIR"

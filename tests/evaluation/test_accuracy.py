@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
 from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.training.trainer import measure
+from support.accuracy import accuracy
 from support.tables import each_row
 
 NUM_IMAGES = 61  # a prime: no shard and no batch fits
@@ -84,25 +85,11 @@ def test_the_sums_of_shards_are_those_of_the_whole(
 ) -> None:
     counted = Counted(deit_zoo.transform(model))
     images = EvalDataset(FolderSet(folder), counted)
-    sums: list[Sequence[float]] = []
-
-    class Alone(Exception):
-        """A shard by itself does not know the whole."""
-
-    def collect(values: Sequence[float]) -> Sequence[float]:
-        sums.append(values)
-        if len(sums) < size:
-            raise Alone
-        return np.sum(sums, axis=0)
-
-    for rank in range(size - 1):
-        with pytest.raises(Alone):
-            accuracy(
-                model, images, batch_size=batch_size, workers=0, shard=(rank, size), add=collect
-            )
-    found = accuracy(
-        model, images, batch_size=batch_size, workers=0, shard=(size - 1, size), add=collect
-    )
+    shards = [
+        accumulate(model, images, batch_size=batch_size, workers=0, shard=(rank, size))
+        for rank in range(size)
+    ]
+    found = evaluation_of(np.sum(shards, axis=0), images)
     assert (found.top1, found.top5, found.num_images) == (whole.top1, whole.top5, NUM_IMAGES)
     assert found.loss == pytest.approx(whole.loss, rel=1e-5)
     # Every image, and none twice.

@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError, DataError
-from deit_zoo.evaluation.accuracy import EvalDataset, accuracy, cross_entropy
+from deit_zoo.evaluation.accuracy import EvalDataset, cross_entropy
 from deit_zoo.evaluation.imagenet_variants import (
     open_eval_set,
 )
 from deit_zoo.labels import labels
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights.load import save_model
+from support.accuracy import accuracy
 
 SYNSETS = [label.folder for label in labels("imagenet1k")]
 SUBSET = SYNSETS[::5]  # 200 of them

@@ -17,9 +17,10 @@ import deit_zoo
 from deit_zoo.data.digits import write_folder
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
-from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, accuracy, evaluation_of
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
 from deit_zoo.evaluation.answers import answers_to
 from deit_zoo.models.model import ZooModel
+from support.accuracy import accuracy
 from support.command import forked_python
 from support.tables import each_row
 

@@ -22,12 +22,12 @@ from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
     accumulate,
-    accuracy,
     average_precision,
     evaluation_of,
 )
 from deit_zoo.training.finetune import finetune
 from deit_zoo.training.launch import reproduce
+from support.accuracy import accuracy
 from support.images import refused
 from support.tables import each_row
 
