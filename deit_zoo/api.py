@@ -13,7 +13,7 @@ from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import plain_torch, restore_process_state
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry.names import resolve
-from deit_zoo.results import Evaluation, Predictions
+from deit_zoo.results import Evaluation, Method, Predictions
 from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deit_zoo.evaluation.agreement import Comparison
     from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.hub.verify import VerifyResult
-    from deit_zoo.inference.attention import AttentionMap, Method
+    from deit_zoo.inference.attention import AttentionMap
     from deit_zoo.inference.export import Export
     from deit_zoo.inference.optimize import OptimizedModel
     from deit_zoo.models.model import ZooModel

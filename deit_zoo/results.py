@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from deit_zoo.errors import DataError
+
+Method = Literal["all", "heads", "mean", "rollout"]  # of maps of attention
 
 
 @dataclass(frozen=True, slots=True)

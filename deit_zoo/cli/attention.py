@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,17 +22,9 @@ from deit_zoo.cli.options import (
 from deit_zoo.errors import DataError
 from deit_zoo.files import writing
 from deit_zoo.registry.names import is_path
+from deit_zoo.results import Method
 
 PICTURE = Path("attention.png")
-
-
-class Shown(str, Enum):
-    """What `attention` draws."""
-
-    ALL = "all"
-    HEADS = "heads"
-    MEAN = "mean"
-    ROLLOUT = "rollout"
 
 
 def attention_(
@@ -47,8 +38,8 @@ def attention_(
     ] = None,
     layer: Annotated[int, typer.Option(help="From 0, or from the last with -1.")] = -1,
     method: Annotated[
-        Shown, typer.Option(help="Each head, their mean, rollout through the layers.")
-    ] = Shown.ALL,
+        Method, typer.Option(help="Each head, their mean, rollout through the layers.")
+    ] = "all",
     img_size: ImgSize = None,
     device: Device = "auto",
     checkpoint: OtherWeights = None,
@@ -78,7 +69,7 @@ def attention_(
         img_size=pixels(img_size),
         device=chosen_device(device),
     )
-    attention = attention_map(source, network, layer=layer, method=method.value)
+    attention = attention_map(source, network, layer=layer, method=method)
     if as_json:
         print_json({"image": image} | attention.to_dict())
     if file is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,17 +19,11 @@ if TYPE_CHECKING:
     from deit_zoo.models.model import ZooModel
 
 
-class Format(str, Enum):
-    """What `export` writes."""
-
-    ONNX = "onnx"
-    PT2 = "pt2"
-
-
 def export_(
     name: NameOrRun,
     to: Annotated[
-        Format | None, typer.Option(help="The format; the suffix of --output says it too.")
+        Literal["onnx", "pt2"] | None,
+        typer.Option(help="The format; the suffix of --output says it too."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -66,12 +59,12 @@ def export_(
     """
     if to is None and output is None:
         raise ZooError("the format is not given; type --to onnx or --to pt2")
-    file = output or Path(f"{stem(name)}.{Format(to).value}")
+    file = output or Path(f"{stem(name)}.{to}")
     from deit_zoo.inference import export as exports
 
     options = exports.ExportOptions(
         file=file,
-        to=to.value if to else None,
+        to=to,
         opset=opset,
         aot=aot,
         limit=exports.LIMIT if limit is None else limit,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.cells import cell_len
@@ -34,13 +33,6 @@ NARROWEST = 40
 _TITLES = {"top1": "top-1", "mean_ap": "mean AP"}  # of the figure that counts, as epochs name it
 
 
-class Metric(str, Enum):
-    """What `plot` draws."""
-
-    TOP1 = "top1"
-    LOSS = "loss"
-
-
 def plot_(
     runs: Annotated[
         list[str],
@@ -50,7 +42,8 @@ def plot_(
         Path | None, typer.Option(metavar="FILE.png", help="The picture; curve.png unless given.")
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option(help="This alone; else top1 here, both in the picture.")
+        Literal["top1", "loss"] | None,
+        typer.Option(help="This alone; else top1 here, both in the picture."),
     ] = None,
     as_json: FiguresAsJson = False,
 ) -> None:
@@ -65,12 +58,11 @@ def plot_(
         print_json(_figures(histories))
     else:
         width = max(NARROWEST, shutil.get_terminal_size().columns)
-        shown = metric or Metric.TOP1
-        chart = terminal_plot(histories, shown.value, width=width, plain=not is_unicode())
+        chart = terminal_plot(histories, metric or "top1", width=width, plain=not is_unicode())
         out.print(chart, end="", markup=False)
     if file is not None:
         with writing(file):
-            draw(histories, file, metrics=[metric.value] if metric else ["loss", "top1"])
+            draw(histories, file, metrics=[metric] if metric else ["loss", "top1"])
         talk.print(f"the picture is {escape(str(file))}")
 
 

@@ -14,7 +14,7 @@ from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from PIL import Image, ImageOps
@@ -29,13 +29,13 @@ from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import ModelSpec
 from deit_zoo.registry.names import is_path, resolve
+from deit_zoo.results import Method
 from deit_zoo.runs.picture import png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Method = Literal["all", "heads", "mean", "rollout"]
 METHODS = get_args(Method)
 TOKENS = ("class", "distillation")
 WITHOUT = ("convnet", "regnet")  # families
