@@ -40,7 +40,8 @@ def best_device() -> torch.device:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """A device by its name, of GPUs with its number; `auto` is the best that is there.
+    """A device by its name, of GPUs with its number, also by that alone; `auto` is the best that is
+    there.
 
     Raises ZooError where this machine cannot use it.
     """
@@ -49,11 +50,14 @@ def usable_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return best_device()
     try:
-        zero = torch.zeros(1, device=torch.device(device))
+        named = f"cuda:{device}" if str(device).isdigit() else device
+        zero = torch.zeros(1, device=torch.device(named))
         zero.item()  # of `meta` there is nothing to read
         return zero.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
+        if reason.startswith("Expected one of"):  # and some twenty names, of which we know few
+            reason = "torch knows none of this name"
         raise ZooError(
             f"device {str(device)!r} cannot be used here ({reason}); give auto, cpu, or cuda, "
             "cuda:1 or mps where PyTorch finds that GPU"

@@ -58,6 +58,9 @@ def list_models(
     """
     if sort not in _SORT_KEYS:
         raise ZooError(f"sort is {sort!r}; give one of {', '.join(_SORT_KEYS)}")
+    families = sorted({spec.family for spec in MODELS.values()})
+    if family is not None and family not in families:
+        raise ZooError(f"family is {family!r}; give one of {', '.join(families)}")
     records = read_manifest()
     excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
@@ -224,7 +227,7 @@ def create(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as torch.bfloat16")
     is_meta = str(device) == "meta"  # without memory, for shapes alone
-    device = torch.device("meta") if is_meta else usable_device(device or "cpu")
+    device = torch.device("meta") if is_meta else usable_device("cpu" if device is None else device)
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}

@@ -78,7 +78,7 @@ def run() -> None:
             sys.stderr.write(redact(traceback.format_exc()))
         else:
             print_error(error, let_the_first_speak())
-        status = 1 if debug else 2
+        status = 2
     sys.exit(end_output(status))
 
 
@@ -152,14 +152,18 @@ def list_(
     pretrained: Annotated[
         bool | None, typer.Option(help="Only models with (or without) a checkpoint.")
     ] = None,
-    min_top1: Annotated[float | None, typer.Option(help="Percent, at least.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Percent of the images of its data, at least.")
+    ] = None,
     max_params: Annotated[
         float | None, typer.Option(help="Millions of parameters, at most.")
     ] = None,
     img_size: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/models.md.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
     recipes: Annotated[
         bool, typer.Option("--recipes", help="Recipes instead: of checkpoints, stages, variants.")
     ] = False,

@@ -47,24 +47,37 @@ def benchmark_(
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option("--batch-size", "-b", min=1, help="Again for more; 1 and 8."),
+        typer.Option("--batch-size", "-b", min=1, help="Repeatable (default: 1 and 8)."),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="float32, bfloat16, float16 or int8; again for more; the first two."),
+        typer.Option(
+            help="float32, bfloat16, float16 or int8; repeatable (default: the first two)."
+        ),
     ] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="eager, compiled or optimized; again for more; eager and optimized."),
+        typer.Option(
+            help="eager, compiled or optimized; repeatable (default: eager and optimized)."
+        ),
     ] = None,
     img_size: ImgSize = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=MOST, help="Of torch.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST, help="Threads of torch (default: its own number)."),
+    ] = None,
     device: Device = "auto",
     rounds: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Turns of each, 7; figures are medians.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="Turns of each, of which figures are medians (default: 7; --curve 3, --quick 1).",
+        ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of each turn, 0.5, and at least one call.")
+        float | None,
+        typer.Option(help="Of each turn, at least one call (default: 0.5; --quick 0.05)."),
     ] = None,
     memory: Annotated[
         bool | None, typer.Option(help="Peak memory, each in a process of its own.")
@@ -178,7 +191,7 @@ def benchmark_(
             write_whole(plot, picture)
         talk.print(f"the picture is {escape(str(plot))}")
     elif curve and not as_json:
-        out.print("--plot curve.png draws it")
+        talk.print("--plot curve.png draws it")
     failures = {(one["mode"], one["reason"]): one["model"] for one in report.get("failed", ())}
     for (failed, reason), model in failures.items():
         print_error(f"{failed}: {reason} ({model})", "left out")

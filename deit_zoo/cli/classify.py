@@ -117,10 +117,7 @@ def _show(question: Question, as_json: bool) -> int:
         answered = [(name, answer) for name, answer in batch if not isinstance(answer, DataError)]
         errors += [answer for _, answer in batch if isinstance(answer, DataError)]
         if as_json:
-            rows += [
-                {"image": name, "predictions": [asdict(prediction) for prediction in answer]}
-                for name, answer in answered
-            ]
+            rows += [{"image": name} | _as_dict(answer) for name, answer in batch]
         elif answered:
             out.print("\n".join(_lines(name, answer) for name, answer in answered))
     if as_json:
@@ -196,6 +193,12 @@ def _classify(
             yield [(name, answer) for name, _, answer in batch]
             done += len(batch)
             bar(done, total)
+
+
+def _as_dict(answer: list[Prediction] | DataError) -> dict[str, Any]:
+    if isinstance(answer, DataError):
+        return {"error": str(answer)}
+    return {"predictions": [asdict(prediction) for prediction in answer]}
 
 
 def _lines(name: str, classes: Sequence[Prediction]) -> str:

@@ -22,6 +22,7 @@ from deit_zoo.cli.options import (
     example,
     with_label_column,
 )
+from deit_zoo.cli.program import Commands
 from deit_zoo.errors import DataError
 from deit_zoo.files import writing
 from deit_zoo.terminal import one_line
@@ -35,7 +36,7 @@ TYPE_IMAGENET = (
     "ILSVRC2012_img_val.tar --output DIR"
 )
 
-data_app = typer.Typer(no_args_is_help=True, help="Data sets of images.")
+data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Data sets of images.")
 
 
 @data_app.command("digits", epilog=example("data digits --output digits"))
@@ -53,10 +54,10 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.")]) -> None
 def prepare_(
     data: Annotated[str, typer.Argument(help="Any data set; or imagenet, with --train and --val.")],
     output: Annotated[Path, typer.Option(help="A new folder.")],
-    train: Annotated[Path | None, typer.Option(help="ILSVRC2012_img_train.tar.")] = None,
-    val: Annotated[Path | None, typer.Option(help="ILSVRC2012_img_val.tar.")] = None,
+    train: Annotated[Path | None, typer.Option(help="ImageNet's training archive.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Its validation archive.")] = None,
     devkit: Annotated[
-        Path | None, typer.Option(help="ILSVRC2012_devkit_t12.tar.gz or LOC_val_solution.csv.")
+        Path | None, typer.Option(help="Its development kit, or Kaggle's LOC_val_solution.csv.")
     ] = None,
     label_column: LabelColumn = None,
     size: Annotated[
@@ -70,7 +71,8 @@ def prepare_(
     """Write a folder tree with train/ and val/ from archives, tables, or any other data set.
 
     Whole or not at all; after a stop the same command goes on. --size changes pixels, and so
-    results.
+    results. ImageNet's archives are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+    ILSVRC2012_devkit_t12.tar.gz.
     """
     from deit_zoo.data.image_set import open_unchecked
     from deit_zoo.data.prepare import imagenet_splits, write_tree

@@ -49,7 +49,10 @@ def evaluate_(
         str, typer.Option(help="A folder per class, or any other form in docs/data.md.")
     ],
     gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs that share the images; 0 is the CPU.")
+        int | None,
+        typer.Option(
+            min=0, help="GPUs that share the images, 0 for the CPU (default: --device alone)."
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -58,7 +61,11 @@ def evaluate_(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once, in each process.")] = 64,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, max=MOST, help="Processes that read images, beside each of these."),
+        typer.Option(
+            min=0,
+            max=MOST,
+            help="Processes that read images, beside each of these (default: by cores).",
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="real, v2, a, r or sketch.")] = None,
     label_file: Annotated[

@@ -37,9 +37,9 @@ def export_(
     ] = None,
     img_size: ImgSize = None,
     checkpoint: OtherWeights = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX, from 16; 18 unless given.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, from 16 (default: 18).")] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Largest difference of a logit; 1e-4 unless given.")
+        float | None, typer.Option(help="Largest difference of a logit (default: 1e-4).")
     ] = None,
     aot: Annotated[
         bool, typer.Option("--aot", help="Compile the .pt2 for this machine by AOTInductor.")

@@ -44,7 +44,10 @@ RecipeName = Annotated[
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
 Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]
 ImgSize = Annotated[
-    str | None, typer.Option(metavar="N|HxW", help="Pixels; the model's own unless given.")
+    str | None,
+    typer.Option(
+        metavar="N|HxW", help="Pixels, as patches divide them; the model's own unless given."
+    ),
 ]
 LabelColumn = Annotated[
     str | None,

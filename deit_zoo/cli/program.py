@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import signal
 import sys
@@ -16,9 +17,39 @@ from typer.core import TyperGroup
 from deit_zoo.cli.console import print_error
 from deit_zoo.errors import ZooError
 
+# What other programs call what is done here.
+OTHER_WORDS = {
+    "train": "finetune or deit-zoo reproduce",
+    "predict": "classify",
+    "val": "evaluate",
+    "test": "evaluate",
+    "download": "weights fetch",
+    "upload": "weights publish",
+    "models": "list",
+}
 
-class Program(TyperGroup):
+
+class Commands(TyperGroup):
+    """Commands whose help is broken into lines by the terminal alone."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command; rich would end its lines where those of the source end."""
+        if (command := super().get_command(ctx, cmd_name)) and command.help:
+            paragraphs = inspect.cleandoc(command.help).split("\n\n")
+            command.help = "\n\n".join(
+                text if text.startswith("\b") else " ".join(text.split()) for text in paragraphs
+            )
+        return command
+
+
+class Program(Commands):
     """The commands. Of what they raise, only ZooError and our own mistakes leave it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that was typed. Raises ZooError for another program's word for it."""
+        if args and args[0] in OTHER_WORDS:
+            raise ZooError(f"no command is {args[0]!r}; type deit-zoo {OTHER_WORDS[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was typed."""

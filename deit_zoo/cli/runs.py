@@ -69,9 +69,9 @@ def plot_(
 def diff_(
     left: Annotated[
         str,
-        typer.Argument(metavar="RECEIPT", help="receipt.json, a run, an embedded model, a recipe."),
+        typer.Argument(metavar="A", help="receipt.json, a run, an embedded model, a recipe."),
     ],
-    right: Annotated[str, typer.Argument(metavar="RECEIPT", help="Another.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
 ) -> None:
     """What differs between two runs, by their receipts, or between two recipes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -175,7 +176,9 @@ def finetune_(
         int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One device unless given.")
     ] = None,
     device: Device = "auto",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images (default: the recipe's).")
+    ] = None,
     img_size: ImgSize = None,
     teacher: Annotated[
         str | None,
@@ -185,12 +188,15 @@ def finetune_(
         ),
     ] = None,
     layer_decay: Annotated[
-        float | None, typer.Option(help="The share of the rate from a block to that below it.")
+        float | None,
+        typer.Option(help="The share of the rate from a block to that below it, such as 0.75."),
     ] = None,
     freeze: Annotated[str | None, typer.Option(help="backbone or all-but-attention.")] = None,
     val_share: Annotated[
         float | None,
-        typer.Option(help="Keep this share of each class apart, where there is no val/."),
+        typer.Option(
+            help="Keep this share of each class apart, such as 0.2, where there is no val/."
+        ),
     ] = None,
     changes: Changes = None,
     workers: TrainWorkers = None,
@@ -361,7 +367,8 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
     except (Interrupted, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
         if is_main_process():
-            command = shlex.join(["deit-zoo", *sys.argv[1:]])
+            words = shlex.join(["deit-zoo", *sys.argv[1:]])
+            command = re.sub(r" --resume[ =]never\b", "", words)  # there is a run by now
             talk.print(f"stopped; this continues the run: {escape(command)}")
         raise typer.Exit(130 if number == signal.SIGINT else REQUEUE) from None
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
 from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example
+from deit_zoo.cli.program import Commands
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
 from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MB = 1e6
 
 weights_app = typer.Typer(
-    no_args_is_help=True, help="Checkpoints: fetch, verify, convert, pin, publish."
+    cls=Commands, no_args_is_help=True, help="Checkpoints: fetch, verify, convert, pin, publish."
 )
 
 

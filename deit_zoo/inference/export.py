@@ -109,7 +109,7 @@ class ExportOptions:
             raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
         elif self.aot:
             require_compiler("AOTInductor", "leave out --aot")
-        usable_device(self.device or "cpu")
+        usable_device("cpu" if self.device is None else self.device)
         check_new_file(self.file, (self.file.suffix.lower(),))
         if self.file.exists() and not self.overwrite:
             raise DataError(
@@ -263,7 +263,7 @@ def _prepared_copy(model: nn.Module, device: str | torch.device | None) -> ZooMo
     network = copy.deepcopy(cast(ZooModel, model))
     if network.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to export")
-    network.to(device=usable_device(device or "cpu"), dtype=torch.float32)
+    network.to(device=usable_device("cpu" if device is None else device), dtype=torch.float32)
     return network.eval().requires_grad_(False)
 
 

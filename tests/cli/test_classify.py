@@ -122,6 +122,10 @@ def test_bad_images_are_listed_and_do_not_stop_the_rest(
     assert lines[3].endswith(
         f"could not be fetched: 404 Client Error: Not Found for url: {server}/absent.png"
     )
+    as_json = deit_zoo("classify", truncated, folder / "6.png", "--model", MODEL, "--json")
+    broken, read = json.loads(as_json.out)
+    assert (as_json.status, broken.keys()) == (1, {"image", "error"})
+    assert (broken["image"], read["image"]) == (str(truncated), str(folder / "6.png"))
 
 
 def test_a_refused_connection_is_one_sentence() -> None:
@@ -153,14 +157,13 @@ def many(folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_many_batches_come_in_order_without_the_broken_ones(many: Path) -> None:
+def test_many_batches_come_in_order_with_the_broken_ones_in_their_places(many: Path) -> None:
     options = ("--batch-size", "3", "--workers", "2", "--topk", "1", "--json")
     done = deit_zoo("classify", many, "--model", MODEL, *options)
     rows = json.loads(done.out)
-    read = [number for number in range(20) if number not in (7, 11)]
-    assert [row["image"] for row in rows] == [f"{many}/{number:02d}.png" for number in read]
-    labels = [row["predictions"][0]["label"] for row in rows]
-    assert labels == [str(4 + number % 4) for number in read]
+    assert [row["image"] for row in rows] == [f"{many}/{number:02d}.png" for number in range(20)]
+    read = {n: row["predictions"][0]["label"] for n, row in enumerate(rows) if "error" not in row}
+    assert read == {n: str(4 + n % 4) for n in range(20) if n not in (7, 11)}
     assert [line.split()[1] for line in done.err.splitlines()] == [
         f"{many}/07.png",
         f"{many}/11.png",

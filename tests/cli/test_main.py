@@ -132,9 +132,20 @@ def test_a_wrong_name_gets_the_three_nearest() -> None:
 
 def test_debug_shows_the_traceback() -> None:
     done = deit_zoo("info", "deit_tinny", "--debug")
-    assert done.status == 1
+    assert done.status == 2
     assert "Traceback" in done.err
     assert "UnknownModelError" in done.err
+
+
+def test_another_programs_word_for_a_command_is_answered_by_ours(
+    typed: Callable[..., Done],
+) -> None:
+    assert typed("predict", "a.jpg").error == "no command is 'predict'; type deit-zoo classify"
+
+
+def test_help_is_broken_into_lines_by_the_terminal_alone(typed: Callable[..., Done]) -> None:
+    said = "published one by more than another machine explains; 130: stopped by Ctrl-C."
+    assert said in typed("evaluate", "--help").out
 
 
 def test_a_model_that_is_not_cached_says_what_to_do_offline() -> None:
