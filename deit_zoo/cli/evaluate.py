@@ -225,7 +225,7 @@ def run_comparison(
 
 
 def print_comparison(comparison: Comparison, model: ModelInfo | None) -> None:
-    """Two tables: the figures of each classifier, and the share on which two disagree."""
+    """Two tables: the figures of each classifier, and the percentage on which two disagree."""
     compared = {name: decimals for name, decimals in FIGURES.items() if name != "mean_ap"}
     rows = [("answers of", *compared, "published")]
     for key, figures in comparison.figures.items():
@@ -235,16 +235,11 @@ def print_comparison(comparison: Comparison, model: ModelInfo | None) -> None:
     print_table(rows, right=range(1, 5))
     names = list(comparison.disagreement)
     out.print()
-    print_table(
-        [
-            ("disagreement", *names),
-            *(
-                (one, *(f"{share:.3f}" for share in others.values()))
-                for one, others in comparison.disagreement.items()
-            ),
-        ],
-        right=range(1, len(names) + 1),
-    )
+    table = [("disagreement in %", *(str(number) for number in range(1, len(names))))]
+    for number, (one, others) in enumerate(comparison.disagreement.items(), start=1):
+        shares = [f"{100 * others[other]:.1f}" for other in names[: number - 1]]
+        table.append((f"{number} {one}", *shares, *[""] * (len(names) - number)))
+    print_table(table, right=range(1, len(names)))
 
 
 def published_of(classifier: str, model: ModelInfo | None) -> str:

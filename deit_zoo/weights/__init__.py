@@ -22,7 +22,7 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
     written.
     """
     from deit_zoo.errors import CheckpointError
-    from deit_zoo.files import writing
+    from deit_zoo.files import PICKLE_SUFFIXES, writing
     from deit_zoo.labels import folders
     from deit_zoo.models.model import spec_of, unwrapped
     from deit_zoo.weights.load import save_model
@@ -37,6 +37,11 @@ def save(model: nn.Module, file: str | os.PathLike[str], **metadata: Any) -> str
         metadata = {"reading": "upright"} | metadata  # somebody's own classes
     if (problem_type := getattr(own, "problem_type", None)) is not None:
         metadata = {"problem_type": problem_type} | metadata
+    if Path(file).suffix.lower() in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{os.fspath(file)} would be taken for a pickle, and safetensors are written; give "
+            "FILE.safetensors, or torch.save(model.state_dict(), FILE)"
+        )
     with writing(Path(file), "file", CheckpointError):
         return save_model(own, Path(file), **metadata)
 

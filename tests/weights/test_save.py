@@ -97,6 +97,11 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_safetensors_are_not_written_under_the_name_of_a_pickle(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"mine\.pth would be taken for a pickle"):
+        weights.save(tuned(), tmp_path / "mine.pth")
+
+
 def test_names_of_another_number_of_classes_are_not_saved(tmp_path: Path) -> None:
     for names in (["cat", "dog"], "abc", [1, 2, 3]):
         with pytest.raises(CheckpointError, match=r"labels are .*, but the model has 3 classes"):
