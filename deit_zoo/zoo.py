@@ -274,13 +274,15 @@ def create(
         known.path,
         metadata,
         sha256=known.sha256,
+        proof=known.proof,
         weights=weights,
         drop_path_rate=drop_path_rate,
+        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         **shape,
     )
     model.checkpoint = origin
-    # As loaded, it is in float32 on the CPU.
-    if (device.type, dtype) == ("cpu", torch.float32):
+    # As loaded, it is on the CPU, and a fresh head was drawn in no narrower type than float32.
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return model
     return model.to(device=device, dtype=dtype)
 

@@ -1,9 +1,10 @@
-"""From a record, a file or a folder to a model: digest checked, strict, without a second copy.
+"""From a record, a file or a folder to a model: digest checked and strict.
 
-The network is built on the meta device, the file is mapped into memory and its tensors become the
-parameters. Two adaptations are allowed, and only when asked for: another number of classes
-(a fresh head) and another image size (positions resampled). Anything else that does not fit is an
-error that lists the keys.
+The network is built on the meta device, and the file's tensors become the parameters: mapped where
+nobody writes into the file again, else copied, since it may be saved over while the model is used.
+Two adaptations are allowed, and only when asked for: another number of classes (a fresh head) and
+another image size (positions resampled). Anything else that does not fit is an error that lists the
+keys.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 _HEADS = ("head.", "head_dist.")
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
+# The proofs of what lies in the package or in a cache, where a file is written once.
+_WRITTEN_ONCE = ("pinned", "hub digest", "prefix")
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:
@@ -171,16 +174,18 @@ def load_checkpoint(
     metadata: dict[str, Any],
     *,
     sha256: str | None = None,
+    proof: str = "none",
     weights: str | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
     drop_path_rate: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> ZooModel:
-    """A model of `spec` with the tensors of `file`, in float32 and in eval mode.
+    """A model of `spec` with the tensors of `file`, in eval mode.
 
-    Raises IntegrityError where a digest is given and the file that is mapped has another.
+    Raises IntegrityError where a digest is given and the file that is read has another.
     """
     check_stated_network(spec, metadata.get("network") or {}, file.parent)
     spec = spec.variant(metadata.get("blocks"), metadata.get("stem", "linear"))
@@ -211,9 +216,7 @@ def load_checkpoint(
         )
     model.crop_pct = metadata.get("crop_pct")
     _check_fit(model, state, file)
-    _fill(model, tensors)
-    if any(value.dtype != torch.float32 for value in tensors.values()):
-        model.float()
+    _fill(model, tensors, dtype, copy=proof not in _WRITTEN_ONCE)
     if num_classes not in (None, own_classes):
         model.reset_classifier(num_classes)
         model.labels = None
@@ -305,15 +308,20 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
         )
 
 
-def _fill(model: ZooModel, tensors: dict[str, Tensor]) -> None:
+def _fill(model: ZooModel, tensors: dict[str, Tensor], dtype: torch.dtype, *, copy: bool) -> None:
     """Make the tensors the parameters and buffers of those names: `load_state_dict` with
     `assign=True` in less than half the time, after `_check_fit` has found that all fit."""
+
+    def own(key: str) -> Tensor:
+        value = tensors[key]
+        return value.to(dtype if value.is_floating_point() else value.dtype, copy=copy)
+
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for name, _ in tuple(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(tensors[prefix + name]))
+            module.register_parameter(name, nn.Parameter(own(prefix + name)))
         for name, _ in tuple(module.named_buffers(recurse=False)):
-            module.register_buffer(name, tensors[prefix + name])
+            module.register_buffer(name, own(prefix + name))
 
 
 def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
