@@ -268,7 +268,7 @@ def create(
         if img_size is not None and (patch := patch_size or spec.arch.get("patch_size")):
             check_divisible(as_pair(img_size), patch)  # before the weights are fetched
         origin = manifest_record(spec.name)
-        known, metadata = resolve_file(origin), {}
+        known, metadata = resolve_file(origin), {"input_size": spec.img_size}
     model = load_checkpoint(
         spec,
         known.path,

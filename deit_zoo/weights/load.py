@@ -36,6 +36,7 @@ from deit_zoo.files import (
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
+from deit_zoo.models.layers import LAYER_NORM_EPS
 from deit_zoo.models.model import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec
 from deit_zoo.registry.names import is_path, resolve
@@ -196,7 +197,7 @@ def load_checkpoint(
     if headless:  # a head that is no classifier, as of self-supervised training, goes too
         for key in [key for key in tensors if key.startswith(_HEADS)]:
             del tensors[key]
-    own = own_shape(spec, tensors, metadata)
+    own = own_shape(spec, tensors, metadata, img_size)
     shape = own.changed(img_size, patch_size, in_chans)
     options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
     if shape.patch_size is not None:
@@ -214,6 +215,8 @@ def load_checkpoint(
         model.adapted += (
             f"images resized bicubically and cut from their centre, not by {metadata['resizing']}",
         )
+    if "layer_norm_eps" in metadata:
+        model.adapted += (f"layer norms of eps {LAYER_NORM_EPS}, not {metadata['layer_norm_eps']}",)
     model.crop_pct = metadata.get("crop_pct")
     _check_fit(model, state, file)
     _fill(model, tensors, dtype, copy=proof not in _WRITTEN_ONCE)

@@ -23,6 +23,7 @@ METADATA_KEY = "deit_zoo"
 # Far beyond any image that a model was made for; the sizes of what is built are made of it.
 LARGEST_SIZE = 1 << 16
 _Side = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+_Size = _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)]
 _PerChannel = Annotated[list[float], Meta(min_length=1)]
 
 
@@ -31,7 +32,8 @@ class _Facts:
     """What metadata may say, among other things."""
 
     name: str | None = None
-    img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
+    img_size: _Size = 1
+    input_size: _Size = 1
     labels: list[str] | None = None
     reading: Reading | None = None
     problem_type: str | None = None

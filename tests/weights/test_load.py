@@ -639,6 +639,18 @@ def test_a_rectangular_file_that_does_not_say_so_fits_the_size_it_was_saved_of(
     assert torch.equal(loaded.pos_embed, model.pos_embed)
 
 
+def test_positions_of_a_square_number_are_those_of_the_size_asked_for(tmp_path: Path) -> None:
+    model = deit_zoo.create(NAME, img_size=(8, 32))  # 2x8 patches, as many as 4x4
+    torch.save({"model": model.state_dict()}, tmp_path / "last.pth")
+    with pytest.warns(UserWarning, match="of 8x32 pixels, as img_size says, not of 16x16; "):
+        loaded = deit_zoo.create(NAME, checkpoint=tmp_path / "last.pth", img_size=(8, 32))
+    assert torch.equal(loaded.pos_embed, model.pos_embed)
+    assert loaded.adapted == ()
+    # Published weights are of the published size, whatever is asked for.
+    published = deit_zoo.create(NAME, pretrained=True, img_size=(8, 32))
+    assert published.adapted == ("pos_embed from 4x4 to 2x8 patches, bicubic",)
+
+
 @pytest.mark.parametrize("img_size", [None, 160])
 def test_a_file_that_misstates_its_size_does_not_fit(
     img_size: int | None, file: Path, tmp_path: Path
