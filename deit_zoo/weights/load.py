@@ -24,6 +24,7 @@ from deit_zoo.errors import CheckpointError
 from deit_zoo.files import (
     ASSETS,
     CONFIG_FILE,
+    INDEX_SUFFIX,
     MODEL_FILE,
     PREPROCESSOR_FILE,
     RECORD_FILE,
@@ -54,6 +55,7 @@ from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_met
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 _HEADS = ("head.", "head_dist.")
+_POOLERS = ("pooler.", "vit.pooler.", "deit.pooler.")  # of transformers, before no class head
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 # The proofs of what lies in the package or in a cache, where a file is written once.
 _WRITTEN_ONCE = ("pinned", "hub digest", "prefix")
@@ -151,8 +153,9 @@ def spec_of_file(local: LocalCheckpoint, given: str | os.PathLike[str]) -> Model
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights of a folder: by their usual names, else the only ones."""
-    usual = [folder / name for name in WEIGHT_FILES]
+    """The weights of a folder, or the index of their parts: by the usual names, else the only
+    ones."""
+    usual = [folder / f"{name}{end}" for name in WEIGHT_FILES for end in ("", INDEX_SUFFIX)]
     if file := next((file for file in usual if file.is_file()), None):
         return file
     others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
@@ -194,8 +197,10 @@ def load_checkpoint(
     tensors = state.tensors
     own_classes = _num_classes(tensors)
     headless = own_classes is None and num_classes is not None
-    if headless:  # a head that is no classifier, as of self-supervised training, goes too
-        for key in [key for key in tensors if key.startswith(_HEADS)]:
+    if own_classes is None:
+        # A head that is no classifier, as of self-supervised training, goes too.
+        dropped = (*_POOLERS, *_HEADS) if headless else _POOLERS
+        for key in [key for key in tensors if key.startswith(dropped)]:
             del tensors[key]
     own = own_shape(spec, tensors, metadata, img_size)
     shape = own.changed(img_size, patch_size, in_chans)

@@ -16,7 +16,7 @@ from deit_zoo.labels import folders
 from deit_zoo.manifest import Reading
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import cache
-from deit_zoo.weights.formats import is_pickle, not_whole
+from deit_zoo.weights.formats import is_index, is_pickle, not_whole
 
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
@@ -47,7 +47,7 @@ class _Facts:
 def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
     """What a file of safetensors says of its model, in the very bytes that have this digest."""
     with cache.verified(file, sha256) as same:
-        if is_pickle(same):
+        if is_index(same) or is_pickle(same):
             return {}
         try:
             with safe_open(same, framework="pt") as tensors:
