@@ -217,7 +217,7 @@ class ZooModel(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one; 0 classes leaves the pooled features."""
         self.head = new_head(self.embed_dim, num_classes, like=self)
-        self.labels = None
+        self.labels = self.problem_type = None
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: a trace, since scripts know but a part of Python."""

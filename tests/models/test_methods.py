@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from deit_zoo.errors import ZooError
+from deit_zoo.labels import SEVERAL_LABELS
 from deit_zoo.models.model import ZooModel
 from support.tables import each_row
 
@@ -305,6 +306,15 @@ def test_reset_classifier_gives_a_distilled_model_two_heads_for_the_new_classes(
 ) -> None:
     network.train().reset_classifier(7)
     assert [logits.shape for logits in network(images)] == [(2, 7), (2, 7)]
+
+
+def test_a_fresh_head_knows_neither_names_nor_how_the_former_ones_were_told(
+    network: ZooModel,
+) -> None:
+    network.labels = [f"class {n}" for n in range(network.num_classes)]
+    network.problem_type = SEVERAL_LABELS
+    network.reset_classifier(7)
+    assert (network.labels, network.problem_type) == (None, None)
 
 
 def test_reset_classifier_replaces_the_head_and_nothing_else(network: ZooModel) -> None:
