@@ -16,11 +16,15 @@ from deit_zoo.training.timm_bridge import depths_of, lamb
 
 # What learns when the backbone is frozen, and when only attention learns (upstream's main.py).
 HEADS = r"^head(_dist)?\."
-ATTENTION = r"\.attn\.|^pos_embed$|^head(_dist)?\."
+ATTENTION = r"\.attn\.|^pos_embed$|^head\."
 
 
 def freeze(model: ZooModel, what: str) -> None:
-    """Leave to learn: everything, the heads, or attention with positions and the class head."""
+    """Leave to learn: everything, the heads, or attention with positions and the class head.
+
+    That head is the class token's alone, as upstream's main.py has it: of a distilled model
+    `head_dist` stays as it is.
+    """
     patterns = {"none": "", "backbone": HEADS, "all-but-attention": ATTENTION}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(patterns[what], name) is not None)

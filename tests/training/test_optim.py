@@ -168,6 +168,16 @@ def test_attention_alone_learns_what_it_does_in_the_original() -> None:
         assert found == entry["trainable"]
 
 
+def test_where_attention_alone_learns_the_head_of_the_distillation_token_does_not() -> None:
+    # Upstream's main.py lets `.attn.`, model.head and model.pos_embed learn, whatever the model.
+    model = deit_zoo.create("deit_pico_distilled_digits", device="meta")
+    freeze(model, "all-but-attention")
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in found if ".attn." not in name} == {
+        *("pos_embed", "head.weight", "head.bias"),
+    }
+
+
 def test_a_frozen_backbone_leaves_both_heads_to_learn() -> None:
     model = deit_zoo.create("deit_pico_distilled_digits", device="meta")
     freeze(model, "backbone")
