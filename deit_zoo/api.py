@@ -205,7 +205,9 @@ def attention_map(
     if isinstance(model, str):
         attention.check_attentive(spec_for(model))
         attention.check_layer(model, layer)
-        network = create(model, pretrained=True, img_size=img_size, device=device or "auto")
+        network = create(
+            model, pretrained=True, img_size=img_size, device="auto" if device is None else device
+        )
     else:
         network = resolve_model(model, device)
         attention.check_attentive(spec_of(network))

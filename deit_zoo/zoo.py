@@ -268,27 +268,25 @@ def create(
         if img_size is not None and (patch := patch_size or spec.arch.get("patch_size")):
             check_divisible(as_pair(img_size), patch)  # before the weights are fetched
         origin = manifest_record(spec.name)
-        known, metadata = resolve_file(origin), {"input_size": spec.img_size}
+        known, metadata = resolve_file(origin), {}
     model = load_checkpoint(
         spec,
         known.path,
         metadata,
         sha256=known.sha256,
-        proof=known.proof,
         weights=weights,
         drop_path_rate=drop_path_rate,
-        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         **shape,
     )
     model.checkpoint = origin
-    # As loaded, it is on the CPU, and a fresh head was drawn in no narrower type than float32.
-    if device.type == "cpu" and dtype in (torch.float32, torch.float64):
+    # As loaded, it is in float32 on the CPU.
+    if (device.type, dtype) == ("cpu", torch.float32):
         return model
     return model.to(device=device, dtype=dtype)
 
 
 def transform(
-    name_or_model: str | nn.Module,
+    name_or_model: str | os.PathLike[str] | nn.Module,
     *,
     img_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
@@ -296,17 +294,20 @@ def transform(
     """The evaluation transform: an image, of any kind that `classify` takes, to a normalised
     float32 tensor (3, H, W).
 
-    For a name it is the one the checkpoint's figures were measured with; for a model also at the
-    image size that the model was built for, and with the crop that its weights state.
+    For a name it is the one the checkpoint's figures were measured with; for a model, or the path
+    of one's own weights, also at its image size, and with the crop that the weights state.
 
     >>> deit_zoo.transform("deit_base_384")
     EvalTransform(img_size=(384, 384), crop_pct=0.875)
     """
     from deit_zoo.data.transforms import eval_transform, transform_of
 
-    if isinstance(name_or_model, str):
-        spec = resolve(name_or_model)
-        return eval_transform(spec, spec.img_size if img_size is None else img_size, crop_pct)
+    if isinstance(name_or_model, str | os.PathLike):
+        name = os.fspath(name_or_model)
+        if not is_path(name):
+            spec = resolve(name)
+            return eval_transform(spec, spec.img_size if img_size is None else img_size, crop_pct)
+        name_or_model = create(checkpoint=name)
     return transform_of(cast("ZooModel", name_or_model), img_size, crop_pct)
 
 

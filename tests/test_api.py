@@ -323,6 +323,14 @@ def test_a_models_transform_has_the_models_size() -> None:
     assert repr(deit_zoo.transform(model)) == "EvalTransform(img_size=(32, 64), crop_pct=0.875)"
 
 
+def test_ones_own_weights_have_the_transform_that_they_state(tmp_path: Path) -> None:
+    file = tmp_path / "cats.safetensors"
+    deit_zoo.save(deit_zoo.create("deit_pico_digits", True, img_size=32), file, crop_pct=0.95)
+    for path in (file, str(file)):
+        assert repr(deit_zoo.transform(path)) == "EvalTransform(img_size=(32, 32), crop_pct=0.95)"
+    assert deit_zoo.transform(file, img_size=16).img_size == (16, 16)
+
+
 def test_a_transform_takes_another_size_and_crop() -> None:
     changed = deit_zoo.transform("deit_tiny", img_size=(192, 256), crop_pct=1)
     assert changed(photo(RED)).shape == (3, 192, 256)

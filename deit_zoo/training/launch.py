@@ -118,7 +118,7 @@ def training_device(
     None where `gpus` or `processes` say it. Raises RecipeError where both do.
     """
     if gpus is None and processes is None:
-        return usable_device(device or "auto")
+        return usable_device("auto" if device is None else device)
     if device not in (None, "auto"):
         number = f"--gpus {gpus}" if processes is None else f"--processes {processes}"
         raise RecipeError(f"--device {device} names one device and {number} others; give one")
