@@ -205,6 +205,18 @@ class Bar:
             self.progress.update(self.task, speed=f"{task.speed:,.0f} {self.what}/s")
         self._show()
 
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Within it the bar is away, for what goes to stdout would end up on its line."""
+        if self.progress.disable:
+            yield
+            return
+        self.progress.stop()
+        try:
+            yield
+        finally:
+            self.progress.start()
+
     def advance(self, count: int) -> None:
         """So many more are done."""
         self.done += count

@@ -190,9 +190,10 @@ def _classify(
     stream = classify_stream(network, images, question.topk, batch_size=batch_size, threads=threads)
     with Bar("images") as bar, closing(stream) as batches:
         for batch in batches:
-            yield [(name, answer) for name, _, answer in batch]
             done += len(batch)
             bar(done, total)
+            with bar.hidden():
+                yield [(name, answer) for name, _, answer in batch]
 
 
 def _as_dict(answer: list[Prediction] | DataError) -> dict[str, Any]:

@@ -206,12 +206,13 @@ def test_a_batch_is_printed_before_the_next_is_read_and_ctrl_c_waits_for_no_thre
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals are POSIX's")
-def test_a_bar_on_the_terminal_leaves_the_results_to_the_file(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["a file", "the terminal"])
+def test_a_bar_on_the_terminal_leaves_the_results_alone(many: Path, where: str) -> None:
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
     run = Process(
         [*COMMAND, many, "--batch-size", "4"],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE if where == "a file" else stderr,
         stderr=stderr,
         text=True,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
@@ -222,8 +223,10 @@ def test_a_bar_on_the_terminal_leaves_the_results_to_the_file(many: Path, tmp_pa
         seen += piece
     os.close(terminal)
     out, _ = run.communicate(timeout=30)
+    shown = [line.split("\x1b[2K")[-1] for line in seen.decode().splitlines()]  # not erased
     assert "20/20" in seen.decode()
-    assert len(out.splitlines()) == 2 * 18
+    assert sum(" %  " in line for line in [*(out or "").splitlines(), *shown]) == 18
+    assert not [line for line in shown if ".png" in line and "images" in line]
 
 
 def _read(terminal: int) -> bytes:
