@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from deit_zoo.data import digits
 from deit_zoo.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -85,13 +86,17 @@ def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
     assert {top.partition("-")[0] for top in tops} == {"deit_zoo"}
 
 
-def test_the_lock_has_each_dependency_in_a_version_that_fits(wheel: Path) -> None:
+def needs_of(wheel: Path) -> list[Requirement]:
+    """What a wheel asks for, with extras and without."""
     with zipfile.ZipFile(wheel).open(f"deit_zoo-{__version__}.dist-info/METADATA") as file:
-        needs = [Requirement(text) for text in BytesParser().parse(file).get_all("Requires-Dist")]
+        return [Requirement(text) for text in BytesParser().parse(file).get_all("Requires-Dist")]
+
+
+def test_the_lock_has_each_dependency_in_a_version_that_fits(wheel: Path) -> None:
     lock = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
     locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", lock, re.MULTILINE))
     stale = []
-    for need in needs:
+    for need in needs_of(wheel):
         name = canonicalize_name(need.name)
         if name != "deit-zoo" and not (name in locked and need.specifier.contains(locked[name])):
             stale.append(str(need))
@@ -135,3 +140,61 @@ def test_the_command_is_installed() -> None:
 def test_the_citation_is_of_this_version() -> None:
     lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
     assert f"version: {__version__}" in lines
+
+
+# Nothing is found but the standard library and what `pip install deit_zoo` brings.
+CORE_ALONE = """
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions, requires
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+core = set()
+def add(name):
+    if (name := canonicalize_name(name)) not in core:
+        core.add(name)
+        for need in map(Requirement, requires(name) or ()):
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                add(need.name)
+image, data, *asked = sys.argv[1:]
+for name in asked:
+    add(name)
+others = {
+    top for top, names in packages_distributions().items()
+    if not core & {canonicalize_name(name) for name in names} and top != "deit_zoo"
+}
+class Core(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.partition(".")[0] in others
+        return None if absent else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Core
+
+import deit_zoo
+from deit_zoo.cli import main
+[[best]] = deit_zoo.classify(image, "deit_pico_digits", topk=1)
+print(best.label)
+for words in ("list", "info deit_s", "doctor", f"evaluate deit_pico_digits --data {data}"):
+    sys.argv = ["deit-zoo", *words.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        print(words.split()[0], ended.code or 0)
+"""
+
+
+def test_the_package_works_on_what_it_asks_for_without_extras(wheel: Path, tmp_path: Path) -> None:
+    core = [need.name for need in needs_of(wheel) if need.marker is None]
+    digits.write_folder(tmp_path / "digits")
+    [image, *_] = (tmp_path / "digits" / "val" / "7").iterdir()
+    done = subprocess.run(
+        [sys.executable, "-c", CORE_ALONE, str(image), str(tmp_path / "digits"), *core],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "7"
+    assert [said.count(line) for line in ("list 0", "info 0", "doctor 0", "evaluate 0")] == [1] * 4

@@ -275,10 +275,11 @@ def test_folders_and_locks_are_for_whom_the_cache_is_for(
     zoo.chmod(mode)
     with cache.one_at_a_time("all"):
         cache.make_folder(zoo / "originals" / "deit_small")
+        lock = stat.S_IMODE((zoo / "locks" / "all.lock").stat().st_mode)
     made = [zoo / "originals", zoo / "originals" / "deit_small", zoo / "locks"]
     modes = [stat.S_IMODE(folder.stat().st_mode) for folder in made]
     assert modes == [mode, mode, mode & 0o6777]
-    assert stat.S_IMODE((zoo / "locks" / "all.lock").stat().st_mode) == of_a_lock
+    assert lock == of_a_lock
 
 
 def test_a_disk_that_knows_no_modes_holds_a_cache(
