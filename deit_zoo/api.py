@@ -367,6 +367,11 @@ def evaluate(
     if workers is None:
         workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(len(devices))
     dataset = eval_set.dataset(transform(model))
+    if report is not None and dataset.multi_labels is not None and not dataset.by_class:
+        raise ZooError(
+            f"a report ({os.fspath(report)}) of this model is of images with one label each, and "
+            f"those of {os.fspath(data)} may have several; leave out the report"
+        )
     job = parallel.EvalJob(
         model=model,
         images=dataset,
@@ -462,11 +467,18 @@ def _eval_set(
 ) -> EvalSet:
     """The images of a data set for a model, read as they are for it."""
     from deit_zoo.evaluation.imagenet_variants import open_eval_set
-    from deit_zoo.inference.classify import class_names, reading_for
+    from deit_zoo.inference.classify import class_names, gives_several, reading_for
 
     folders = [label.folder for label in class_names(model)]
     file = None if label_file is None else Path(label_file)
-    return open_eval_set(os.fspath(data), folders, labels, file, reading=reading_for(model))
+    return open_eval_set(
+        os.fspath(data),
+        folders,
+        labels,
+        file,
+        reading=reading_for(model),
+        by_class=gives_several(model),
+    )
 
 
 @restore_process_state()

@@ -649,17 +649,16 @@ OTHERS = "the class folders of DATA are not the model's 3 classes: 1 that are no
     [
         (
             lambda data: (data / "cat").mkdir(),
-            f"{OTHERS} (such as 'cat'); give a folder with one folder per class, from '0' to '2'",
+            f"{OTHERS} (such as 'cat'); give images of each class, from '0' to '2'",
         ),
         (
             lambda data: (data / "2").rename(data / "two"),
-            f"{OTHERS} (such as 'two') and 1 missing (such as '2'); give a folder with one folder "
-            "per class, from '0' to '2'",
+            f"{OTHERS} (such as 'two') and 1 missing (such as '2'); give images of each class, "
+            "from '0' to '2'",
         ),
         (
             lambda data: emptied(data / "1"),
-            "1 of the 3 class folders of DATA hold no image (such as '1'); give a folder with "
-            "images of every class",
+            "1 of the 3 classes of DATA has no image (such as '1'); give images of every class",
         ),
         (
             lambda data: data.rename(data.parent / "away") and data.mkdir(),

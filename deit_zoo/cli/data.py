@@ -130,7 +130,7 @@ def check_(
     Exit 0: all is well; 1: a file is bad, or the classes do not fit.
     """
     from deit_zoo.data.image_set import open_unchecked
-    from deit_zoo.data.survey import bad_images, inspect
+    from deit_zoo.data.survey import bad_images, class_remarks, inspect
     from deit_zoo.machine import usable_cores
 
     data = with_label_column(data, label_column)
@@ -143,6 +143,8 @@ def check_(
             splits, problem = inspect(data, bar)
         for split in splits.values():
             talk.print(f"[bold]{escape(split.name):<10}[/]  {escape(split.line())}")
+        for sentence in class_remarks(*splits.values()):
+            talk.print(sentence, markup=False)
         with Bar("images") as bar:
             sets = [open_unchecked(data, part, "upright") for part in splits]
             threads = workers or usable_cores()

@@ -165,7 +165,7 @@ def _class_order(data: str, index: ArchiveIndex, classes: Sequence[str]) -> tupl
         number_of = {name: number for number, name in enumerate(own)}
         return [number_of[name] for name in classes or own], ""
     if not index.from_shards:
-        raise DataError(wrong_classes(data, own, classes))
+        raise DataError(wrong_classes(f"class folders of {data}", own, classes))
     if index.numbered and len(own) == len(classes):
         return list(range(len(own))), (
             f"the {len(own):,} classes of {data} are numbers, which are taken in their order for "

@@ -62,7 +62,7 @@ class FolderSet(LabelledImages):
         folders = class_folders(root, ignored_files)
         self.classes = list(classes) or folders
         if sorted(self.classes) != folders:
-            raise DataError(wrong_classes(root, folders, self.classes))
+            raise DataError(wrong_classes(f"class folders of {root}", folders, self.classes))
         of_class = [images_under(root, name, ignored_files) for name in self.classes]
         empty = [name for name, paths in zip(self.classes, of_class, strict=True) if not paths]
         if empty and not allow_empty:
@@ -139,7 +139,17 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
             f"{root} {what}; it must hold one folder of images per class, as in "
             f"{root / 'cat' / '1.jpg'}"
         )
+    for name in names:
+        check_utf8(name, f"the name of a class folder of {root}", "rename it")
     return sorted(names)
+
+
+def check_utf8(name: str, what: str, advice: str) -> None:
+    """Raises DataError for the name of a class that is not UTF-8, as weights keep it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{what} is not UTF-8 ({name!a}); {advice}") from error
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -352,19 +362,20 @@ def differences(names: Iterable[str], others: Iterable[str], words: tuple[str, s
 
 def empty_classes(root: object, empty: Sequence[str], num_classes: int) -> str:
     """The sentence about classes without images."""
+    has = "has" if len(empty) == 1 else "have"
     return (
-        f"{len(empty)} of the {num_classes} class folders of {root} hold no image (such as "
-        f"{empty[0]!r}); give a folder with images of every class"
+        f"{len(empty)} of the {num_classes} classes of {root} {has} no image (such as "
+        f"{empty[0]!r}); give images of every class"
     )
 
 
-def wrong_classes(root: object, folders: Sequence[str], classes: Sequence[str]) -> str:
-    """The sentence about class folders that are not a model's classes."""
+def wrong_classes(what: str, own: Sequence[str], classes: Sequence[str]) -> str:
+    """The sentence about class folders, or labels, that are not a model's classes."""
     words = ("that are no class of the model", "missing")
     return (
-        f"the class folders of {root} are not the model's {len(classes)} classes: "
-        f"{differences(folders, classes, words)}; give a folder with one folder per class, from "
-        f"{classes[0]!r} to {classes[-1]!r}"
+        f"the {what} are not the model's {len(classes)} classes: "
+        f"{differences(own, classes, words)}; give images of each class, from {classes[0]!r} to "
+        f"{classes[-1]!r}"
     )
 
 

@@ -75,7 +75,7 @@ class HeapSet(FolderSet):
         own = sorted(set(synsets))
         self.classes = list(classes) or own
         if sorted(self.classes) != own:
-            raise DataError(wrong_classes(heap.labels, own, self.classes))
+            raise DataError(wrong_classes(f"labels of {heap.labels}", own, self.classes))
         number_of = {name: number for number, name in enumerate(self.classes)}
         ignored_files = Ignored()
         names = images_under(self.root, ".", ignored_files)

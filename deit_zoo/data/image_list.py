@@ -30,6 +30,7 @@ SEPARATOR = "|"  # between the labels of an image that has several
 _COLUMNS = ["split", "class", "bytes", "file"]
 _OF_SEVERAL = ["split", "labels", "bytes", "file"]
 _OF_MEMBERS = ["split", "class", "bytes", "data", "member"]
+_UNSEEN = "unseen"  # in place of the split: a class that no image has
 _HEADINGS = (_COLUMNS, _OF_SEVERAL, _OF_MEMBERS)
 
 
@@ -57,21 +58,26 @@ class ListedImage(NamedTuple):
 class ImageList:
     """Images in the order in which a run numbers them.
 
-    An image has one class, or where `several` any number. `data` is the archive or the table of
-    which they are members or rows; of files it is empty. `ignored` says, of a list that was just
-    made, what else lies there, or is left out.
+    An image has one class, or where `several` any number; `unseen` are classes that none has.
+    `data` is the archive or the table of which they are members or rows; of files it is empty.
+    `file` is what the list was read from. `ignored` says, of one that was just made, what else lies
+    there, or is left out.
     """
 
     root: Path
     images: tuple[ListedImage, ...]
     several: bool = False
+    unseen: tuple[str, ...] = ()
     data: str = ""
+    file: str = field(default="", compare=False)
     ignored: str = field(default="", compare=False)
 
     @property
     def classes(self) -> list[str]:
         """The names of all classes, sorted."""
-        return sorted({name for image in self.images for name in self.labels_of(image)})
+        return sorted(
+            {*self.unseen, *(name for image in self.images for name in self.labels_of(image))}
+        )
 
     def labels_of(self, image: ListedImage) -> list[str]:
         """The classes of an image."""
@@ -99,11 +105,15 @@ class ImageList:
         writer.writerow(_OF_MEMBERS if place else _OF_SEVERAL if self.several else _COLUMNS)
         for image in self.images:
             writer.writerow((*image[:3], *place, image.path if place else self.root / image.path))
+        writer.writerows((_UNSEEN, name, 0, "") for name in self.unseen)
         return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class ListSet(FolderSet):
-    """The images of one split of a list."""
+    """The images of one split of a list.
+
+    A class without images is refused, unless `allow_empty`, or where an image has any number.
+    """
 
     def __init__(
         self, of: ImageList, split: str, classes: Sequence[str] = (), *, allow_empty: bool = False
@@ -112,12 +122,16 @@ class ListSet(FolderSet):
         self.root = of.root
         self.note = of.ignored
         self.classes = list(classes) or of.classes
-        if sorted(self.classes) != of.classes:
-            raise DataError(wrong_classes(of.root, of.classes, self.classes))
         counts = Counter(name for image in images for name in of.labels_of(image))
         empty = [name for name in self.classes if not counts[name]]
-        if empty and not allow_empty:
-            raise DataError(empty_classes(f"{of.root} ({split})", empty, len(self.classes)))
+        missing = [] if allow_empty or of.several else empty
+        place = of.file or of.data or of.root
+        if classes and (missing or not counts.keys() <= set(classes)):
+            raise DataError(wrong_classes(f"labels of {place}", sorted(counts), classes))
+        if missing:
+            raise DataError(empty_classes(f"{place} ({split})", missing, len(self.classes)))
+        if of.several and images and not counts:
+            raise DataError(f"no image of {place} ({split}) has a label; give some that have")
         number_of = {name: number for number, name in enumerate(self.classes)}
         if of.several:
             self.label_sets = tuple(
@@ -198,6 +212,7 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
                     split, name, int(num_bytes), place[-1] if data else path_from(root, *place)
                 )
                 for split, name, num_bytes, *place in rows
+                if split != _UNSEEN
             )
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
@@ -206,8 +221,10 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
         ) from error
     return ImageList(
         root=Path(data or root or Path(file).absolute().anchor),
+        file=str(file),
         data=data,
         several=heading == _OF_SEVERAL,
+        unseen=tuple(row[1] for row in rows if row[0] == _UNSEEN),
         images=images,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -46,13 +47,14 @@ def open_set(
     classes: Sequence[str] = (),
     *,
     reading: Reading | None = None,
+    several: bool = False,
 ) -> ImageSet:
     """The images of a split, labelled in the order of `classes` where they are given.
 
     They are read as their classes say, unless told. "all" are those of a data set that is not
-    parted. Raises MissingSplitError where there are none.
+    parted. `several` is as in `read_list`. Raises MissingSplitError where there are none.
     """
-    return _read_as(reading, _open(data, part, classes, allow_empty=False))
+    return _read_as(reading, _open(data, part, classes, allow_empty=False, several=several))
 
 
 def open_unchecked(data: str | Path, part: PartName, reading: Reading | None = None) -> ImageSet:
@@ -120,9 +122,15 @@ def is_table(data: str | Path) -> bool:
     return is_hfds(data) or is_parquet(data)
 
 
-def read_list(data: str | Path) -> ImageList:
-    """The images of a list: a run's, or a user's file of labels. Raises DataError for neither."""
-    return read_split(data) if is_split(split_address(str(data))[0]) else read_labels(data)
+def read_list(data: str | Path, *, several: bool = False) -> ImageList:
+    """The images of a list: a run's, or a user's file of labels. Raises DataError for neither.
+
+    For what takes `several` labels an image has any number, also where each happens to have one.
+    """
+    if not is_split(split_address(str(data))[0]):
+        return read_labels(data, several=several)
+    images = read_split(data)
+    return replace(images, several=several or images.several)
 
 
 def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
@@ -179,13 +187,18 @@ def _read_as(reading: Reading | None, images: ImageSet) -> ImageSet:
 
 
 def _open(
-    data: str | Path, part: PartName, classes: Sequence[str], *, allow_empty: bool
+    data: str | Path,
+    part: PartName,
+    classes: Sequence[str],
+    *,
+    allow_empty: bool,
+    several: bool = False,
 ) -> ImageSet:
     kind = kind_of(data)
     if kind in ("table", "archives"):
         return _open_members(kind, str(data), part, classes, allow_empty=allow_empty)
     if kind == "list":
-        images = read_list(data)
+        images = read_list(data, several=several)
         if not images.of(part):
             words = "train and val" if part == ALL else f"no image of {part}"
             raise MissingSplitError(f"{data} lists {words}; give another split or list")

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +29,9 @@ class ImageSet(Protocol):
     note: str
     reading: Reading
     label_sets: tuple[tuple[int, ...], ...] | None
+
+    def renumber(self, classes: Sequence[str]) -> None:
+        """Number the classes as a model does, of whose they are some."""
 
     def __len__(self) -> int: ...
 
@@ -97,6 +100,16 @@ class LabelledImages(ABC):
     @reading.setter
     def reading(self, reading: Reading) -> None:
         self._reading = reading
+
+    def renumber(self, classes: Sequence[str]) -> None:
+        """Number the classes as a model does, of whose they are some."""
+        number_of = [classes.index(name) for name in self.classes]
+        self._labels = array("L", (number_of[label] for label in self._labels))
+        if self.label_sets is not None:
+            self.label_sets = tuple(
+                tuple(number_of[label] for label in labels) for labels in self.label_sets
+            )
+        self.classes = list(classes)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -1,10 +1,10 @@
 """A user's CSV file of labels as a list of images: one class of each, or several.
 
-The column `file`, else the first, names the files, from the CSV's folder on. Another holds labels,
-with `|` or `;` between several, or there is one of 0 and 1 (or False and True) for each class; and
-`split`, where the file says what is for validation. A file may stand in several rows, which say
-more of it. Between columns are commas, semicolons or tabs. Blanks around a heading or a cell, rows
-of empty cells, and empty columns under no heading, say nothing; what else is left out is told.
+The column `file`, else one of images' names, else the first, names the files, from the CSV's folder
+on. Another holds labels, with `|` or `;` between several, or there is one of 0 and 1 (or False and
+True) for each class; and `split`, where the file says what is for validation. A file may stand in
+several rows, which say more of it. Between columns are commas, semicolons or tabs. Blanks around a
+heading or a cell, and empty rows and columns, say nothing; what else is left out is told.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
-from deit_zoo.data.folder import SPLIT_FOLDERS, is_image
+from deit_zoo.data.folder import SPLIT_FOLDERS, check_utf8, is_image
 from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage, path_from
 from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError
 
 _FIRST_DELIMITER = re.compile(r'[\r\n ]*(?:"(?:[^"]|"")*"|[^"\t,;\r\n]*)([\t,;])')
+_LABELS = ("label", "labels", "class", "target")  # what a column of labels is called
+_SEP = re.compile(r"sep=([\t,;])[\r\n]+")
 _MARKS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+# As written in any country; where there is none, pandas, R and SQL write a word.
+_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}([ ,'\xa0\u202f]\d{3})+)([.,]\d*)?([eE][+-]?\d+)?\s?%?")
+_WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
+_NO_NUMBER = ("", "na", "n/a", "nan", "none", "null")
 FORM = (
     "a file's name first, then one column of labels (with | between several) or a column of 0 and "
     "1 for each class, and split where the file says which are for validation"
@@ -34,46 +40,63 @@ SHOWN = 8  # numbers of rows in a sentence
 Columns = dict[str, Sequence[str]]
 
 
-def read_labels(data: str | Path) -> ImageList:
+def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     """The images that a CSV names; `data,label=COLUMN` says which column holds the labels.
 
-    Raises DataError for what is none.
+    An image has any number of labels where one has two, where each class has a column of its own,
+    or for what takes `several`. Elsewhere rows without a label are left out. Raises DataError for
+    what is no such file.
     """
     place, chosen = split_address(str(data))
     file = Path(place)
     numbers, columns = _columns(file)
-    own = chosen.get("image") or _called("file", columns) or next(iter(columns))
-    if (files := columns.pop(own, None)) is None:
-        raise DataError(f"{file} has no column {own!r}; give one of {', '.join(columns)}")
+    column = chosen.get("image") or _file_column(columns)
+    if (files := columns.pop(column, None)) is None:
+        raise DataError(f"{file} has no column {column!r}; give one of {', '.join(columns)}")
     words, label = columns.pop(_called("split", columns), None), chosen.get("label")
-    labels = _labels(file, columns, label)
+    labels, classes = _labels(file, columns, label)
     splits, notes = _splits(file, numbers, words) if words else ([ALL] * len(files), [])
     if label and (others := [name for name in columns if name != label]):
         notes.append(f"columns of {file} not read: {', '.join(others)}")
     root, real_folder = file.resolve().parent, cache(os.path.realpath)
     first_name: dict[tuple[str, str], str] = {}  # of a file in its folder, without links
-    of_file: dict[str, tuple[str, set[str]]] = {}
+    of_file: dict[str, tuple[str, set[str], int]] = {}  # with its first row
     for number, name, split, its in zip(numbers, files, splits, labels, strict=True):
         if not name:
             raise DataError(f"row {number} of {file} names no file; give its name, or leave it out")
         folder, last = os.path.split(os.path.join(root, path := _path(root, name)))
         path = first_name.setdefault((real_folder(folder), last), path)
-        other, known = of_file.setdefault(path, (split, set()))
+        other, known, _ = of_file.setdefault(path, (split, set(), number))
         if other != split:
             raise DataError(f"{file} puts {path} in {other} and in {split}; leave one")
+        for name in its:
+            check_utf8(name, f"the label in row {number} of {file}", "save it as CSV UTF-8")
         known |= its
-    images = tuple(
-        ListedImage(split, SEPARATOR.join(sorted(own)), _size(root / path), path)
-        for path, (split, own) in of_file.items()
-        if split in (*SPLIT_FOLDERS, ALL)
-    )
-    several = [image.path for image in images if len(of_file[image.path][1]) != 1]
-    if several:
+    several |= bool(classes) or any(len(own) > 1 for _, own, _ in of_file.values())
+    images, without = [], []
+    for path, (split, own, number) in of_file.items():
+        if split in (*SPLIT_FOLDERS, ALL):
+            if own or several:
+                name = SEPARATOR.join(sorted(own))
+                images.append(ListedImage(split, name, _size(root / path), path))
+            else:
+                without.append(number)
+    if without:
+        notes.append(f"rows of {file} left out, which have no label: {_shown(without)}")
+    if several and (others := [image.path for image in images if len(of_file[image.path][1]) != 1]):
         notes.append(
-            f"images of {file} with no label or several: {len(several):,} of {len(images):,}, "
-            f"first {several[0]}; so each class is judged by itself"
+            f"images of {file} with no label or several: {len(others):,} of {len(images):,}, "
+            f"first {others[0]}"
         )
-    return ImageList(root=root, several=bool(several), images=images, ignored="; ".join(notes))
+    seen = {name for image in images for name in of_file[image.path][1]}
+    return ImageList(
+        root=root,
+        file=str(file),
+        several=several,
+        unseen=tuple(name for name in classes if name not in seen),
+        images=tuple(images),
+        ignored="; ".join(notes),
+    )
 
 
 def _columns(file: Path) -> tuple[list[int], Columns]:
@@ -92,7 +115,7 @@ def _columns(file: Path) -> tuple[list[int], Columns]:
     if wrong := next((number for number, row in rows if len(row) != len(heading)), None):
         raise DataError(f"row {wrong} of {file} has not the {len(heading)} columns of the first")
     columns = list(zip(heading, zip(*(row for _, row in rows), strict=True), strict=bool(rows)))
-    columns = [(name, cells) for name, cells in columns if name or any(cells)]
+    columns = [(name, cells) for name, cells in columns if any(cells) or not rows]
     if len(columns) > 2 and not columns[0][0] and all(map(str.isdecimal, columns[0][1])):
         del columns[0]  # the index of pandas
     names = [name for name, _ in columns]
@@ -107,13 +130,18 @@ def _columns(file: Path) -> tuple[list[int], Columns]:
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, with their numbers; what ends the first cell parts all."""
+    """The rows that are not empty, with their numbers; what ends the first cell parts all.
+
+    A line `sep=;` before them is Excel's, which says what does.
+    """
     content = file.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if wide else "utf-8-sig", "surrogateescape")
     if "\0" in text:
         raise ValueError("it is no text: it holds a zero byte")
     first = _FIRST_DELIMITER.match(text)
+    if by_excel := _SEP.match(text):
+        first, text = by_excel, text[by_excel.end() :]
     rows = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=first[1] if first else ",",
@@ -121,12 +149,19 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
         strict=True,
     )
     stripped = ([cell.strip() for cell in row] for row in rows)
-    return [(number, row) for number, row in enumerate(stripped, 1) if any(row)]
+    start = 2 if by_excel else 1
+    return [(number, row) for number, row in enumerate(stripped, start) if any(row)]
 
 
 def _called(word: str, columns: Columns) -> str:
     """The column of this name, in letters of any case; empty where there is none."""
     return next((name for name in columns if name.casefold() == word), "")
+
+
+def _file_column(columns: Columns) -> str:
+    """The column that names the files."""
+    named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
+    return _called("file", columns) or next(named, next(iter(columns)))
 
 
 def _path(root: Path, name: str) -> str:
@@ -136,20 +171,24 @@ def _path(root: Path, name: str) -> str:
     return path_from(root, name) if os.path.isabs(name) else Path(name).as_posix()
 
 
-def _labels(file: Path, columns: Columns, chosen: str | None) -> Iterable[set[str]]:
-    """The labels of each row."""
+def _labels(
+    file: Path, columns: Columns, chosen: str | None
+) -> tuple[Iterable[set[str]], Sequence[str]]:
+    """The labels of each row, and the classes where each has a column of its own."""
     if chosen is not None and chosen not in columns:
         raise DataError(f"{file} has no column {chosen!r}; give one of {', '.join(columns)}")
     marks = [[_MARKS.get(cell.lower()) for cell in cells] for cells in columns.values()]
-    if chosen is None and len(columns) > 1 and not any(None in column for column in marks):
+    own = next(filter(None, (_called(word, columns) for word in _LABELS)), None)
+    several_columns = chosen is None and own is None and len(columns) > 1
+    if several_columns and not any(None in column for column in marks):
         if joined := [name for name in columns if SEPARATOR in name]:
             raise DataError(f"{file} has a class {joined[0]!r}; call it by a name without a |")
         return [
-            {name for name, mark in zip(columns, row, strict=True) if mark}
+            {normalize("NFC", name) for name, mark in zip(columns, row, strict=True) if mark}
             for row in zip(*marks, strict=True)
-        ]
-    name = chosen or _called("label", columns) or next(iter(columns))
-    for measure, cells in ({name: columns[name]} if chosen else columns).items():
+        ], [normalize("NFC", name) for name in columns]
+    name = chosen or own or next(iter(columns))
+    for measure, cells in (columns if several_columns else {name: columns[name]}).items():
         if kind := _kind_of_numbers(cells, chosen is not None):
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(
@@ -164,8 +203,8 @@ def _labels(file: Path, columns: Columns, chosen: str | None) -> Iterable[set[st
         )
     return [
         {label.strip() for label in re.split(r"[|;]", cell) if label.strip()}
-        for cell in columns[name]
-    ]
+        for cell in _names(columns[name])
+    ], ()
 
 
 def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:
@@ -173,14 +212,20 @@ def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:
 
     Whole ones are classes where they are chosen, or number them from 0 or 1.
     """
-    cells = [cell for cell in cells if cell]
+    cells = [cell for cell in cells if cell.lower() not in _NO_NUMBER]
     if not cells or not all(map(_NUMBER.fullmatch, cells)):
         return ""
-    numbers = sorted({float(cell) for cell in cells})
-    if not all(map(float.is_integer, numbers)):
+    if not all(map(_WHOLE.fullmatch, cells)):
         return "broken"
-    first, last = int(numbers[0]), int(numbers[-1])
+    numbers = sorted({int(float(cell)) for cell in cells})
+    first, last = numbers[0], numbers[-1]
     return "" if chosen or (first in (0, 1) and len(numbers) == last + 1 - first) else "whole"
+
+
+def _names(cells: Sequence[str]) -> Iterable[str]:
+    """Labels by which equal ones are known: 1 and 1.0, and letters with accents in either form."""
+    whole = [_WHOLE.fullmatch(cell) for cell in cells if cell]
+    return (_WHOLE.sub(r"\1", cell) if all(whole) else normalize("NFC", cell) for cell in cells)
 
 
 def _splits(
@@ -197,18 +242,23 @@ def _splits(
     if tests < for_val:
         split_of |= {word: word for word in tests}
     splits = [split_of.get(word, word) for word in words]
-    if not SPLIT_FOLDERS.keys() <= set(splits):
-        said = ", ".join(sorted(set(words))) or "nothing"
+    if SPLIT_FOLDERS.keys().isdisjoint(splits):
+        said = ", ".join(sorted(set(words)))
         raise DataError(f"the column split of {file} says {said}; it must say train and val")
     left: dict[str, list[int]] = {}
     for number, split in zip(numbers, splits, strict=True):
         if split not in SPLIT_FOLDERS:
             left.setdefault(split, []).append(number)
     return splits, [
-        f"rows of {file} left out, whose split is {word!r}: {', '.join(map(str, rows[:SHOWN]))}"
-        + f" and {len(rows) - SHOWN:,} more" * (len(rows) > SHOWN)
+        f"rows of {file} left out, whose split is {word!r}: {_shown(rows)}"
         for word, rows in left.items()
     ]
+
+
+def _shown(rows: Sequence[int]) -> str:
+    """The numbers of rows, the first of many."""
+    more = f" and {len(rows) - SHOWN:,} more" * (len(rows) > SHOWN)
+    return ", ".join(map(str, rows[:SHOWN])) + more
 
 
 def _size(file: Path) -> int:

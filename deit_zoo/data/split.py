@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from deit_zoo.data.folder import FolderSet, class_folders, split_folder
+from deit_zoo.data.folder import SPLIT_FOLDERS, FolderSet, class_folders, split_folder
 from deit_zoo.data.image_list import ALL, UNREADABLE, ImageList, ListedImage
 from deit_zoo.data.image_set import (
     ImageSet,
@@ -63,6 +63,11 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
                 f"{data} does not say which images are for validation; type --val-share 0.2 to "
                 "keep a fifth apart, or give it a column split of train and val"
             )
+        for split in SPLIT_FOLDERS:
+            if not images.of(split):
+                raise DataError(
+                    f"the column split of {data} says no {split}; it must say train and val"
+                )
         return images
     if is_parted:
         raise DataError(_is_parted(data))
@@ -77,17 +82,22 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
 
 
 def _with_every_label(of: ImageList, parted: Sequence[ListedImage]) -> tuple[ListedImage, ...]:
-    """The same, where each label that two images have is in both splits, if another lets it."""
+    """The same, where each label that two images have is in both splits, if another lets it.
+
+    What one image alone has is learned.
+    """
     with_label: dict[str, list[ListedImage]] = {}
     for image in sorted(parted, key=_draw):
         for label in of.labels_of(image):
             with_label.setdefault(label, []).append(image)
-    val = {image.path for image in parted if image.split == "val"}
+    alone = {images[0].path for images in with_label.values() if len(images) == 1}
+    val = {image.path for image in parted if image.split == "val"} - alone
     for images in with_label.values():
         apart = [image for image in images if image.path in val]
-        if not apart and len(images) > 1:
-            val.add(images[0].path)
-        elif len(apart) == len(images) > 1:
+        others = [image for image in images if image.path not in alone]
+        if others and not apart:
+            val.add(others[0].path)
+        elif len(apart) == len(images):
             val.remove(images[-1].path)
     return tuple(image._replace(split="val" if image.path in val else "train") for image in parted)
 

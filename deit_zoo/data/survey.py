@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from deit_zoo.data.archive_source import open_index
 from deit_zoo.data.folder import (
@@ -32,7 +33,7 @@ from deit_zoo.data.folder import (
 )
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.image_file import UnreadableError
-from deit_zoo.data.image_list import ALL, ImageList, ListedImage, listing_sha256
+from deit_zoo.data.image_list import ImageList, ListedImage, listing_sha256
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked, read_list
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.prefetch import ordered_map, prefetch
@@ -126,7 +127,7 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
     kind = kind_of(data)
     if kind == "list":
         images = read_list(data)
-        if images.of(ALL):
+        if not images.of("train") or not images.of("val"):
             raise MissingSplitError(f"{data} does not say which images are for validation")
         return _scan_list(str(data), images)
     if kind in ("table", "archives"):
@@ -290,13 +291,40 @@ def _wrapped(data: str, split: Split) -> str | None:
 
 
 def _problem_within(data: str, split: Split) -> str | None:
-    empty = [name for name, images in split.classes.items() if not images]
+    empty = _without_images(split)
     if len(empty) == len(split.classes):
         return (
             f"{data} holds no image in {split.name}/; give image files such as x.jpg, x.png, x.tif "
             "or x.heic"
         )
-    return empty_classes(f"{data}/{split.name}", empty, len(split.classes)) if empty else None
+    if not empty or split.several is not None:
+        return None
+    return empty_classes(f"{data}/{split.name}", empty, len(split.classes))
+
+
+def _without_images(split: Split) -> list[str]:
+    return [name for name, images in split.classes.items() if not images]
+
+
+def class_remarks(*splits: Split) -> list[str]:
+    """What is worth knowing of the classes of splits: which look alike, and which have no image."""
+    alike: dict[str, list[str]] = {}
+    for name in splits[0].classes:
+        alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    sentences = [
+        f"classes that differ in case, blanks or the form of letters alone: "
+        f"{', '.join(map(ascii, names))}"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    for split in splits:
+        if empty := _without_images(split) if split.several is not None else []:
+            then = {"train": ", which are not learned", "val": ", which are not measured"}
+            sentences.append(
+                f"no image of {split.name} shows {len(empty):,} of the {len(split.classes):,} "
+                f"classes (such as {empty[0]!r}){then.get(split.name, '')}"
+            )
+    return sentences
 
 
 def _scan_list(data: str, images: ImageList) -> Survey:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from deit_zoo.data.decode import error_context
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
 from deit_zoo.data.image_set import ImageSet, has_own_names, kind_of, open_set
-from deit_zoo.data.images import MissingSplitError
+from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
@@ -38,12 +38,11 @@ Keep = Callable[[Sums, NDArray[np.int64]], Sums]
 class EvalDataset(Dataset[tuple[Any, int]]):
     """The images of a set, each transformed, with its label.
 
-    `class_subset` are the classes of the model that compete, all unless given. With `multi_labels`
-    an image's label is its own number, and its entry lists the classes that are right: several, or
-    none where the image does not count. `by_class` says that every class is judged by itself, as
-    where the set has several labels for an image: then those are the `multi_labels`. With `skips`
-    an image that cannot be read does not count either, and is labelled with minus its number, less
-    one; without, it is an error.
+    `class_subset` are the classes of the model that compete, all unless given. With `multi_labels`,
+    which are the set's own unless given, an image's label is its own number, and its entry lists
+    the classes that are right: several, or none where the image does not count. `by_class` says
+    that the model judges every class by itself. With `skips` an image that cannot be read does not
+    count either, and is labelled with minus its number, less one; without, it is an error.
     """
 
     def __init__(
@@ -53,13 +52,16 @@ class EvalDataset(Dataset[tuple[Any, int]]):
         *,
         class_subset: Sequence[int] | None = None,
         multi_labels: Sequence[Sequence[int]] | None = None,
+        by_class: bool = False,
         skips: bool = False,
     ) -> None:
         self.images = images
         self.transform = transform
         self.class_subset = class_subset
-        self.by_class = images.label_sets is not None
+        self.by_class = by_class
         self.multi_labels = images.label_sets if multi_labels is None else multi_labels
+        if by_class and self.multi_labels is None:
+            self.multi_labels = [(images.label_of(index),) for index in range(len(images))]
         self.skips = skips
 
     def __len__(self) -> int:
@@ -89,28 +91,34 @@ class EvalDataset(Dataset[tuple[Any, int]]):
 
 
 def validation_set(
-    data: str | Path, classes: Sequence[str] = (), *, reading: Reading | None = None
+    data: str | Path,
+    classes: Sequence[str] = (),
+    *,
+    reading: Reading | None = None,
+    several: bool = False,
 ) -> ImageSet:
     """The validation images of a data set, or of a folder that is nothing else."""
     try:
-        return open_set(data, "val", classes, reading=reading)
+        return open_set(data, "val", classes, reading=reading, several=several)
     except MissingSplitError as error:
         missing = error
     try:
-        return open_set(data, "all", classes, reading=reading)
+        return open_set(data, "all", classes, reading=reading, several=several)
     except MissingSplitError:
         raise missing from None
 
 
 def folder_classes(data: str | Path) -> list[str]:
-    """The class folders that a validation set has; none where something else names its classes."""
+    """The classes of which a validation set has images; none where they go by their order."""
     kind = kind_of(data)
     if kind == "folder":
         return class_folders(validation_folder(Path(data)))
-    if kind == "archives":
-        index = validation_set(data)
-        return [] if has_own_names(data, index.classes) else index.classes
-    return []
+    if kind == "heap":
+        return []
+    images = validation_set(data, several=True)
+    if kind != "list" and has_own_names(data, images.classes):
+        return []
+    return [name for name, count in class_counts(images).items() if count]
 
 
 def validation_folder(data: Path) -> Path:

@@ -55,8 +55,10 @@ class Comparing:
 
     def add(self, name: str, model: ZooModel, dataset: EvalDataset, *, heads: bool = False) -> None:
         """Ask a model, and each of its heads where it has two."""
-        if dataset.by_class:
-            raise ZooError(f"{name} gives several labels to an image, so no answer is compared")
+        if dataset.multi_labels is not None:
+            raise ZooError(
+                f"{name} or the data give several labels to an image, so no answer is compared"
+            )
         sums = {head: np.zeros(4) for head in HEADS if heads}
 
         with ExitStack() as hooks:

@@ -123,13 +123,18 @@ class LabelAnswers(SplitAnswers):
     worst_by = "average_precision"
 
     def __init__(
-        self, split: str, images: ImageSet, classes: Sequence[str], logits: NDArray[np.float64]
+        self,
+        split: str,
+        images: ImageSet,
+        classes: Sequence[str],
+        logits: NDArray[np.float64],
+        label_sets: Sequence[Sequence[int]],
     ) -> None:
         readable = ~np.isnan(logits[:, 0])
         super().__init__(split, images, classes, readable)
         self.probability = 1.0 / (1.0 + np.exp(-logits[readable]))
         present = np.zeros(logits.shape, dtype=bool)
-        for row, labels in zip(present, images.label_sets or (), strict=True):
+        for row, labels in zip(present, label_sets, strict=True):
             row[list(labels)] = True
         self.present = present[readable]
 
@@ -174,5 +179,7 @@ def answers_of(
     split: str, dataset: EvalDataset, classes: Sequence[str], sums: NDArray[np.float64]
 ) -> Answers | LabelAnswers:
     """What was kept of all images, as what was answered."""
-    kind = LabelAnswers if dataset.by_class else Answers
-    return kind(split, dataset.images, classes, kept_of(sums, dataset))
+    kept = kept_of(sums, dataset)
+    if not dataset.by_class:
+        return Answers(split, dataset.images, classes, kept)
+    return LabelAnswers(split, dataset.images, classes, kept, dataset.multi_labels or ())

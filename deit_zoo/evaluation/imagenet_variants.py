@@ -47,11 +47,12 @@ REAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalSet:
-    """Images and what is right for them; the other two as in `EvalDataset`."""
+    """Images and what is right for them; the other fields as in `EvalDataset`."""
 
     images: ImageSet
     class_subset: tuple[int, ...] | None = None
     multi_labels: tuple[tuple[int, ...], ...] | None = None
+    by_class: bool = False
 
     def dataset(self, transform: Callable[[Image.Image], Any]) -> EvalDataset:
         """The images as a model sees them, with their labels."""
@@ -60,6 +61,7 @@ class EvalSet:
             transform,
             class_subset=self.class_subset,
             multi_labels=self.multi_labels,
+            by_class=self.by_class,
         )
 
 
@@ -70,17 +72,19 @@ def open_eval_set(
     file: Path | None = None,
     *,
     reading: Reading | None = None,
+    by_class: bool = False,
 ) -> EvalSet:
     """The images of a data set for a model with these class folders.
 
     ImageNet's sets are read as upstream reads them, its own classes' as the model does.
+    `by_class` is of a model that judges each class by itself.
 
     Raises DataError where the folders, the files' names or the label file are not what the set
     needs.
     """
     check_eval_set(data, kind, file)
     if kind is None:
-        return _own_classes(data, folders, reading)
+        return _own_classes(data, folders, reading, by_class)
     if list(folders) != [label.folder for label in labels("imagenet1k")]:
         raise DataError(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
@@ -123,19 +127,29 @@ def check_eval_set(data: str | Path, kind: str | None, file: str | PathLike[str]
         validation_folder(Path(data))
 
 
-def _own_classes(data: str | Path, folders: Sequence[str], reading: Reading | None) -> EvalSet:
-    """Images of the model's own classes; of some of them, only those compete."""
+def _own_classes(
+    data: str | Path, folders: Sequence[str], reading: Reading | None, by_class: bool
+) -> EvalSet:
+    """Images of the model's own classes, or of some; of published classes, only those compete."""
     there = set(folder_classes(data))
     some = [folder for folder in folders if folder in there]
-    if not 1 < len(some) == len(there) < len(folders):
-        return EvalSet(images=validation_set(data, folders, reading=reading))
-    images = validation_set(data, some, reading=reading)
-    sentence = (
-        f"{data} has {len(some):,} of the model's {len(folders):,} classes, and no other competes"
+    numbers = None
+    is_published = any(
+        list(folders) == [label.folder for label in labels(kind)]
+        for kind in ("imagenet1k", "digits")
     )
-    images.note = "; ".join(filter(None, (sentence, images.note)))
-    numbers = tuple(number for number, folder in enumerate(folders) if folder in there)
-    return EvalSet(images=images, class_subset=numbers)
+    if is_published < len(some) == len(there) < len(folders):
+        images = validation_set(data, some, reading=reading, several=by_class)
+        if is_published:
+            numbers = tuple(number for number, folder in enumerate(folders) if folder in there)
+        else:
+            images.renumber(folders)
+        rest = "no other competes" if is_published else "no image of another"
+        sentence = f"{data} has {len(some):,} of the model's {len(folders):,} classes, and {rest}"
+        images.note = "; ".join(filter(None, (sentence, images.note)))
+    else:
+        images = validation_set(data, folders, reading=reading, several=by_class)
+    return EvalSet(images=images, class_subset=numbers, by_class=by_class)
 
 
 def _real(data: str | Path, folders: Sequence[str], file: Path) -> EvalSet:

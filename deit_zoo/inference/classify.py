@@ -48,8 +48,13 @@ def reading_for(model: ZooModel) -> Reading:
 
 def probabilities(model: ZooModel, logits: Tensor) -> Tensor:
     """Of each class: all together 1, or each by itself where an image may have several labels."""
-    several = getattr(model, "problem_type", None) == SEVERAL_LABELS  # a RegNet from timm has none
-    return logits.sigmoid() if several else logits.softmax(dim=-1)
+    return logits.sigmoid() if gives_several(model) else logits.softmax(dim=-1)
+
+
+def gives_several(model: ZooModel) -> bool:
+    """Whether a model judges each class by itself, so that an image may have several labels."""
+    # A RegNet from timm has no such word.
+    return getattr(model, "problem_type", None) == SEVERAL_LABELS
 
 
 def predictions(network: ZooModel, images: list[Tensor], topk: int) -> list[list[Prediction]]:

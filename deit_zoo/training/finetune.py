@@ -86,12 +86,15 @@ def finetune(
     if not has_begun(output):  # refused before images are listed or parted
         checks.check_output(output, plan.recipe, resume)
 
+    from deit_zoo.data.survey import class_remarks
+
     def fit(plan: Plan, survey: Survey) -> Plan:
         plan, several, remarks = for_survey(plan, survey, data, chosen_fields(changes))
         classes = list(survey.train.classes)
         more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
         named = f"{len(classes):,} classes: {', '.join(classes[:8])}{more}"
-        for remark in filter(None, (several, named, *remarks)):
+        of_classes = class_remarks(survey.train, survey.val)
+        for remark in filter(None, (several, named, *of_classes, *remarks)):
             tell(remark)
         return plan
 

@@ -43,6 +43,7 @@ def write_results(
 
 
 def _answers(split: str, model: ZooModel, images: ImageSet, workers: int) -> Answers | LabelAnswers:
-    dataset = EvalDataset(images, transform(model), skips=split == "val")
+    by_class = images.label_sets is not None
+    dataset = EvalDataset(images, transform(model), by_class=by_class, skips=split == "val")
     sums = accumulate(model, dataset, batch_size=256, workers=workers, keep=answers_to)
     return answers_of(split, dataset, images.classes, sums)

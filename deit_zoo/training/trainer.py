@@ -86,7 +86,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
         classes = images.classes
         model = build_model(recipe, classes, group)
         validation = open_images(data, "val", classes, group, plan.reading)
-        held_out = EvalDataset(validation, transform(model), skips=True)
+        by_class = images.label_sets is not None
+        held_out = EvalDataset(validation, transform(model), by_class=by_class, skips=True)
         teacher, taught = teaching(job, len(classes), group, say)
         counts: list[int] = []
         if recipe.class_weights == "balanced":
@@ -116,7 +117,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             where = f"epoch {manager.epoch}, step {manager.stats.step}"
             say(f"continuing after {where}{job.changes_in_words()}")
         facts = facts_of(plan, classes)
-        if images.label_sets is not None:
+        if by_class:
             facts["problem_type"] = SEVERAL_LABELS
 
         def keep(epoch: int, reached: Evaluation) -> None:

@@ -163,8 +163,8 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
     data = one_tar(tmp_path, FILES)
     assert refused(lambda: open_set(data, "val", ["n01", "n02", "n03"])) == (
         f"the class folders of {data} are not the model's 3 classes: 1 that are no class of the "
-        "model (such as 'n10') and 1 missing (such as 'n03'); give a folder with one folder per "
-        "class, from 'n01' to 'n03'"
+        "model (such as 'n10') and 1 missing (such as 'n03'); give images of each class, from "
+        "'n01' to 'n03'"
     )
 
 
@@ -323,7 +323,7 @@ def test_a_class_of_a_number_without_images_is_refused_unless_all_is_wanted(tmp_
     members = {f"{n}.png": photo("red") for n in range(3)}
     members |= {f"{n}.cls": b"2" if n else b"0" for n in range(3)}
     data = write_tar(tmp_path / "train.tar", members)
-    assert refused(lambda: open_set(data, "train")).startswith("1 of the 3 class folders of ")
+    assert refused(lambda: open_set(data, "train")).startswith("1 of the 3 classes of ")
     assert len(open_unchecked(data, "train")) == 3
 
 

@@ -98,7 +98,7 @@ def test_classes_that_are_not_the_models_are_refused(kaggle: Path) -> None:
 
 def test_a_class_without_images_is_refused_and_counted(kaggle: Path) -> None:
     (kaggle / INSIDE / "val" / "ILSVRC2012_val_00000001.JPEG").unlink()
-    assert refused(lambda: open_set(kaggle, "val")).startswith("1 of the 3 class folders of ")
+    assert refused(lambda: open_set(kaggle, "val")).startswith("1 of the 3 classes of ")
     assert scan(kaggle).val.classes["n02119789"] == 0
 
 

@@ -353,7 +353,7 @@ def test_images_without_labels_are_refused(tmp_path: Path, label: int | None) ->
 def test_classes_of_the_hub_without_images_are_refused(tmp_path: Path) -> None:
     data = saved(tmp_path / "hub", {"train": TRAIN, "test": VAL[:1]})
     assert refused(lambda: validate(data)).startswith(
-        f"1 of the 2 class folders of {data}/test hold no image (such as 'blue')"
+        f"1 of the 2 classes of {data}/test has no image (such as 'blue')"
     )
 
 

@@ -79,8 +79,8 @@ def test_a_class_without_images_is_named(folder: Path) -> None:
     (folder / "val" / "red" / "4.png").unlink()
     write(folder, {"val/red/4.txt": b""})
     assert refused(lambda: validate(folder)) == (
-        f"1 of the 2 class folders of {folder}/val hold no image (such as 'red'); give a folder "
-        "with images of every class"
+        f"1 of the 2 classes of {folder}/val has no image (such as 'red'); give images of "
+        "every class"
     )
 
 
@@ -185,7 +185,7 @@ def test_a_data_set_that_lacks_a_split_is_looked_at_all_the_same(folder: Path) -
 def test_a_class_without_images_is_a_problem_of_a_split_alone_too(folder: Path) -> None:
     (folder / "train" / "grey").mkdir()
     _, problem = inspect(folder / "train")
-    assert str(problem).startswith("1 of the 3 class folders of ")
+    assert str(problem).startswith("1 of the 3 classes of ")
 
 
 def test_a_folder_of_images_without_classes_is_looked_at(tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_v2_must_have_every_folder(numbered: Path, tmp_path: Path) -> None:
     root = write(tmp_path / "v2", [*NUMBERS[:-1], "cat"])
     refuses(
         f"the class folders of {root} are not the model's 1000 classes: 1 that are no class of "
-        "the model (such as 'cat') and 1 missing (such as '999'); give a folder with one folder "
-        "per class, from '0' to '999'",
+        "the model (such as 'cat') and 1 missing (such as '999'); give images of each class, "
+        "from '0' to '999'",
         root,
         SYNSETS,
         "v2",

@@ -137,7 +137,8 @@ def test_an_image_that_turned_bad_is_left_out(
     images.label_sets = label_sets
     (tmp_path / "pets" / "dog" / "0.png").write_bytes(b"no image")
     model = deit_zoo.create(PICO, num_classes=3)
-    dataset = EvalDataset(images, deit_zoo.transform(model), skips=True)
+    by_class = label_sets is not None
+    dataset = EvalDataset(images, deit_zoo.transform(model), by_class=by_class, skips=True)
     sums = accumulate(model, dataset, batch_size=2, workers=0, keep=answers_to)
     write_report(tmp_path / "pets", "pets", [answers_of("val", dataset, images.classes, sums)])
     with (tmp_path / "pets" / "predictions.csv").open(newline="") as stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from sklearn.metrics import average_precision_score
 
 import deit_zoo
 from deit_zoo.data.digits import digits
+from deit_zoo.data.image_list import read_split
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.prepare import write_tree
 from deit_zoo.data.split import list_images
-from deit_zoo.data.survey import scan
-from deit_zoo.errors import DataError, RecipeError
+from deit_zoo.data.survey import class_remarks, inspect, scan, validate_list
+from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
     accumulate,
@@ -75,6 +77,15 @@ FORMS = {
     "a row of each label": ("file,tag", "a.png,cat", "b.png,", "a.png,dog", "c.png,dog"),
     "semicolons between columns": ("file;tags", "a.png;cat|dog", "b.png;", "c.png;dog"),
     "tabs, in folders of Windows": ("file\ttags", ".\\a.png\tcat;dog", "b.png\t", "c.png\tdog"),
+    "the delimiter that Excel names": (
+        "sep=;",
+        "file;tags",
+        "a.png;cat|dog",
+        "b.png;",
+        "c.png;dog",
+    ),
+    "labels before names of images": ("tags,photo", "cat|dog,a.png", ",b.png", "dog,c.png"),
+    "a column of nothing": ("file,tags,notes", "a.png,cat|dog,", "b.png,,", "c.png,dog,"),
     "blanks, and rows that a spreadsheet leaves": (
         "file, tags ",
         'a.png, "cat;dog"',
@@ -139,6 +150,70 @@ def test_each_label_of_two_images_is_in_both_splits(tmp_path: Path) -> None:
             assert {"all", *(f"rare{n}" for n in range(6))} <= labels
 
 
+def test_a_class_that_few_images_or_none_show_stops_no_training(tmp_path: Path) -> None:
+    rows = [f"{n}.png,{n % 2},{n % 3 // 2},{int(n == 3)},0" for n in range(12)]
+    file = listed(tmp_path / "labels.csv", "file,odd,third,rare,none", *rows)
+    images = list_images(file, 0.25)
+    survey = validate_list(str(file), images)
+    assert [counts["rare"] for counts in (survey.train.classes, survey.val.classes)] == [1, 0]
+    assert class_remarks(survey.train, survey.val) == [
+        "no image of train shows 1 of the 4 classes (such as 'none'), which are not learned",
+        "no image of val shows 2 of the 4 classes (such as 'none'), which are not measured",
+    ]
+    split = listed(tmp_path / "split.csv", images.to_bytes().decode().rstrip())
+    assert read_split(split, images.root) == images
+    assert open_set(split, "val").classes == ["none", "odd", "rare", "third"]
+
+
+@each_row(
+    ("form", "message"),
+    [
+        ("labels", "the label in row 3 of DATA/labels.csv is not UTF-8 ('K\\udce4se'); save it as"),
+        (
+            "heading",
+            "the label in row 2 of DATA/labels.csv is not UTF-8 ('K\\udce4se'); save it as",
+        ),
+        ("folder", "the name of a class folder of DATA/val is not UTF-8 ('K\\udce4se'); rename it"),
+    ],
+)
+def test_a_label_that_is_not_utf_8_is_refused_where_it_is_read(
+    form: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    if form == "folder":
+        (tmp_path / "val" / os.fsdecode(b"K\xe4se")).mkdir(parents=True)
+    elif form == "labels":
+        file.write_bytes(b"file;label\na.png;dog\nb.png;K\xe4se\n")
+    else:
+        file.write_bytes(b"file;K\xe4se;Brot\na.png;1;0\n")
+    data = tmp_path / "val" if form == "folder" else file
+    assert message.replace("DATA", str(tmp_path)) in refused(lambda: inspect(data))
+
+
+def test_classes_that_look_alike_are_told_and_one_label_in_two_forms_is_one_class(
+    tmp_path: Path,
+) -> None:
+    labels = ["Cat", "cat", "big cat", "big\u00a0 cat", "caf\u00e9", "cafe\u0301", "dog"]
+    rows = [f"{n}.png,{label}" for n, label in enumerate(labels)]
+    [split] = inspect(listed(tmp_path / "labels.csv", "file,label", *rows))[0].values()
+    assert len(split.classes) == 6
+    alike = "classes that differ in case, blanks or the form of letters alone: "
+    assert class_remarks(split) == [f"{alike}'Cat', 'cat'", f"{alike}'big cat', 'big\\xa0 cat'"]
+    whole = ("file,label", "a.png,1", "b.png,1.0", "c.png,0")
+    assert read_labels(listed(tmp_path / "whole.csv", *whole)).classes == ["0", "1"]
+
+
+def test_a_part_alone_is_measured_and_not_trained_on(tmp_path: Path) -> None:
+    rows = [f"{n}.png,{'ab'[n % 2]}" for n in range(4)]
+    for splits, count in ((["test"] * 4, 4), (["val", "val", "test", "test"], 2)):
+        lines = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+        file = listed(tmp_path / "labels.csv", "file,label,split", *lines)
+        assert len(open_set(file, "val")) == count
+        assert list(inspect(file)[0]) == ["val"]
+        with pytest.raises(DataError, match="says no train; it must say train and val"):
+            list_images(file)
+
+
 def test_a_file_with_one_label_for_each_image_is_as_class_folders(
     tmp_path: Path, digits_folder: Path
 ) -> None:
@@ -177,10 +252,11 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
         (("file", "a.png"), "FILE names no images with labels"),
         (("file,split", "a.png,train"), "FILE names no images with labels"),
         (("file,tags", "a.png,cat,dog"), "row 2 of FILE has not the 2 columns of the first"),
-        (
-            ("file,tag,split", "a.png,cat,train"),
-            "column split of FILE says train; it must say train",
-        ),
+        (("file,tag,split", "a.png,cat,0"), "column split of FILE says 0; it must say train and"),
+        (("file,label,fold", "a.png,1,1", "b.png,0,0"), "by typing --label-column label"),
+        (("file,target,is_valid", "a.png,1,True", "b.png,0,"), "by typing --label-column target"),
+        (("file;mm", "a.png;0,5", "b.png;NA", "c.png;1 024,25"), "column 'mm' of FILE holds numb"),
+        (("file,share", "a.png,5%", "b.png,7.5 %"), "column 'share' of FILE holds numbers such as"),
         (
             ("file,tag,Split", "a.png,cat,train", "b.png,cat,Valid", "FOLDER/a.png,cat,val"),
             "FILE puts a.png in train and in val; leave one",
@@ -205,7 +281,7 @@ def test_what_is_no_file_of_labels_is_refused_in_a_sentence(
 
 def test_what_a_file_of_labels_has_that_is_not_read_is_told(tmp_path: Path) -> None:
     rows = ("a.png,cat,Ann,train", "b.png,cat,Ann, Valid", "c.png,dog,Bob,TEST", "d.png,dog,Bob,")
-    more = ("e.png,dog,Bob,val", "f.png,,Bob,train", "g.png,dog,Bob,test")
+    more = ("e.png,dog,Bob,val", "f.png,,Bob,train", "g.png,dog,Bob,test", "h.png,cat|dog,Bob,val")
     file = listed(tmp_path / "labels.csv", "file,tag,by,Split", *rows, *more)
     images = read_labels(f"{file},label=tag")
     assert [(image.path, image.split) for image in images.images] == [
@@ -213,11 +289,12 @@ def test_what_a_file_of_labels_has_that_is_not_read_is_told(tmp_path: Path) -> N
         ("b.png", "val"),
         ("e.png", "val"),
         ("f.png", "train"),
+        ("h.png", "val"),
     ]
     assert images.ignored == (
         f"rows of {file} left out, whose split is 'test': 4, 8; rows of {file} left out, whose "
         f"split is '': 5; columns of {file} not read: by; images of {file} with no label or "
-        "several: 1 of 4, first f.png; so each class is judged by itself"
+        "several: 2 of 5, first f.png"
     )
     assert scan(f"{file},label=tag").lines()[0][1].endswith(f" each); {images.ignored}")
     with pytest.raises(DataError, match="has no column 'photo'; give one of file, tag, by, Split"):
@@ -247,7 +324,9 @@ def test_an_image_that_is_skipped_is_in_no_figure(tagged: Path, run: Path, tmp_p
     for extra in ([], ["broken.png,big"]):
         file = listed(tmp_path / "labels.csv", "file,tags", *rows, *extra)
         model = deit_zoo.create(checkpoint=run)
-        images = EvalDataset(open_set(file, "all"), deit_zoo.transform(model), skips=True)
+        images = EvalDataset(
+            open_set(file, "all"), deit_zoo.transform(model), by_class=True, skips=True
+        )
         found = accuracy(model, images, batch_size=16, workers=0)
         figures.append((found.mean_ap, found.loss, found.num_images - found.num_unjudged))
     assert figures[0] == pytest.approx(figures[1])
@@ -255,12 +334,66 @@ def test_an_image_that_is_skipped_is_in_no_figure(tagged: Path, run: Path, tmp_p
 
 def test_more_processes_than_batches_measure_what_one_measures(run: Path, tagged: Path) -> None:
     model = deit_zoo.create(checkpoint=run)
-    images = EvalDataset(open_set(tagged, "all"), deit_zoo.transform(model), skips=True)
+    images = EvalDataset(
+        open_set(tagged, "all"), deit_zoo.transform(model), by_class=True, skips=True
+    )
     shards = [
         accumulate(model, images, batch_size=256, workers=0, shard=(rank, 2)) for rank in range(2)
     ]
     together = evaluation_of(shards[0] + shards[1], images)
     assert together == accuracy(model, images, batch_size=256, workers=0)
+
+
+@pytest.mark.parametrize("tags", [["big", "even", "round"], ["big", "even"], ["even", ""]])
+def test_a_model_of_several_labels_judges_each_class_whatever_the_table_looks_like(
+    tags: list[str], run: Path, tagged: Path, tmp_path: Path
+) -> None:
+    # Every image has one label, its last, or in the last case none.
+    rows = [row.replace(",", "|").split("|") for row in tagged.read_text().splitlines()[1:]]
+    chosen = [(file, labels[-1]) for file, *labels in rows if labels[-1] in tags]
+    lines = [f"{tagged.parent / file},{tag}" for file, tag in chosen]
+    data, told = listed(tmp_path / "labels.csv", "file,label", *lines), []
+    model = deit_zoo.create(checkpoint=run)
+    reached = deit_zoo.evaluate(model, data, say=told.append)
+    answers = deit_zoo.classify([tagged.parent / file for file, _ in chosen], model)
+    shares = [{one.label: one.probability for one in answer} for answer in answers]
+    losses, precisions = [], []
+    for name in TAGS:
+        right, scores = [tag == name for _, tag in chosen], [share[name] for share in shares]
+        losses += [-np.log(s if is_it else 1 - s) for s, is_it in zip(scores, right, strict=True)]
+        if any(right):
+            precisions.append(average_precision_score(right, scores))
+    assert reached.num_images == len(chosen)
+    assert reached.mean_ap == pytest.approx(100 * np.mean(precisions), abs=0.1)
+    assert reached.loss == pytest.approx(np.mean(losses), abs=1e-3)
+    there = len(set(tags) - {""})
+    part = f"{data} has {there} of the model's 3 classes, and no image of another"
+    assert [sentence.startswith(part) for sentence in told] == [True] * (there < 3)
+
+
+def test_a_model_of_one_label_is_measured_by_cross_entropy_whatever_the_table_looks_like(
+    tagged: Path, tmp_path: Path
+) -> None:
+    labels = [label for _, label in list(digits())[:40]]
+    rows = [f"{tagged.parent}/{n}.png,{label}" for n, label in enumerate(labels)]
+    told: list[str] = []
+    whole = listed(tmp_path / "whole.csv", "file,label", *rows)
+    blank = listed(tmp_path / "blank.csv", "file,label", *rows, f"{tagged.parent}/41.png,")
+    twice = listed(tmp_path / "twice.csv", "file,label", *rows, f"{tagged.parent}/0.png,9")
+    columns = ",".join(map(str, range(10)))
+    marks = (",".join(str(int(digit == label)) for digit in "0123456789") for label in labels)
+    lines = (f"{tagged.parent}/{n}.png,{row}" for n, row in enumerate(marks))
+    one_hot = listed(tmp_path / "hot.csv", f"file,{columns}", *lines)
+    expected = deit_zoo.evaluate(PICO, whole)
+    assert expected.mean_ap is None
+    assert deit_zoo.evaluate(PICO, blank, say=told.append) == expected
+    assert told == [f"rows of {blank} left out, which have no label: 42"]
+    assert deit_zoo.evaluate(PICO, one_hot) == expected
+    reached = deit_zoo.evaluate(PICO, twice)
+    assert (reached.num_images, reached.top1, reached.mean_ap) == (40, expected.top1, None)
+    assert reached.loss <= expected.loss  # either answer is right
+    with pytest.raises(ZooError, match=r"those of .*twice\.csv may have several; leave out"):
+        deit_zoo.evaluate(PICO, twice, report=tmp_path / "report")
 
 
 # A run, and what it leaves.
