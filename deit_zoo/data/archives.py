@@ -36,6 +36,7 @@ _END = struct.Struct("<4sH6xLL2x")
 _LOCATOR = struct.Struct("<4s16x")
 _END64 = struct.Struct("<4s12xL20xQQ")
 ENCRYPTED, UTF8 = 1 << 0, 1 << 11
+UNICODE_PATH = 0x7075  # an extra field
 MAX16, MAX32 = (1 << 16) - 1, (1 << 32) - 1
 _PAX_RECORD, _SIZE = re.compile(rb"(\d{1,7}) ([^=]+)="), re.compile(rb"\d{1,20}")
 _SEEKING = Lock()
@@ -273,13 +274,13 @@ def _zip_entries(
         position += _ENTRY.size
         name = directory[position : position + name_length]
         position += name_length
+        extra = directory[position : position + extra_length]
+        position += extra_length + comment_length
         if mark != b"PK\1\2":
             raise _no_zip(archive.path, "its directory is broken")
         if MAX32 in (length, size, start):
-            extra = directory[position : position + extra_length]
             size, length, start = _large(archive.path, extra, size, length, start)
-        position += extra_length + comment_length
-        text = name.decode("utf-8" if flags & UTF8 else "cp437", "surrogateescape")
+        text = _zip_name(name, flags, extra)
         text = text if "/" in text else text.replace("\\", "/")  # as some of Windows pack
         yield text, flags, method, length, size, start + shift
 
@@ -310,16 +311,37 @@ def _zip_directory(descriptor: int, archive: Archive) -> tuple[bytes, int]:
     return read_at(descriptor, length, stop - length), stop - length - offset
 
 
+def _zip_name(name: bytes, flags: int, extra: bytes) -> str:
+    """A member's name: as Info-ZIP writes it beside, else in UTF-8 where it can be, else DOS's.
+
+    Apple and Info-ZIP write UTF-8 without the flag that says so.
+    """
+    field = _field(extra, UNICODE_PATH)
+    if field.startswith(struct.pack("<BL", 1, zlib.crc32(name))):
+        return field[5:].decode("utf-8", "surrogateescape")
+    try:
+        return name.decode("utf-8", "surrogateescape" if flags & UTF8 else "strict")
+    except UnicodeDecodeError:
+        return name.decode("cp437")
+
+
 def _large(path: Path, extra: bytes, *numbers: int) -> Iterator[int]:
     """Numbers of which some do not fit into 32 bits, and stand in the extra field 1 in turn."""
-    position = 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, position)
-        if kind == 1:
-            large = iter(struct.unpack_from(f"<{length // 8}Q", extra, position + 4))
-            return (next(large, MAX32) if number == MAX32 else number for number in numbers)
-        position += 4 + length
-    raise _no_zip(path, "its directory is broken")
+    field = _field(extra, 1)
+    if not field:
+        raise _no_zip(path, "its directory is broken")
+    large = iter(struct.unpack_from(f"<{len(field) // 8}Q", field))
+    return (next(large, MAX32) if number == MAX32 else number for number in numbers)
+
+
+def _field(extra: bytes, kind: int) -> bytes:
+    """An extra field of this kind; empty where there is none."""
+    while len(extra) >= 4:
+        own, length = struct.unpack_from("<HH", extra)
+        if own == kind:
+            return extra[4 : 4 + length]
+        extra = extra[4 + length :]
+    return b""
 
 
 def _no_zip(path: Path, reason: str) -> DataError:

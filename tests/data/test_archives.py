@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_large_and_many_and_shifted_zip_archives_are_listed_as_the_package_lists
         header = 30 + len(theirs[0].filename)
         assert members.offsets[0] == theirs[0].header_offset + header
         assert list(members.sizes) == [entry.file_size for entry in theirs]
+
+
+def test_letters_of_a_zip_archive_are_read_whoever_packed_it(tmp_path: Path) -> None:
+    path, plain = "caf\u00e9/1.png".encode(), b"cafXX/1.png"
+    info_zip = struct.pack("<HHBL", 0x7075, 5 + len(path), 1, zlib.crc32(plain)) + path
+    for raw, extra in ((path, b""), (b"caf\x82_/1.png", b""), (plain, info_zip)):
+        member = zipfile.ZipInfo(plain.decode())
+        member.extra = extra
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr(member, b"a")
+        (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes().replace(plain, raw))
+        assert listed(tmp_path / "x.zip").names == [
+            "caf\u00e9_/1.png" if raw[3:5] == b"\x82_" else "caf\u00e9/1.png"
+        ]
 
 
 def test_progress_counts_every_file_once(tmp_path: Path) -> None:
