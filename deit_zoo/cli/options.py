@@ -99,7 +99,7 @@ def with_label_column(data: str, column: str | None) -> str:
             f"--label-column {column} is for tables, and {data} is none; leave it out: its folders "
             "say which class an image is of"
         )
-    return f"{data},label={column}"
+    return f"{data},label={column.replace('%', '%25').replace(',', '%2C')}"
 
 
 def pixels(img_size: str | None) -> Pixels | None:

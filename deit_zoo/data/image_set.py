@@ -138,8 +138,12 @@ def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
 
     They then go for a model's in their order.
     """
-    numbered = set(classes) == {str(number) for number in range(len(classes))}
-    return is_table(data) or (numbered and means_archives(str(data)))
+    return is_table(data) or (are_numbers(classes) and means_archives(str(data)))
+
+
+def are_numbers(classes: Collection[str]) -> bool:
+    """Whether classes are called by numbers from 0 on."""
+    return set(classes) == {str(number) for number in range(len(classes))}
 
 
 def absolute(data: str | Path) -> str:

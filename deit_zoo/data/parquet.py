@@ -22,7 +22,15 @@ from deit_zoo.data.hub import HFDS
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
-from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
+from deit_zoo.data.table import (
+    SPLITS,
+    Column,
+    PartName,
+    TableSet,
+    check_split_column,
+    choose_columns,
+    split_address,
+)
 from deit_zoo.errors import DataError, words_of
 from deit_zoo.files import as_record, parse_json
 from deit_zoo.machine import require_extra
@@ -59,6 +67,9 @@ class ParquetSet(TableSet):
                 with parquet.ParquetFile(path) as file:
                     columns = _columns(file.schema_arrow)
                     self._column, label = choose_columns(data, columns)
+                    if split == "all" and "split" in columns:
+                        words = file.read(["split"], use_threads=False).column(0).to_pylist()
+                        check_split_column(data, set(words))
                     numbers += file.read([label], use_threads=False).column(0).to_pylist()
                     groups = range(file.num_row_groups)
                     lengths += [file.metadata.row_group(group).num_rows for group in groups]

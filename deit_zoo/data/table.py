@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from unicodedata import normalize
+from urllib.parse import unquote
 
+from deit_zoo.data.folder import SPLIT_NAMES
 from deit_zoo.data.images import LabelledImages
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
@@ -84,7 +87,8 @@ class TableSet(LabelledImages):
         """
         numbers: Sequence[int | None] = values
         if any(isinstance(value, str) for value in values):
-            names = sorted({value for value in values if value is not None})
+            values = [value and normalize("NFC", value.strip()) for value in values]
+            names = sorted({value for value in values if value})
             number_of = {name: number for number, name in enumerate(names)}
             numbers = [number_of.get(value) for value in values]
         most = max((number for number in numbers if number is not None), default=-1) + 1
@@ -109,8 +113,17 @@ def split_address(data: str) -> tuple[str, dict[str, str]]:
     """Where a data set lies, and the columns that its address chooses, by their kind."""
     match = _ADDRESS.fullmatch(data)
     assert match is not None, "anything is a place"
-    chosen = dict(part.split("=", 1) for part in match[2].split(",")[1:])
-    return match[1], chosen
+    chosen = (part.split("=", 1) for part in match[2].split(",")[1:])
+    return match[1], {kind: unquote(column) for kind, column in chosen}
+
+
+def check_split_column(data: str, words: Collection[Any]) -> None:
+    """Raises DataError for rows of which each says its split, which is not read."""
+    if not SPLIT_NAMES.isdisjoint(map(str, words)):
+        raise DataError(
+            f"{data} has a column split, which is read of a CSV alone; write the rows of each to a "
+            "file of their own, train.parquet and validation.parquet"
+        )
 
 
 def choose_columns(data: str, columns: Mapping[str, Column]) -> tuple[str, str]:

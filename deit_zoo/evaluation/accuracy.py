@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from deit_zoo.data.decode import error_context
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
-from deit_zoo.data.image_set import ImageSet, has_own_names, kind_of, open_set
+from deit_zoo.data.image_set import ImageSet, are_numbers, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
@@ -116,9 +116,9 @@ def folder_classes(data: str | Path) -> list[str]:
     if kind == "heap":
         return []
     images = validation_set(data, several=True)
-    if kind != "list" and has_own_names(data, images.classes):
-        return []
-    return [name for name, count in class_counts(images).items() if count]
+    if kind == "list":
+        return [name for name, count in class_counts(images).items() if count]
+    return [] if are_numbers(images.classes) else images.classes
 
 
 def validation_folder(data: Path) -> Path:
