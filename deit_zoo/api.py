@@ -350,8 +350,13 @@ def evaluate(
         )
     if report is not None:
         from deit_zoo.evaluation.answers import answers_of, answers_to
-        from deit_zoo.evaluation.report import prepare_folder, write_report
+        from deit_zoo.evaluation.report import (
+            check_report_folder,
+            prepare_folder,
+            write_report,
+        )
 
+        check_report_folder(Path(report))
         prepare_folder(Path(report), parquet=parquet)
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)

@@ -24,6 +24,7 @@ PAGE, PREDICTIONS = "index.html", "predictions.parquet"
 SHEETS = {"val": "mistakes.png", "train": "mistakes-train.png"}
 PICTURES = ("confusion.png", *SHEETS.values())
 _SHEETS = "<h2>The surest mistakes</h2>"
+MARK = '<meta name="generator" content="deit_zoo">'  # of a page of ours
 NUM_MISTAKES = 24
 NUM_PAIRS = 12
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; }
@@ -48,6 +49,17 @@ def prepare_folder(folder: Path, *, parquet: bool = False) -> None:
         ) from error
 
 
+def check_report_folder(folder: Path) -> None:
+    """Raises DataError for a folder that holds others' files: those of a report are replaced."""
+    page = folder / PAGE
+    own = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
+    if not own and folder.is_dir() and (present := sorted(os.listdir(folder))):
+        raise DataError(
+            f"{folder} holds other files ({', '.join(present[:3])}), which are left alone; give a "
+            "new or empty folder, or one of an earlier report, as --report"
+        )
+
+
 class Contents(NamedTuple):
     """What a report shows: tables by their files, pictures by theirs, and the parts of the page."""
 
@@ -67,6 +79,8 @@ def write_report(
     of_labels = [split for split in splits if isinstance(split, LabelAnswers)]
     of_classes = [split for split in splits if isinstance(split, Answers)]
     shown = labels_contents(of_labels) if of_labels else classes_contents(of_classes)
+    # The page first: it says that the folder is a report's.
+    write_whole(folder / PAGE, _page(title, shown).encode("utf-8", "surrogateescape"))
     for name, rows in shown.tables.items():
         write_whole(folder / name, _csv(rows))
     if parquet:
@@ -78,7 +92,6 @@ def write_report(
             write_whole(folder / name, draw())
         else:
             (folder / name).unlink(missing_ok=True)
-    write_whole(folder / PAGE, _page(title, shown).encode("utf-8", "surrogateescape"))
 
 
 def classes_contents(splits: Sequence[Answers]) -> Contents:
@@ -248,7 +261,7 @@ def _numbers(cells: Sequence[Any]) -> Sequence[Any]:
 def _page(title: str, shown: Contents) -> str:
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in shown.tables)
     parts = [f"<h1>{escape(title)}</h1>", *shown.parts, f"<p>The figures as tables: {links}</p>"]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8">{MARK}<title>{escape(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
     return f"<!DOCTYPE html>\n<html><head>{head}</head><body>\n{body}\n</body></html>\n"
 

@@ -17,7 +17,12 @@ from deit_zoo.data.folder import FolderSet
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, accumulate
 from deit_zoo.evaluation.answers import Answers, answers_of, answers_to
-from deit_zoo.evaluation.report import class_rows, confusion_rows, write_report
+from deit_zoo.evaluation.report import (
+    check_report_folder,
+    class_rows,
+    confusion_rows,
+    write_report,
+)
 from deit_zoo.training.finetune import finetune
 
 PICO = "deit_pico_digits"
@@ -103,6 +108,17 @@ def test_a_report_has_its_files_and_escapes_names(answers: Answers, tmp_path: Pa
         "probability_of_class": "0.100000",
         "right": "0",
     }
+
+
+def test_a_folder_that_holds_other_files_is_left_alone(answers: Answers, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    check_report_folder(folder)
+    write_report(folder, "pets", [answers])
+    check_report_folder(folder)  # an earlier report is replaced
+    (folder / "index.html").write_text("<h1>mine</h1>", encoding="utf-8")
+    with pytest.raises(DataError, match=r"site holds other files \(classes.csv, "):
+        check_report_folder(folder)
 
 
 def test_the_predictions_are_also_parquet_with_numbers_as_numbers(
