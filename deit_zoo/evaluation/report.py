@@ -120,7 +120,7 @@ def classes_contents(splits: Sequence[Answers]) -> Contents:
             its, answer = (split.classes[of[number]] for of in (split.labels, split.predicted))
             share = 100 * split.probability[number]
             rows.append([split.name_of(number), its, answer, f"{share:.1f} %"])
-            captions.append((number, (f"{short(answer)} {share:.0f} %", f"is {short(its)}")))
+            captions.append((number, (f"said {short(answer)} ({share:.0f} %)", f"is {short(its)}")))
         _add_sheet(split, captions, rows, pictures, parts)
     tables = {
         "classes.csv": class_rows(splits),

@@ -26,6 +26,7 @@ CURVE_FILE = "curve.png"
 # Okabe and Ito's colours, which are told apart by the colour-blind too; grey is the published run.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
+STYLES = ("-", ":", "-.")  # of published figures; published curves are dashed
 # The published curve goes on this much beyond the runs, and a figure further up is only named.
 AHEAD, IN_SIGHT = 1.25, 2.0
 FEW = 20
@@ -99,7 +100,7 @@ def draw(
         for number, line in enumerate(lines_of(runs, metric)):
             _draw_line(panel, line, COLOURS[number % len(COLOURS)])
         if metric == "top1":
-            _draw_figure(panel, runs)
+            _draw_figures(panel, runs)
         panel.set_ylabel(_axis(runs, metric))
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
@@ -127,26 +128,32 @@ def _draw_line(panel: Axes, line: Line, colour: str) -> None:
     )
 
 
-def _draw_figure(panel: Axes, runs: Sequence[Run]) -> None:
-    """The published figure as a line over its tolerance, or its name where it is far above."""
-    if (figure := _figure(runs[0])) is None:
-        return
-    top1, tolerance, label = figure
+def _draw_figures(panel: Axes, runs: Sequence[Run]) -> None:
+    """Each published figure as a line over its tolerance, or its name where it is far above."""
     reached = [value for run in runs for _, value in _points(run, "top1")]
-    if max(reached, default=0.0) * IN_SIGHT < top1:
-        panel.plot([], [], " ", label=f"{label}: far above")
-        return
-    panel.axhline(top1, color=GREY, linewidth=0.9, label=label)
-    panel.axhspan(top1 - tolerance, top1, color=GREY, alpha=0.2, linewidth=0)
+    for number, (label, (top1, tolerance)) in enumerate(_figures(runs).items()):
+        if max(reached, default=0.0) * IN_SIGHT < top1:
+            panel.plot([], [], " ", label=f"{label}: far above")
+            continue
+        style = STYLES[number % len(STYLES)]
+        panel.axhline(top1, color=GREY, linewidth=0.9, linestyle=style, label=label)
+        panel.axhspan(top1 - tolerance, top1, color=GREY, alpha=0.2, linewidth=0)
 
 
-def _figure(run: Run) -> tuple[float, float, str] | None:
-    """The published figure of a run's recipe, its tolerance, and both in words."""
-    metric = published_figure(run.recipe) if run.recipe else None
-    if run.recipe is None or metric is None or metric.top1 is None:
-        return None
-    band = run.recipe.band
-    return metric.top1, band, f"published figure {metric.top1:.2f} %, tolerance {band:g}"
+def _figures(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
+    """The published figure of each recipe and its tolerance, by both in words; whose they are is
+    said where there are several."""
+    figures = {}
+    for run in runs:
+        metric = published_figure(run.recipe) if run.recipe else None
+        if run.recipe is not None and metric is not None and metric.top1 is not None:
+            figures[run.recipe.name] = metric.top1, run.recipe.band
+    several = len(set(figures.values())) > 1
+    return {
+        f"published figure {'of ' + name + ' ' if several else ''}{top1:.2f} %, "
+        f"tolerance {band:g}": (top1, band)
+        for name, (top1, band) in figures.items()
+    }
 
 
 def terminal_plot(
@@ -157,8 +164,8 @@ def terminal_plot(
     rows = [_axis(runs, metric), *chart(lines, width=width, height=height, plain=plain)]
     for mark, line in zip(_marks(lines, plain), lines, strict=True):
         rows += wrap(f"{mark} {line.label}", width, initial_indent="  ", subsequent_indent="    ")
-    if metric == "top1" and (figure := _figure(runs[0])):
-        rows.append(f"    {figure[2]}")
+    if metric == "top1":
+        rows += [f"    {label}" for label in _figures(runs)]
     for run in runs:
         rows += wrap(summary(run), width, subsequent_indent="    ")
     return "\n".join(rows) + "\n"

@@ -29,6 +29,15 @@ def run_of(*top1: float | None, name: str | None = "deit_small", label: str = "m
     return Run(label=label, log=log, recipe=RECIPES[name] if name else None)
 
 
+def test_each_recipe_has_its_own_published_figure() -> None:
+    one, other = run_of(70.0), run_of(75.0, name="deit_base", label="other")
+    figure = "published figure 79.85 %, tolerance 0.15"
+    assert figure in terminal_plot([one, one], "top1")
+    both = terminal_plot([one, other], "top1")
+    assert "published figure of deit_small 79.85 %, tolerance 0.15" in both
+    assert "published figure of deit_base 81.85 %, tolerance 0.2" in both
+
+
 def test_a_line_is_drawn_from_corner_to_corner() -> None:
     assert chart([UP], width=20, height=5, plain=True) == [
         "100.0 +           **",
