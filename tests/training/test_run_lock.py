@@ -267,6 +267,8 @@ def test_files_that_are_removed_in_mid_run_are_written_again(
     assert (output / "plan.json").is_file()
 
 
+# TensorBoard's own thread fails there, and Python tells of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_folder_that_is_removed_in_mid_run_is_made_again(
     tmp_path: Path, digits_folder: Path, on_epoch: Callable[[Callable[[], Any]], None]
 ) -> None:
