@@ -75,7 +75,7 @@ def prepare_(
     ILSVRC2012_devkit_t12.tar.gz.
     """
     from deit_zoo.data.image_set import open_unchecked
-    from deit_zoo.data.prepare import imagenet_splits, write_tree
+    from deit_zoo.data.prepare import class_folder_names, imagenet_splits, write_tree
     from deit_zoo.machine import usable_cores
 
     archives = [file for file in (train, val, devkit) if file is not None]
@@ -104,6 +104,18 @@ def prepare_(
     except KeyboardInterrupt:
         talk.print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
+    classes = splits["train"].classes
+    renamed = [
+        f"{folder} for {name!r}"
+        for name, folder in zip(classes, class_folder_names(classes), strict=True)
+        if "/" in name or "\\" in name
+    ]
+    if renamed:
+        talk.print(
+            f"a folder's name holds no slash, so some classes have another: {renamed[0]}; a model "
+            "trained on the tree does not know them by their former names",
+            markup=False,
+        )
     talk.print(
         f"{len(splits['train']):,} training and {len(splits['val']):,} validation images of "
         f"{_count(len(splits['train'].classes), 'class')} are in {escape(str(output))}; to decode "

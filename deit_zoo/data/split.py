@@ -44,7 +44,11 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
         for image in _listed(root, folder, "train"):
             groups[str(typed / image.class_name)].append(image)
         parted = _parted(groups, val_share)
-        return ImageList(root=root, images=tuple(parted), ignored=folder.note)
+        others = [name for name in class_folders(Path(data)) if Path(data) / name != typed]
+        beside = typed != Path(data) and others
+        left_out = f"folders beside {typed} left out: {', '.join(others)}" if beside else ""
+        ignored = "; ".join(filter(None, (left_out, folder.note)))
+        return ImageList(root=root, images=tuple(parted), ignored=ignored)
     train, val = open_unchecked(root, "train"), open_unchecked(root, "val")
     return ImageList(
         root=root,

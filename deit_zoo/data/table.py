@@ -91,7 +91,11 @@ class TableSet(LabelledImages):
             names = sorted({value for value in values if value})
             number_of = {name: number for number, name in enumerate(names)}
             numbers = [number_of.get(value) for value in values]
-        most = max((number for number in numbers if number is not None), default=-1) + 1
+        there = [number for number in numbers if number is not None]
+        most = max(there, default=-1) + 1
+        if not names and min(there, default=0) == 1 and "0" not in model:
+            names = [str(number) for number in range(1, most)]
+            numbers = [None if number is None else number - 1 for number in numbers]
         if not names and most > max(len(numbers), len(model)):
             raise DataError(
                 f"{self.data}[{self.split}] has the label {most - 1:,} and {len(numbers):,} "

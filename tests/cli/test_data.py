@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import datasets
@@ -132,6 +132,20 @@ def test_a_home_folder_is_filled_in_where_no_shell_does(
     assert data("prepare", whole, "--output=~/tree").status == 0
     assert data("check", "~/tree").err.endswith("30 images read, 0 bad\n")
     assert data("digits", "--output=~/tree").err.startswith(f"error: {tmp_path}/tree exists and ")
+
+
+def test_a_label_or_a_column_may_be_called_anything(whole: Path, tmp_path: Path) -> None:
+    rows = ['file,"a label, 5 %",by,split']
+    for number, (split, label) in enumerate(product(("train", "val"), ("a/b", "c"))):
+        path = next((whole / "train" / str(number)).iterdir())
+        rows.append(f"{path},{label},Ann,{split}")
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(rows))
+    column = ("--label-column", "a label, 5 %")
+    done = data("prepare", file, "--output", tmp_path / "tree", *column)
+    assert (done.status, done.out) == (0, "")
+    assert done.err.startswith("a folder's name holds no slash, so some classes have another: a_b ")
+    assert sorted(path.name for path in (tmp_path / "tree" / "val").iterdir()) == ["a_b", "c"]
 
 
 def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:

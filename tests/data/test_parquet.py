@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,11 +14,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+import deit_zoo
+from deit_zoo.data.digits import digits
 from deit_zoo.data.hub import HubSet
 from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.parquet import ParquetSet
 from deit_zoo.data.split import check_split
 from deit_zoo.data.survey import bad_images, validate
+from deit_zoo.errors import DataError
 from support.images import photo, refused
 
 FEATURES = {
@@ -267,3 +271,37 @@ def test_files_of_one_split_only_are_refused(hub: Path) -> None:
         f"{hub} has no Parquet file of validation or val or valid or test; give a folder with "
         "train-*.parquet and validation-*.parquet in it, or in its data/"
     )
+
+
+def test_labels_of_a_table_are_read_as_those_of_a_csv(tmp_path: Path) -> None:
+    file, images = tmp_path / "x.parquet", [{"bytes": b"a", "path": None}] * 3
+
+    def label(*values: object, **columns: list[str]) -> ParquetSet:
+        rows = {"image": images, "label": list(values), **columns}
+        write_parquet(file, pa.table(rows))
+        return ParquetSet(str(file), "all")
+
+    assert label(" cat", "cat", "caf\u00e9 ").classes == ["caf\u00e9", "cat"]
+    counted = label(2, 1, 3)
+    assert (counted.classes, counted.label_of(0)) == (["1", "2", "3"], 1)
+    assert ParquetSet(str(file), "all", list("0123")).label_of(0) == 2
+    assert label("a", "b", "a", split=["x", "y", "z"]).classes == ["a", "b"]
+    with pytest.raises(DataError, match="has a column split, which is read of a CSV alone; write"):
+        label("a", "b", "a", split=["train", "val", "val"])
+
+
+def test_a_table_of_some_of_the_models_classes_is_measured(tmp_path: Path) -> None:
+    names = dict(zip("0123456789", "abcdefghij", strict=True))
+    chosen = [(image, label) for image, label in list(digits())[:20] if label in "124"]
+    rows = {"label": [names[label] for _, label in chosen], "image": []}
+    for image, _ in chosen:
+        image.save(file := BytesIO(), "png")
+        rows["image"].append({"bytes": file.getvalue(), "path": None})
+    write_parquet(tmp_path / "x.parquet", pa.table(rows))
+    model, told = deit_zoo.create("deit_pico_digits", pretrained=True), []
+    model.labels = tuple(names.values())
+    reached = deit_zoo.evaluate(model, tmp_path / "x.parquet", say=told.append)
+    assert (reached.num_images, reached.top1) == (len(chosen), 100.0)
+    assert told == [
+        f"{tmp_path}/x.parquet has 3 of the model's 10 classes, and no image of another"
+    ]

@@ -117,6 +117,15 @@ def test_a_training_folder_without_its_validation_can_be_parted(photos: Path) ->
     assert paths(photos, "val") == [f"train/{path}" for path in VAL]
 
 
+def test_folders_beside_the_training_images_are_named_where_these_are_parted(photos: Path) -> None:
+    (photos / "train").mkdir()
+    (photos / "cat").rename(photos / "train" / "cat")
+    (photos / "dog").rename(photos / "train" / "dog")
+    (photos / "dev" / "cat").mkdir(parents=True)
+    left_out = f"folders beside {photos / 'train'} left out: dev; "
+    assert list_images(photos, 0.2).ignored.startswith(left_out)
+
+
 def test_what_is_parted_already_is_used_as_it_is(photos: Path) -> None:
     (photos / "val").mkdir()
     check_split(photos)
