@@ -19,7 +19,7 @@ import typer
 
 from deit_zoo.cli.console import out, print_json, print_rows
 from deit_zoo.cli.options import AsJson
-from deit_zoo.errors import redact
+from deit_zoo.errors import ZooError, redact
 from deit_zoo.version import __version__
 
 HUB_SECONDS = 5.0  # to wait for an answer
@@ -204,13 +204,12 @@ def _loading() -> Line:
 
 def _folders() -> Iterator[Line]:
     """The caches: where they are, whether they can be written, and what room they have."""
-    from huggingface_hub import constants
-
     from deit_zoo.weights import cache
+    from deit_zoo.weights.places import hub_folder
 
     for name, folder, variable in (
         ("cache", cache.folder(), cache.CACHE_ENVIRONMENT),
-        ("Hub's cache", Path(constants.HF_HUB_CACHE), "HF_HOME"),
+        ("Hub's cache", hub_folder(), "HF_HOME"),
     ):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         todo = None
@@ -262,7 +261,12 @@ def _shared_memory() -> Line:
 def _hub() -> Line:
     """Whether checkpoints can be fetched."""
     import requests
-    from huggingface_hub import constants, hf_hub_url
+
+    try:
+        from deit_zoo.weights.hub_constants import constants
+    except ZooError as error:
+        return Line(name="Hub", found="cannot be asked", todo=str(error), wrong=True)
+    from huggingface_hub import hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         return Line(name="Hub", found="not asked, for HF_HUB_OFFLINE is set")

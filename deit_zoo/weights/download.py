@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import requests
-from huggingface_hub import constants
 
 from deit_zoo.errors import FormatError
 from deit_zoo.files import read_bytes
 from deit_zoo.terminal import Bar
 from deit_zoo.weights import web
+from deit_zoo.weights.hub_constants import constants
 
 ATTEMPTS, BACKOFF_SECONDS = 5, 1.0
 CONNECT_ATTEMPTS = 2  # a refused connection or an unknown name seldom mends itself

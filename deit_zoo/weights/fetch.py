@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, try_to_load_from_cache
-
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
 from deit_zoo.files import CONFIG_FILE, WEIGHT_FILES, digest, digest_of_blob, is_inside
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile, Sha256
 from deit_zoo.weights.download import UnavailableError, download
+from deit_zoo.weights.hub_constants import constants, try_to_load_from_cache
 from deit_zoo.weights.hub_files import (
     SHA1,
     SHA256,

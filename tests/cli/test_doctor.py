@@ -7,8 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pytest
+
 from deit_zoo.machine import usable_cores
-from support.command import deit_zoo
+from support.command import deit_zoo, sentence
 from support.hub_server import HubServer
 
 NOWHERE = "http://127.0.0.1:9"  # discard, to which nobody listens
@@ -51,6 +53,29 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_type(tmp_path: Path) 
     )
     assert "weights fetch NAME --to DIR" in hub["todo"]
     assert "SECRET" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("HF_ENDPOINT", "http://[bad", "Invalid IPv6 URL"),
+        ("HF_ENDPOINT", "http://127.0.0.1:99999", "Port out of range 0-65535"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "30s", "invalid literal for int() with base 10: '30s'"),
+    ],
+)
+def test_a_variable_that_the_hubs_library_cannot_read_is_named(
+    name: str, value: str, reason: str
+) -> None:
+    # Python's own words for what cannot be parsed.
+    told = sentence(deit_zoo("weights", "fetch", "deit_tiny", server="light", env={name: value}))
+    assert told.startswith(f"huggingface_hub cannot read one of its variables ({reason}); mend or")
+    assert name in told
+
+
+def test_a_variable_that_the_hubs_library_cannot_read_is_no_end_of_the_other_lines() -> None:
+    done = deit_zoo("doctor", "--json", env={"HF_ENDPOINT": "http://[bad"})
+    hub = json.loads(done.out)[-1]
+    assert (hub["name"], hub["wrong"], "HF_ENDPOINT" in hub["todo"]) == ("Hub", True, True)
 
 
 def test_a_page_of_a_proxy_is_not_taken_for_the_hub(tmp_path: Path) -> None:
