@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import get_session
-from huggingface_hub.utils import _http
 
-from deit_zoo.errors import ZooError
 from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause
 
 # As huggingface_hub reads them.
@@ -22,15 +21,13 @@ def check_from_now_on() -> None:
     """Check all that huggingface_hub's client is answered, and those that it makes after this one.
 
     It makes one after an error, in a fork, or where somebody closes its session. What makes them is
-    replaced in place: `set_client_factory` would end what other threads are fetching.
+    replaced in place: `set_client_factory` would end what other threads are fetching. A version
+    that calls it otherwise has the client checked that it has now.
     """
-    if not hasattr(_http, "_GLOBAL_CLIENT_FACTORY"):  # a private name
-        raise ZooError(
-            "this version of huggingface_hub cannot be checked by deit_zoo, which may be too old "
-            "for it; type: pip install 'huggingface-hub<2.5'"
-        )
-    if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _CheckedClients):
-        _http._GLOBAL_CLIENT_FACTORY = _CheckedClients(_http._GLOBAL_CLIENT_FACTORY)
+    own: Any = sys.modules[get_session.__module__]
+    factory = getattr(own, "_GLOBAL_CLIENT_FACTORY", None)  # a private name
+    if factory is not None and not isinstance(factory, _CheckedClients):
+        own._GLOBAL_CLIENT_FACTORY = _CheckedClients(factory)
     _checked(get_session())
 
 
