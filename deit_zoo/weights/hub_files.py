@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from huggingface_hub.errors import (
 )
 
 from deit_zoo.errors import IntegrityError
-from deit_zoo.files import digest, digest_of_blob
+from deit_zoo.files import digest, digest_of_blob, write_whole
 from deit_zoo.manifest import Source
 from deit_zoo.weights import cache, hub_answers, web
 from deit_zoo.weights.cache import Commit, KnownFile, Sha256
 from deit_zoo.weights.download import ATTEMPTS, BACKOFF_SECONDS, RETRIED, UnavailableError
+from deit_zoo.weights.places import repository_folder
 
 LIBRARY = "deit_zoo"
 # httpx's base class of errors, under whichever name this huggingface_hub imports it.
@@ -117,12 +118,26 @@ def checked_download(source: Source, where: str) -> KnownFile:
             known = asdict(Recorded(commit=stated.commit, sha256=sha256))
             for revision in {source.revision, stated.commit}:
                 cache.write_record("stated", key_of(replace(source, revision=revision)), known)
+        _write_ref(source, stated.commit)
         return KnownFile(path=path, sha256=sha256, proof=source.proof)
     raise IntegrityError(
         f"{where} gave a file of SHA-256 {actual} twice, but "
         f"{expected or f'one that git names {stated.git_sha1}'} is expected; "
         f"try another network or mirror (HF_ENDPOINT){f', or, {meant}' if recorded else ''}"
     )
+
+
+def _write_ref(source: Source, commit: str) -> None:
+    """Let the Hub's cache say which commit a branch or a tag is, so that it is found offline.
+
+    huggingface_hub is asked for the file by its commit, and writes none.
+    """
+    revision = source.revision or "main"
+    if revision != commit:
+        file = repository_folder(str(source.repo_id)) / "refs" / revision
+        with suppress(OSError):  # a cache that somebody else fills
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, commit.encode())
 
 
 def hub_download(source: Source, revision: str, again: bool) -> Path:

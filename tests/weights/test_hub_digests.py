@@ -117,6 +117,8 @@ def test_an_address_that_was_fetched_is_found_offline(machine: Machine, weights:
     first = at(machine, f"hf://{REPO}")
     assert first["sha256"] == sha256(weights)
     assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1") == first
+    shutil.rmtree(machine.zoo_cache)  # huggingface_hub's own can be carried alone
+    assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1") == first
     replace_blob(machine)
     assert at(machine, f"hf://{REPO}", HF_HUB_OFFLINE="1")["error"] == "IntegrityError"
 
@@ -308,6 +310,24 @@ def test_such_a_name_is_refused_by_a_session_that_was_opened_meanwhile(
     assert answer["error"] == "DownloadError"  # an old huggingface_hub keeps the closed session
     assert len(answer["pauses"]) >= 1
     assert not any(machine.folder.rglob("evil*"))
+
+
+# A later version may call what makes its clients otherwise.
+RENAMED = """
+import sys
+from huggingface_hub import get_session
+get_session()
+del sys.modules[get_session.__module__]._GLOBAL_CLIENT_FACTORY
+"""
+
+
+def test_such_a_name_is_refused_also_by_a_library_of_other_private_names(
+    machine: Machine, weights: bytes
+) -> None:
+    machine.publish(hub_source(revision=commit_of(machine), sha256=sha256(weights)))
+    machine.hub.fail("HEAD", "/resolve/", headers={"X-Linked-ETag": '"../../../../evil"'})
+    assert "which is no name: check HF_ENDPOINT" in machine.fetch(before=RENAMED)["message"]
+    assert machine.fetch(before=RENAMED)["sha256"] == sha256(weights)
 
 
 THREADS = """
