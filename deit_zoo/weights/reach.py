@@ -104,8 +104,14 @@ def _connect(host: str, port: int) -> None:
 def _first_hop(url: str) -> tuple[str, int]:
     """The host and port that a request for an address goes to: its own, or a proxy's."""
     target = urlsplit(url)
+    if target.scheme not in _PORTS or not target.hostname:  # a manifest's URLs have both
+        raise ValueError(
+            f"HF_ENDPOINT is {url.rpartition('@')[2]!r}, without http:// or https:// and a name"
+        )
     proxies = getproxies()
     proxy = proxies.get(target.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(target.hostname or ""):
+    if proxy and not proxy_bypass(target.hostname):
         target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    return target.hostname or "", target.port or _PORTS.get(target.scheme, 1080)
+    if not target.hostname:
+        raise ValueError(f"{proxy!r} names no server")
+    return target.hostname, target.port or _PORTS.get(target.scheme, 1080)

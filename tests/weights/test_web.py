@@ -186,7 +186,7 @@ def test_a_server_that_may_answer_later_is_told_from_one_that_has_no_image(
     assert isinstance(caught.value, NotFetchedError) is may_pass
 
 
-@pytest.mark.parametrize("url", ["http://h:99999/x", "http://[bad/x"])
+@pytest.mark.parametrize("url", ["http://h:99999/x", "http://[bad/x", "hf.co", "http://", " "])
 def test_a_server_that_nobody_can_have_is_not_looked_for(url: str) -> None:
     assert "no address of the web" in str(Reach([url]).problem(url))
 
