@@ -97,6 +97,11 @@ def carried_file(record: Checkpoint) -> KnownFile | None:
     for folder in carried_folders(record.name):
         if not os.path.exists(folder / RECORD_FILE) or carried_name(folder) != record.name:
             continue
+        if not os.path.exists(folder / MODEL_FILE):
+            raise CheckpointError(
+                f"{folder} has no {MODEL_FILE}; if it is still being copied, wait for it, else "
+                f"fetch it again with `deit-zoo weights fetch {record.name} --to DIR`"
+            )
         known = known_file(folder / MODEL_FILE)
         if known.sha256 is None:
             raise CheckpointError(

@@ -106,6 +106,15 @@ def test_a_carried_folder_without_sums_that_nothing_pins_is_refused(
         deit_zoo.create(NAME, pretrained=True)
 
 
+def test_a_carried_folder_whose_weights_are_still_being_copied_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_WEIGHTS", str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors; if it is still being"):
+        deit_zoo.create(NAME, pretrained=True)
+
+
 def test_a_record_of_a_model_that_the_manifest_does_not_pin_is_the_next_best(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
