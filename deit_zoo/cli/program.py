@@ -67,6 +67,8 @@ class Program(Commands):
 def sentence(error: Exception) -> str | None:
     """What a person can do about an error; None where it is a mistake of ours."""
     if isinstance(error, OSError):
+        if isinstance(error, FileNotFoundError) and _is_folder_gone():
+            return "the folder that this was typed in is gone; type it in another"
         reason = error.strerror or str(error) or type(error).__name__
         where = error.filename if error.filename2 is None else error.filename2
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -92,6 +94,14 @@ def sentence(error: Exception) -> str | None:
         return f"{error}; give another path, or mend this one" if is_circle else None
     # What a library has a class of its own for is what it was given; a bare ValueError is ours.
     return f"{error}; give another value" if type(error) is not ValueError else None
+
+
+def _is_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def end_output(status: str | int | None) -> str | int | None:

@@ -133,6 +133,18 @@ def test_what_the_machine_refuses_is_one_sentence(error: Exception, text: str) -
     assert sentence(error) == text
 
 
+def test_a_current_folder_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as error:
+        Path.cwd()
+    told = "the folder that this was typed in is gone; type it in another"
+    assert sentence(error.value) == told
+
+
 def test_a_value_error_of_ours_is_a_mistake_and_shows_where() -> None:
     assert sentence(ValueError("ours")) is None
 
