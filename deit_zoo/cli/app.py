@@ -31,7 +31,7 @@ from deit_zoo.cli.data import data_app
 from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
-from deit_zoo.cli.options import AsJson, NameOrRun, example
+from deit_zoo.cli.options import AsJson, NameOrRun, example, path
 from deit_zoo.cli.page import write_page
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
@@ -169,11 +169,17 @@ def list_(
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a page for a browser: table, chart, all facts."),
+        typer.Option(
+            metavar="FILE", help="Write a page for a browser: table, chart, all facts.", parser=path
+        ),
     ] = None,
     curve: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Speeds for --html, of benchmark --curve --output FILE."),
+        typer.Option(
+            metavar="FILE",
+            help="Speeds for --html, of benchmark --curve --output FILE.",
+            parser=path,
+        ),
     ] = None,
 ) -> None:
     """The table of models."""

@@ -17,6 +17,7 @@ from deit_zoo.cli.options import (
     ImgSize,
     OtherWeights,
     complete_name,
+    path,
     pixels,
 )
 from deit_zoo.errors import DataError
@@ -34,7 +35,9 @@ def attention_(
     ] = "deit_small",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="The picture; attention.png unless given."),
+        typer.Option(
+            metavar="FILE.png", help="The picture; attention.png unless given.", parser=path
+        ),
     ] = None,
     layer: Annotated[int, typer.Option(help="From 0, or from the last with -1.")] = -1,
     method: Annotated[

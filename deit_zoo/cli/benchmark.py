@@ -24,7 +24,7 @@ from deit_zoo.cli.console import (
     print_table,
     talk,
 )
-from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, pixels
+from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, path, pixels
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole, writing
 from deit_zoo.machine import require_matplotlib
@@ -95,14 +95,18 @@ def benchmark_(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="With --pretrained: agreement of optimized models on these."
+            metavar="FOLDER",
+            help="With --pretrained: agreement of optimized models on these.",
+            parser=path,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Everything that was measured.")
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Everything that was measured.", parser=path),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Images per second as a picture.")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Images per second as a picture.", parser=path),
     ] = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Top-1 against images per second, all models or these.")

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
-from deit_zoo.cli.options import MODEL_OR_RUN, MOST, AsJson, Device, complete_name
+from deit_zoo.cli.options import MODEL_OR_RUN, MOST, AsJson, Device, complete_name, path
 from deit_zoo.errors import DataError
 from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.results import Prediction
@@ -59,7 +59,7 @@ def classify_(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet."),
+        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet.", parser=path),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --output where it was stopped.")

@@ -21,6 +21,7 @@ from deit_zoo.cli.options import (
     NameOrRun,
     Parquet,
     complete_name,
+    path,
     with_label_column,
 )
 from deit_zoo.errors import ZooError
@@ -69,7 +70,7 @@ def evaluate_(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="real, v2, a, r or sketch.")] = None,
     label_file: Annotated[
-        Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.")
+        Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.", parser=path)
     ] = None,
     page: Annotated[
         Path | None,
@@ -78,6 +79,7 @@ def evaluate_(
             metavar="DIR",
             help="Write a page there: accuracy of each class, confusion matrix, surest mistakes, "
             "predictions.csv.",
+            parser=path,
         ),
     ] = None,
     heads: Annotated[

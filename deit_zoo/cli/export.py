@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deit_zoo.cli.console import out, print_error, print_json, print_rows, talk
-from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, pixels
+from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, path, pixels
 from deit_zoo.errors import DifferenceError, ZooError
 from deit_zoo.files import expand_user
 from deit_zoo.registry.names import is_path, resolve
@@ -27,12 +27,14 @@ def export_(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="NAME.onnx or NAME.pt2 here, unless given."),
+        typer.Option(metavar="FILE", help="NAME.onnx or NAME.pt2 here, unless given.", parser=path),
     ] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE|FOLDER", help="Compare on these, not on the embedded digits; repeatable."
+            metavar="FILE|FOLDER",
+            help="Compare on these, not on the embedded digits; repeatable.",
+            parser=path,
         ),
     ] = None,
     img_size: ImgSize = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deit_zoo.errors import DataError, ImageSizeError
+from deit_zoo.files import expand_user
 from deit_zoo.recipes.recipe import Pixels, read_size
 from deit_zoo.registry import MODELS
 
@@ -32,6 +33,13 @@ def complete_recipe(incomplete: str) -> list[str]:
 def example(words: str) -> str:
     """The end of a command's help."""
     return f"Example: deit-zoo {words}"
+
+
+def path(text: str) -> Path:
+    """A path that was typed, with its `~`, which no shell fills in in --output=~/runs."""
+    if not text.strip():  # as of a variable that is not set; it would be the current folder
+        raise typer.BadParameter(f"{text!r} is no path; give one")
+    return expand_user(text)
 
 
 MOST = 1024  # of processes, threads or machines; a larger number is a slip
@@ -79,7 +87,7 @@ LogTo = Annotated[
 Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
 Slurm = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write a Slurm script for this run, and stop."),
+    typer.Option(metavar="FILE", help="Write a Slurm script for this run, and stop.", parser=path),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 

@@ -21,7 +21,7 @@ from deit_zoo.cli.console import (
     print_table,
     talk,
 )
-from deit_zoo.cli.options import AsJson, FiguresAsJson
+from deit_zoo.cli.options import AsJson, FiguresAsJson, path
 from deit_zoo.files import writing
 from deit_zoo.terminal import clock
 
@@ -39,7 +39,8 @@ def plot_(
         typer.Argument(metavar="RUN", help="A run's folder, its log.jsonl, or an embedded model."),
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="The picture; curve.png unless given.")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="The picture; curve.png unless given.", parser=path),
     ] = None,
     metric: Annotated[
         Literal["top1", "loss"] | None,

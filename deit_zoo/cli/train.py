@@ -32,6 +32,7 @@ from deit_zoo.cli.options import (
     Slurm,
     TrainWorkers,
     complete_name,
+    path,
     pixels,
     with_label_column,
 )
@@ -61,7 +62,7 @@ def reproduce_(
     ] = None,
     label_column: LabelColumn = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.")
+        Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.", parser=path)
     ] = None,
     changes: Changes = None,
     workers: TrainWorkers = None,
@@ -166,7 +167,8 @@ def finetune_(
     ] = None,
     label_column: LabelColumn = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.")
+        Path | None,
+        typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.", parser=path),
     ] = None,
     recipe: Annotated[
         str,
@@ -288,7 +290,9 @@ def finetune_(
 
 def teacher_labels_(
     name: RecipeName,
-    output: Annotated[Path, typer.Option(help="The folder of labels; what is there is completed.")],
+    output: Annotated[
+        Path, typer.Option(help="The folder of labels; what is there is completed.", parser=path)
+    ],
     data: Annotated[
         str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ] = None,

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example
+from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example, path
 from deit_zoo.cli.program import Commands
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
@@ -33,7 +33,9 @@ def fetch_(
     names: Annotated[
         list[str], typer.Argument(help="Models, in any spelling.", autocompletion=complete_name)
     ],
-    to: Annotated[Path | None, typer.Option(help="A folder that works without a network.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A folder that works without a network.", parser=path)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
@@ -74,7 +76,7 @@ def verify_(
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(help="A public key; folders must be signed with its other half."),
+        typer.Option(help="A public key; folders must be signed with its other half.", parser=path),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,9 +118,12 @@ def verify_(
     "convert", epilog=example("weights convert deit_small_patch16_224-cd65a155.pth")
 )
 def convert_(
-    file: Annotated[Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.", parser=path)
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="A .safetensors file; beside FILE unless given.")
+        Path | None,
+        typer.Option(help="A .safetensors file; beside FILE unless given.", parser=path),
     ] = None,
     name: Annotated[
         str | None,
@@ -140,7 +145,8 @@ def pin_(
         typer.Argument(help="Models; all unless given.", autocompletion=complete_name),
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="The manifest to rewrite; the one in force unless given.")
+        Path | None,
+        typer.Option(help="The manifest to rewrite; the one in force unless given.", parser=path),
     ] = None,
 ) -> None:
     """Ask the Hub for commit, size and digest of its files and write them into the manifest."""
@@ -170,14 +176,17 @@ def publish_(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="A new folder to keep its files in [--dry-run: publish/NAME]."),
+        typer.Option(
+            help="A new folder to keep its files in [--dry-run: publish/NAME].", parser=path
+        ),
     ] = None,
     license: Annotated[
         str | None,
         typer.Option(help="Of a run; that of the weights it began from unless given."),
     ] = None,
     sign: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="A private key to sign the files with.")
+        Path | None,
+        typer.Option(metavar="KEY", help="A private key to sign the files with.", parser=path),
     ] = None,
 ) -> None:
     """Make a Hub repository of a checkpoint, of a run, or of a teacher's labels, with its card."""

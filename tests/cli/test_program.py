@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,3 +197,28 @@ def test_until_ctrl_c_is_heeded_nothing_is_imported_that_python_has_not_loaded()
         check=True,
     )
     assert done.stdout == "['deit_zoo', 'deit_zoo.cli', 'deit_zoo.version']\n"
+
+
+def test_the_home_of_a_path_is_filled_in_by_every_option(tmp_path: Path) -> None:
+    # No shell does in --to=~/x, and none at all in a job file.
+    words = ("weights", "fetch", MODEL, "--to=~/carried")
+    done = deit_zoo(*words, cwd=tmp_path, env={"HOME": str(tmp_path)}, server="light")
+    assert done.status == 0, done.err
+    assert (tmp_path / "carried" / "model.safetensors").is_file()
+
+
+def test_a_path_that_is_empty_is_refused() -> None:
+    # As of a variable that is not set; it would be the current folder.
+    done = deit_zoo("weights", "fetch", MODEL, "--to", "", server="light")
+    assert (done.status, "'--to': '' is no path" in done.err) == (2, True)
+
+
+def test_every_path_on_the_command_line_is_read_by_one_parser() -> None:
+    # The annotations, as typer reads them.
+    for file in (ROOT / "deit_zoo" / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated":
+                text = ast.unparse(node.slice)
+                assert re.search(r"^\(?(list\[)?Path\b", text) is None or "parser=path" in text, (
+                    text
+                )
