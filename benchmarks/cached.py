@@ -6,7 +6,6 @@ Every measurement is a process of its own; imports are done before the clock sta
 cached file's path, so it makes no request either. The first call also fetches and hashes.
 """
 
-import hashlib
 import json
 import os
 import statistics
@@ -15,14 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
 from measuring import arguments_of, write
 
-from deit_zoo.manifest import manifest_path
-from support.hub_server import HubServer
+from harness.published import published
 
-REPO, FILE = "timm/deit_small_patch16_224.fb_in1k", "model.safetensors"
 MEASURE = """
 import json, sys, time
 import torch
@@ -55,20 +50,14 @@ def main() -> None:
     arguments = arguments_of(__doc__)
     rounds = arguments.rounds
     data = save(timm.create_model("deit_small_patch16_224").state_dict())
-    with tempfile.TemporaryDirectory() as name, HubServer() as hub:
-        folder = Path(name)
-        commit = hub.commit(REPO, {FILE: data})
-        manifest = json.loads(manifest_path().read_text(encoding="utf-8"))
-        pinned = manifest["checkpoints"]["deit_small"]["sources"][0]
-        pinned |= {"revision": commit, "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        environment = hub.environment(folder) | {
-            "DEIT_ZOO_MANIFEST": str(folder / "manifest.json"),
-            "OMP_NUM_THREADS": str(arguments.threads),
-        }
+    with (
+        tempfile.TemporaryDirectory() as name,
+        published("deit_small", data, folder := Path(name)) as (hub, environment),
+    ):
+        environment["OMP_NUM_THREADS"] = str(arguments.threads)
         first = measure(OURS, environment)
         requests = len(hub.requests)
-        [file] = folder.rglob(f"snapshots/{commit}/{FILE}")
+        [file] = folder.rglob("snapshots/*/model.safetensors")
         times: dict[str, list[float]] = {"deit_zoo, cached": [], "timm, same file": []}
         for _ in range(rounds):
             times["deit_zoo, cached"].append(measure(OURS, environment))

@@ -1,25 +1,31 @@
 """Cold start: from the start of a process to its first prediction, ours and the peers'.
 
-Each process imports, loads one model from a file that is in the disk's cache, reads one JPEG file,
-and prints the class that it predicts, the way each library documents it.
+Each process imports, loads one model, reads one JPEG file, and prints the class that it predicts,
+the way each library documents it. The file of weights is in the disk's cache; ours is a published
+one in the cache of the Hub, and timm is given its path.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from deit_zoo.inference.throughput import OURS, Case
+from deit_zoo.registry import MODELS
 from deit_zoo.registry.names import resolve
 from harness import backends
+from harness.published import published
 from harness.timing import ChildError, rotated
+
+WEIGHTS = "model.safetensors"
 
 # argv: the model, its weights, the image, the number of threads. Imports that a call would make
 # are made before the load's clock starts. The peak is read last, after the answer is out.
@@ -29,10 +35,10 @@ name, weights, image, threads = sys.argv[1:]
 import torch
 torch.set_num_threads(int(threads))
 from PIL import Image
-import deit_zoo, deit_zoo.data.transforms, deit_zoo.weights.load
+import deit_zoo, deit_zoo.data.transforms, deit_zoo.weights.load, deit_zoo.weights.fetch
 from deit_zoo.models import cait, deit
 started = time.perf_counter()
-model = deit_zoo.create(name, checkpoint=weights)
+model = deit_zoo.create(name, pretrained=True)
 loaded = time.perf_counter() - started
 transform = deit_zoo.transform(model)
 with torch.inference_mode():
@@ -97,10 +103,10 @@ def cold_starts(
     for model in dict.fromkeys(resolve(name).name for name in models):
         answers: dict[str, list[dict[str, Any]]] = {}
         with tempfile.TemporaryDirectory() as folder:
-            commands = _prepared(model, who, Path(folder), threads, failed)
+            commands, environment = _prepared(model, who, Path(folder), threads, failed)
             for number in range(rounds + 1):
                 for name in rotated(list(commands), number):
-                    measured = first_prediction(commands[name])
+                    measured = first_prediction(commands[name], environment)
                     if number:
                         answers.setdefault(name, []).append(measured)
                     done += 1
@@ -112,14 +118,22 @@ def cold_starts(
     return {"rows": rows, "ratios": ratios, "failed": failed}
 
 
-def first_prediction(command: Sequence[str]) -> dict[str, Any]:
+def first_prediction(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Seconds from the start of the process to its answer, what it took to load, and its peak.
 
-    Raises ChildError where there is no answer.
+    Variables of the `environment` are added. Raises ChildError where there is no answer.
     """
     with tempfile.TemporaryFile("w+") as talk:  # a full pipe would stop the process
         started = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True) as process:
+        with subprocess.Popen(
+            command,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            text=True,
+        ) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             seconds = time.perf_counter() - started
@@ -132,8 +146,9 @@ def first_prediction(command: Sequence[str]) -> dict[str, Any]:
 
 def _prepared(
     model: str, who: Sequence[str], folder: Path, threads: int, failed: list[dict[str, Any]]
-) -> dict[str, list[str]]:
-    """The files and the commands that use them; a peer that has no such model is left out."""
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The files, the commands that use them and the variables that name them; a peer that has no
+    such model is left out."""
     spec = resolve(model)
     case = Case(model=model, img_size=(spec.img_size, spec.img_size))
     network: Any = backends.plain(case)
@@ -149,14 +164,24 @@ def _prepared(
         program = PROGRAMS[name] + _LAST
         commands[name] = [sys.executable, "-c", program, own_name, str(weights), str(image)]
         commands[name].append(str(threads))
-    return commands
+    return commands, _cached(model, folder)
+
+
+def _cached(model: str, folder: Path) -> dict[str, str]:
+    """Put the weights into the Hub's cache as a user's first call does; what finds them there."""
+    if MODELS[model].labels == "digits":  # inside the package
+        return {}
+    with published(model, (folder / WEIGHTS).read_bytes(), folder) as (_, environment):
+        call = f"import deit_zoo; deit_zoo.create({model!r}, pretrained=True)"
+        subprocess.run([sys.executable, "-c", call], env=os.environ | environment, check=True)
+    return environment
 
 
 def _saved(who: str, case: Case, network: Any, folder: Path) -> tuple[str, Path]:
     """What a library calls the model, and where its weights lie."""
     from deit_zoo.weights import load
 
-    file = folder / "model.safetensors"
+    file = folder / WEIGHTS
     if not file.exists():
         load.save_model(network, file)
     if who == OURS:
