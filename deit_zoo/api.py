@@ -9,12 +9,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, UnknownModelError, ZooError, as_text, check_whole
 from deit_zoo.machine import plain_torch, restore_process_state
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry.names import resolve
 from deit_zoo.results import Evaluation, Method, Predictions
-from deit_zoo.zoo import create, load_model, resolve_classifier, resolve_model, transform
+from deit_zoo.zoo import (
+    NAME_OR_PATH,
+    create,
+    load_model,
+    resolve_classifier,
+    resolve_model,
+    transform,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -84,13 +91,10 @@ def classify(
 
     many: Iterable[Any] = [images] if is_one(images) else images  # type: ignore[assignment]
     alone = is_one(images) and not is_folder(images)
-    if topk < 1:
-        raise ZooError(f"topk is {topk}; give the number of classes to show, 1 or more")
-    if batch_size < 1 or (workers is not None and workers < 1):
-        raise ZooError(
-            f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
-            "1 or more threads"
-        )
+    check_whole("topk", topk, 1, "the number of classes to show, 1 or more")
+    check_whole("batch_size", batch_size, 1, "1 image or more")
+    if workers is not None:
+        check_whole("workers", workers, 1, "1 thread or more")
     total = len(many) if isinstance(many, Sized) else None
 
     def named() -> Iterator[tuple[str, Any]]:
@@ -202,7 +206,8 @@ def attention_map(
     from deit_zoo.models.model import spec_of
     from deit_zoo.weights.load import spec_for
 
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike):
+        model = os.fspath(model)
         attention.check_attentive(spec_for(model))
         attention.check_layer(model, layer)
         network = create(
@@ -257,7 +262,7 @@ def export(
     from deit_zoo.inference import export as inference
 
     options = inference.ExportOptions(
-        file=Path(file),
+        file=_path("file", file),
         to=to,
         opset=opset,
         aot=aot,
@@ -319,7 +324,6 @@ def evaluate(
 
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
-    from deit_zoo.data.remote import local_path
     from deit_zoo.evaluation import parallel
     from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
     from deit_zoo.evaluation.imagenet_variants import check_eval_set
@@ -327,13 +331,11 @@ def evaluate(
     from deit_zoo.recipes.plan import default_workers
     from deit_zoo.terminal import watched
 
-    if batch_size < 1 or (workers or 0) < 0:
-        raise ZooError(
-            f"batch_size is {batch_size} and workers is {workers}; give a batch of 1 or more and "
-            "0 or more worker processes"
-        )
-    data = local_path(data)
-    check_eval_set(os.fspath(data), labels, label_file)
+    _check_reading(batch_size, workers)
+    data = _data(data)
+    label_file = None if label_file is None else _path("label_file", label_file)
+    check_eval_set(data, labels, label_file)
+    report = None if report is None else _path("report", report)
     devices = parallel.devices_for(device, gpus, processes)
     if group is not None:
         devices = [group.device] * group.size
@@ -345,7 +347,7 @@ def evaluate(
         raise ZooError("parquet is of a report's predictions; give report=DIR (--report DIR) too")
     if report is not None and labels == "real":
         raise ZooError(
-            f"a report ({os.fspath(report)}) is of images with one label each or of a model that "
+            f"a report ({report}) is of images with one label each or of a model that "
             "gives several; leave out the labels 'real', or the report"
         )
     if report is not None:
@@ -356,8 +358,8 @@ def evaluate(
             write_report,
         )
 
-        check_report_folder(Path(report))
-        prepare_folder(Path(report), parquet=parquet)
+        check_report_folder(report)
+        prepare_folder(report, parquet=parquet)
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)
     own = devices[0] if in_process else "cpu" if by_name else None
@@ -397,7 +399,7 @@ def evaluate(
         competing = [names[number] for number in eval_set.class_subset or range(len(names))]
         name = name_or_model if isinstance(name_or_model, str) else "a model"
         answers = answers_of("val", dataset, competing, sums)
-        write_report(Path(report), f"{name} on {os.fspath(data)}", [answers], parquet=parquet)
+        write_report(report, f"{name} on {data}", [answers], parquet=parquet)
     return evaluation_of(sums, dataset)
 
 
@@ -438,7 +440,10 @@ def compare_answers(
 
     if labels == "real":
         raise ZooError("ReaL has several labels for an image; compare answers by other labels")
-    check_eval_set(os.fspath(data), labels, label_file)
+    _check_reading(batch_size, workers)
+    data = _data(data)
+    label_file = None if label_file is None else _path("label_file", label_file)
+    check_eval_set(data, labels, label_file)
     for name in beside:
         spec_for(name)
     comparing: Comparing | None = None
@@ -464,26 +469,37 @@ def compare_answers(
     return comparing.result()
 
 
-def _eval_set(
-    model: ZooModel,
-    data: str | os.PathLike[str],
-    labels: str | None,
-    label_file: str | os.PathLike[str] | None,
-) -> EvalSet:
+def _eval_set(model: ZooModel, data: str, labels: str | None, label_file: Path | None) -> EvalSet:
     """The images of a data set for a model, read as they are for it."""
     from deit_zoo.evaluation.imagenet_variants import open_eval_set
     from deit_zoo.inference.classify import class_names, gives_several, reading_for
 
     folders = [label.folder for label in class_names(model)]
-    file = None if label_file is None else Path(label_file)
     return open_eval_set(
-        os.fspath(data),
+        data,
         folders,
         labels,
-        file,
+        label_file,
         reading=reading_for(model),
         by_class=gives_several(model),
     )
+
+
+def _check_reading(batch_size: int, workers: int | None) -> None:
+    check_whole("batch_size", batch_size, 1, "1 image or more")
+    if workers is not None:
+        check_whole("workers", workers, 0, "0 processes or more that read images, or None")
+
+
+def _data(data: str | os.PathLike[str]) -> str:
+    from deit_zoo.data.remote import local_path
+
+    wanted = "a folder of class folders, or another form in docs/data.md"
+    return str(local_path(as_text("data", data, wanted, DataError)))
+
+
+def _path(key: str, path: str | os.PathLike[str]) -> Path:
+    return Path(as_text(key, path, "a path", DataError))
 
 
 @restore_process_state()
@@ -523,15 +539,15 @@ def reproduce(
 
     >>> deit_zoo.reproduce("deit_pico_digits", "runs/digits", epochs=1).reached.top1
     """
-    from deit_zoo.data.remote import local_path
     from deit_zoo.recipes import variant_name
     from deit_zoo.training import launch
 
+    name = as_text("name", name, "the name of a model or of a recipe", UnknownModelError)
     recipe = launch.recipe_for(name if variant is None else variant_name(name, variant))
     return launch.reproduce(
         recipe.name,
-        output=Path("runs") / recipe.name if output is None else Path(output),
-        data=local_path(data),
+        output=Path("runs") / recipe.name if output is None else _path("output", output),
+        data=None if data is None else _data(data),
         gpus=gpus,
         processes=processes,
         device=device,
@@ -580,20 +596,15 @@ def finetune(
 
     >>> deit_zoo.finetune("deit_small", "photos", "runs/photos", epochs=10).reached.top1
     """
-    from deit_zoo.data.remote import local_path
     from deit_zoo.training import finetune as training
 
-    if not isinstance(name, str | os.PathLike):
-        raise ZooError(
-            f"name is a {type(name).__name__}; give a model's name, a run's folder or a file of "
-            "weights, such as deit_zoo.save(model, FILE) writes"
-        )
-    name, typed = os.fspath(name), _as_typed(changes)
+    wanted = f"{NAME_OR_PATH}, such as deit_zoo.save(model, FILE) writes"
+    name, typed = as_text("name", name, wanted, UnknownModelError), _as_typed(changes)
     own = training.recipe_for(name, recipe).name
     return training.finetune(
         name,
-        data=training.data_of(name) if data is None else local_path(data),
-        output=Path("runs") / own if output is None else Path(output),
+        data=training.data_of(name) if data is None else _data(data),
+        output=Path("runs") / own if output is None else _path("output", output),
         recipe=recipe,
         val_share=val_share,
         gpus=gpus,
@@ -615,7 +626,7 @@ def save(model: ZooModel, file: str | os.PathLike[str], **metadata: Any) -> str:
     """
     from deit_zoo import weights
 
-    return weights.save(model, Path(file), **metadata)
+    return weights.save(model, _path("file", file), **metadata)
 
 
 def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
@@ -630,10 +641,11 @@ def fetch(name: str, to: str | os.PathLike[str] | None = None) -> Path:
     from deit_zoo.hub.verify import CachedFile
     from deit_zoo.weights.load import resolve_file
 
+    name = as_text("name", name, "a model's name", UnknownModelError)
     record = manifest_record(resolve(name).name)
     if to is None:
         return resolve_file(record).path
-    folder = Path(to)
+    folder = _path("to", to)
     check_free(record.name, folder)
     write_folder(CachedFile.of(record.name, resolve_file(record)), folder, lambda count: None)
     return folder
@@ -650,7 +662,8 @@ def verify(name: str | os.PathLike[str]) -> list[VerifyResult]:
     """
     from deit_zoo.hub.verify import files_of, verify_file
 
-    return [verify_file(file, lambda count: None) for file in files_of(os.fspath(name))]
+    files = files_of(as_text("name", name, NAME_OR_PATH, UnknownModelError))
+    return [verify_file(file, lambda count: None) for file in files]
 
 
 def _as_typed(changes: dict[str, Any]) -> list[str]:

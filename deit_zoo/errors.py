@@ -1,10 +1,15 @@
-"""What can go wrong, and nothing else: every message is one sentence for the person who typed.
+"""What can go wrong, and the checks of arguments that all doors share.
+
+Every message is one sentence for the person who typed.
 
 Messages land in logs and in reports of bugs, so none shows a password or what gives access.
 """
 
+import operator
 import os
 import re
+from numbers import Real
+from typing import Any
 
 _ADDRESS = re.compile(r"://((?:(?!://)\S)+)")
 # user:password@ of an address, any sign in the password; not host:port/. Or TOKEN@.
@@ -110,3 +115,42 @@ class MissingExtraError(ZooError):
 
 class DifferenceError(ZooError):
     """An exported file answers otherwise than its model."""
+
+
+def as_text(key: str, value: Any, wanted: str, error: type[ZooError] = ZooError) -> str:
+    """A name or a path as text. Raises `error` for what is neither, such as bytes or a list."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise error(f"{key} is {_with_type(value)}; give {wanted}")
+    return text
+
+
+def whole_number(value: Any) -> int | None:
+    """An int, numpy's and a tensor's too; None for anything else, also for True and False."""
+    if isinstance(value, bool | int):
+        return None if isinstance(value, bool) else value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_whole(
+    key: str, value: Any, least: int, wanted: str, error: type[ZooError] = ZooError
+) -> None:
+    """Raises `error` for what is no whole number, or less than the least."""
+    number = whole_number(value)
+    if number is None or number < least:
+        shown = _with_type(value) if number is None else value
+        raise error(f"{key} is {shown}; give {wanted}")
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number, numpy's too, and not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _with_type(value: object) -> str:
+    """A value with its type; of what is long to write, such as a model, the type alone."""
+    text, kind = repr(value), type(value).__name__
+    return f"{text} ({kind})" if len(text) <= 60 and text.isprintable() else f"of type {kind}"

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deit_zoo.errors import MissingExtraError, ZooError
+from deit_zoo.errors import MissingExtraError, ZooError, check_whole
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         zero = torch.zeros(1, device=torch.device(named))
         zero.item()  # of `meta` there is nothing to read
         return zero.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         if reason.startswith("Expected one of"):  # and some twenty names, of which we know few
             reason = "torch knows none of this name"
@@ -262,10 +262,10 @@ def check_processes(
             f"{dashes}processes {processes} is for the CPU; with {dashes}gpus {gpus} each GPU has "
             "one process"
         )
-    if gpus is not None and gpus < 0:
-        raise error(f"{dashes}gpus is {gpus}; give a number of GPUs, or 0 for the CPU")
-    if processes is not None and processes < 1:
-        raise error(f"{dashes}processes is {processes}; give 1 or more")
+    if gpus is not None:
+        check_whole(f"{dashes}gpus", gpus, 0, "a number of GPUs, or 0 for the CPU", error)
+    if processes is not None:
+        check_whole(f"{dashes}processes", processes, 1, "1 or more", error)
 
 
 def check_gpus(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import UnknownModelError, ZooError, as_text, check_whole, is_real
 from deit_zoo.facts.model import ModelInfo
 from deit_zoo.machine import usable_device
 from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from deit_zoo.models.model import ZooModel
 
 _SORT_KEYS = ("name", "top1", "params", "gmacs", "img_size")
+NAME_OR_PATH = "a model's name, or the path of a run or of weights"
 # Whole numbers that `create` takes: the least, and what is meant.
 _WHOLE = (
     ("num_classes", 0, "the number of classes, or 0 for none"),
@@ -35,7 +35,7 @@ _WHOLE = (
 
 
 def list_models(
-    pattern: str = "*",
+    pattern: str | Sequence[str] = "*",
     *,
     exclude: str | Sequence[str] = (),
     family: str | None = None,
@@ -49,26 +49,35 @@ def list_models(
 ) -> list[str]:
     """Canonical names that pass every filter.
 
-    `pattern` and `exclude` are shell patterns; a plain word matches anywhere in the name.
-    `sort` is one of name, top1 (best first), params, gmacs, img_size. With `as_table` a
+    `pattern` and `exclude` are shell patterns, one or several; a plain word matches anywhere in the
+    name. `sort` is one of name, top1 (best first), params, gmacs, img_size. With `as_table` a
     terminal and a notebook show the list as a table; `.models` has the `info` of each.
 
     >>> deit_zoo.list_models("cait", img_size=224)
     ['cait_s24_224', 'cait_xxs24_224', 'cait_xxs36_224']
     """
-    if sort not in _SORT_KEYS:
-        raise ZooError(f"sort is {sort!r}; give one of {', '.join(_SORT_KEYS)}")
     families = sorted({spec.family for spec in MODELS.values()})
-    if family is not None and family not in families:
-        raise ZooError(f"family is {family!r}; give one of {', '.join(families)}")
+    for key, value, choices in (
+        ("sort", sort, _SORT_KEYS),
+        ("family", family, (*families, None)),
+        ("pretrained", pretrained, (True, False, None)),
+    ):
+        if value not in choices:
+            named = [str(choice) for choice in choices if choice is not None]
+            raise ZooError(f"{key} is {value!r}; give one of {', '.join(named)}")
+    for key, number, such_as in (("min_top1", min_top1, "80"), ("max_params", max_params, "22e6")):
+        if number is not None and not is_real(number):
+            raise ZooError(f"{key} is {number!r}; give a number, such as {such_as}")
+    if img_size is not None:
+        check_whole("img_size", img_size, 1, "the pixels along one side, such as 224")
     records = read_manifest()
-    excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    wanted, excluded = _patterns("pattern", pattern), _patterns("exclude", exclude)
 
     def passes(spec: ModelSpec) -> bool:
         record = records.get(spec.name)
         return (
-            matches(spec.name, pattern)
-            and not any(matches(spec.name, other) for other in excluded)
+            any(matches(spec.name, one) for one in wanted)
+            and not any(matches(spec.name, one) for one in excluded)
             and (family is None or spec.family == family)
             and (pretrained is None or (record is not None) == pretrained)
             and (img_size is None or spec.img_size == img_size)
@@ -97,7 +106,13 @@ def list_models(
     return ModelTable(map(info, names))
 
 
-def info(name: str) -> ModelInfo:
+def _patterns(key: str, given: Any) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+    wanted = "a pattern such as 'deit3_*', or a list of them"
+    return tuple(as_text(key, pattern, wanted) for pattern in patterns)
+
+
+def info(name: str | os.PathLike[str]) -> ModelInfo:
     """Everything known of a model by its name, or of weights by their path.
 
     >>> deit_zoo.info("deit_s").num_params
@@ -105,6 +120,7 @@ def info(name: str) -> ModelInfo:
     """
     from deit_zoo.recipes import RECIPES
 
+    name = as_text("name", name, NAME_OR_PATH, UnknownModelError)
     if is_path(name):
         return _info_of_file(name)
     spec = resolve(name)
@@ -183,7 +199,7 @@ def create(
     stem: str = "linear",
     drop_path_rate: float = 0.0,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> ZooModel:
     """Build a model: random and in train mode, or with weights and in eval mode.
 
@@ -219,23 +235,27 @@ def create(
     """
     import torch
 
-    if name is not None and checkpoint is None and is_path(os.fspath(name)):
+    if name is not None:
+        name = as_text("name", name, NAME_OR_PATH, UnknownModelError)
+    if checkpoint is not None:
+        checkpoint = as_text("checkpoint", checkpoint, "the path of a run or of weights")
+    elif name is not None and is_path(name):
         name, checkpoint = None, name
-    spec = None if name is None else resolve(os.fspath(name))
-    if not (isinstance(drop_path_rate, int | float) and 0.0 <= drop_path_rate < 1.0):
+    spec = None if name is None else resolve(name)
+    if not (is_real(drop_path_rate) and 0.0 <= drop_path_rate < 1.0):
         raise ZooError(f"drop_path_rate is {drop_path_rate!r}; give a share from 0 to below 1")
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as torch.bfloat16")
+        raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as bfloat16")
     is_meta = str(device) == "meta"  # without memory, for shapes alone
     device = torch.device("meta") if is_meta else usable_device("cpu" if device is None else device)
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}
     for key, least, what in _WHOLE:
-        value = shape[key]
-        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (is_whole and value >= least):
-            raise ZooError(f"{key} is {value!r}; give {what}")
+        if shape[key] is not None:
+            check_whole(key, shape[key], least, what)
     if (blocks, stem) != (None, "linear"):
         if pretrained or checkpoint is not None:
             raise ZooError(

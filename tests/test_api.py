@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +27,7 @@ from deit_zoo.errors import (
     CheckpointError,
     DataError,
     ImageSizeError,
+    RecipeError,
     UnknownModelError,
     ZooError,
 )
@@ -211,6 +213,7 @@ def test_names_are_sorted() -> None:
         ({"pattern": "cait_?36_*"}, ["cait_m36_384", "cait_s36_384"]),
         ({"pattern": "cait_x[s]*"}, ["cait_xs24_384"]),
         ({"pattern": "resmlp"}, []),
+        ({"pattern": ["deit_t*", "cait_m"], "exclude": "dist"}, [*PUBLISHED[:2], "deit_tiny"]),
         ({"pattern": "deit_b", "exclude": "distilled"}, ["deit_base", "deit_base_384"]),
         ({"pattern": "deit_b", "exclude": ["distilled", "*_384"]}, ["deit_base"]),
         ({"family": "cait", "exclude": "xs"}, PUBLISHED[:5]),
@@ -253,10 +256,45 @@ def test_numbers_in_names_sort_as_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     assert deit_zoo.list_models("cait_s24") == ["cait_s24_96", "cait_s24_224", "cait_s24_384"]
 
 
-def test_an_unknown_sort_key_is_one_sentence() -> None:
+@each_row(
+    ("filters", "message"),
+    [
+        ({"sort": "size"}, "sort is 'size'; give one of name, top1, params, gmacs, img_size"),
+        (
+            {"family": ["deit", "cait"]},
+            "family is ['deit', 'cait']; give one of cait, convnet, deit, deit3, regnet",
+        ),
+        ({"pretrained": "yes"}, "pretrained is 'yes'; give one of True, False"),
+        (
+            {"img_size": "224"},
+            "img_size is '224' (str); give the pixels along one side, such as 224",
+        ),
+        ({"max_params": "5M"}, "max_params is '5M'; give a number, such as 22e6"),
+        (
+            {"pattern": 5},
+            "pattern is 5 (int); give a pattern such as 'deit3_*', or a list of them",
+        ),
+    ],
+)
+def test_a_filter_that_no_model_could_pass_is_refused(
+    filters: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ZooError) as caught:
-        deit_zoo.list_models(sort="size")
-    assert str(caught.value) == "sort is 'size'; give one of name, top1, params, gmacs, img_size"
+        deit_zoo.list_models(**filters)
+    assert str(caught.value) == message
+
+
+def test_numbers_of_numpy_are_numbers_and_a_dtype_may_be_named() -> None:
+    model = deit_zoo.create(
+        "deit_tiny",
+        num_classes=np.int64(3),
+        img_size=(np.int32(32), 64),
+        drop_path_rate=np.float32(0.1),
+        dtype="bfloat16",
+        device="meta",
+    )
+    assert (model.num_classes, model.img_size) == (3, (32, 64))
+    assert model.head.weight.dtype == torch.bfloat16
 
 
 def test_info_is_ready_for_json() -> None:
@@ -326,6 +364,7 @@ def test_a_models_transform_has_the_models_size() -> None:
 def test_ones_own_weights_have_the_transform_that_they_state(tmp_path: Path) -> None:
     file = tmp_path / "cats.safetensors"
     deit_zoo.save(deit_zoo.create("deit_pico_digits", True, img_size=32), file, crop_pct=0.95)
+    assert deit_zoo.info(file).img_size == 32
     for path in (file, str(file)):
         assert repr(deit_zoo.transform(path)) == "EvalTransform(img_size=(32, 32), crop_pct=0.95)"
     assert deit_zoo.transform(file, img_size=16).img_size == (16, 16)
@@ -738,7 +777,7 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
         (
             lambda model: deit_zoo.create("deit_tiny", num_classes=2.0),
             ZooError,
-            "num_classes is 2.0; give the number of classes, or 0 for none",
+            "num_classes is 2.0 (float); give the number of classes, or 0 for none",
         ),
         (
             lambda model: deit_zoo.create("deit_pico_digits", True, patch_size=0),
@@ -746,9 +785,54 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
             "patch_size is 0; give the pixels along one side of a patch, such as 16",
         ),
         (
-            lambda model: deit_zoo.create("deit_tiny", dtype="float16"),
+            lambda model: deit_zoo.create("deit_tiny", dtype="half-float"),
             ZooError,
-            "dtype is 'float16'; give a floating one of torch, such as torch.bfloat16",
+            "dtype is 'half-float'; give a floating one of torch, such as bfloat16",
+        ),
+        (
+            deit_zoo.create,
+            UnknownModelError,
+            "name is of type VisionTransformer; give a model's name, or the path of a run or of ",
+        ),
+        (
+            lambda model: deit_zoo.info(b"deit_tiny"),
+            UnknownModelError,
+            "name is b'deit_tiny' (bytes); give a model's name, or the path of a run or of weights",
+        ),
+        (
+            lambda model: deit_zoo.reproduce(5),
+            UnknownModelError,
+            "name is 5 (int); give the name of a model or of a recipe",
+        ),
+        (
+            lambda model: deit_zoo.reproduce("deit_pico_digits", gpus="1"),
+            RecipeError,
+            "--gpus is '1' (str); give a number of GPUs, or 0 for the CPU",
+        ),
+        (
+            lambda model: deit_zoo.evaluate(model, ["digits"]),
+            DataError,
+            "data is ['digits'] (list); give a folder of class folders, or another form in docs/",
+        ),
+        (
+            lambda model: deit_zoo.save(model, 5),
+            DataError,
+            "file is 5 (int); give a path",
+        ),
+        (
+            lambda model: deit_zoo.classify([], model, topk="3"),
+            ZooError,
+            "topk is '3' (str); give the number of classes to show, 1 or more",
+        ),
+        (
+            lambda model: deit_zoo.transform("deit_tiny", crop_pct="0.9"),
+            ImageSizeError,
+            "crop_pct is '0.9'; give a share above 0 and up to 1, such as 0.875",
+        ),
+        (
+            lambda model: deit_zoo.create("deit_tiny", device=0.5),
+            ZooError,
+            "device '0.5' cannot be used here (",
         ),
         (
             lambda model: deit_zoo.create("deit_tiny", weights="ema"),
@@ -814,12 +898,12 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
         (
             lambda model: deit_zoo.classify([], model, batch_size=0),
             ZooError,
-            "batch_size is 0 and workers is None; give a batch of 1 or more and 1 or more threads",
+            "batch_size is 0; give 1 image or more",
         ),
         (
             lambda model: deit_zoo.classify([], model, workers=0),
             ZooError,
-            "batch_size is 32 and workers is 0; give a batch of 1 or more and 1 or more threads",
+            "workers is 0; give 1 thread or more",
         ),
         (
             lambda model: deit_zoo.classify([], model.reset_classifier(0) or model),
@@ -834,12 +918,12 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
         (
             lambda model: deit_zoo.evaluate(model, "data", batch_size=0),
             ZooError,
-            "batch_size is 0 and workers is 0; give a batch of 1 or more and 0 or more worker ",
+            "batch_size is 0; give 1 image or more",
         ),
         (
             lambda model: deit_zoo.evaluate(model, "data", workers=-1),
             ZooError,
-            "batch_size is 64 and workers is -1; give a batch of 1 or more and 0 or more worker ",
+            "workers is -1; give 0 processes or more that read images, or None",
         ),
         (
             lambda model: deit_zoo.classify([], nn.Linear(1, 1)),

@@ -19,7 +19,7 @@ from torch import Tensor
 from deit_zoo.data.bounds import MAX_PIXELS_ENVIRONMENT, max_pixels
 from deit_zoo.data.decode import decoded, image_errors, opened, to_rgb, upright
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
-from deit_zoo.errors import DataError, ImageSizeError
+from deit_zoo.errors import DataError, ImageSizeError, is_real
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel, in_chans_of, spec_of
@@ -40,9 +40,9 @@ class EvalTransform:
     crop_pct: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.crop_pct <= 1.0:
+        if not (is_real(self.crop_pct) and 0.0 < self.crop_pct <= 1.0):
             raise ImageSizeError(
-                f"crop_pct is {self.crop_pct}; give a share above 0 and up to 1, such as 0.875"
+                f"crop_pct is {self.crop_pct!r}; give a share above 0 and up to 1, such as 0.875"
             )
 
     def __call__(self, image: ImageLike) -> Tensor:

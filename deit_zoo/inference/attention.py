@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from deit_zoo.data.transforms import normalized
-from deit_zoo.errors import ImageSizeError, ZooError
+from deit_zoo.errors import ImageSizeError, ZooError, whole_number
 from deit_zoo.evaluation.accuracy import eval_mode
 from deit_zoo.files import check_new_file, write_whole
 from deit_zoo.machine import require_matplotlib
@@ -270,17 +270,18 @@ def _layer_number(network: ZooModel, name: str, layer: int) -> int:
     """The layer counted from 0. Raises ZooError where there is none, or no class token in it."""
     blocks = len(cast(Sequence[Any], network.blocks))
     depth = blocks + len(getattr(network, "blocks_token_only", ()))
-    if not -depth <= layer < depth:
+    number = whole_number(layer)
+    if number is None or not -depth <= number < depth:
         raise ZooError(
-            f"layer is {layer}, but {name} has {depth} layers; give a number from 0 to "
+            f"layer is {layer!r}, but {name} has {depth} layers; give a number from 0 to "
             f"{depth - 1}, or from {-depth} to -1 to count from the last"
         )
-    if depth > blocks > layer % depth:
+    if depth > blocks > number % depth:
         raise ZooError(
             f"layer is {layer}, but in {name} the class token enters with layer {blocks}; give a "
             f"number from {blocks} to {depth - 1}, or from {blocks - depth} to -1"
         )
-    return layer % depth
+    return number % depth
 
 
 def _figures(shares: Tensor, on_tokens: Tensor) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from deit_zoo.data.transforms import (
     as_tensor,
     transform_of,
 )
-from deit_zoo.errors import DataError, DifferenceError, ZooError
+from deit_zoo.errors import DataError, DifferenceError, ZooError, is_real, whole_number
 from deit_zoo.files import check_new_file, write_whole
 from deit_zoo.inference.classify import class_names, reading_for
 from deit_zoo.machine import require_compiler, require_extra, usable_device
@@ -90,9 +90,9 @@ class ExportOptions:
             raise ZooError(f"no exported model is named {self.file}; give {examples}")
         if to not in (None, self.format):
             raise ZooError(f"{self.file} is no {to} file by its name; give FILE.{to}")
-        if not self.limit >= 0:
+        if not (is_real(self.limit) and self.limit >= 0):
             raise ZooError(
-                f"limit is {self.limit}; give the largest difference of a logit, such as 1e-4"
+                f"limit is {self.limit!r}; give the largest difference of a logit, such as 1e-4"
             )
         if self.format == "onnx":
             if self.aot:
@@ -103,8 +103,8 @@ class ExportOptions:
             import onnx
 
             newest = onnx.defs.onnx_opset_version()
-            if opset is not None and not OLDEST_OPSET <= opset <= newest:
-                raise ZooError(f"opset is {opset}; give one from {OLDEST_OPSET} to {newest}")
+            if opset is not None and whole_number(opset) not in range(OLDEST_OPSET, newest + 1):
+                raise ZooError(f"opset is {opset!r}; give one from {OLDEST_OPSET} to {newest}")
         elif opset is not None:
             raise ZooError("a .pt2 file has no opset; give --to onnx, or leave out --opset")
         elif self.aot:

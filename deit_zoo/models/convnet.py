@@ -45,6 +45,8 @@ class ConvNet(ZooModel):
     Each stage after the first halves the resolution.
     """
 
+    global_pool = "avg"
+
     def __init__(
         self,
         *,

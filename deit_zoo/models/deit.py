@@ -170,8 +170,8 @@ class VisionTransformer(Transformer):
         """The head, or (head, distillation head)."""
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head, or both heads of a distilled model, by fresh ones; 0 is no head."""
-        super().reset_classifier(num_classes)
+        super().reset_classifier(num_classes, global_pool)
         if self.head_dist is not None:
             self.head_dist = new_head(self.embed_dim, num_classes, like=self)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deit_zoo.errors import ImageSizeError, ZooError
+from deit_zoo.errors import ImageSizeError, check_whole, whole_number
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -100,8 +100,7 @@ def new_token(*shape: int) -> nn.Parameter:
 
 def new_head(dim: int, num_classes: int, *, like: nn.Module | None = None) -> nn.Module:
     """A fresh classifier on the device and of the dtype of `like`; for 0 classes the identity."""
-    if num_classes < 0:
-        raise ZooError(f"num_classes is {num_classes}; give the number of classes, or 0 for none")
+    check_whole("num_classes", num_classes, 0, "the number of classes, or 0 for none")
     if num_classes == 0:
         return nn.Identity()
     reference = None if like is None else next(like.parameters())
@@ -135,8 +134,9 @@ def init_linear(module: nn.Module) -> None:
 
 def as_pair(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) from an int or a pair."""
-    pair = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+    given = img_size if isinstance(img_size, Sequence) else (img_size, img_size)
+    pair = [whole_number(side) or 0 for side in given]
+    if len(pair) != 2 or min(pair) < 1:
         raise ImageSizeError(
             f"img_size is {img_size!r}; give one number of pixels or (height, width), "
             "for example img_size=(192, 256)"

@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deit_zoo.errors import CheckpointError, ZooError
+from deit_zoo.errors import CheckpointError, ZooError, whole_number
 from deit_zoo.labels import as_names
 from deit_zoo.models.layers import PatchEmbed, as_pair, new_head, num_outputs, resize_pos_embed
 
@@ -41,6 +41,7 @@ class ZooModel(nn.Module):
     crop_pct: float | None = None
     adapted: tuple[str, ...] = ()
     grad_checkpointing = False
+    global_pool = "token"  # as timm calls what the head reads; a convnet's is "avg"
     embed_dim: int
     img_size: tuple[int, int]
     patch_size: int
@@ -156,7 +157,7 @@ class ZooModel(nn.Module):
         layers, `depth_token_only` of them, are of the class token (B, H, 1, 1 + N).
         """
         depth = len(self.blocks) + len(getattr(self, "blocks_token_only", ()))
-        numbers = pick_layers(tuple(layers), depth)
+        numbers = pick_layers(layers, depth)
         entered = islice(self._entered(x), max(numbers) + 1)
         maps = {
             number: cast(Any, layer).attention(*tokens)
@@ -214,8 +215,16 @@ class ZooModel(nn.Module):
         """The head, or both heads of a distilled model."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one; 0 classes leaves the pooled features."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one; 0 classes leaves the pooled features.
+
+        `global_pool`, which timm's callers give, can only be what the model's already is.
+        """
+        if global_pool not in (None, self.global_pool):
+            raise ZooError(
+                f"global_pool is {global_pool!r}, but the head of {type(self).__name__} reads "
+                f"{self.global_pool!r}; leave it out"
+            )
         self.head = new_head(self.embed_dim, num_classes, like=self)
         self.labels = self.problem_type = None
 
@@ -272,18 +281,19 @@ class Scriptable(nn.Module):
 
 def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     """Layer numbers from `n` (the last n) or from a list in which -1 is the last."""
-    if isinstance(layers, int):
-        numbers: Sequence[int] = range(depth - layers, depth)
-        valid = 1 <= layers <= depth
+    numbers: list[int | None]
+    if isinstance(layers, Iterable):
+        numbers = [whole_number(layer) for layer in layers]
     else:
-        numbers = layers
-        valid = len(layers) > 0 and all(-depth <= layer < depth for layer in layers)
-    if not valid:
+        last = whole_number(layers) or 0
+        numbers = [*range(depth - last, depth)] if last <= depth else []
+    picked = [layer % depth for layer in numbers if layer is not None and -depth <= layer < depth]
+    if not 0 < len(picked) == len(numbers):
         raise ZooError(
             f"layers is {layers!r}, but the model has {depth} blocks; give a number from 1 to "
             f"{depth} for the last ones, or a list of numbers from {-depth} to {depth - 1}"
         )
-    return [layer % depth for layer in numbers]
+    return picked
 
 
 def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:

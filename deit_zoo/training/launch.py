@@ -117,6 +117,7 @@ def training_device(
 
     None where `gpus` or `processes` say it. Raises RecipeError where both do.
     """
+    check_processes(gpus, processes, dashes="--", error=RecipeError)
     if gpus is None and processes is None:
         return usable_device("auto" if device is None else device)
     if device not in (None, "auto"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,6 +154,7 @@ def test_class_tokens_come_beside_the_same_patches(network: ZooModel, images: Te
         ({}, [2]),
         ({"n": 1}, [2]),
         ({"n": 2}, [1, 2]),
+        ({"n": np.int64(2)}, [1, 2]),
         ({"n": 3}, [0, 1, 2]),
         ({"n": [-3, -1]}, [0, 2]),
     ],
@@ -188,7 +190,7 @@ def test_intermediate_layers_without_the_norm_are_what_the_blocks_give(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@each_row("n", [0, 4, -1, [], [3], [-4]])
+@each_row("n", [0, 4, -1, [], [3], [-4], True, "2", [1.0]])
 def test_intermediate_layers_that_do_not_exist_are_refused(
     network: ZooModel, images: Tensor, n: int | list[int]
 ) -> None:
@@ -211,7 +213,7 @@ def test_attention_comes_in_the_order_asked_for(network: ZooModel, images: Tenso
 
 
 @transformers
-@each_row("layers", [(), (9,), (-9,)])
+@each_row("layers", [(), (9,), (-9,), -1])
 def test_attention_of_layers_that_do_not_exist_is_refused(
     network: ZooModel, images: Tensor, layers: tuple[int, ...]
 ) -> None:
@@ -346,9 +348,17 @@ def test_a_model_built_without_classes_has_no_head(build: Callable[..., ZooModel
     assert not [name for name in build(num_classes=0).state_dict() if name.startswith("head")]
 
 
-def test_a_negative_number_of_classes_is_refused(network: ZooModel) -> None:
-    with pytest.raises(ZooError, match="num_classes is -1"):
-        network.reset_classifier(-1)
+@pytest.mark.parametrize("number", [-1, "3", 2.0, True])
+def test_what_is_no_number_of_classes_is_refused(network: ZooModel, number: Any) -> None:
+    with pytest.raises(ZooError, match=f"num_classes is {number!r}"):
+        network.reset_classifier(number)
+
+
+def test_a_head_is_reset_with_the_pooling_that_it_has(network: ZooModel) -> None:
+    network.reset_classifier(3, global_pool=network.global_pool)  # as timm's callers give it
+    assert network.num_classes == 3
+    with pytest.raises(ZooError, match=r"^global_pool is 'map', but the head of \w+ reads"):
+        network.reset_classifier(3, "map")
 
 
 @transformers
