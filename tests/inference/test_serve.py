@@ -201,8 +201,9 @@ def test_a_request_without_an_image_says_how_one_is_sent(served: Service) -> Non
     other = served.ask(b"x", "?topk=1&top_k=3")
     told = "'top_k' is not known; /classify?topk=N is all there is"
     assert (other.status_code, other.json()) == (400, {"error": told})
-    nothing = requests.get(f"{served.url}/predict", timeout=PATIENCE)
-    assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)
+    for place in ("predict", "classify/"):  # the last is no redirection, behind TLS to http://
+        nothing = requests.post(f"{served.url}/{place}", b"x", timeout=PATIENCE)
+        assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)
 
 
 @pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "undefined"])
@@ -281,6 +282,8 @@ def test_health_and_metrics_say_what_is_served(served: Service, files: dict[str,
     health = requests.get(f"{served.url}/health", timeout=PATIENCE).json()
     assert (health["status"], health["model"], health["device"]) == ("ok", MODEL, "cpu")
     assert (health["num_classes"], health["version"]) == (10, zoo.__version__)
+    head = requests.head(f"{served.url}/health", timeout=PATIENCE)
+    assert (head.status_code, head.content) == (200, b"")
     name = 'deit_zoo_images_total{outcome="answered"}'
     before = served.figure(name)
     served.ask_many(("1.png", files["1"]), ("2.png", files["2"]))
@@ -420,6 +423,8 @@ def test_a_port_that_is_taken_and_bounds_that_do_not_fit_are_one_sentence() -> N
             f"port {port} of 127.0.0.1 cannot be listened on (address already in use); give "
             "another --port or --host"
         )
+    told = sentence(deit_zoo("serve", MODEL, "--host", "nosuch.invalid"))
+    assert told.startswith("no machine is called 'nosuch.invalid' here (")
     told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--queue", "8"))
     assert told.startswith("--max-images is 64 and --queue is 8; ")
     told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--topk", "200"))

@@ -133,7 +133,9 @@ def create_app(
         most = limits.max_topk
         return _error(400, f"topk must be a whole number from 1 to {most}, as in /classify?topk=3")
 
-    app = FastAPI(title="deit-zoo serve", version=__version__, redoc_url=None)
+    app = FastAPI(
+        title="deit-zoo serve", version=__version__, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(CountingMiddleware, metrics=metrics)
     app.add_exception_handler(AnyHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, bad_query)
@@ -163,6 +165,7 @@ def create_app(
         metrics.seconds.observe(time.perf_counter() - started)
         return Response(content, 200 if good else 422, media_type="application/json")
 
+    @app.head("/health", include_in_schema=False)  # as load balancers ask
     @app.get("/health")
     async def health() -> Response:
         """What is served; 503 where the model failed at the last batch."""

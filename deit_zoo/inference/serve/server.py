@@ -87,6 +87,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()
+        if isinstance(error, socket.gaierror):
+            raise ZooError(
+                f"no machine is called {host!r:.120} here ({reason}); give another --host"
+            ) from error
         raise ZooError(
             f"port {port} of {host} cannot be listened on ({reason}); give another --port or --host"
         ) from error
