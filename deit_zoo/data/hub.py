@@ -16,12 +16,12 @@ from typing import Any
 
 from deit_zoo.data.image_file import read_file
 from deit_zoo.data.images import MissingSplitError
+from deit_zoo.data.remote import HFDS
 from deit_zoo.data.table import SPLITS, Column, PartName, TableSet, choose_columns, split_address
 from deit_zoo.errors import DataError, words_of
 from deit_zoo.machine import require_extra
 from deit_zoo.manifest import is_repo_id
 
-HFDS = "hfds:"
 CHUNK = 1000  # rows
 
 

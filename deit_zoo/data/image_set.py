@@ -12,7 +12,7 @@ from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FlatSet, FolderSet, part_folder, split_folder
 from deit_zoo.data.heap import HeapSet, find_heap
-from deit_zoo.data.hub import HFDS, HubSet, is_hfds
+from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.image_list import (
     ALL,
     ImageList,
@@ -26,7 +26,7 @@ from deit_zoo.data.images import ImageSet as ImageSet
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.parquet import ParquetSet, is_parquet
-from deit_zoo.data.remote import is_remote
+from deit_zoo.data.remote import HFDS, is_remote
 from deit_zoo.data.table import PartName, SplitName, TableSet, split_address
 from deit_zoo.errors import DataError, FormatError
 from deit_zoo.files import PLAN_FILE, read_json

@@ -18,10 +18,10 @@ from typing import Any
 
 from deit_zoo.data.archive_index import stamp
 from deit_zoo.data.archive_set import OpenFiles
-from deit_zoo.data.hub import HFDS
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.parquet_index import map_index, open_index, value
 from deit_zoo.data.parquet_pages import Place
+from deit_zoo.data.remote import HFDS
 from deit_zoo.data.table import (
     SPLITS,
     Column,

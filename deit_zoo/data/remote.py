@@ -23,7 +23,7 @@ from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
 
-LOCAL = "file://"
+LOCAL, HFDS = "file://", "hfds:"
 # Files that are fetched at the same time.
 FETCHERS = 8
 
@@ -47,6 +47,8 @@ class NotFetchedError(DataError):
 
 def local_path(place: Any) -> Any:
     """`file:///photos` and `~/photos` as the path that is meant; whatever else as it is given."""
+    if isinstance(place, str) and place.startswith(HFDS):
+        return f"{HFDS}{local_path(place.removeprefix(HFDS))}"
     if isinstance(place, str) and place.startswith("~"):  # no shell fills it in in --data=~/photos
         return str(expand_user(place))
     if not isinstance(place, str) or not place.startswith(LOCAL):

@@ -162,6 +162,8 @@ def test_an_address_of_this_machine_is_the_path_that_it_names(
     assert local_path("~/photos") == "/home/me/photos"
     assert local_path("file://localhost/photos") == "/photos"
     assert local_path("file:///my%20photos/{train,val}.tar") == "/my photos/{train,val}.tar"
+    assert local_path("hfds:file:///my%20photos,label=a") == "hfds:/my photos,label=a"
+    assert local_path("hfds:org/name") == "hfds:org/name"
     assert local_path("s3://my%20photos") == "s3://my%20photos"
 
 
