@@ -110,15 +110,16 @@ def with_fields(words: list[str]) -> list[str]:
     machine, that has no option of its own."""
     if not words or words[0] not in ("reproduce", "finetune", "teacher-labels"):
         return words
-    from deit_zoo.recipes.plan import field_names
+    from deit_zoo.recipes.plan import ELSEWHERE, field_names
 
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     own = {option for parameter in command.params for option in parameter.opts}
+    fields = {*field_names(), *ELSEWHERE}  # of these the sentence has our name
     typed, rest = [], iter(words)
     for word in rest:
         option, sign, value = word.partition("=")
         field = option.removeprefix("--").replace("-", "_")
-        if not word.startswith("--") or option in own or field not in field_names():
+        if not word.startswith("--") or option in own or field not in fields:
             typed.append(word)
         elif (value := value if sign else next(rest, "")) and not value.startswith("--"):
             typed += ["--set", f"{field}={value}"]

@@ -13,6 +13,7 @@ from deit_zoo.manifest import Reading
 from deit_zoo.recipes import in_words
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
+    FIELDS_SHOWN,
     IMAGENET_TRAIN,
     Amount,
     Bounds,
@@ -57,6 +58,8 @@ SETTINGS = (
 )
 # What a plan has too, and `--set` is not for.
 OPTIONS = ("device", "gpus", "nodes", "output", "processes", "workers")
+# What other programs call a field, where its own name is not like it.
+ELSEWHERE = {"learning_rate": "lr", "bs": "batch_size", "wd": "weight_decay"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,14 +347,16 @@ def field_names() -> tuple[str, ...]:
 
 
 def _check_name(name: str) -> None:
-    """Raises RecipeError where a field is not called so and another nearly is, or an option."""
+    """Raises RecipeError for an option, and where no field is called so, with the nearest."""
     if name in OPTIONS:
         raise RecipeError(f"--set {name}=: {name} is an option of its own; type --{name}")
-    names = {field.replace("_", ""): field for field in field_names()}
-    plain = name.lower().replace("_", "").replace("-", "")
-    if name in names.values() or not (near := get_close_matches(plain, names, n=1)):
+    fields_by_name = {field: field for field in field_names()}
+    if name in fields_by_name:
         return
-    raise RecipeError(f"--set {name}=: no field is called so; did you mean {names[near[0]]}?")
+    names = {word.replace("_", ""): field for word, field in (fields_by_name | ELSEWHERE).items()}
+    near = get_close_matches(name.lower().replace("_", "").replace("-", ""), names, n=1, cutoff=0.7)
+    advice = f"did you mean {names[near[0]]}?" if near else FIELDS_SHOWN
+    raise RecipeError(f"no field of a recipe is called {name!r}; {advice}")
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:

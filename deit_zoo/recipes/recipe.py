@@ -58,6 +58,7 @@ _ADDED = {
     "three_augment": False,
     "color_jitter": 0.0,
 }
+FIELDS_SHOWN = "`deit-zoo info NAME --recipe` shows them all"
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
 _FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
 
@@ -355,8 +356,10 @@ def read_change(
     Raises RecipeError for what is neither.
     """
     name, sign, text = change.partition("=")
-    if not sign or name not in hints:
-        raise RecipeError(f"--set {change!r} is no FIELD=VALUE of {of}; fields: {', '.join(hints)}")
+    if name not in hints:
+        raise RecipeError(f"no field of {of} that can be set is called {name!r}; {FIELDS_SHOWN}")
+    if not sign:
+        raise RecipeError(f"{name} has no value; type --set {name}=VALUE")
     hint = hints[name]
     # Of `float | None` the first; literals and strings are read as they are.
     if type(None) in get_args(hint):

@@ -182,7 +182,11 @@ PLANNED = ("reproduce", "deit_s", "--gpus=4", "--dry-run")
         ([*PLANNED, "--set", "img_size=225"], "cannot be cut into patches of 16x16; the nearest"),
         ([*PLANNED, "--set", "init_from=nothing.pth"], "which is no model, no recipe and no file"),
         (["reproduce", "deit_s", "--gpus=0"], "type --data DIR"),
-        (["reproduce", "deit_s", "--gpus=8", "--set", "lr"], "--set 'lr' is no FIELD=VALUE"),
+        (
+            ["reproduce", "deit_s", "--gpus=8", "--set", "lr"],
+            "lr has no value; type --set lr=",
+        ),
+        ([*PLANNED, "--learning-rate", "0.1"], "is called 'learning_rate'; did you mean lr?"),
         (["evaluate", MODEL, "--data", "absent"], "absent does not exist; give a folder"),
         (["list", "--sort", "size"], "sort is 'size'; give one of name, top1"),
     ],

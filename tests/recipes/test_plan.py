@@ -551,11 +551,18 @@ def test_a_short_imagenet_is_remarked() -> None:
         ("batch-size=64", "batch_size"),
         ("Precison=fp32", "precision"),
         ("epoch=3", "epochs"),
+        ("learning_rate=0.1", "lr"),
+        ("bs=64", "batch_size"),
     ],
 )
 def test_a_field_that_is_nearly_right_gets_the_nearest(change: str, near: str) -> None:
-    with pytest.raises(RecipeError, match=f"no field is called so; did you mean {near}\\?"):
+    with pytest.raises(RecipeError, match=rf"^no field .* called .*; did you mean {near}\?$"):
         settings([change])
+
+
+def test_a_field_that_is_none_gets_what_shows_them_all() -> None:
+    with pytest.raises(RecipeError, match=r"is called 'num_classes'; `deit-zoo info NAME --recipe"):
+        settings(["num_classes=3"])
 
 
 def test_an_option_that_is_no_field_is_told_as_one() -> None:
