@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize, prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -167,6 +168,19 @@ def test_a_model_can_be_vectorized(network: ZooModel, images: Tensor, grad: bool
     with torch.set_grad_enabled(grad):
         logits = torch.func.vmap(network)(images[:, None])[:, 0]
         torch.testing.assert_close(logits, network(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:FutureWarning")  # torch's own
+def test_forward_mode_derivatives_are_those_of_backward_mode_by_the_math_kernel(
+    network: ZooModel, images: Tensor
+) -> None:
+    network, images = network.double(), images.double()
+    direction = torch.linspace(-1.0, 1.0, images.numel(), dtype=images.dtype).view_as(images)
+    with sdpa_kernel(SDPBackend.MATH):
+        logits, slopes = torch.func.jvp(network, (images,), (direction,))
+    _, pull_back = torch.func.vjp(network, images)
+    (gradient,) = pull_back(torch.ones_like(logits))
+    torch.testing.assert_close(slopes.sum(), (gradient * direction).sum())
 
 
 @transformers
