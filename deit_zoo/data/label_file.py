@@ -43,9 +43,9 @@ Columns = dict[str, Sequence[str]]
 def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     """The images that a CSV names; `data,label=COLUMN` says which column holds the labels.
 
-    An image has any number of labels where one has two, where each class has a column of its own,
-    or for what takes `several`. Elsewhere rows without a label are left out. Raises DataError for
-    what is no such file.
+    An image has any number of labels where one has two, where each class has a column of its own
+    and one has none, or for what takes `several`. Elsewhere rows without a label are left out.
+    Raises DataError for what is no such file.
     """
     place, chosen = split_address(str(data))
     file = Path(place)
@@ -72,7 +72,10 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
         for name in its:
             check_utf8(name, f"the label in row {number} of {file}", "save it as CSV UTF-8")
         known |= its
-    several |= bool(classes) or any(len(own) > 1 for _, own, _ in of_file.values())
+    fewest = (
+        1 if classes else 0
+    )  # with a column for each, a row without any says that none is shown
+    several |= any(not fewest <= len(own) <= 1 for _, own, _ in of_file.values())
     images, without = [], []
     for path, (split, own, number) in of_file.items():
         if split in (*SPLIT_FOLDERS, ALL):
