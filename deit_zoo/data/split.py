@@ -20,7 +20,7 @@ from deit_zoo.data.image_set import (
     open_unchecked,
     read_list,
 )
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, is_real
 
 _STAT_THREADS = 16  # they wait for a disk
 
@@ -30,6 +30,8 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
 
     Raises DataError where `val_share` cannot part it.
     """
+    if val_share is not None and not (is_real(val_share) and 0.0 < val_share < 1.0):
+        raise DataError(f"--val-share is {val_share!r}; it must be between 0 and 1, such as 0.2")
     kind = kind_of(data)
     if kind == "list":
         return _parted_list(data, val_share)
@@ -184,8 +186,6 @@ def _unsplit(data: Path) -> Path:
 
 def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[ListedImage]:
     """The images of groups, which are called so, in two splits: a share of each group apart."""
-    if not 0.0 < val_share < 1.0:
-        raise DataError(f"--val-share is {val_share}; it must be between 0 and 1, such as 0.2")
     val: set[str] = set()
     for name, images in groups.items():
         files = sorted(images, key=_draw)

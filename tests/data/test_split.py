@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -155,11 +154,12 @@ def test_a_class_of_one_image_cannot_be_parted(photos: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
-def test_a_share_must_be_a_share(photos: Path, share: float) -> None:
-    assert refused(photos, share) == (
-        f"--val-share is {json.dumps(share)}; it must be between 0 and 1, such as 0.2"
-    )
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, "0.2"])
+def test_a_share_must_be_a_share(photos: Path, share: object) -> None:
+    for data in (photos, photos / "none"):  # the number is looked at first
+        assert refused(data, share) == (
+            f"--val-share is {share!r}; it must be between 0 and 1, such as 0.2"
+        )
 
 
 def test_a_table_that_is_no_list_is_refused(tmp_path: Path) -> None:
