@@ -30,6 +30,7 @@ ASSETS = Path(__file__).parent / "assets"
 # What lies in a folder that is a checkpoint, and in one that is a run.
 MODEL_FILE, RECEIPT_FILE, SUMS_FILE = "model.safetensors", "receipt.json", "SHA256SUMS"
 WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin")  # of a folder, the first that there is
+INDEX_SUFFIX = ".index.json"  # after these, of what lists the files that hold a part each
 CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 RECORD_FILE = "checkpoint.json"  # the manifest's record of weights that are carried
 PLAN_FILE, LOG_FILE, STEPS_FILE = "plan.json", "log.jsonl", "steps.jsonl"
@@ -171,7 +172,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def open_regular(file: Path) -> BinaryIO:
+def open_regular(file: os.PathLike[str]) -> BinaryIO:
     """A file to read from. FormatError for a FIFO, a device or a socket, which could hang."""
     _check_regular(file, os.stat(file).st_mode)
     descriptor = os.open(
@@ -186,7 +187,7 @@ def open_regular(file: Path) -> BinaryIO:
     return stream
 
 
-def _check_regular(file: Path, mode: int) -> None:
+def _check_regular(file: os.PathLike[str], mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not stat.S_ISREG(mode):
@@ -232,7 +233,7 @@ def opened(file: Path) -> Iterator[OpenedFile]:
         yield OpenedFile(file, stream)
 
 
-def read_bytes(file: Path, limit: int = JSON_BYTES) -> bytes:
+def read_bytes(file: os.PathLike[str], limit: int = JSON_BYTES) -> bytes:
     """All bytes of a regular file. FormatError where there are more than `limit`."""
     with open_regular(file) as stream:
         data = stream.read(limit + 1)
@@ -241,7 +242,7 @@ def read_bytes(file: Path, limit: int = JSON_BYTES) -> bytes:
     return data
 
 
-def read_json(file: Path, limit: int = JSON_BYTES) -> Any:
+def read_json(file: os.PathLike[str], limit: int = JSON_BYTES) -> Any:
     """What a JSON file holds. OSError where it cannot be read, FormatError as `parse_json`."""
     return parse_json(read_bytes(file, limit), str(file))
 

@@ -288,19 +288,21 @@ def create(
         if img_size is not None and (patch := patch_size or spec.arch.get("patch_size")):
             check_divisible(as_pair(img_size), patch)  # before the weights are fetched
         origin = manifest_record(spec.name)
-        known, metadata = resolve_file(origin), {}
+        known, metadata = resolve_file(origin), {"input_size": spec.img_size}
     model = load_checkpoint(
         spec,
         known.path,
         metadata,
         sha256=known.sha256,
+        proof=known.proof,
         weights=weights,
         drop_path_rate=drop_path_rate,
+        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         **shape,
     )
     model.checkpoint = origin
-    # As loaded, it is in float32 on the CPU.
-    if (device.type, dtype) == ("cpu", torch.float32):
+    # As loaded, it is on the CPU, and a fresh head was drawn in no narrower type than float32.
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return model
     return model.to(device=device, dtype=dtype)
 

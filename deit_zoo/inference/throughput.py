@@ -134,7 +134,7 @@ def plain_model(case: Case, weights: Path | None = None) -> ZooModel:
         from deit_zoo.manifest import manifest_record
 
         file = resolve_file(manifest_record(spec.name)).path
-        return load_checkpoint(spec, file, {}, img_size=case.img_size)
+        return load_checkpoint(spec, file, {"input_size": spec.img_size}, img_size=case.img_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: ZooModel = spec.build(img_size=case.img_size)

@@ -14,6 +14,7 @@ one that answers to these as it did to those.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ class Shape:
     img_size: tuple[int, int]
     patch_size: int | None
     in_chans: int
-    known_size: bool  # whether the file says its image size
+    known_size: bool  # whether the file says its image size, or its positions do
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -63,8 +64,17 @@ class Shape:
         )
 
 
-def own_shape(spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Shape:
-    """The shape of the model that a file was saved of, as it says or as its tensors do."""
+def own_shape(
+    spec: ModelSpec,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    img_size: int | tuple[int, int] | None,
+) -> Shape:
+    """The shape of the model that a file was saved of, as it says or as its tensors do.
+
+    Where the file does not say its image size, it is the first that has as many positions of what
+    is stated beside it, the `img_size` asked for, and a square. Warns where the last two have.
+    """
     patch: int | None = spec.arch.get("patch_size")
     key = _first_conv(tensors)
     filters = tensors[key] if key else None
@@ -73,8 +83,18 @@ def own_shape(spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, A
     size = as_pair(metadata["img_size"]) if "img_size" in metadata else None
     if size is None and patch is not None and (table := _positions(tensors)) is not None:
         patches = table.shape[1] - _num_prefix(spec)
-        side = math.isqrt(max(patches, 0))
-        size = as_pair(side * patch) if 0 < side * side == patches else None
+        stated = metadata.get("input_size")
+        sizes = (stated, img_size, math.isqrt(max(patches, 0)) * patch)
+        pairs = dict.fromkeys(as_pair(one) for one in sizes if one)
+        fitting = [(h, w) for h, w in pairs if h * w == patches * patch**2]
+        size = fitting[0] if fitting else None
+        if len(fitting) > 1 and not (stated and as_pair(stated) == size):
+            asked, square = ("{}x{}".format(*one) for one in fitting)
+            warnings.warn(
+                "the file does not say its image size: its positions are read as those of "
+                f"{asked} pixels, as img_size says, not of {square}; deit_zoo.save writes the size",
+                stacklevel=2,
+            )
     return Shape(
         img_size=size or as_pair(spec.img_size),
         patch_size=patch,

@@ -13,20 +13,26 @@ from typing import Any
 from deit_zoo.errors import CheckpointError
 from deit_zoo.files import CONFIG_FILE, PREPROCESSOR_FILE, read_json, verify
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
+from deit_zoo.models.layers import LAYER_NORM_EPS
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec
 from deit_zoo.registry.names import lookup
 from deit_zoo.weights.image_facts import timm_images, transformers_images
+from deit_zoo.weights.metadata import check_facts
 from deit_zoo.weights.proof import known_file
 
 # What all transformers here are built with, in the words of either library.
-_BUILT = {"activation": "gelu", "pooling": "token", "layer_norm_eps": 1e-6}
-# Up to here 1e-6 takes its place: transformers states 1e-12 of DeiT's weights, made with 1e-6.
-_LARGEST_EPS = 1e-5
+_BUILT = {
+    "activation": "gelu",
+    "pooling": "token",
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "problem_type": "single_label_classification",
+}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What a folder's configuration says: `name`, `labels`, `reading` and `problem_type`.
 
+    `input_size` is the image size that it states, which its weights may have outgrown.
     `network` is what it says of the network that no tensor shows, where `name` does not imply it.
     What is said of images `image_facts.py` names.
     """
@@ -63,7 +69,16 @@ def _facts(config: dict[str, Any]) -> dict[str, Any]:
         facts["problem_type"] = SEVERAL_LABELS
     if network:
         facts["network"] = network
-    return facts | timm_images(config.get("pretrained_cfg") or config)
+    # transformers states 1e-12 of DeiT's weights too, which were made with 1e-6.
+    if 0 < (eps := config.get("layer_norm_eps") or 0) < LAYER_NORM_EPS:
+        facts["layer_norm_eps"] = eps
+    published = config.get("pretrained_cfg") or config
+    arguments = config.get("model_args") or {}
+    size = config.get("image_size") or arguments.get("img_size")
+    if size := size or (published.get("input_size") or [])[1:]:  # after the channels
+        facts["input_size"] = size
+    check_facts(facts, "what it says of the model")
+    return facts | timm_images(published)
 
 
 def _model(config: dict[str, Any]) -> ModelSpec | None:
@@ -108,9 +123,11 @@ def _network(config: dict[str, Any], spec: ModelSpec | None) -> dict[str, Any]:
     stated = {
         "activation": config.get("hidden_act") or arguments.get("act_layer"),
         "pooling": config.get("global_pool") or arguments.get("global_pool"),
+        "problem_type": config.get("problem_type"),
     }
-    differing = {key: value for key, value in stated.items() if value and value != _BUILT[key]}
-    if (eps := config.get("layer_norm_eps") or 0) > _LARGEST_EPS:
+    built = {*_BUILT.values(), SEVERAL_LABELS}
+    differing = {key: value for key, value in stated.items() if value and value not in built}
+    if (eps := config.get("layer_norm_eps") or 0) > LAYER_NORM_EPS:
         differing["layer_norm_eps"] = eps
     num_heads = config.get("num_attention_heads") or arguments.get("num_heads")
     return differing | ({"num_heads": num_heads} if num_heads and spec is None else {})

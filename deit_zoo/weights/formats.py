@@ -21,11 +21,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from deit_zoo.errors import CheckpointError
-from deit_zoo.files import PICKLE_SUFFIXES, OpenedFile, digest, write_whole
+from deit_zoo.errors import CheckpointError, FormatError
+from deit_zoo.files import (
+    INDEX_SUFFIX,
+    PICKLE_SUFFIXES,
+    OpenedFile,
+    as_record,
+    digest,
+    is_inside,
+    read_json,
+    write_whole,
+)
 from deit_zoo.registry import ModelSpec
 from deit_zoo.weights import cache
 from deit_zoo.weights.pickles import read_pickled
+from deit_zoo.weights.proof import known_file
 
 EMA = "ema"  # the word for weights that were averaged, whatever a file calls them
 
@@ -57,26 +67,25 @@ _FIRST = re.compile(
 )
 _NUM_AVERAGED = "n_averaged"  # torch's AveragedModel counts in it
 
-# transformers' keys and ours; `deit.` in front is read as `vit.`.
+# transformers' keys and ours; `deit.` in front is read as `vit.`. A layer has one set of keys in
+# transformers' own files, and another in a state dict of transformers 5.
+_LAYER = r"vit\.(?:encoder\.layer|layers)\.(\d+)\."
 _TRANSFORMERS = (
     (r"vit\.embeddings\.cls_token", "cls_token"),
     (r"vit\.embeddings\.distillation_token", "dist_token"),
     (r"vit\.embeddings\.position_embeddings", "pos_embed"),
     (r"vit\.embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"vit\.encoder\.layer\.(\d+)\.layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    (r"vit\.encoder\.layer\.(\d+)\.layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
-    (
-        r"vit\.encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)",
-        r"blocks.\1.attn.proj.\2",
-    ),
-    (r"vit\.encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (r"vit\.encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    (_LAYER + r"layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
+    (_LAYER + r"layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
+    (_LAYER + r"attention\.(?:output\.dense|o_proj)\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
+    (_LAYER + r"(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    (_LAYER + r"(?:output\.dense|mlp\.fc2)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
     (r"vit\.layernorm\.(weight|bias)", r"norm.\1"),
     (r"(?:cls_)?classifier\.(weight|bias)", r"head.\1"),
     (r"distillation_classifier\.(weight|bias)", r"head_dist.\1"),
 )
 _PROJECTION = re.compile(
-    r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)"
+    _LAYER + r"attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.(weight|bias)"
 )
 
 
@@ -108,10 +117,7 @@ def read_state(file: Path, weights: str | None = None, sha256: str | None = None
 
 
 def _read_state(file: OpenedFile, weights: str | None) -> StateDict:
-    if is_pickle(file):
-        states = dict(_state_dicts(read_pickled(file)))
-    else:
-        states = {"": read_safetensors(file)}
+    states = {"": _read_parts(file)} if is_index(file) else _states_of(file)
     if not states:
         raise CheckpointError(
             f"{file} holds no state dict, neither at its top nor under 'model'; give a checkpoint"
@@ -121,6 +127,39 @@ def _read_state(file: OpenedFile, weights: str | None) -> StateDict:
     _check_stored(state, file)
     tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
     return StateDict(tensors=tensors, names=names)
+
+
+def _states_of(file: OpenedFile) -> dict[str, dict[str, Tensor]]:
+    if is_pickle(file):
+        return dict(_state_dicts(read_pickled(file)))
+    return {"": read_safetensors(file)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
+def is_index(file: OpenedFile) -> bool:
+    """Whether a file lists others, as transformers and accelerate write it of large models."""
+    return file.path.name.endswith(INDEX_SUFFIX)
+
+
+def _read_parts(index: OpenedFile) -> dict[str, Tensor]:
+    """The tensors of all files that an index lists, each checked as weights that lie alone."""
+    try:
+        names = set(as_record(read_json(index), _Index, str(index)).weight_map.values())
+        if outside := next((name for name in names if not is_inside(name)), None):
+            raise FormatError(f"it lists {outside!r:.120}, which is not in its folder")
+    except FormatError as error:
+        raise CheckpointError(f"{index} is no index of weights ({error}); save it again") from error
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        known = known_file(index.path.parent / name)
+        with cache.verified(known.path, known.sha256) as part:
+            for state in _states_of(part).values():
+                tensors |= state
+    return tensors
 
 
 def read_safetensors(file: Path | OpenedFile) -> dict[str, Tensor]:
@@ -168,17 +207,13 @@ def _state_dicts(content: Any, key: str = "", depth: int = 2) -> Iterator[tuple[
     """Every state dict in what a file held, with the key that it lies under."""
     if not isinstance(content, dict):
         return
-    if _is_state_dict(content):
-        yield key, content
-    elif depth:
+    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    # A model's may have a figure beside its tensors, such as the epoch.
+    if state and (len(state) == len(content) or any(map(_FIRST.fullmatch, state))):
+        yield key, state
+    if depth:
         for inner, value in content.items():
             yield from _state_dicts(value, f"{key}.{inner}" if key else str(inner), depth - 1)
-
-
-def _is_state_dict(content: dict[Any, Any]) -> bool:
-    return bool(content) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
 
 
 def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[str, Tensor]:
@@ -278,11 +313,11 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
     translated: list[tuple[str, str]] = []
     projections: dict[str, dict[str, str]] = {}
     for key, value in state.items():
-        theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layernorm)\.))", "vit.", key)
+        theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layers|layernorm)\.))", "vit.", key)
         if match := _PROJECTION.fullmatch(theirs):
             block, part, kind = match.groups()
             projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
-            translated.append((theirs, key))
+            translated.append((f"blocks.{block}.attn.{part}.{kind}", key))
             continue
         pattern, ours = next(
             (row for row in _TRANSFORMERS if re.fullmatch(row[0], theirs)), ("", "")
@@ -292,7 +327,7 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
     translated += [(ours, next(iter(parts.values()))) for ours, parts in projections.items()]
     _check_distinct(translated, where)
     for ours, parts in projections.items():
-        stacked = [state[parts[part]] for part in ("query", "key", "value") if part in parts]
+        stacked = [state[parts[part]] for part in "qkv" if part in parts]
         if len(stacked) == 3 and len({value.shape for value in stacked}) == 1 and stacked[0].ndim:
             tensors[ours] = torch.cat(stacked)
         else:  # what does not belong together keeps its keys, and is named as a misfit

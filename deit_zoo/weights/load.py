@@ -1,9 +1,10 @@
-"""From a record, a file or a folder to a model: digest checked, strict, without a second copy.
+"""From a record, a file or a folder to a model: digest checked and strict.
 
-The network is built on the meta device, the file is mapped into memory and its tensors become the
-parameters. Two adaptations are allowed, and only when asked for: another number of classes
-(a fresh head) and another image size (positions resampled). Anything else that does not fit is an
-error that lists the keys.
+The network is built on the meta device, and the file's tensors become the parameters: mapped where
+nobody writes into the file again, else copied, since it may be saved over while the model is used.
+Two adaptations are allowed, and only when asked for: another number of classes (a fresh head) and
+another image size (positions resampled). Anything else that does not fit is an error that lists the
+keys.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from deit_zoo.errors import CheckpointError
 from deit_zoo.files import (
     ASSETS,
     CONFIG_FILE,
+    INDEX_SUFFIX,
     MODEL_FILE,
     PREPROCESSOR_FILE,
     RECORD_FILE,
@@ -35,6 +37,7 @@ from deit_zoo.files import (
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
+from deit_zoo.models.layers import LAYER_NORM_EPS
 from deit_zoo.models.model import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec
 from deit_zoo.registry.names import is_path, resolve
@@ -52,7 +55,10 @@ from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_met
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 _HEADS = ("head.", "head_dist.")
+_POOLERS = ("pooler.", "vit.pooler.", "deit.pooler.")  # of transformers, before no class head
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
+# The proofs of what lies in the package or in a cache, where a file is written once.
+_WRITTEN_ONCE = ("pinned", "hub digest", "prefix")
 
 
 def resolve_file(record: Checkpoint) -> KnownFile:
@@ -147,8 +153,9 @@ def spec_of_file(local: LocalCheckpoint, given: str | os.PathLike[str]) -> Model
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights of a folder: by their usual names, else the only ones."""
-    usual = [folder / name for name in WEIGHT_FILES]
+    """The weights of a folder, or the index of their parts: by the usual names, else the only
+    ones."""
+    usual = [folder / f"{name}{end}" for name in WEIGHT_FILES for end in ("", INDEX_SUFFIX)]
     if file := next((file for file in usual if file.is_file()), None):
         return file
     others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
@@ -171,16 +178,18 @@ def load_checkpoint(
     metadata: dict[str, Any],
     *,
     sha256: str | None = None,
+    proof: str = "none",
     weights: str | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
     drop_path_rate: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> ZooModel:
-    """A model of `spec` with the tensors of `file`, in float32 and in eval mode.
+    """A model of `spec` with the tensors of `file`, in eval mode.
 
-    Raises IntegrityError where a digest is given and the file that is mapped has another.
+    Raises IntegrityError where a digest is given and the file that is read has another.
     """
     check_stated_network(spec, metadata.get("network") or {}, file.parent)
     spec = spec.variant(metadata.get("blocks"), metadata.get("stem", "linear"))
@@ -188,10 +197,12 @@ def load_checkpoint(
     tensors = state.tensors
     own_classes = _num_classes(tensors)
     headless = own_classes is None and num_classes is not None
-    if headless:  # a head that is no classifier, as of self-supervised training, goes too
-        for key in [key for key in tensors if key.startswith(_HEADS)]:
+    if own_classes is None:
+        # A head that is no classifier, as of self-supervised training, goes too.
+        dropped = (*_POOLERS, *_HEADS) if headless else _POOLERS
+        for key in [key for key in tensors if key.startswith(dropped)]:
             del tensors[key]
-    own = own_shape(spec, tensors, metadata)
+    own = own_shape(spec, tensors, metadata, img_size)
     shape = own.changed(img_size, patch_size, in_chans)
     options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
     if shape.patch_size is not None:
@@ -209,11 +220,11 @@ def load_checkpoint(
         model.adapted += (
             f"images resized bicubically and cut from their centre, not by {metadata['resizing']}",
         )
+    if "layer_norm_eps" in metadata:
+        model.adapted += (f"layer norms of eps {LAYER_NORM_EPS}, not {metadata['layer_norm_eps']}",)
     model.crop_pct = metadata.get("crop_pct")
     _check_fit(model, state, file)
-    _fill(model, tensors)
-    if any(value.dtype != torch.float32 for value in tensors.values()):
-        model.float()
+    _fill(model, tensors, dtype, copy=proof not in _WRITTEN_ONCE)
     if num_classes not in (None, own_classes):
         model.reset_classifier(num_classes)
         model.labels = None
@@ -305,15 +316,20 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
         )
 
 
-def _fill(model: ZooModel, tensors: dict[str, Tensor]) -> None:
+def _fill(model: ZooModel, tensors: dict[str, Tensor], dtype: torch.dtype, *, copy: bool) -> None:
     """Make the tensors the parameters and buffers of those names: `load_state_dict` with
     `assign=True` in less than half the time, after `_check_fit` has found that all fit."""
+
+    def own(key: str) -> Tensor:
+        value = tensors[key]
+        return value.to(dtype if value.is_floating_point() else value.dtype, copy=copy)
+
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for name, _ in tuple(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(tensors[prefix + name]))
+            module.register_parameter(name, nn.Parameter(own(prefix + name)))
         for name, _ in tuple(module.named_buffers(recurse=False)):
-            module.register_buffer(name, tensors[prefix + name])
+            module.register_buffer(name, own(prefix + name))
 
 
 def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:

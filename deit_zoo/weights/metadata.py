@@ -16,13 +16,14 @@ from deit_zoo.labels import folders
 from deit_zoo.manifest import Reading
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import cache
-from deit_zoo.weights.formats import is_pickle, not_whole
+from deit_zoo.weights.formats import is_index, is_pickle, not_whole
 
 # The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 # Far beyond any image that a model was made for; the sizes of what is built are made of it.
 LARGEST_SIZE = 1 << 16
 _Side = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+_Size = _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)]
 _PerChannel = Annotated[list[float], Meta(min_length=1)]
 
 
@@ -31,7 +32,8 @@ class _Facts:
     """What metadata may say, among other things."""
 
     name: str | None = None
-    img_size: _Side | Annotated[list[_Side], Meta(min_length=2, max_length=2)] = 1
+    img_size: _Size = 1
+    input_size: _Size = 1
     labels: list[str] | None = None
     reading: Reading | None = None
     problem_type: str | None = None
@@ -45,7 +47,7 @@ class _Facts:
 def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
     """What a file of safetensors says of its model, in the very bytes that have this digest."""
     with cache.verified(file, sha256) as same:
-        if is_pickle(same):
+        if is_index(same) or is_pickle(same):
             return {}
         try:
             with safe_open(same, framework="pt") as tensors:

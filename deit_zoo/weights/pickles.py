@@ -105,9 +105,13 @@ def read_pickled(file: Path | OpenedFile) -> Any:
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {blocked[1]}, which could run code" if blocked else "is no plain pickle"
-        raise CheckpointError(
-            f"{file} {what}, so it was not read; give a safetensors file"
-        ) from error
+        cure = "give a safetensors file"
+        if blocked and blocked[1].startswith("deit_zoo."):  # torch.save(model)
+            cure = (
+                "where you trust it, write the model that torch.load(FILE, weights_only=False) "
+                "gives by deit_zoo.save"
+            )
+        raise CheckpointError(f"{file} {what}, so it was not read; {cure}") from error
     except Exception as error:  # of damaged bytes the unpickler can make anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(

@@ -57,6 +57,7 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     },
     "state_dict": lambda state: {"state_dict": state, "arch": "deit"},
     "the top": lambda state: OrderedDict(state),
+    "the top, the epoch beside": lambda state: {**state, "epoch": 3},
     "CaiT's module. prefix": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
     "module. at the top": lambda state: {f"module.{k}": v for k, v in state.items()},
 }
@@ -119,6 +120,12 @@ def test_a_pickle_that_tries_to_run_code_is_refused_by_name(zipped: bool, tmp_pa
     assert not mark.exists()
     torch.load(file, weights_only=False)  # the pickle is a real one
     assert mark.exists()
+
+
+def test_a_whole_model_of_the_zoo_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    torch.save(deit_zoo.create(NAME, device="meta"), tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"weights_only=False\) gives by deit_zoo\.save$"):
+        read_tensors(tmp_path / "whole.pth")
 
 
 @pytest.mark.parametrize("call", [eval, exec, print], ids=["eval", "exec", "print"])
@@ -270,6 +277,32 @@ def test_a_file_of_transformers_gives_the_same_logits(
         assert torch.equal(loaded(images), model(images))
 
 
+# Of a layer, as `state_dict()` of transformers 5.24 calls what its own files call otherwise.
+IN_MEMORY = {
+    "encoder.layer.": "layers.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+@pytest.mark.parametrize("prefix", ["vit.", "deit.", ""])
+def test_a_state_dict_of_transformers_5_is_read_as_its_files_are(
+    prefix: str, state: State, tmp_path: Path
+) -> None:
+    theirs = {}
+    for key, value in as_transformers(state, "vit").items():
+        for file, memory in IN_MEMORY.items():
+            key = key.replace(file, memory)
+        theirs[re.sub(r"^vit\.", prefix, key)] = value
+    assert f"{prefix}layers.0.attention.q_proj.weight" in theirs
+    torch.save(theirs, tmp_path / "a.bin")
+    assert same(read_tensors(tmp_path / "a.bin"), state)
+
+
 def test_a_key_that_transformers_alone_has_is_named(tmp_path: Path) -> None:
     model = golden.filled(deit_zoo.create("deit_tiny", device="meta"))
     theirs = as_transformers(model.state_dict(), "vit")
@@ -380,6 +413,10 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_sentence(
         ("vit.layernorm.weight", "norm.weight"),
         (
             "deit.encoder.layer.0.attention.attention.query.weight",
+            "vit.encoder.layer.0.attention.attention.query.weight",
+        ),
+        (
+            "vit.layers.0.attention.q_proj.weight",
             "vit.encoder.layer.0.attention.attention.query.weight",
         ),
         ("blocks.0.attn.qkv.weight", "vit.encoder.layer.0.attention.attention.key.weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 from collections import defaultdict, deque
@@ -97,6 +98,24 @@ def test_of_several_files_in_a_folder_one_must_be_given(state: State, tmp_path: 
     assert str(caught.value) == (
         f"{tmp_path} holds 2 files of weights (last.pth.tar, model_best.pth.tar); give one of them"
     )
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_with_an_index_of_parts_is_read_as_one_model(
+    file: str, state: State, tmp_path: Path
+) -> None:
+    # As transformers' save_pretrained(max_shard_size=...) writes it.
+    stem, suffix = file.split(".")
+    parts = {key: f"{stem}-0000{1 + number % 2}.{suffix}" for number, key in enumerate(state)}
+    for name in set(parts.values()):
+        part = {key: value for key, value in state.items() if parts[key] == name}
+        (save_file if suffix == "safetensors" else torch.save)(part, tmp_path / name)
+    index = tmp_path / f"{file}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    assert holds(tmp_path, state)
+    index.write_text(json.dumps({"weight_map": {"head.weight": "../a.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"it lists '\.\./a\.safetensors', which is not in"):
+        deit_zoo.create(NAME, checkpoint=tmp_path)
 
 
 # Keys.
@@ -281,6 +300,10 @@ def test_a_distilled_model_of_one_head_is_saved_and_loaded(
 Change = Callable[[State], State]
 HEADLESS: dict[str, Change] = {
     "no head": lambda state: {k: v for k, v in state.items() if not k.startswith("head.")},
+    "transformers' pooler": lambda state: (
+        {k: v for k, v in state.items() if not k.startswith("head.")}
+        | {"pooler.dense.weight": torch.ones(80, 80), "pooler.dense.bias": torch.ones(80)}
+    ),
     "DINO's projection": lambda state: (
         {k: v for k, v in state.items() if not k.startswith("head.")}
         | {"head.mlp.0.weight": torch.ones(8, 80), "head.last_layer.weight_g": torch.ones(9, 1)}
@@ -302,8 +325,9 @@ def test_self_supervised_weights_are_a_start_with_a_fresh_head(
     assert torch.equal(model.cls_token, state["cls_token"])
 
 
-def test_weights_without_a_head_say_what_to_type(state: State, tmp_path: Path) -> None:
-    torch.save(HEADLESS["no head"](state), tmp_path / "dino.pth")
+@pytest.mark.parametrize("kind", ["no head", "transformers' pooler"])
+def test_weights_without_a_head_say_what_to_type(kind: str, state: State, tmp_path: Path) -> None:
+    torch.save(HEADLESS[kind](state), tmp_path / "dino.pth")
     with pytest.raises(CheckpointError, match=r"head\.weight; it has no head: give num_classes=N"):
         deit_zoo.create(NAME, checkpoint=tmp_path / "dino.pth")
 

@@ -1,4 +1,4 @@
-"""Weights: digest checked, strict, mapped rather than copied, and saved whole or not at all."""
+"""Weights: digest checked, strict, mapped where that is safe, and saved whole or not at all."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from deit_zoo.errors import (
     OfflineError,
     ZooError,
 )
+from deit_zoo.files import ASSETS
 from deit_zoo.manifest import read_manifest
 from deit_zoo.weights import load
 from support.command import ROOT, run_python
+from support.machine import NAME
 
 Change = Callable[[dict[str, Tensor]], None]
 
@@ -120,12 +122,12 @@ def test_a_loaded_model_knows_what_it_is(file: Path) -> None:
     assert deit_zoo.create("DeiT-Ti", checkpoint=file).spec.name == "deit_tiny"
 
 
-def test_every_parameter_lies_in_one_image_of_the_file(file: Path) -> None:
+def test_every_parameter_lies_in_one_image_of_a_file_that_is_written_once() -> None:
     # The header of a safetensors file says at which byte a tensor begins. Where all parameters
     # stand at these distances from each other, the file was mapped and nothing was copied.
-    length = int.from_bytes(file.read_bytes()[:8], "little")
-    header = json.loads(file.read_bytes()[8 : 8 + length])
-    model = deit_zoo.create("deit_tiny", checkpoint=file)
+    content = (ASSETS / f"{NAME}.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    model = deit_zoo.create(NAME, pretrained=True)
     origins = {
         tensor.data_ptr() - header[key]["data_offsets"][0]
         for key, tensor in model.state_dict().items()
@@ -133,19 +135,35 @@ def test_every_parameter_lies_in_one_image_of_the_file(file: Path) -> None:
     assert len(origins) == 1
 
 
-def test_loading_takes_far_less_memory_than_the_file(tmp_path: Path) -> None:
+def test_loading_what_is_written_once_takes_far_less_memory_than_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(blank("deit_small"), path)
     result = run_anew(
-        "import resource, sys, deit_zoo, deit_zoo.weights.load, deit_zoo.models.deit\n"
+        "import resource, sys, pathlib, deit_zoo.models.deit\n"
+        "from deit_zoo.weights.load import load_checkpoint, spec_for\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak()\n"
-        "deit_zoo.create('deit_small', checkpoint=sys.argv[1])\n"
+        "spec, file, before = spec_for('deit_small'), pathlib.Path(sys.argv[1]), peak()\n"
+        "load_checkpoint(spec, file, {}, proof='pinned')\n"
         "print((peak() - before) * (1 if sys.platform == 'darwin' else 1024))",
         path,
     )
     grown = int(result.stdout)
     assert grown < 0.25 * 88_216_496  # the tensors of DeiT-S, in bytes
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_is_written_over_a_file_leaves_the_model_that_was_loaded_from_it(
+    suffix: str, tmp_path: Path
+) -> None:
+    # As a script does that saves each epoch, while another process looks at the last.
+    file, other = tmp_path / f"last{suffix}", tmp_path / f"next{suffix}"
+    state = blank(NAME)
+    for path, number in ((file, 1.0), (other, 2.0)):
+        filled = {key: value + number for key, value in state.items()}
+        save_file(filled, path) if suffix == ".safetensors" else torch.save(filled, path)
+    model = deit_zoo.create(NAME, checkpoint=file)
+    file.write_bytes(other.read_bytes())
+    assert all((value == 1.0).all() for value in model.state_dict().values())
 
 
 def test_loading_draws_no_random_numbers(file: Path) -> None:
@@ -436,6 +454,14 @@ def test_a_half_precision_file_gives_a_float32_model(changed: Callable[[Change],
     assert model.norm.bias[0].item() == 0.333251953125  # 1/3 rounded to 11 bits
 
 
+def test_a_file_in_double_precision_keeps_it_where_it_is_asked_for(tmp_path: Path) -> None:
+    model = deit_zoo.create(NAME, dtype=torch.float64)
+    torch.nn.init.constant_(model.norm.bias, 1 / 3)
+    load.save_model(model, tmp_path / "a.safetensors")
+    loaded = deit_zoo.create(tmp_path / "a.safetensors", dtype=torch.float64)
+    assert loaded.norm.bias[0].item() == 1 / 3
+
+
 def test_dtype_is_that_of_every_parameter(file: Path) -> None:
     model = deit_zoo.create("deit_tiny", checkpoint=file, dtype=torch.bfloat16, num_classes=7)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -611,6 +637,18 @@ def test_a_rectangular_file_that_does_not_say_so_fits_the_size_it_was_saved_of(
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     loaded = deit_zoo.create("deit_tiny", checkpoint=tmp_path, img_size=(32, 64))
     assert torch.equal(loaded.pos_embed, model.pos_embed)
+
+
+def test_positions_of_a_square_number_are_those_of_the_size_asked_for(tmp_path: Path) -> None:
+    model = deit_zoo.create(NAME, img_size=(8, 32))  # 2x8 patches, as many as 4x4
+    torch.save({"model": model.state_dict()}, tmp_path / "last.pth")
+    with pytest.warns(UserWarning, match="of 8x32 pixels, as img_size says, not of 16x16; "):
+        loaded = deit_zoo.create(NAME, checkpoint=tmp_path / "last.pth", img_size=(8, 32))
+    assert torch.equal(loaded.pos_embed, model.pos_embed)
+    assert loaded.adapted == ()
+    # Published weights are of the published size, whatever is asked for.
+    published = deit_zoo.create(NAME, pretrained=True, img_size=(8, 32))
+    assert published.adapted == ("pos_embed from 4x4 to 2x8 patches, bicubic",)
 
 
 @pytest.mark.parametrize("img_size", [None, 160])

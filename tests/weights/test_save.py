@@ -273,6 +273,7 @@ def test_a_configuration_says_which_model_and_classes(
     (tmp_path / "config.json").write_text(json.dumps(config))
     # Whoever has classes of their own has images of their own, which are seen upright.
     expected = {"name": name, "labels": labels, "reading": labels and "upright"}
+    expected["input_size"] = config.get("image_size")
     assert weights.local(tmp_path).metadata == {k: v for k, v in expected.items() if v is not None}
 
 
@@ -288,7 +289,11 @@ TIMM = {"architecture": "deit_tiny_patch16_224"}
         (TINY | {"hidden_act": "relu"}, "activation='relu', but deit_tiny has 'gelu'"),
         (TIMM | {"global_pool": "avg"}, "pooling='avg', but deit_tiny has 'token'"),
         (TIMM | {"model_args": {"global_pool": "avg"}}, "pooling='avg', but deit_tiny has 'token'"),
-        (TINY | {"layer_norm_eps": 0.01}, "layer_norm_eps=0.01, but deit_tiny has 1e-06"),
+        (TINY | {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05, but deit_tiny has 1e-06"),
+        (
+            TINY | {"problem_type": "regression"},
+            "problem_type='regression', but deit_tiny has 'single_label_classification'",
+        ),
     ],
 )
 def test_weights_of_another_network_whose_tensors_fit_are_refused(
@@ -303,8 +308,29 @@ def test_weights_of_another_network_whose_tensors_fit_are_refused(
 def test_a_configuration_says_that_each_class_has_a_sigmoid(tmp_path: Path) -> None:
     save_file(deit_zoo.create("deit_tiny", num_classes=2).state_dict(), tmp_path / MODEL_FILE)
     config = TINY | {"problem_type": "multi_label_classification", "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-12}))
+    model = deit_zoo.create(tmp_path)
+    assert model.problem_type == "multi_label_classification"
+    assert model.adapted == ("layer norms of eps 1e-06, not 1e-12",)
+
+
+@pytest.mark.parametrize(
+    ("config", "img_size"),
+    [
+        (TINY | {"image_size": [32, 128]}, (32, 128)),
+        (TIMM | {"model_args": {"img_size": [32, 128]}}, (32, 128)),
+        (TIMM | {"pretrained_cfg": {"input_size": [3, 32, 128]}}, (32, 128)),
+        (TIMM | {"pretrained_cfg": {"input_size": [3, 224, 224]}}, (64, 64)),  # of former weights
+    ],
+)
+def test_a_configuration_says_for_which_images_the_positions_are(
+    config: dict[str, Any], img_size: tuple[int, int], tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert deit_zoo.create(tmp_path).problem_type == "multi_label_classification"
+    tensors = deit_zoo.create("deit_tiny", img_size=img_size).state_dict()
+    save_file(tensors, tmp_path / MODEL_FILE)
+    model = deit_zoo.create(tmp_path)
+    assert (model.img_size, model.adapted) == (img_size, ())
 
 
 def test_what_the_weights_say_goes_before_a_configuration(tmp_path: Path) -> None:
