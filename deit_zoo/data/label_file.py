@@ -72,9 +72,8 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
         for name in its:
             check_utf8(name, f"the label in row {number} of {file}", "save it as CSV UTF-8")
         known |= its
-    fewest = (
-        1 if classes else 0
-    )  # with a column for each, a row without any says that none is shown
+    # Of columns of marks a row without one says that none is shown.
+    fewest = 1 if classes else 0
     several |= any(not fewest <= len(own) <= 1 for _, own, _ in of_file.values())
     images, without = [], []
     for path, (split, own, number) in of_file.items():
