@@ -40,9 +40,9 @@ def _served():
 
     import deit_zoo
 
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):
         raise RuntimeError(
-            f"deit_zoo needs torch 2.6 or later, this is {torch.__version__}; pip install -U torch"
+            f"deit_zoo needs torch 2.11 or later, this is {torch.__version__}; pip install -U torch"
         )
     beside = Path(__file__).resolve().parent / "deit_zoo" / "version.py"
     here = re.findall(r'__version__ = "(.+)"', beside.read_text(encoding="utf-8"))[0]

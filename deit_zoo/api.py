@@ -118,7 +118,8 @@ def classify(
         network = cast("ZooModel", fast_copy(network))
     results = Predictions()
     stream = classify_stream(network, images_by_name, topk, batch_size=batch_size, threads=workers)
-    with closing(stream) as batches, watched("images", progress) as shown:
+    # One image is no wait: a bar would flicker with each call.
+    with closing(stream) as batches, watched("images", progress, quiet=alone) as shown:
         for batch in batches:
             for name, pixels, answer in batch:
                 if alone and isinstance(answer, DataError):

@@ -89,7 +89,8 @@ def _is_part(name: str | bytes, path: Path) -> bool:
     it."""
     name, own = os.path.abspath(os.fsdecode(name)), os.path.abspath(path)
     temporary = os.path.join(os.path.dirname(own), f".{path.name}.")
-    return name.startswith((own, temporary)) or own.startswith(name)
+    within = (os.path.join(own, ""), temporary)
+    return name == own or name.startswith(within) or own.startswith(os.path.join(name, ""))
 
 
 def check_new_file(file: Path, suffixes: Sequence[str], option: str = "--output") -> None:

@@ -231,11 +231,11 @@ class Bar:
 
 @contextmanager
 def watched(
-    what: str, progress: Callable[[int, Any], None] | None
+    what: str, progress: Callable[[int, Any], None] | None, *, quiet: bool = False
 ) -> Iterator[Callable[[int, Any], None]]:
-    """Within it, what to call with (done, total): the caller's own, or a bar."""
-    if progress is not None:
-        yield progress
+    """Within it, what to call with (done, total): the caller's own, or a bar unless `quiet`."""
+    if progress is not None or quiet:
+        yield progress or (lambda done, total: None)
         return
     with Bar(what) as bar:
         yield bar

@@ -255,7 +255,7 @@ def load_index(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:
                 return None
             columns = Columns(*(_numbers_of(file[name]) for name in Columns._fields))
             names = Strings.of(file["names"].tobytes(), _numbers_of(file["ends"]))
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, FormatError):
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, BadZipFile, FormatError):
         return None
     facts = {field.name: getattr(header, field.name) for field in fields(header)}
     return ArchiveIndex(**facts, columns=columns, names=names)

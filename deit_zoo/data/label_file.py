@@ -74,7 +74,8 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
         known |= its
     # Of columns of marks a row without one says that none is shown.
     fewest = 1 if classes else 0
-    several |= any(not fewest <= len(own) <= 1 for _, own, _ in of_file.values())
+    kept = [own for split, own, _ in of_file.values() if split in (*SPLIT_FOLDERS, ALL)]
+    several |= any(not fewest <= len(own) <= 1 for own in kept)
     images, without = [], []
     for path, (split, own, number) in of_file.items():
         if split in (*SPLIT_FOLDERS, ALL):
@@ -90,12 +91,15 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
             f"images of {file} with no label or several: {len(others):,} of {len(images):,}, "
             f"first {others[0]}"
         )
-    seen = {name for image in images for name in of_file[image.path][1]}
+    seen = {name for own in kept for name in own}
+    unseen = tuple(name for name in classes if name not in seen)
+    if unseen and not several:
+        notes.append(f"classes of {file} that no image has: {', '.join(unseen[:SHOWN])}")
     return ImageList(
         root=root,
         file=str(file),
         several=several,
-        unseen=tuple(name for name in classes if name not in seen),
+        unseen=unseen if several else (),
         images=tuple(images),
         ignored="; ".join(notes),
     )
@@ -194,7 +198,7 @@ def _labels(
         if kind := _kind_of_numbers(cells, chosen is not None):
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(
-                f"column {measure!r} of {file} holds numbers such as {next(filter(None, cells))}, "
+                f"column {measure!r} of {file} holds numbers such as {_first_number(cells)}, "
                 "and regression is not learned here: a model says which classes an image shows; "
                 f"give classes, such as ranges of the number{advice}"
             )
@@ -207,6 +211,10 @@ def _labels(
         {label.strip() for label in re.split(r"[|;]", cell) if label.strip()}
         for cell in _names(columns[name])
     ], ()
+
+
+def _first_number(cells: Sequence[str]) -> str:
+    return next(cell for cell in cells if cell.lower() not in _NO_NUMBER)
 
 
 def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deit_zoo.data.folder import SPLIT_FOLDERS, FolderSet, class_folders, split_folder
-from deit_zoo.data.image_list import ALL, UNREADABLE, ImageList, ListedImage
+from deit_zoo.data.image_list import UNREADABLE, ImageList, ListedImage
 from deit_zoo.data.image_set import (
     ImageSet,
     absolute,
@@ -62,7 +62,7 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
 def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
     """A list as it says, or parted: each class, or where images have several labels all of them."""
     images = read_list(data)
-    is_parted = not images.of(ALL)
+    is_parted = any(images.of(split) for split in SPLIT_FOLDERS)
     if val_share is None:
         if not is_parted:
             raise DataError(
@@ -71,8 +71,10 @@ def _parted_list(data: str | Path, val_share: float | None) -> ImageList:
             )
         for split in SPLIT_FOLDERS:
             if not images.of(split):
+                left_out = f" ({images.ignored})" if images.ignored else ""
                 raise DataError(
                     f"the column split of {data} says no {split}; it must say train and val"
+                    f"{left_out}"
                 )
         return images
     if is_parted:
@@ -105,6 +107,11 @@ def _with_every_label(of: ImageList, parted: Sequence[ListedImage]) -> tuple[Lis
             val.add(others[0].path)
         elif len(apart) == len(images):
             val.remove(images[-1].path)
+    if not val:
+        raise DataError(
+            f"each image of {of.file} has a label that no other has, so none can be kept apart; "
+            "give two images or more with a label, or a column split"
+        )
     return tuple(image._replace(split="val" if image.path in val else "train") for image in parted)
 
 

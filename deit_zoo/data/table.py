@@ -93,7 +93,8 @@ class TableSet(LabelledImages):
             numbers = [number_of.get(value) for value in values]
         there = [number for number in numbers if number is not None]
         most = max(there, default=-1) + 1
-        if not names and min(there, default=0) == 1 and "0" not in model:
+        from_one = min(there, default=0) == 1 and "0" not in model
+        if not names and from_one and len(model) in (0, most - 1):
             names = [str(number) for number in range(1, most)]
             numbers = [None if number is None else number - 1 for number in numbers]
         if not names and most > max(len(numbers), len(model)):

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deit_zoo.data.folder import is_hidden
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.answers import Answers, LabelAnswers
 from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes, short
@@ -53,7 +54,11 @@ def check_report_folder(folder: Path) -> None:
     """Raises DataError for a folder that holds others' files: those of a report are replaced."""
     page = folder / PAGE
     own = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
-    if not own and folder.is_dir() and (present := sorted(os.listdir(folder))):
+    if (
+        not own
+        and folder.is_dir()
+        and (present := sorted(name for name in os.listdir(folder) if not is_hidden(name)))
+    ):
         raise DataError(
             f"{folder} holds other files ({', '.join(present[:3])}), which are left alone; give a "
             "new or empty folder, or one of an earlier report, as --report"

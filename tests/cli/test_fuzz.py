@@ -54,9 +54,9 @@ ADDED = {
     **dict.fromkeys(("reproduce", "finetune", "teacher-labels"), ("--dry-run",)),
     "serve": ("--host", "192.0.2.1"),  # an address that no machine has, or it would not end
     # Compiling takes a minute, and is tested with the command itself.
-    "benchmark": ("--no-peers", "--quick", "--seconds", "0.001", "--batch-size", "1"),
+    "benchmark": ("--quick", "--seconds", "0.001", "--batch-size", "1"),
 }
-LEFT_OUT = {"--network", "--dry-run", "--aot", "--cold-start", "--peers", "--memory", "--train"}
+LEFT_OUT = {"--network", "--dry-run", "--aot", "--cold-start", "--memory", "--train"}
 
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

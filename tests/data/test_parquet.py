@@ -285,6 +285,8 @@ def test_labels_of_a_table_are_read_as_those_of_a_csv(tmp_path: Path) -> None:
     counted = label(2, 1, 3)
     assert (counted.classes, counted.label_of(0)) == (["1", "2", "3"], 1)
     assert ParquetSet(str(file), "all", list("0123")).label_of(0) == 2
+    assert ParquetSet(str(file), "all", list("wxyz")).label_of(0) == 2  # whose first no image has
+    assert ParquetSet(str(file), "all", list("xyz")).label_of(0) == 1
     assert label("a", "b", "a", split=["x", "y", "z"]).classes == ["a", "b"]
     with pytest.raises(DataError, match="has a column split, which is read of a CSV alone; write"):
         label("a", "b", "a", split=["train", "val", "val"])

@@ -150,6 +150,9 @@ def test_each_label_of_two_images_is_in_both_splits(tmp_path: Path) -> None:
             assert {"all", *(f"rare{n}" for n in range(6))} <= labels
 
 
+UNREAD = ("a.png,1,0,0,train", "b.png,0,1,0,val")
+
+
 @pytest.mark.parametrize(("last", "several"), [("0,1", False), ("0,0", True), ("1,1", True)])
 def test_columns_of_marks_are_several_labels_where_a_row_has_not_one(
     last: str, several: bool, tmp_path: Path
@@ -158,6 +161,10 @@ def test_columns_of_marks_are_several_labels_where_a_row_has_not_one(
         tmp_path / "labels.csv", "file,cat,dog", "a.png,1,0", "b.png,0,1", f"c.png,{last}"
     )
     assert read_labels(file).several == several
+    unread = listed(tmp_path / "split.csv", "file,cat,dog,cow,split", *UNREAD, f"c.png,{last},0,x")
+    images = read_labels(unread)
+    assert not images.several
+    assert f"classes of {unread} that no image has: cow" in images.ignored
 
 
 def test_a_class_that_few_images_or_none_show_stops_no_training(tmp_path: Path) -> None:
