@@ -56,7 +56,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         return zero.device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        if reason.startswith("Expected one of"):  # and some twenty names, of which we know few
+        if reason.startswith(("Expected one of", "device()")):  # and more than a person reads
             reason = "torch knows none of this name"
         raise ZooError(
             f"device {str(device)!r} cannot be used here ({reason}); give auto, cpu, or cuda, "

@@ -118,7 +118,7 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         model.spec = spec
     own = recipe.data == "folder"
     model.labels = tuple(classes) if own else folders(MODELS[recipe.architecture].labels)
-    freeze(model, recipe.freeze)
+    freeze(model, recipe.freeze, own_classes=own)
     return model.to(group.device)
 
 

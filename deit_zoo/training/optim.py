@@ -19,13 +19,14 @@ HEADS = r"^head(_dist)?\."
 ATTENTION = r"\.attn\.|^pos_embed$|^head\."
 
 
-def freeze(model: ZooModel, what: str) -> None:
+def freeze(model: ZooModel, what: str, *, own_classes: bool = False) -> None:
     """Leave to learn: everything, the heads, or attention with positions and the class head.
 
     That head is the class token's alone, as upstream's main.py has it: of a distilled model
-    `head_dist` stays as it is.
+    `head_dist` stays as it is. On `own_classes`, where both heads are new, both learn.
     """
-    patterns = {"none": "", "backbone": HEADS, "all-but-attention": ATTENTION}
+    attention = f"{ATTENTION}|{HEADS}" if own_classes else ATTENTION
+    patterns = {"none": "", "backbone": HEADS, "all-but-attention": attention}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(patterns[what], name) is not None)
     if what == "all-but-attention" and not any(".attn." in name for name in model.state_dict()):

@@ -20,8 +20,11 @@ HANGUP = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, 
 OF_SCHEDULERS = tuple(number for number in SIGNALS if number != signal.SIGINT)
 
 
-class Interrupted(Exception):
-    """A run ended before its end because it was asked to; its state is on disk."""
+class Interrupted(BaseException):
+    """A run ended before its end because it was asked to; its state is on disk.
+
+    No Exception: who waits for a server, or tries something else, must not take it for a failure.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -76,12 +79,14 @@ def signals_as_exceptions(
     numbers: Iterable[int] = OF_SCHEDULERS,
     restored: Iterable[int] = (),
 ) -> Iterator[None]:
-    """Within it each of these signals raises an error, as long as nobody else handles it.
+    """Within it each of these signals raises an error, as long as nobody else handles it; where it
+    comes again, it does what it does by itself.
 
     Afterwards all is as before, also of those that are only `restored`. Only the main thread can.
     """
 
     def raise_signal(number: int, _frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
         raise error_of(number)
 
     if threading.current_thread() is not threading.main_thread():

@@ -168,13 +168,18 @@ def test_attention_alone_learns_what_it_does_in_the_original() -> None:
         assert found == entry["trainable"]
 
 
-def test_where_attention_alone_learns_the_head_of_the_distillation_token_does_not() -> None:
+@pytest.mark.parametrize("own_classes", [False, True])
+def test_where_attention_alone_learns_the_head_of_the_distillation_token_does_if_it_is_new(
+    own_classes: bool,
+) -> None:
     # Upstream's main.py lets `.attn.`, model.head and model.pos_embed learn, whatever the model.
     model = deit_zoo.create("deit_pico_distilled_digits", device="meta")
-    freeze(model, "all-but-attention")
+    freeze(model, "all-but-attention", own_classes=own_classes)
     found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    new = {"head_dist.weight", "head_dist.bias"} if own_classes else set()
     assert {name for name in found if ".attn." not in name} == {
         *("pos_embed", "head.weight", "head.bias"),
+        *new,
     }
 
 
