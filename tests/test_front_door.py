@@ -97,7 +97,10 @@ def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
     [
         (lambda folder: deit_zoo.reproduce(PICO, folder, epoch=3), "did you mean epochs"),
         (lambda folder: deit_zoo.finetune(PICO, folder, epoch=3), "did you mean epochs"),
-        (lambda folder: deit_zoo.finetune(deit_zoo.create(PICO), folder), "is a VisionTransformer"),
+        (
+            lambda folder: deit_zoo.finetune(deit_zoo.create(PICO), folder),
+            "is of type VisionTransformer",
+        ),
         (lambda folder: deit_zoo.finetune(folder / "none", folder), "none. does not exist"),
     ],
 )
