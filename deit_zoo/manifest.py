@@ -188,6 +188,9 @@ def read_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
         ) from error
 
 
+read = read_manifest  # by this name until 0.3
+
+
 @cache
 def _read(path: Path, _mtime_ns: int) -> dict[str, Checkpoint]:
     try:

@@ -75,7 +75,12 @@ FiguresAsJson = Annotated[
 # Of commands that train.
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change the recipe or the machine."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change the recipe or the machine, such as lr=1e-4, class_weights=balanced or "
+        "sampling=balanced; again for more.",
+    ),
 ]
 TrainWorkers = Annotated[
     int | None,
