@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from deit_zoo.data.image_like import ImageLike
     from deit_zoo.distributed import DistributedContext
+    from deit_zoo.evaluation.accuracy import EvalDataset
     from deit_zoo.evaluation.agreement import Comparison
-    from deit_zoo.evaluation.imagenet_variants import EvalSet
     from deit_zoo.hub.verify import VerifyResult
     from deit_zoo.inference.attention import AttentionMap
     from deit_zoo.inference.export import Export
@@ -366,15 +366,14 @@ def evaluate(
     own = devices[0] if in_process else "cpu" if by_name else None
     model = resolve_classifier(name_or_model, own)
 
-    def open_images() -> EvalSet:
-        return _eval_set(model, data, labels, label_file)
+    def open_images() -> EvalDataset:
+        return _eval_dataset(model, data, labels, label_file)
 
-    eval_set = open_images() if group is None else group.run_on_main(open_images)
-    if eval_set.images.note:
-        say(eval_set.images.note)
+    dataset = open_images() if group is None else group.run_on_main(open_images)
+    if dataset.images.note:
+        say(dataset.images.note)
     if workers is None:
-        workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(len(devices))
-    dataset = eval_set.dataset(transform(model))
+        workers = 0 if len(dataset) < IN_PROCESS else default_workers(len(devices))
     if report is not None and dataset.multi_labels is not None and not dataset.by_class:
         raise ZooError(
             f"a report ({os.fspath(report)}) of this model is of images with one label each, and "
@@ -397,7 +396,7 @@ def evaluate(
             sums = parallel.evaluate_in_processes(job, devices, shown)
     if report is not None and is_main:
         names = [label.name for label in class_names(model)]
-        competing = [names[number] for number in eval_set.class_subset or range(len(names))]
+        competing = [names[number] for number in dataset.class_subset or range(len(names))]
         name = name_or_model if isinstance(name_or_model, str) else "a model"
         answers = answers_of("val", dataset, competing, sums)
         write_report(report, f"{name} on {data}", [answers], parquet=parquet)
@@ -447,7 +446,7 @@ def compare_answers(
     check_eval_set(data, labels, label_file)
     for name in beside:
         spec_for(name)
-    comparing: Comparing | None = None
+    comparing = Comparing(batch_size=batch_size, progress=progress, tell=say)
     model = resolve_classifier(name_or_model, device)
     own = [label.folder for label in class_names(model)]
     title = name_or_model if isinstance(name_or_model, str) else "the model"
@@ -458,19 +457,17 @@ def compare_answers(
                 f"{name} tells other classes apart than {title}, so their answers cannot be "
                 "compared; give models of the same classes"
             )
-        eval_set = _eval_set(compared, data, labels, label_file)
-        if comparing is None:
-            if workers is None:
-                workers = 0 if len(eval_set.images) < IN_PROCESS else default_workers(1)
-            options = {"batch_size": batch_size, "workers": workers, "progress": progress}
-            comparing = Comparing(**options, tell=say)
-        dataset = eval_set.dataset(transform(compared))
-        comparing.add(name, compared, dataset, heads=heads and compared is model)
-    assert comparing is not None, "there is always the model itself"
+        dataset = _eval_dataset(compared, data, labels, label_file)
+        if workers is None:
+            workers = 0 if len(dataset) < IN_PROCESS else default_workers(1)
+        is_headed = heads and compared is model
+        comparing.add(name, compared, dataset, workers=workers, heads=is_headed)
     return comparing.result()
 
 
-def _eval_set(model: ZooModel, data: str, labels: str | None, label_file: Path | None) -> EvalSet:
+def _eval_dataset(
+    model: ZooModel, data: str, labels: str | None, label_file: Path | None
+) -> EvalDataset:
     """The images of a data set for a model, read as they are for it."""
     from deit_zoo.evaluation.imagenet_variants import open_eval_set
     from deit_zoo.inference.classify import class_names, gives_several, reading_for
@@ -479,6 +476,7 @@ def _eval_set(model: ZooModel, data: str, labels: str | None, label_file: Path |
     return open_eval_set(
         data,
         folders,
+        transform(model),
         labels,
         label_file,
         reading=reading_for(model),

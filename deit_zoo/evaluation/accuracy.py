@@ -298,13 +298,8 @@ def binary_cross_entropy(
 def cross_entropy(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of each image, minus the logarithm of the probability of its right classes together."""
     right = np.where(mask, logits, -np.inf)
-    return _log_sum_exp(logits) - _log_sum_exp(right)
-
-
-def _log_sum_exp(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest = values.max(axis=1, initial=-np.inf, keepdims=True)
-    sums: NDArray[np.float64] = np.exp(values - largest).sum(axis=1)
-    return largest[:, 0] + np.log(sums)
+    losses: NDArray[np.float64] = np.logaddexp.reduce(logits, axis=1)
+    return losses - np.logaddexp.reduce(right, axis=1)
 
 
 @contextmanager

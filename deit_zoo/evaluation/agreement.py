@@ -53,7 +53,9 @@ class Comparing:
         self.figures: dict[str, Evaluation] = {}
         self.answers: dict[str, NDArray[np.int64]] = {}
 
-    def add(self, name: str, model: ZooModel, dataset: EvalDataset, *, heads: bool = False) -> None:
+    def add(
+        self, name: str, model: ZooModel, dataset: EvalDataset, *, workers: int, heads: bool = False
+    ) -> None:
         """Ask a model, and each of its heads where it has two."""
         if dataset.multi_labels is not None:
             raise ZooError(
@@ -74,7 +76,7 @@ class Comparing:
                     columns.append(output.argmax(dim=1).cpu().numpy())
                 return np.stack(columns, axis=1).astype(np.float64)
 
-            total = accumulate(model, dataset, keep=keep, **self.options)
+            total = accumulate(model, dataset, keep=keep, workers=workers, **self.options)
         check_finite(model, total)
         labels, whole, *others = kept_of(total, dataset).astype(np.int64).T
         for head, answers in zip(sums, others, strict=True):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -45,36 +44,17 @@ SUBSET_CLASSES = 200  # of A and of R
 REAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvalSet:
-    """Images and what is right for them; the other fields as in `EvalDataset`."""
-
-    images: ImageSet
-    class_subset: tuple[int, ...] | None = None
-    multi_labels: tuple[tuple[int, ...], ...] | None = None
-    by_class: bool = False
-
-    def dataset(self, transform: Callable[[Image.Image], Any]) -> EvalDataset:
-        """The images as a model sees them, with their labels."""
-        return EvalDataset(
-            self.images,
-            transform,
-            class_subset=self.class_subset,
-            multi_labels=self.multi_labels,
-            by_class=self.by_class,
-        )
-
-
 def open_eval_set(
     data: str | Path,
     folders: Sequence[str],
+    transform: Callable[[Image.Image], Any],
     kind: str | None = None,
     file: Path | None = None,
     *,
     reading: Reading | None = None,
     by_class: bool = False,
-) -> EvalSet:
-    """The images of a data set for a model with these class folders.
+) -> EvalDataset:
+    """The images of a data set for a model with these class folders, each transformed.
 
     ImageNet's sets are read as upstream reads them, its own classes' as the model does.
     `by_class` is of a model that judges each class by itself.
@@ -84,7 +64,8 @@ def open_eval_set(
     """
     check_eval_set(data, kind, file)
     if kind is None:
-        return _own_classes(data, folders, reading, by_class)
+        images, subset = _own_classes(data, folders, reading, by_class)
+        return EvalDataset(images, transform, class_subset=subset, by_class=by_class)
     if list(folders) != [label.folder for label in labels("imagenet1k")]:
         raise DataError(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
@@ -92,7 +73,8 @@ def open_eval_set(
         )
     if kind == "real":
         assert file is not None, "it was asked for before"
-        return _real(data, folders, file)
+        images, multi_labels = _real(data, folders, file)
+        return EvalDataset(images, transform, multi_labels=multi_labels)
     root = validation_folder(Path(data))
     subset = _subset(root, folders, kind, file) if kind in ("a", "r") else None
     names = folders if subset is None else [folders[number] for number in subset]
@@ -101,7 +83,7 @@ def open_eval_set(
         names = [str(number) for number in range(len(folders))]
     images = FolderSet(root, names)
     images.reading = "upstream"
-    return EvalSet(images=images, class_subset=subset)
+    return EvalDataset(images, transform, class_subset=subset)
 
 
 def check_eval_set(data: str | Path, kind: str | None, file: str | PathLike[str] | None) -> None:
@@ -120,28 +102,29 @@ def check_eval_set(data: str | Path, kind: str | None, file: str | PathLike[str]
         )
     if file is not None and not Path(file).exists():
         raise DataError(f"the label file {file} cannot be read (no such file or directory)")
-    found = kind_of(data)
-    if kind is not None and found != "folder" and (kind != "real" or found == "table"):
+    data_kind = kind_of(data)
+    if kind is not None and data_kind != "folder" and (kind != "real" or data_kind == "table"):
         raise DataError(f"the labels {kind!r} go by folders; give a folder, not {data}")
-    if found == "folder":
+    if data_kind == "folder":
         validation_folder(Path(data))
 
 
 def _own_classes(
     data: str | Path, folders: Sequence[str], reading: Reading | None, by_class: bool
-) -> EvalSet:
-    """Images of the model's own classes, or of some; of published classes, only those compete."""
-    there = set(folder_classes(data))
-    some = [folder for folder in folders if folder in there]
-    numbers = None
+) -> tuple[ImageSet, tuple[int, ...] | None]:
+    """Images of the model's own classes, or of some, and which compete: all of one's own, of
+    published classes those that have images."""
+    present = set(folder_classes(data))
+    some = [folder for folder in folders if folder in present]
+    subset = None
     is_published = any(
         list(folders) == [label.folder for label in labels(kind)]
         for kind in ("imagenet1k", "digits")
     )
-    if is_published < len(some) == len(there) < len(folders):
+    if is_published < len(some) == len(present) < len(folders):
         images = validation_set(data, some, reading=reading, several=by_class)
         if is_published:
-            numbers = tuple(number for number, folder in enumerate(folders) if folder in there)
+            subset = tuple(number for number, folder in enumerate(folders) if folder in present)
         else:
             images.renumber(folders)
         rest = "no other competes" if is_published else "no image of another"
@@ -149,10 +132,13 @@ def _own_classes(
         images.note = "; ".join(filter(None, (sentence, images.note)))
     else:
         images = validation_set(data, folders, reading=reading, several=by_class)
-    return EvalSet(images=images, class_subset=numbers, by_class=by_class)
+    return images, subset
 
 
-def _real(data: str | Path, folders: Sequence[str], file: Path) -> EvalSet:
+def _real(
+    data: str | Path, folders: Sequence[str], file: Path
+) -> tuple[ImageSet, list[tuple[int, ...]]]:
+    """The validation images, and the classes that are right for each."""
     lists = read_real(file, len(folders))
     images = validation_set(data, folders, reading="upstream")
     multi_labels: list[tuple[int, ...]] = []
@@ -168,7 +154,7 @@ def _real(data: str | Path, folders: Sequence[str], file: Path) -> EvalSet:
         multi_labels.append(lists[number - 1])
     if not any(multi_labels):
         raise DataError(f"{file} has no label for any of the {len(images):,} images of {data}")
-    return EvalSet(images=images, multi_labels=tuple(multi_labels))
+    return images, multi_labels
 
 
 def _number(path: Path) -> int:

@@ -21,7 +21,6 @@ from support.command import deit_zoo as typed
 from support.command import sentence
 
 DISTILLED, PLAIN, CONVNET = "deit_pico_distilled_digits", "deit_pico_digits", "convnet_pico_digits"
-OPTIONS = {"batch_size": 50, "workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +63,8 @@ def noisy() -> ZooModel:
 def test_each_head_has_its_figures_and_two_disagree_as_counted(digits: Path) -> None:
     model = noisy()
     (first, second, both), labels = answers_of(model, digits)
-    comparing = Comparing(**OPTIONS)
-    comparing.add("it", model, dataset_for(model, digits), heads=True)
+    comparing = Comparing(batch_size=50)
+    comparing.add("it", model, dataset_for(model, digits), workers=0, heads=True)
     found = comparing.result()
     assert list(found.figures) == ["class", "distillation", "both"]
     for name, answers in (("class", first), ("distillation", second), ("both", both)):

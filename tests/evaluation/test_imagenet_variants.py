@@ -17,9 +17,7 @@ from safetensors.torch import save_file
 import deit_zoo
 from deit_zoo.errors import CheckpointError, DataError
 from deit_zoo.evaluation.accuracy import EvalDataset, cross_entropy
-from deit_zoo.evaluation.imagenet_variants import (
-    open_eval_set,
-)
+from deit_zoo.evaluation.imagenet_variants import open_eval_set
 from deit_zoo.labels import labels
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights.load import save_model
@@ -98,14 +96,18 @@ def real(tmp_path: Path) -> Callable[[dict[int, list[int]]], Path]:
     return written
 
 
-def refuses(told: str, *arguments: object, **options: object) -> None:
+def as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def refuses(told: str, data: Path, folders: Sequence[str], *labels: object) -> None:
     with pytest.raises(DataError) as caught:
-        open_eval_set(*arguments, **options)  # type: ignore[arg-type]
+        open_eval_set(data, folders, as_it_is, *labels)  # type: ignore[arg-type]
     assert str(caught.value) == told
 
 
 def test_v2_goes_by_the_number_of_a_folder_not_by_its_place(numbered: Path) -> None:
-    found = open_eval_set(numbered, SYNSETS, "v2").images
+    found = open_eval_set(numbered, SYNSETS, as_it_is, "v2").images
     told = {found.name_of(index): found.label_of(index) for index in range(len(found))}
     # Sorted as text, folder 10 is the third.
     assert told[str(numbered / "10" / "0.png")] == 10
@@ -177,7 +179,7 @@ def test_a_subset_of_another_size_is_refused(subset: Path) -> None:
 def test_a_file_may_list_the_synsets(subset: Path, tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(f"{synset} some words" for synset in reversed(SUBSET)) + "\n\n")
-    found = open_eval_set(subset, SYNSETS, "a", file)
+    found = open_eval_set(subset, SYNSETS, as_it_is, "a", file)
     assert found.class_subset == tuple(range(0, 1000, 5))
 
 
@@ -185,7 +187,7 @@ def test_the_folders_must_be_those_of_the_file(subset: Path, tmp_path: Path) -> 
     file = tmp_path / "classes.txt"
     file.write_text("\n".join([SYNSETS[1], *SUBSET[1:]]))
     with pytest.raises(DataError, match=r"1 that are no class .*'n01440764'.* and 1 missing"):
-        open_eval_set(subset, SYNSETS, "a", file)
+        open_eval_set(subset, SYNSETS, as_it_is, "a", file)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_list_of_synsets_is_checked(
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
-        open_eval_set(subset, SYNSETS, "a", file)
+        open_eval_set(subset, SYNSETS, as_it_is, "a", file)
     assert str(caught.value).startswith(told.format(file=file))
 
 
@@ -221,7 +223,7 @@ def test_real_counts_any_of_its_classes_and_leaves_out_images_without_one(
     assert (found.num_images, found.num_unjudged) == (1000, 996)
     assert (found.top1, found.top5) == (50.0, 75.0)
     # Class 0 is not in the list of image 1000: the folder's own label says nothing.
-    images = open_eval_set(synsets, SYNSETS, "real", file)
+    images = open_eval_set(synsets, SYNSETS, as_it_is, "real", file)
     assert images.multi_labels is not None
     assert (images.multi_labels[0], images.multi_labels[999]) == ((7, 3), (999, 8))
 
@@ -288,7 +290,7 @@ def test_an_image_that_is_there_twice_is_told(
     twin.write_bytes(png())
     try:
         with pytest.raises(DataError, match="are the same image of the validation set; remove one"):
-            open_eval_set(synsets, SYNSETS, "real", file)
+            open_eval_set(synsets, SYNSETS, as_it_is, "real", file)
     finally:
         twin.unlink()
 
@@ -470,9 +472,9 @@ def test_classes_that_the_model_does_not_know_are_refused_with_some_that_it_know
 ) -> None:
     root = write(tmp_path / "val", [*SYNSETS[:3], "n99999999"])
     with pytest.raises(DataError, match="1 that are no class of the model"):
-        open_eval_set(root, SYNSETS)
+        open_eval_set(root, SYNSETS, as_it_is)
 
 
 def test_one_class_alone_says_nothing_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="999 missing"):
-        open_eval_set(write(tmp_path / "val", SYNSETS[:1]), SYNSETS)
+        open_eval_set(write(tmp_path / "val", SYNSETS[:1]), SYNSETS, as_it_is)
