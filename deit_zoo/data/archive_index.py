@@ -76,8 +76,8 @@ class Columns(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ArchiveIndex:
-    """The images of a split: the archive of each, where its bytes begin and how many they are.
+class _Header:
+    """What an index says beside its columns and names.
 
     `from_shards`: the classes are what labels say, not folders.
     """
@@ -89,7 +89,13 @@ class ArchiveIndex:
     others: int
     hidden: int
     num_bytes: int
-    listing_sha256: str
+    listing_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveIndex(_Header):
+    """The images of a split: the archive of each, where its bytes begin and how many they are."""
+
     columns: Columns
     names: Strings
 
@@ -208,20 +214,6 @@ def _numbers(count: int) -> list[str]:
 def _labels(counts: Sequence[int]) -> array[int]:
     labels = (repeat(label, count) for label, count in enumerate(counts))
     return narrow(chain.from_iterable(labels), len(counts))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Header:
-    """What an index that is kept says beside its columns and names."""
-
-    archives: list[Stamp]
-    classes: list[str]
-    counts: list[int]
-    from_shards: bool
-    others: int
-    hidden: int
-    num_bytes: int
-    listing_sha256: Sha256
 
 
 def save_index(key: str, index: ArchiveIndex) -> None:

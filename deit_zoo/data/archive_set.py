@@ -12,7 +12,7 @@ from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
 from deit_zoo.data.archives import inflate, read_at
 from deit_zoo.data.folder import differences, empty_classes, ignored, wrong_classes
 from deit_zoo.data.image_file import check_length, open_regular
-from deit_zoo.data.images import LabelledImages, MissingSplitError
+from deit_zoo.data.images import ImageSet, MissingSplitError
 from deit_zoo.errors import DataError, reason_of
 
 # Of the descriptors that a process may have, a set keeps one in so many; beyond them an archive is
@@ -21,7 +21,7 @@ SHARE_OF_DESCRIPTORS = 4
 MANY_DESCRIPTORS = 8192
 
 
-class ArchiveSet(LabelledImages):
+class ArchiveSet(ImageSet):
     """The images of an index, labelled in the order of `classes` where they are given.
 
     `root` is the archive, or the folder of all.
@@ -73,11 +73,9 @@ class ArchiveSet(LabelledImages):
         return f"{archive}/{name}"
 
     def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
         return (self._columns.sizes or self._columns.lengths)[index]
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming it."""
         _, archives, offsets, lengths, sizes, deflated = self._columns
         name, length, size = self.name_of(index), lengths[index], (sizes or lengths)[index]
         check_length(name, max(length, size))

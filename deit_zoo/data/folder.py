@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from deit_zoo.data.formats import IMAGE_SUFFIXES
 from deit_zoo.data.image_file import missing_image, read_file
-from deit_zoo.data.images import LabelledImages, MissingSplitError, Strings
+from deit_zoo.data.images import ImageSet, MissingSplitError, Strings
 from deit_zoo.data.remote import files_under, is_address, is_remote, local_path
 from deit_zoo.errors import DataError, reason_of
 
@@ -48,7 +48,7 @@ class Ignored:
         return ignored(self.others.total(), self.hidden, sorted(self.others))
 
 
-class FolderSet(LabelledImages):
+class FolderSet(ImageSet):
     """Images in one folder per class, classes in alphabetical order, as torchvision reads them.
 
     A class without images is refused, unless `allow_empty`.
@@ -88,7 +88,6 @@ class FolderSet(LabelledImages):
         return state.st_size if state else 0
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming it."""
         from deit_zoo.data.decode import image_errors
 
         path = os.path.join(self.root, self._paths[index])

@@ -48,7 +48,6 @@ class HubSet(TableSet):
         self.bytes = int(rows.data.nbytes)
 
     def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
         length = self._lengths[index]
         return len(self.read(index)) if length < 0 else length
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.folder import FolderSet, empty_classes, wrong_classes
-from deit_zoo.data.images import MemberImages, Strings
-from deit_zoo.data.table import split_address
+from deit_zoo.data.images import Strings
+from deit_zoo.data.table import TableSet, split_address
 from deit_zoo.errors import DataError
 
 SPLIT_FILE = "split.csv"
@@ -152,7 +153,7 @@ class MemberSet(ListSet):
         self,
         of: ImageList,
         split: str,
-        members: MemberImages,
+        members: ArchiveSet | TableSet,
         classes: Sequence[str] = (),
         *,
         allow_empty: bool = False,
@@ -173,11 +174,9 @@ class MemberSet(ListSet):
             self._numbers.append(number)
 
     def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
         return self._members.bytes_of(self._numbers[index])
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming it."""
         return self._members.read(self._numbers[index])
 
 

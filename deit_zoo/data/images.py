@@ -8,8 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
@@ -20,46 +19,6 @@ if TYPE_CHECKING:
 
 
 _NAMES = ("folder", "name")  # of a label
-
-
-class ImageSet(Protocol):
-    """Images with labels. `note` is a sentence about the set, mostly empty."""
-
-    classes: list[str]
-    note: str
-    reading: Reading
-    label_sets: tuple[tuple[int, ...], ...] | None
-
-    def renumber(self, classes: Sequence[str]) -> None:
-        """Number the classes as a model does, of whose they are some."""
-
-    def __len__(self) -> int: ...
-
-    def label_of(self, index: int) -> int:
-        """The number of an image's class."""
-
-    def open(self, index: int) -> Image.Image:
-        """An image in RGB, as the set reads it. Raises DataError naming it."""
-
-    def read(self, index: int) -> bytes:
-        """The bytes of an image's file. Raises DataError naming it, as `open` does."""
-
-    def name_of(self, index: int) -> str:
-        """Where an image lies, for people."""
-
-    def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
-
-
-class MemberImages(ImageSet, Protocol):
-    """Images that are members of archives, or rows: what all of them lie in, and where there."""
-
-    @property
-    def root(self) -> Path:
-        """What they lie in."""
-
-    def path_in_root(self, index: int) -> str:
-        """Where an image lies in it; no other has the same."""
 
 
 class MissingSplitError(DataError):
@@ -76,8 +35,8 @@ def reading_of(classes: Iterable[str]) -> Reading:
     return "upstream" if names in (synsets, words) else "upright"
 
 
-class LabelledImages(ABC):
-    """Images that are read as bytes, each with a label. `note` is a sentence about the set.
+class ImageSet(ABC):
+    """Images with labels, by number. `note` is a sentence about the set, mostly empty.
 
     `reading` is how they are decoded: as upstream does, or upright, as a person sees them. Their
     classes decide, unless it is set. `label_sets` are the classes of each image where an image may

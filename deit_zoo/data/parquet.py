@@ -92,7 +92,6 @@ class ParquetSet(TableSet):
         self._lock = Lock()
 
     def bytes_of(self, index: int) -> int:
-        """The length of an image's file."""
         return int(self._places[index][4]) if len(self._places) else len(self.read(index))
 
     def read(self, index: int) -> bytes:

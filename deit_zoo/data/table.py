@@ -16,7 +16,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from deit_zoo.data.folder import SPLIT_NAMES
-from deit_zoo.data.images import LabelledImages
+from deit_zoo.data.images import ImageSet
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
 
@@ -44,7 +44,7 @@ class Column(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-class TableSet(LabelledImages):
+class TableSet(ImageSet):
     """One split of a data set whose images are rows. `bytes` is the size of all that it holds."""
 
     data: str

@@ -5,12 +5,14 @@ from __future__ import annotations
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import cait, deit, deit3, digits, variants
 from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.registry import MODELS
 from deit_zoo.registry.names import lookup, normalize, resolve
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (*deit.RECIPES, *cait.RECIPES, *deit3.RECIPES, *digits.RECIPES, *variants.RECIPES)
-}
+# A recipe that one of these defines is found by its name; in the order of the models.
+MODULES = (deit, cait, deit3, digits, variants)
+_DEFINED = [v for module in MODULES for v in vars(module).values() if isinstance(v, Recipe)]
+_DEFINED.sort(key=lambda recipe: list(MODELS).index(recipe.architecture))
+RECIPES = {recipe.name: recipe for recipe in (*_DEFINED, *variants.RECIPES)}
 
 
 def find_recipe(name: str) -> Recipe | None:

@@ -185,20 +185,3 @@ M36_384 = replace(
     init_from="cait_m36_224",  # issue #108, in general
     drop_path_rate=0.3,  # assumed: the first stage's
 )
-
-RECIPES = (
-    XXS24_224,
-    XXS24_384,
-    XXS36_224,
-    XXS36_384,
-    XS24_224,
-    XS24_384,
-    S24_224,
-    S24_384,
-    S36_224,
-    S36_384,
-    M36_224,
-    M36_384,
-    M48_224,
-    M48_448,
-)

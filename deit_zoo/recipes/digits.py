@@ -55,5 +55,3 @@ DEIT_PICO_DISTILLED = replace(
     band=1.5,
     band_source="seeds 0 to 3 reached 98.61, 97.78, 97.78 and 98.06; one image is 0.28",
 )
-
-RECIPES = (CONVNET_PICO, DEIT_PICO, DEIT_PICO_DISTILLED)

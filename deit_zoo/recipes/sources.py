@@ -9,7 +9,7 @@ import tokenize
 from functools import cache
 from types import ModuleType
 
-from deit_zoo import recipes
+from deit_zoo.recipes import MODULES
 from deit_zoo.recipes.recipe import REMARKS, Recipe
 
 ASSUMED = "assumed: "
@@ -36,9 +36,8 @@ def _comments(name: str) -> dict[str, str]:
 def _definitions() -> dict[str, tuple[str | None, dict[str, str]]]:
     """Of every recipe by its name: the one that it is made from, and its own comments."""
     definitions: dict[str, tuple[str | None, dict[str, str]]] = {}
-    for module in vars(recipes).values():
-        if isinstance(module, ModuleType) and hasattr(module, "RECIPES"):
-            definitions |= _defined_in(module)
+    for module in MODULES:
+        definitions |= _defined_in(module)
     return definitions
 
 
