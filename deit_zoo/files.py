@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeAlias, TypeVar
 
 from deit_zoo.errors import DataError, FormatError, IntegrityError, ZooError
 
@@ -44,6 +44,8 @@ WEIGHTS_SUFFIXES = PICKLE_SUFFIXES | {".safetensors"}
 JSON_BYTES, JSON_DEPTH, JSON_LISTS = 8 << 20, 64, 1 << 18
 SUMS_BYTES = 1 << 20
 _INTEGER_DIGITS = 20  # those of 64 bits, with a sign
+_WITHOUT_WAITING = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+Place: TypeAlias = "str | os.PathLike[str]"
 T = TypeVar("T")
 
 
@@ -175,20 +177,25 @@ def _remove(path: Path) -> None:
 
 def open_regular(file: os.PathLike[str]) -> BinaryIO:
     """A file to read from. FormatError for a FIFO, a device or a socket, which could hang."""
-    _check_regular(file, os.stat(file).st_mode)
-    descriptor = os.open(
-        file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
-    stream = open(descriptor, "rb")  # noqa: SIM115
+    return open(open_descriptor(file, _check_regular), "rb")
+
+
+def open_descriptor(file: Place, check: Callable[[Place, int], None]) -> int:
+    """A descriptor of a file whose mode passes a check, before it is opened and afterwards.
+
+    A FIFO would wait for a writer, and a terminal become that of this process.
+    """
+    check(file, os.stat(file).st_mode)
+    descriptor = os.open(file, os.O_RDONLY | _WITHOUT_WAITING)
     try:
-        _check_regular(file, os.fstat(descriptor).st_mode)
-    except FormatError:
-        stream.close()
+        check(file, os.fstat(descriptor).st_mode)  # what took its place meanwhile
+    except ZooError:
+        os.close(descriptor)
         raise
-    return stream
+    return descriptor
 
 
-def _check_regular(file: os.PathLike[str], mode: int) -> None:
+def _check_regular(file: Place, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not stat.S_ISREG(mode):

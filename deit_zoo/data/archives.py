@@ -26,18 +26,13 @@ BLOCK = 512
 WINDOW = 4096
 # Behind its end a tar archive is filled up with zeros, of GNU tar to 10 KiB unless told otherwise.
 MOST_PADDING = 1 << 20
-# Of a header that continues another, such as a long name, and of a zip archive's directory.
-MOST_HEADER, MOST_DIRECTORY = 1 << 20, 1 << 30
+MOST_HEADER = 1 << 20  # of one that continues another, such as a long name
 MEMBERS_PER_CALL = 4096
-# Of a zip archive: a member, an entry of its directory, and what says where that is.
+# Of a member of a zip archive.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENTRY = struct.Struct("<4s4xHH8xLLHHH8xL")
-_END = struct.Struct("<4sH6xLL2x")
-_LOCATOR = struct.Struct("<4s16x")
-_END64 = struct.Struct("<4s12xL20xQQ")
+STORED_OR_DEFLATED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED, UTF8 = 1 << 0, 1 << 11
 UNICODE_PATH = 0x7075  # an extra field
-MAX16, MAX32 = (1 << 16) - 1, (1 << 32) - 1
 _PAX_RECORD, _SIZE = re.compile(rb"(\d{1,7}) ([^=]+)="), re.compile(rb"\d{1,20}")
 _SEEKING = Lock()
 
@@ -237,18 +232,25 @@ def _not_whole(path: Path) -> DataError:
 
 
 def _zip_members(archive: Archive) -> Iterator[_Member]:
-    """By hand too: of a million members the package `zipfile` holds 0.6 GB."""
+    """What `zipfile` lists, and where the bytes of each begin: behind a header of its own."""
     path = archive.path
-    with open_descriptor(path) as descriptor:
-        for name, flags, method, length, size, start in _zip_entries(descriptor, archive):
+    with open_descriptor(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        try:
+            entries = zipfile.ZipFile(stream).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise _no_zip(path, reason_of(error)) from error
+        for entry in entries:
+            name = _zip_name(entry)
             if name.endswith("/"):
                 continue
-            if flags & ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                how = "encrypted" if flags & ENCRYPTED else "packed by another way than deflate"
+            is_encrypted = entry.flag_bits & ENCRYPTED
+            if is_encrypted or entry.compress_type not in STORED_OR_DEFLATED:
+                how = "encrypted" if is_encrypted else "packed by another way than deflate"
                 raise DataError(
                     f"{path} holds {name!r} {how}; pack it again with zip -0, as images do not "
                     "become smaller"
                 )
+            start, length = entry.header_offset, entry.compress_size
             header = read_at(descriptor, _LOCAL_HEADER.size, start)
             if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
                 raise _no_zip(path, f"there is no member at byte {start:,}")
@@ -256,82 +258,25 @@ def _zip_members(archive: Archive) -> Iterator[_Member]:
             offset = start + _LOCAL_HEADER.size + name_length + extra_length
             if offset + length > archive.end:
                 raise _no_zip(path, f"it ends within {name!r}")
-            yield _Member(name, offset, length, size, method == zipfile.ZIP_DEFLATED)
+            deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+            yield _Member(name, offset, length, entry.file_size, deflated)
 
 
-def _zip_entries(
-    descriptor: int, archive: Archive
-) -> Iterator[tuple[str, int, int, int, int, int]]:
-    """Name, flags, method, both lengths and the place of each member."""
-    directory, shift = _zip_directory(descriptor, archive)
-    position = 0
-    while position < len(directory):
-        try:
-            entry = _ENTRY.unpack_from(directory, position)
-        except struct.error as error:
-            raise _no_zip(archive.path, "its directory is broken") from error
-        mark, flags, method, length, size, name_length, extra_length, comment_length, start = entry
-        position += _ENTRY.size
-        name = directory[position : position + name_length]
-        position += name_length
-        extra = directory[position : position + extra_length]
-        position += extra_length + comment_length
-        if mark != b"PK\1\2":
-            raise _no_zip(archive.path, "its directory is broken")
-        if MAX32 in (length, size, start):
-            size, length, start = _large(archive.path, extra, size, length, start)
-        text = _zip_name(name, flags, extra)
-        text = text if "/" in text else text.replace("\\", "/")  # as some of Windows pack
-        yield text, flags, method, length, size, start + shift
-
-
-def _zip_directory(descriptor: int, archive: Archive) -> tuple[bytes, int]:
-    """The list of all members, and how far they lie behind where it says."""
-    path, _, end = archive
-    start = max(0, end - _END.size - MAX16)  # the last record may end in a comment
-    tail = read_at(descriptor, end - start, start)
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(tail):
-        raise _no_zip(path, "its directory, which is at the end, is missing")
-    _, disk, length, offset = _END.unpack_from(tail, at)
-    stop = start + at
-    locator = tail[max(0, at - _LOCATOR.size) : at]
-    if locator.startswith(b"PK\6\7"):
-        # For more than 65,535 members or 4 GiB the true numbers are in a record before.
-        stop -= _LOCATOR.size + _END64.size
-        record = read_at(descriptor, _END64.size, stop)
-        if not record.startswith(b"PK\6\6"):
-            raise _no_zip(path, "its directory is broken")
-        _, disk, length, offset = _END64.unpack(record)
-    if length > MOST_DIRECTORY:
-        raise _no_zip(path, f"its directory is of {length / 1e9:.1f} GB")
-    if disk or length > stop:
-        raise _no_zip(path, "it is one of several pieces" if disk else "its directory is broken")
-    # What was put before the archive, such as a program that unpacks it, moves all of it.
-    return read_at(descriptor, length, stop - length), stop - length - offset
-
-
-def _zip_name(name: bytes, flags: int, extra: bytes) -> str:
+def _zip_name(entry: zipfile.ZipInfo) -> str:
     """A member's name: as Info-ZIP writes it beside, else in UTF-8 where it can be, else DOS's.
 
     Apple and Info-ZIP write UTF-8 without the flag that says so.
     """
-    field = _field(extra, UNICODE_PATH)
-    if field.startswith(struct.pack("<BL", 1, zlib.crc32(name))):
-        return field[5:].decode("utf-8", "surrogateescape")
-    try:
-        return name.decode("utf-8", "surrogateescape" if flags & UTF8 else "strict")
-    except UnicodeDecodeError:
-        return name.decode("cp437")
-
-
-def _large(path: Path, extra: bytes, *numbers: int) -> Iterator[int]:
-    """Numbers of which some do not fit into 32 bits, and stand in the extra field 1 in turn."""
-    field = _field(extra, 1)
-    if not field:
-        raise _no_zip(path, "its directory is broken")
-    large = iter(struct.unpack_from(f"<{len(field) // 8}Q", field))
-    return (next(large, MAX32) if number == MAX32 else number for number in numbers)
+    raw = entry.orig_filename.encode("utf-8" if entry.flag_bits & UTF8 else "cp437")
+    field = _field(entry.extra, UNICODE_PATH)
+    if field.startswith(struct.pack("<BL", 1, zlib.crc32(raw))):
+        name = field[5:].decode("utf-8", "surrogateescape")
+    else:
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            name = entry.orig_filename
+    return name if "/" in name else name.replace("\\", "/")  # as some of Windows pack
 
 
 def _field(extra: bytes, kind: int) -> bytes:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 from deit_zoo.errors import DataError
+from deit_zoo.files import open_descriptor
 
 # Pillow's own bound on a decoded image.
 MAX_PIXELS = 178_956_970
 MOST_BYTES = 8 * MAX_PIXELS  # of a file, as of four channels of 16 bits
-_WITHOUT_WAITING = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
 
 
 class UnreadableError(DataError):
@@ -39,18 +40,8 @@ def read_file(path: str | Path) -> bytes:
 
 
 def open_regular(path: str | Path, what: str) -> int:
-    """A file's descriptor. Raises UnreadableError for what is no regular one, which is not opened.
-
-    A FIFO would wait for a writer, and a terminal become that of this process.
-    """
-    _check_regular(path, what, os.stat(path))
-    descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
-    try:
-        _check_regular(path, what, os.fstat(descriptor))  # what took its place meanwhile
-    except UnreadableError:
-        os.close(descriptor)
-        raise
-    return descriptor
+    """A file's descriptor. Raises UnreadableError for what is no regular one, unopened."""
+    return open_descriptor(path, partial(_check_regular, what=what))
 
 
 def check_length(name: object, length: int) -> None:
@@ -60,8 +51,8 @@ def check_length(name: object, length: int) -> None:
         raise UnreadableError(name, f"of {length / 1e9:,.1f} GB, where {most}")
 
 
-def _check_regular(path: str | Path, what: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
+def _check_regular(path: str | os.PathLike[str], mode: int, *, what: str) -> None:
+    if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-        kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
+        kind = kinds.get(stat.S_IFMT(mode), "device")
         raise UnreadableError(path, f"a {kind}; give {what}")
