@@ -98,17 +98,9 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
     return _mapped(images, torch.where(step == 0, level, equal.clamp(max=255)).to(torch.uint8))
 
 
-def _invert(images: Tensor, _: Tensor) -> Tensor:
-    return 255 - images
-
-
 def _posterize(images: Tensor, arguments: Tensor) -> Tensor:
     bits = _first(arguments).long().clamp(0, 8)
     return images & (256 - (1 << (8 - bits))).to(torch.uint8)
-
-
-def _solarize(images: Tensor, arguments: Tensor) -> Tensor:
-    return torch.where(images < _first(arguments), images, 255 - images)
 
 
 def _solarize_add(images: Tensor, arguments: Tensor) -> Tensor:
@@ -116,22 +108,10 @@ def _solarize_add(images: Tensor, arguments: Tensor) -> Tensor:
     return torch.where(images < 128, brighter, images)
 
 
-def _color(images: Tensor, arguments: Tensor) -> Tensor:
-    return _blended(_grey(images)[:, None], images, arguments)
-
-
 def _contrast(images: Tensor, arguments: Tensor) -> Tensor:
     grey = _grey(images).flatten(1)
     mean = (grey.sum(dim=1).to(torch.float64) / grey.shape[1] + 0.5).to(torch.int32)
     return _blended(mean.view(-1, 1, 1, 1), images, arguments)
-
-
-def _brightness(images: Tensor, arguments: Tensor) -> Tensor:
-    return _blended(torch.zeros_like(images), images, arguments)
-
-
-def _sharpness(images: Tensor, arguments: Tensor) -> Tensor:
-    return _blended(_smoothed(images), images, arguments)
 
 
 def _moved(images: Tensor, arguments: Tensor) -> Tensor:
@@ -213,14 +193,14 @@ def _first(arguments: Tensor) -> Tensor:
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
-    "Invert": _invert,
+    "Invert": lambda images, _: 255 - images,
     "Posterize": _posterize,
-    "Solarize": _solarize,
+    "Solarize": lambda images, a: torch.where(images < _first(a), images, 255 - images),
     "SolarizeAdd": _solarize_add,
-    "Color": _color,
+    "Color": lambda images, a: _blended(_grey(images)[:, None], images, a),
     "Contrast": _contrast,
-    "Brightness": _brightness,
-    "Sharpness": _sharpness,
+    "Brightness": lambda images, a: _blended(torch.zeros_like(images), images, a),
+    "Sharpness": lambda images, a: _blended(_smoothed(images), images, a),
     "Rotate": _moved,
     "ShearX": _moved,
     "ShearY": _moved,

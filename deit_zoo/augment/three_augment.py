@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +26,19 @@ SOLARIZE_FROM = 128
 BLUR = (0.1, 2.0)  # the radius of the blur, drawn evenly between
 
 
+@dataclass(kw_only=True)
 class ThreeAugment:
     """Crop, flip, one of three, colours. `box_of` draws the crop of an image; None: the simple one.
 
     `color_jitter` is how far from 1 the factors of brightness, contrast and saturation may be.
     """
 
-    layers = 0
-    on_device = False
-
-    def __init__(
-        self,
-        img_size: tuple[int, int],
-        *,
-        hflip: float,
-        color_jitter: float,
-        box_of: Callable[[int, int], Box] | None,
-    ) -> None:
-        self.img_size = img_size
-        self.hflip = hflip
-        self.color_jitter = color_jitter
-        self.box_of = box_of
+    img_size: tuple[int, int]
+    hflip: float
+    color_jitter: float
+    box_of: Callable[[int, int], Box] | None
+    layers: int = 0
+    on_device: bool = False
 
     def draw(self, width: int, height: int) -> Draws:
         """The draws for an image of this size, by Python's generator."""

@@ -50,11 +50,11 @@ def find_heap(data: str | Path) -> Heap | None:
     A heap of other names is one where a file of labels lies beside it.
     """
     for root, images in _places(Path(data)):
-        if not _is_heap(images):
+        if not (images.is_dir() and FlatSet.fits(images)):
             continue
         around = (images, *images.absolute().parents[: len(KAGGLE_FOLDER.parts) + 1])
         labels = next(filter(None, map(label_file_in, around)), None)
-        if labels is not None or _holds_imagenet(images):
+        if labels is not None or any(map(_NAME.fullmatch, os.listdir(images))):
             return Heap(root, images, labels)
     return None
 
@@ -104,12 +104,3 @@ def _places(data: Path) -> Iterator[tuple[Path, Path]]:
         if (images := split_folder(root, "val")) is not None:
             yield root, images
     yield data, data
-
-
-def _is_heap(folder: Path) -> bool:
-    return folder.is_dir() and FlatSet.fits(folder)
-
-
-def _holds_imagenet(folder: Path) -> bool:
-    """Whether the images of a heap are called as ImageNet's."""
-    return any(map(_NAME.fullmatch, os.listdir(folder)))

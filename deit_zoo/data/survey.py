@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +64,7 @@ class Split:
 
     name: str
     classes: dict[str, int]
-    others: int
+    others: int = 0
     bytes: int
     identity: dict[str, Any]
     ignored: str = ""
@@ -190,7 +190,6 @@ def _scan_part(data: str | Path, part: PartName, progress: Callable[[int], None]
         name=part,
         classes=class_counts(images),
         several=None if images.label_sets is None else len(images),
-        others=0,
         ignored=images.note,
         bytes=sum(map(images.bytes_of, range(len(images)))),
         identity={},
@@ -336,16 +335,21 @@ def _scan_listed(images: ImageList, split: str) -> Split:
     """What class folders with the same images would be told from others by."""
     files = images.of(split)
     counts = Counter(name for image in files for name in images.labels_of(image))
-    num_bytes = sum(image.num_bytes for image in files)
-    return Split(
-        name=split,
-        classes={name: counts[name] for name in images.classes},
+    return _of_files(
+        split,
+        {name: counts[name] for name in images.classes},
+        files,
         several=len(files) if images.several else None,
-        others=0,
         ignored=images.ignored if split == "train" else "",
-        bytes=num_bytes,
-        identity=_identity(len(files), num_bytes, listing_sha256(files)),
     )
+
+
+def _of_files(
+    name: str, classes: dict[str, int], files: Sequence[ListedImage], **remarks: Any
+) -> Split:
+    num_bytes = sum(image.num_bytes for image in files)
+    identity = _identity(len(files), num_bytes, listing_sha256(files))
+    return Split(name=name, classes=classes, bytes=num_bytes, identity=identity, **remarks)
 
 
 def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) -> Split:
@@ -353,7 +357,6 @@ def _scan_table(data: str, split: SplitName, progress: Callable[[int], None]) ->
     return Split(
         name=images.split,
         classes=class_counts(images),
-        others=0,
         bytes=images.bytes,
         identity=images.identity(),
     )
@@ -382,15 +385,8 @@ def _scan_heap(images: HeapSet, progress: Callable[[int], None], before: int) ->
     for index in range(len(images)):
         class_name, path = images.classes[images.label_of(index)], images.path_of(index)
         files.append(ListedImage("val", class_name, images.bytes_of(index), path.name))
-    num_bytes = sum(file.num_bytes for file in files)
     progress(before + len(images))
-    return Split(
-        name="val",
-        classes=class_counts(images),
-        others=0,
-        bytes=num_bytes,
-        identity=_identity(len(files), num_bytes, listing_sha256(files)),
-    )
+    return _of_files("val", class_counts(images), files)
 
 
 def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Split:

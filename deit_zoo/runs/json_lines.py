@@ -44,16 +44,13 @@ def first_lines(file: Path, count: int) -> list[str]:
     return [line for line in lines[:count] if line.endswith("\n")]
 
 
-def cut_lines(file: Path, stays: Callable[[int, bytes], bool]) -> list[bytes]:
-    """Keep the lines up to the first that does not stay or has no end, and return the others.
-
-    `stays` is called with a line's number, from 0, and the line.
-    """
+def cut_lines(file: Path, stays: Callable[[bytes], bool]) -> list[bytes]:
+    """Keep the lines up to the first that does not stay or has no end, and return the others."""
     with file.open("ab+") as stream:
         stream.seek(0)
         end = 0
-        for number, line in enumerate(stream):
-            if not line.endswith(b"\n") or not stays(number, line):
+        for line in stream:
+            if not line.endswith(b"\n") or not stays(line):
                 break
             end += len(line)
         stream.seek(end)

@@ -102,11 +102,9 @@ def change_of(former: Plan, plan: Plan, output: Path) -> Change:
     """What differs between two plans of a run, from the state on that it continues from."""
     from deit_zoo.training.state_files import position_of, usable_states
 
-    def ignore(_sentence: str) -> None:
-        """The run itself tells which states cannot be used."""
-
     history, steps = read_history(output), former.steps_per_epoch
-    file = next(usable_states(output, history, steps, ignore), None)
+    # The run itself tells which states cannot be used.
+    file = next(usable_states(output, history, steps, lambda sentence: None), None)
     epoch, step = (0, 0) if file is None else position_of(file)
     return Change(
         epoch=epoch,

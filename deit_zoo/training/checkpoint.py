@@ -77,16 +77,9 @@ class CheckpointManager:
         self.tell = tell
         self.name_of = name_of
         self.earlier_recipes = earlier_recipes
-        self.origin: dict[str, Any] = {
-            "plan": None,
-            "start": None,
-            "teacher": None,
-            "environment": {},
-        }
-        self.origin |= origin or {}
-        self.record: dict[str, Any] = {
-            key: self.origin[key] for key in ("plan", "start", "teacher")
-        }
+        unknown: dict[str, Any] = dict.fromkeys(("plan", "start", "teacher"))
+        self.origin = unknown | {"environment": {}} | (origin or {})
+        self.record = {key: self.origin[key] for key in unknown}
         self.record |= {"environments": [], "finished": None}
         self.since: dict[str, Any] | None = {"epoch": 0, "step": 0, "seconds": 0.0}
         self.epoch = 0

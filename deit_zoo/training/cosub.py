@@ -8,6 +8,8 @@ other says. Both stand side by side in a batch: image 1, image 1, image 2, image
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as _binary
 
@@ -25,12 +27,12 @@ def twice(mix: Mix) -> Mix:
     return mixed
 
 
+@dataclass(frozen=True, kw_only=True)
 class Cosub:
     """Binary cross-entropy against the labels and against the other's probabilities, in equal
     parts; where `binary`, every class above 0 is right in full."""
 
-    def __init__(self, *, binary: bool) -> None:
-        self.binary = binary
+    binary: bool
 
     def __call__(self, outputs: Outputs, _taught: Tensor | None, targets: Tensor) -> Tensor:
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ class Filled(NamedTuple):
     bytes: int
 
 
+@dataclass(eq=False)
 class ChunkImages(Dataset[Filled]):
     """Chunks of images, decoded and left in a slot of the ring, in a loader's worker.
 
@@ -63,14 +65,11 @@ class ChunkImages(Dataset[Filled]):
     but for normalising and erasing.
     """
 
-    def __init__(
-        self, images: ImageSet, augment: Augment, seed: int, ring: Ring, *, on_device: bool
-    ) -> None:
-        self.images = images
-        self.augment = augment
-        self.seed = seed
-        self.ring = ring
-        self.on_device = on_device
+    images: ImageSet
+    augment: Augment
+    seed: int
+    ring: Ring
+    on_device: bool
 
     def __getitem__(self, task: tuple[int, Chunk]) -> Filled:
         slot, chunk = task

@@ -237,10 +237,13 @@ def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, 
     if "batch_size" in chosen or recipe.batch_size * STEPS <= num_images:
         return replace(plan, num_images=num_images), ""
     shares = recipe.replicas if "replicas" in chosen else plan.processes
-    batch = shares * max(_power_of_two(num_images // (STEPS * shares)), 2 if recipe.mixes else 1)
+    power_of_two = 1 << (num_images // (STEPS * shares)).bit_length() >> 1  # 0 of none
+    batch = shares * max(power_of_two, 2 if recipe.mixes else 1)
     values: dict[str, Any] = {"batch_size": batch}
-    if "replicas" not in chosen:
-        values["replicas"] = _num_replicas(batch, shares, plan.replica_batch)
+    if "replicas" not in chosen:  # the fewest that are not larger than those of the recipe
+        values["replicas"] = shares
+        while batch // values["replicas"] > plan.replica_batch:
+            values["replicas"] *= 2
     if "repeated_aug" not in chosen:
         values["repeated_aug"] = 1
     small = replace(recipe, **values)
@@ -372,19 +375,6 @@ def _with_rates_for(recipe: Recipe, batch_size: int) -> Recipe:
     if recipe.optimizer != "sgd":
         share **= 0.5
     return replace(recipe, **{key: getattr(recipe, key) * share for key in _RATES})
-
-
-def _power_of_two(number: int) -> int:
-    """The largest power of two that is not above a number; 0 below 1."""
-    return 1 << (number.bit_length() - 1) if number else 0
-
-
-def _num_replicas(batch: int, shares: int, replica_batch: int) -> int:
-    """The fewest replicas that are not larger than those of the recipe."""
-    replicas = shares
-    while batch // replicas > replica_batch:
-        replicas *= 2
-    return replicas
 
 
 def _explained(small: Recipe, recipe: Recipe, num_images: int) -> tuple[Recipe, str]:

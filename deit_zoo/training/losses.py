@@ -43,11 +43,6 @@ def balanced_weights(class_counts: Sequence[int]) -> Tensor:
     return (counts.sum() / (len(counts) * counts)).float()
 
 
-def weighted_cross_entropy(logits: Tensor, targets: Tensor, *, weights: Tensor) -> Tensor:
-    """The same as `soft_cross_entropy`, in which each class has its weight."""
-    return soft_cross_entropy(logits, targets * weights)
-
-
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy against a distribution over the classes, mean over the batch."""
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
@@ -69,7 +64,7 @@ def _base_for(recipe: Recipe, weights: Tensor | None) -> Callable[[Tensor, Tenso
     if recipe.class_weights == "none":
         return _BASES[recipe.loss]
     assert weights is not None, "balanced class weights, and nobody counted the images"
-    return partial(weighted_cross_entropy, weights=weights)
+    return lambda logits, targets: soft_cross_entropy(logits, targets * weights)
 
 
 def supervised(

@@ -50,6 +50,7 @@ def script(plan: Plan, words: Sequence[str], port: int) -> str:
         f"--job-name={plan.recipe.name}",
         f"--nodes={plan.nodes}",
         "--ntasks-per-node=1",
+        *([f"--gpus-per-node={local}"] if plan.device == "cuda" else []),
         f"--cpus-per-task={cores_per_node(plan)}",
         f"--time={HOURS}:00:00",
         f"--chdir={Path.cwd()}",
@@ -57,8 +58,6 @@ def script(plan: Plan, words: Sequence[str], port: int) -> str:
         "--open-mode=append",
         f"--signal=USR1@{WARNING_SECONDS}",
     ]
-    if plan.device == "cuda":
-        resources.insert(3, f"--gpus-per-node={local}")
     lines = ["#!/bin/bash", *(f"#SBATCH {shlex.quote(option)}" for option in resources)]
     lines.append("# Add what your site asks for, such as --partition and --account.")
     lines.append("# Any --time will do: a run that is not done goes on from its last state.")

@@ -155,29 +155,21 @@ class StepSums:
         return self.result
 
 
+@dataclass
 class PendingSteps:
     """The steps that are launched and not yet read: `lag` of them while another is launched.
 
     Raises NotFinite after `limit` steps in a row that moved nothing.
     """
 
-    def __init__(
-        self,
-        stats: EpochStats,
-        passes: MicroBatches,
-        on_step: Callable[[StepResult], object],
-        at_rest: Callable[[], None],
-        lag: int,
-        limit: int,
-    ) -> None:
-        self.stats = stats
-        self.passes = passes
-        self.on_step = on_step
-        self.at_rest = at_rest
-        self.steps: deque[StepSums] = deque()
-        self.lag = lag
-        self.limit = limit
-        self.started = time.perf_counter()
+    stats: EpochStats
+    passes: MicroBatches
+    on_step: Callable[[StepResult], object]
+    at_rest: Callable[[], None]
+    lag: int
+    limit: int
+    steps: deque[StepSums] = field(default_factory=deque)
+    started: float = field(default_factory=time.perf_counter)
 
     def launched(self, sums: StepSums) -> None:
         """Another step is: read what is older."""

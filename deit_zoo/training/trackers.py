@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from abc import ABC, abstractmethod
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deit_zoo.files import STEPS_FILE, parse_json, write_whole
 from deit_zoo.recipes.plan import Plan
@@ -22,22 +23,25 @@ RUN_ID_FILE = "run_id"
 PROJECT = "deit_zoo"
 
 
-class Tracker(Protocol):
+class Tracker(ABC):
     """One such place; `errors` are those that end it. Nothing is opened before `go_to`."""
 
     name: str
-    errors: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...] = (OSError,)
 
+    @abstractmethod
     def go_to(self, epoch: int, step: int) -> None:
         """The run begins, continues or goes back to here; what was told from here on is void."""
 
+    @abstractmethod
     def log_steps(self, record: dict[str, Any]) -> None:
         """Take what a line of steps.jsonl says."""
 
+    @abstractmethod
     def log_epoch(self, record: dict[str, Any]) -> None:
         """Take what a line of log.jsonl says."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (a file has nothing to end)
         """The run ends or stops."""
 
 
@@ -49,21 +53,20 @@ def trackers_for(plan: Plan, output: Path) -> list[Tracker]:
     return trackers
 
 
-class StepsFile:
+class StepsFile(Tracker):
     """steps.jsonl: a line is there at once, and on the disk when its epoch ends.
 
     Of a run that goes back it keeps apart what tells of a skipped step: that is what one debugs.
     """
 
     name = STEPS_FILE
-    errors: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, output: Path) -> None:
         self.file = output / STEPS_FILE
         self.rolled_back = output / ROLLED_BACK_FILE
 
     def go_to(self, epoch: int, step: int) -> None:
-        def stays(_: int, line: bytes) -> bool:
+        def stays(line: bytes) -> bool:
             row = _read(line)
             return bool(row) and (row["epoch"], row["step"]) < (epoch, step)
 
@@ -79,11 +82,8 @@ class StepsFile:
         with self.file.open("rb+") as stream:
             os.fsync(stream.fileno())
 
-    def close(self) -> None:
-        pass
 
-
-class TensorBoard:
+class TensorBoard(Tracker):
     """`tensorboard/` by epoch and `tensorboard/steps/` by step.
 
     Two folders, as TensorBoard hides by one number what a run went back over: here an epoch, there
@@ -91,7 +91,6 @@ class TensorBoard:
     """
 
     name = "TensorBoard"
-    errors: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, plan: Plan, output: Path) -> None:
         self.total = plan.steps_per_epoch
@@ -121,17 +120,17 @@ class TensorBoard:
             writer.close()
 
 
-class PackageTracker:
+class PackageTracker(Tracker):
     """A run of `trackio` or `wandb`, through what both have: init, log and finish.
 
     A run that continues goes on in the run that it began there; what is logged twice on the way,
     each package shows as it does.
     """
 
-    errors: tuple[type[Exception], ...] = (Exception,)
+    errors = (Exception,)
 
     def __init__(self, plan: Plan, output: Path) -> None:
-        self.name: str = plan.log_to
+        self.name = plan.log_to
         self.plan = plan
         self.output = output
         self.package: Any = None
