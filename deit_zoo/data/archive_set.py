@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_zoo.data.archive_index import ArchiveIndex, Stamp, no_images
 from deit_zoo.data.archives import inflate, read_at
-from deit_zoo.data.folder import differences, empty_classes, ignored, wrong_classes
+from deit_zoo.data.folder import differences, ignored, wrong_classes
 from deit_zoo.data.image_file import check_length, open_regular
 from deit_zoo.data.images import ImageSet, MissingSplitError
 from deit_zoo.errors import DataError, reason_of
@@ -24,37 +24,24 @@ MANY_DESCRIPTORS = 8192
 class ArchiveSet(ImageSet):
     """The images of an index, labelled in the order of `classes` where they are given.
 
-    `root` is the archive, or the folder of all.
-    A class without images is refused, unless `allow_empty`. Each process opens the archives for
-    itself, when it first reads from one.
+    `root` is the archive, or the folder of all. Each process opens the archives for itself, when it
+    first reads from one.
     """
 
     def __init__(
-        self,
-        data: str,
-        split: str,
-        index: ArchiveIndex,
-        classes: Sequence[str] = (),
-        *,
-        allow_empty: bool = False,
+        self, data: str, split: str, index: ArchiveIndex, classes: Sequence[str] = ()
     ) -> None:
-        empty = [name for name, count in zip(index.classes, index.counts, strict=True) if not count]
         if not index.classes:
             raise MissingSplitError(no_images(data, split))
-        if empty and not allow_empty:
-            raise DataError(empty_classes(data, empty, len(index.classes)))
         order, self.note = _class_order(data, index, classes)
         # A shard's other files say more of its images.
         remark = ignored(0 if index.from_shards else index.others, index.hidden)
         self.note = "; ".join(filter(None, (self.note, remark and f"{remark} in {data}")))
-        self.split = split
+        self.split, self.where = split, data
         self.classes = list(classes) or index.classes
         index = index.in_order(order)
-        self._columns, self._names, self._from_shards = (
-            index.columns,
-            index.names,
-            index.from_shards,
-        )
+        self._columns, self._names = index.columns, index.names
+        self._from_shards = index.from_shards
         self._labels = index.columns.labels
         self._archives = OpenFiles(index.archives)
         self.root = Path(os.path.commonpath([archive.path for archive in index.archives]))

@@ -49,24 +49,16 @@ class Ignored:
 
 
 class FolderSet(ImageSet):
-    """Images in one folder per class, classes in alphabetical order, as torchvision reads them.
+    """Images in one folder per class, classes in alphabetical order, as torchvision reads them."""
 
-    A class without images is refused, unless `allow_empty`.
-    """
-
-    def __init__(
-        self, root: Path, classes: Sequence[str] = (), *, allow_empty: bool = False
-    ) -> None:
-        self.root = root
+    def __init__(self, root: Path, classes: Sequence[str] = ()) -> None:
+        self.root, self.where = root, str(root)
         ignored_files = Ignored()
         folders = class_folders(root, ignored_files)
         self.classes = list(classes) or folders
         if sorted(self.classes) != folders:
             raise DataError(wrong_classes(f"class folders of {root}", folders, self.classes))
         of_class = [images_under(root, name, ignored_files) for name in self.classes]
-        empty = [name for name, paths in zip(self.classes, of_class, strict=True) if not paths]
-        if empty and not allow_empty:
-            raise DataError(empty_classes(root, empty, len(self.classes)))
         self._paths = Strings(path for paths in of_class for path in paths)
         self._labels = array("L")
         for label, paths in enumerate(of_class):

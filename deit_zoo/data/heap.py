@@ -17,7 +17,6 @@ from deit_zoo.data.folder import (
     FlatSet,
     FolderSet,
     Ignored,
-    empty_classes,
     images_under,
     split_folder,
     wrong_classes,
@@ -62,10 +61,8 @@ def find_heap(data: str | Path) -> Heap | None:
 class HeapSet(FolderSet):
     """Validation images in one heap, in the order in which class folders would hold them."""
 
-    def __init__(
-        self, heap: Heap, classes: Sequence[str] = (), *, allow_empty: bool = False
-    ) -> None:
-        self.root = heap.images
+    def __init__(self, heap: Heap, classes: Sequence[str] = ()) -> None:
+        self.root, self.where = heap.images, str(heap.images)
         if heap.labels is None:
             raise DataError(
                 f"{heap.images} holds ImageNet's validation images in one heap; put what sorts "
@@ -81,9 +78,6 @@ class HeapSet(FolderSet):
         names = images_under(self.root, ".", ignored_files)
         self.note = ignored_files.sentence()
         images = sorted((number_of[self._synset(synsets, name, heap)], name) for name in names)
-        empty = sorted(set(self.classes) - {self.classes[label] for label, _ in images})
-        if empty and not allow_empty:
-            raise DataError(empty_classes(self.root, empty, len(self.classes)))
         self._paths = Strings(name for _, name in images)
         self._labels = array("L", (label for label, _ in images))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_zoo.data.archive_set import ArchiveSet
-from deit_zoo.data.folder import FolderSet, empty_classes, wrong_classes
+from deit_zoo.data.folder import FolderSet, wrong_classes
 from deit_zoo.data.images import Strings
 from deit_zoo.data.table import TableSet, split_address
 from deit_zoo.errors import DataError
@@ -111,26 +111,18 @@ class ImageList:
 
 
 class ListSet(FolderSet):
-    """The images of one split of a list.
+    """The images of one split of a list. A class may be of none where an image has any number."""
 
-    A class without images is refused, unless `allow_empty`, or where an image has any number.
-    """
-
-    def __init__(
-        self, of: ImageList, split: str, classes: Sequence[str] = (), *, allow_empty: bool = False
-    ) -> None:
+    def __init__(self, of: ImageList, split: str, classes: Sequence[str] = ()) -> None:
         images = of.of(split)
         self.root = of.root
         self.note = of.ignored
         self.classes = list(classes) or of.classes
         counts = Counter(name for image in images for name in of.labels_of(image))
-        empty = [name for name in self.classes if not counts[name]]
-        missing = [] if allow_empty or of.several else empty
         place = of.file or of.data or of.root
-        if classes and (missing or not counts.keys() <= set(classes)):
+        self.where = "" if of.several else f"{place} ({split})"
+        if classes and not counts.keys() <= set(classes):
             raise DataError(wrong_classes(f"labels of {place}", sorted(counts), classes))
-        if missing:
-            raise DataError(empty_classes(f"{place} ({split})", missing, len(self.classes)))
         if of.several and images and not counts:
             raise DataError(f"no image of {place} ({split}) has a label; give some that have")
         number_of = {name: number for number, name in enumerate(self.classes)}
@@ -155,10 +147,8 @@ class MemberSet(ListSet):
         split: str,
         members: ArchiveSet | TableSet,
         classes: Sequence[str] = (),
-        *,
-        allow_empty: bool = False,
     ) -> None:
-        super().__init__(replace(of, root=members.root), split, classes, allow_empty=allow_empty)
+        super().__init__(replace(of, root=members.root), split, classes)
         self._members = members
         number_of = {members.path_in_root(index): index for index in range(len(members))}
         self._numbers = array("Q")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
-from deit_zoo.data.folder import FlatSet, FolderSet, part_folder, split_folder
+from deit_zoo.data.folder import FlatSet, FolderSet, empty_classes, part_folder, split_folder
 from deit_zoo.data.heap import HeapSet, find_heap
 from deit_zoo.data.hub import HubSet, is_hfds
 from deit_zoo.data.image_list import (
@@ -23,7 +23,7 @@ from deit_zoo.data.image_list import (
     read_split,
 )
 from deit_zoo.data.images import ImageSet as ImageSet
-from deit_zoo.data.images import MissingSplitError
+from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.parquet import ParquetSet, is_parquet
 from deit_zoo.data.remote import HFDS, is_remote
@@ -54,14 +54,23 @@ def open_set(
     They are read as their classes say, unless told. "all" are those of a data set that is not
     parted. `several` is as in `read_list`. Raises MissingSplitError where there are none.
     """
-    return _read_as(reading, _open(data, part, classes, allow_empty=False, several=several))
+    images = _open(data, part, classes, several=several)
+    check_every_class(images)
+    return _read_as(reading, images)
+
+
+def check_every_class(images: ImageSet) -> None:
+    """Raises DataError where a class has no image, though each must have one."""
+    counts = class_counts(images) if images.where else {}
+    if empty := [name for name, count in counts.items() if not count]:
+        raise DataError(empty_classes(images.where, empty, len(counts)))
 
 
 def open_unchecked(data: str | Path, part: PartName, reading: Reading | None = None) -> ImageSet:
     """Every image of a part, also where classes are empty, or where there are none."""
     if part == "all" and kind_of(data) == "folder" and FlatSet.fits(Path(data)):
         return _read_as(reading, FlatSet(Path(data)))
-    return _read_as(reading, _open(data, part, (), allow_empty=True))
+    return _read_as(reading, _open(data, part))
 
 
 def kind_of(data: str | Path) -> Kind:
@@ -107,14 +116,11 @@ def has_split(data: str, split: SplitName) -> bool:
     return True
 
 
-def open_list(
-    images: ImageList, split: str, classes: Sequence[str] = (), *, allow_empty: bool = False
-) -> ListSet:
+def open_list(images: ImageList, split: str, classes: Sequence[str] = ()) -> ListSet:
     """One split of a list of files, or of members and rows."""
     if not images.data:
-        return ListSet(images, split, classes, allow_empty=allow_empty)
-    members = open_members(images.data)
-    return MemberSet(images, split, members, classes, allow_empty=allow_empty)
+        return ListSet(images, split, classes)
+    return MemberSet(images, split, open_members(images.data), classes)
 
 
 def is_table(data: str | Path) -> bool:
@@ -191,32 +197,27 @@ def _read_as(reading: Reading | None, images: ImageSet) -> ImageSet:
 
 
 def _open(
-    data: str | Path,
-    part: PartName,
-    classes: Sequence[str],
-    *,
-    allow_empty: bool,
-    several: bool = False,
+    data: str | Path, part: PartName, classes: Sequence[str] = (), *, several: bool = False
 ) -> ImageSet:
     kind = kind_of(data)
     if kind in ("table", "archives"):
-        return _open_members(kind, str(data), part, classes, allow_empty=allow_empty)
+        return _open_members(kind, str(data), part, classes)
     if kind == "list":
         images = read_list(data, several=several)
         if not images.of(part):
             words = "train and val" if part == ALL else f"no image of {part}"
             raise MissingSplitError(f"{data} lists {words}; give another split or list")
-        return open_list(images, part, classes, allow_empty=allow_empty)
+        return open_list(images, part, classes)
     heap = find_heap(data)
     if heap and part == "val":
-        return HeapSet(heap, classes, allow_empty=allow_empty)
+        return HeapSet(heap, classes)
     root = part_folder(heap.root if heap else Path(data), part)
-    return FolderSet(root, classes, allow_empty=allow_empty)
+    return FolderSet(root, classes)
 
 
 def _open_members(
-    kind: Kind, data: str, part: PartName, classes: Sequence[str] = (), *, allow_empty: bool = True
+    kind: Kind, data: str, part: PartName, classes: Sequence[str] = ()
 ) -> ArchiveSet | TableSet:
     if kind == "table":
         return open_table(data, part, classes)
-    return ArchiveSet(data, part, open_index(data, part), classes, allow_empty=allow_empty)
+    return ArchiveSet(data, part, open_index(data, part), classes)

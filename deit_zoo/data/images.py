@@ -40,11 +40,13 @@ class ImageSet(ABC):
 
     `reading` is how they are decoded: as upstream does, or upright, as a person sees them. Their
     classes decide, unless it is set. `label_sets` are the classes of each image where an image may
-    have several or none; elsewhere it is None, and each has one.
+    have several or none; elsewhere it is None, and each has one. A class without images is said
+    to be of `where`, which is empty where there may be such.
     """
 
     classes: list[str]
     note: str
+    where: str = ""
     label_sets: tuple[tuple[int, ...], ...] | None = None
     _reading: Reading | None = None
     _labels: array[int]

@@ -41,7 +41,7 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
     if val_share is not None:
         typed = _unsplit(Path(data))
         class_folders(typed)  # named as it was typed where there is none
-        folder = FolderSet(root / typed.relative_to(data), allow_empty=True)
+        folder = FolderSet(root / typed.relative_to(data))
         groups: dict[str, list[ListedImage]] = {str(typed / name): [] for name in folder.classes}
         for image in _listed(root, folder, "train"):
             groups[str(typed / image.class_name)].append(image)

@@ -143,7 +143,7 @@ def scan(data: str | Path, progress: Callable[[int], None] = lambda files: None)
         train, val = (scan_split(str(data), split, add) for split in SPLITS)
     elif heap := find_heap(data):
         train = _scan_folder(part_folder(heap.root, "train"), progress, 0)
-        val = _scan_heap(HeapSet(heap, allow_empty=True), progress, train.identity["files"])
+        val = _scan_heap(HeapSet(heap), progress, train.identity["files"])
     else:
         train_folder, val_folder = (part_folder(Path(data), split) for split in ("train", "val"))
         train = _scan_folder(train_folder, progress, 0)

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from deit_zoo.data.folder import FolderSet, class_folders
-from deit_zoo.data.image_set import ImageSet, kind_of
+from deit_zoo.data.image_set import ImageSet, check_every_class, kind_of
 from deit_zoo.errors import DataError, FormatError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
@@ -82,6 +82,7 @@ def open_eval_set(
         # By number: sorted as text, "10" comes before "2".
         names = [str(number) for number in range(len(folders))]
     images = FolderSet(root, names)
+    check_every_class(images)
     images.reading = "upstream"
     return EvalDataset(images, transform, class_subset=subset)
 

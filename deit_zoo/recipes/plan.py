@@ -367,6 +367,7 @@ def plan_from(values: Mapping[str, Any]) -> Plan:
     return Plan(recipe=recipe, **{name: values[name] for name in known - {"recipe"}})
 
 
-def default_workers(processes: int, most: int = MOST_WORKERS) -> int:
+def default_workers(processes: int, *, on_gpu: bool = False) -> int:
     """Loader workers per process: the cores that the training threads leave."""
+    most = MOST_WORKERS_OF_GPU if on_gpu else MOST_WORKERS
     return max(1, min(most, usable_cores() // processes - 1))

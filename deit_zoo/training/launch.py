@@ -14,15 +14,7 @@ from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user
 from deit_zoo.machine import check_processes, require_extra, usable_device, world_size
 from deit_zoo.recipes import RECIPES, find_recipe
 from deit_zoo.recipes.first_stage import is_first_stage, resolve_init_from, trained_first
-from deit_zoo.recipes.plan import (
-    DIGITS_TRAIN,
-    MOST_WORKERS,
-    MOST_WORKERS_OF_GPU,
-    Plan,
-    default_workers,
-    laid_out,
-    settings,
-)
+from deit_zoo.recipes.plan import DIGITS_TRAIN, Plan, default_workers, laid_out, settings
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe, changed, differences, shown
 from deit_zoo.registry.names import resolve
 from deit_zoo.runs.reference import recipe_differences
@@ -149,8 +141,7 @@ def plan_for(
         raise RecipeError(f"--nodes is {nodes}; give 1 or more")
     local = gpus or processes or 1
     if workers is None:
-        most = MOST_WORKERS_OF_GPU if kind == "cuda" else MOST_WORKERS
-        workers = default_workers(local, most)
+        workers = default_workers(local, on_gpu=kind == "cuda")
     _, machine_settings = settings(changes)
     return Plan(
         recipe=recipe,

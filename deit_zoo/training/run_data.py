@@ -16,7 +16,7 @@ from deit_zoo.data.folder import split_folder
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList
 from deit_zoo.data.image_set import ImageSet, kind_of, open_list, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
-from deit_zoo.data.survey import CONTENT, SMALL, bad_images, most_unreadable
+from deit_zoo.data.survey import CONTENT, SMALL, SPLITS, bad_images, most_unreadable
 from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
@@ -24,8 +24,6 @@ from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.rollback import FOLDER, read_history
-
-SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 def images_of_run(
@@ -94,7 +92,7 @@ def open_part(
     """A split as it lies, or as the run's list, which may not be written yet, has it."""
     if images is None:
         return open_unchecked(data, split, reading)
-    part = open_list(images, split, allow_empty=True)
+    part = open_list(images, split)
     part.reading = reading
     return part
 

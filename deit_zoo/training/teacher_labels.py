@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -33,6 +34,7 @@ from deit_zoo.files import (
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import shown
 from deit_zoo.results import LabelFacts
+from deit_zoo.training.logger import full_disk_as_error
 from deit_zoo.training.loop import autocast_dtype
 from deit_zoo.training.teacher import facts_of
 
@@ -101,7 +103,7 @@ class TeacherLabels:
         if not self.pending:
             return
         # Not through memory, whose pages are whole: on a shared folder they would be another's too.
-        with FileLock(self.folder / LOCK_FILE), self.file.open("r+b") as file:
+        with self._locked(), self.file.open("r+b") as file:
             _, steps, replicas, batch = self.labels.shape
             for epoch, step, first_replica, labels in self.pending:
                 number = (epoch * steps + step) * replicas + first_replica
@@ -121,10 +123,15 @@ class TeacherLabels:
     def finish(self) -> str | None:
         """The digest of the file, stated beside it; None where not all labels are known."""
         if self.facts.sha256 is None and not self.missing(len(self.labels)):
-            with FileLock(self.folder / LOCK_FILE):
+            with self._locked():
                 self.facts = replace(self.facts, sha256=digest(self.file))
                 _write_facts(self.folder, self.facts)
         return self.facts.sha256
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with full_disk_as_error(self.folder), FileLock(self.folder / LOCK_FILE):
+            yield
 
 
 def open_labels(

@@ -14,13 +14,7 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
 from deit_zoo.evaluation.parallel import Device, run_in_processes
 from deit_zoo.machine import check_gpus
-from deit_zoo.recipes.plan import (
-    MOST_WORKERS,
-    MOST_WORKERS_OF_GPU,
-    Plan,
-    default_workers,
-    settings,
-)
+from deit_zoo.recipes.plan import Plan, default_workers, settings
 from deit_zoo.training.build import fix_order, lesson_of, open_images
 from deit_zoo.training.checks import check_extra
 from deit_zoo.training.data import TrainLoader
@@ -31,7 +25,6 @@ from deit_zoo.training.launch import (
     training_device,
     with_num_images,
 )
-from deit_zoo.training.logger import full_disk_as_error
 from deit_zoo.training.loop import autocast, autocast_dtype
 from deit_zoo.training.micro_batches import MicroBatches
 from deit_zoo.training.teacher import teacher_for
@@ -66,7 +59,7 @@ def label_plan(
     number = gpus or processes or 1
     on_gpu = bool(gpus) or (place is not None and place.type == "cuda")
     if workers is None:
-        workers = default_workers(number, MOST_WORKERS_OF_GPU if on_gpu else MOST_WORKERS)
+        workers = default_workers(number, on_gpu=on_gpu)
     plan = make_plan(
         name,
         gpus=int(on_gpu) if place is None else None,
@@ -163,6 +156,5 @@ class LabelJob:
                     if not bad:
                         labels.add(epoch, step, replicas, taught)
                     progress(number * plan.steps_per_epoch + step + 1, 0)
-                with full_disk_as_error(self.folder):
-                    labels.write()
+                labels.write()
         return [float(len(epochs))]

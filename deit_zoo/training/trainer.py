@@ -52,7 +52,6 @@ from deit_zoo.training.results import write_results
 from deit_zoo.training.rollback import to_receipt
 from deit_zoo.training.signals import handle_signals
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
-from deit_zoo.training.teacher_labels import TeacherLabels
 from deit_zoo.training.throughput import profile
 from deit_zoo.training.timm_bridge import train_augment
 from deit_zoo.version import __version__
@@ -139,7 +138,7 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             loader.close()
             logger.keep_log(manager.log)
             if taught is not None:
-                labels = {"labels_sha256": finish_labels(taught, group)}
+                labels = {"labels_sha256": group.run_on_main(taught.finish)}
                 manager.record["teacher"] = manager.record["teacher"] | labels
             # Before trackers end, who may wait for a network.
             verdict = conclude(job, manager, facts, evaluate, say)
@@ -176,7 +175,8 @@ def run_epoch(
         manager.after_step(step)
 
     def at_rest() -> None:
-        write_labels(labels)  # a state says that what came before it is done
+        if labels is not None:
+            labels.write()  # a state says that what came before it is done
         manager.at_rest()
 
     logger.begin(epoch, stats, manager.log)
@@ -199,7 +199,8 @@ def run_epoch(
     if not manager.is_finite():  # before figures are made of it
         manager.roll_back()
         return
-    write_labels(labels)
+    if labels is not None:
+        labels.write()
     reached = {"val": validate(state.model)}
     if state.ema is not None:
         reached["ema"] = validate(state.ema.module)
@@ -208,23 +209,6 @@ def run_epoch(
     logger.epoch(record)
     keep(epoch, reached["val"])
     manager.finish_epoch(to_line(record))
-
-
-def write_labels(labels: TeacherLabels | None) -> None:
-    """Keep on the disk what the teacher said."""
-    if labels is not None:
-        with full_disk_as_error(labels.folder):
-            labels.write()
-
-
-def finish_labels(labels: TeacherLabels, group: DistributedContext) -> str | None:
-    """The digest of the kept labels, for the receipt; None where not all are known."""
-
-    def finish() -> str | None:
-        with full_disk_as_error(labels.folder):
-            return labels.finish()
-
-    return group.run_on_main(finish)
 
 
 def expected_classes(recipe: Recipe) -> list[str]:
