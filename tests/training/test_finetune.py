@@ -403,6 +403,16 @@ def test_a_chosen_rate_stays() -> None:
 def test_a_chosen_batch_has_its_rate() -> None:
     recipe = recipe_for(PICO, changes=["batch_size=256"])
     assert recipe.lr == pytest.approx(2 * FINETUNE["custom"].lr)
+    assert recipe.assumed["lr"] == "0.0005 in the recipe; with the batch's root"
+
+
+def test_a_rate_that_was_chosen_stays_where_the_others_go_with_the_batch() -> None:
+    own = recipe_for(PICO, changes=["batch_size=256", "min_lr=1e-5"])
+    fitted_to_ten, _ = fitted(make_plan(PICO, changes=["warmup_lr=1e-4"]), 10, {"warmup_lr"})
+    assert (own.min_lr, own.lr) == (1e-5, pytest.approx(2 * FINETUNE["custom"].lr))
+    assert fitted_to_ten.recipe.warmup_lr == 1e-4
+    assert fitted_to_ten.recipe.lr < FINETUNE["custom"].lr
+    assert "min_lr" not in own.assumed
 
 
 def test_reasons_are_grouped_for_people() -> None:
