@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE, expand_user, read_json
 from deit_zoo.recipes import RECIPES
-from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.recipes.recipe import Recipe, differences
 from deit_zoo.registry import MODELS
 from deit_zoo.registry.names import is_path, lookup
 
@@ -48,14 +51,20 @@ def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
     )
 
 
-def is_first_stage(change: str, recipe: Recipe) -> bool:
-    """Whether `--set init_from=RUN` gives just the stage that the recipe names."""
-    name, _, value = change.partition("=")
-    file = expand_user(value) / RECEIPT_FILE
-    if name != "init_from" or not file.is_file():
+def modifications(recipe: Recipe, shipped: Recipe) -> list[tuple[str, Any, Any]]:
+    """The differences, but for what is none in a training: another of the published layouts, and
+    a run of just the first stage that the shipped recipe names."""
+    published = replace(recipe, layouts=shipped.layouts).layout is not None
+    same = {"replicas": published, "init_from": _is_run_of(recipe.init_from, shipped.init_from)}
+    return [change for change in differences(recipe, shipped) if not same.get(change[0])]
+
+
+def _is_run_of(source: str | None, stage: str | None) -> bool:
+    file = expand_user(source or "") / RECEIPT_FILE
+    if None in (source, stage) or not file.is_file():
         return False
     try:
         receipt = read_json(file)
-        return bool(receipt["model"] == recipe.init_from and not receipt["modified"])
+        return bool(receipt["model"] == stage and not receipt["modified"])
     except (ValueError, KeyError, TypeError):
         return False

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.figures import figure_of
-from deit_zoo.recipes.first_stage import trained_first
-from deit_zoo.recipes.recipe import Recipe, count, modifications, shown
+from deit_zoo.recipes.first_stage import modifications, trained_first
+from deit_zoo.recipes.recipe import Recipe, count, shown
 from deit_zoo.recipes.schedule import learning_rate
 from deit_zoo.registry import MODELS
 from deit_zoo.registry.names import lookup
@@ -145,6 +145,8 @@ def unusual(recipe: Recipe) -> Iterator[str]:
     if (recipe.blocks, recipe.stem) != (None, "linear"):
         blocks = f"{recipe.blocks} blocks" if recipe.blocks else "its own blocks"
         yield f"{blocks}, {recipe.stem} stem"
+    if recipe.freeze != "none":
+        yield f"{recipe.freeze} frozen"
     if recipe.optimizer == "lamb":
         yield "LAMB"
     if recipe.three_augment:

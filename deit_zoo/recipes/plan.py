@@ -14,6 +14,7 @@ from deit_zoo.recipes import in_words
 from deit_zoo.recipes.costs import estimate
 from deit_zoo.recipes.recipe import (
     FIELDS_SHOWN,
+    FIXED,
     IMAGENET_TRAIN,
     Amount,
     Bounds,
@@ -343,7 +344,7 @@ def settings(changes: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 def field_names() -> tuple[str, ...]:
     """What `--set` may change: fields of a recipe, and settings of the machine."""
-    return (*type_hints(Recipe), *SETTINGS)
+    return (*(name for name in type_hints(Recipe) if name not in FIXED), *SETTINGS)
 
 
 def _check_name(name: str) -> None:

@@ -60,7 +60,7 @@ _ADDED = {
 }
 FIELDS_SHOWN = "`deit-zoo info NAME --recipe` shows them all"
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
-_FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
+FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +160,12 @@ class Recipe:
             raise RecipeError(
                 f"class_weights is {self.class_weights!r} with the loss {self.loss}, in which each "
                 "class is judged by itself; type --set loss=cross_entropy, or sampling=balanced"
+            )
+        if self.loss == "binary_cross_entropy" and self.label_smoothing:
+            raise RecipeError(
+                f"label_smoothing is {self.label_smoothing} with the loss binary_cross_entropy, "
+                "for which every class above 0 is right, so all would be; type --set "
+                "label_smoothing=0"
             )
         self._check_batch()
         self._check_optimizer()
@@ -281,13 +287,6 @@ def differences(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def modifications(recipe: Recipe, shipped: Recipe) -> list[tuple[str, Any, Any]]:
-    """The same, but for what is no modification: another of the published layouts."""
-    published = replace(recipe, layouts=shipped.layouts).layout is not None
-    changes = differences(recipe, shipped)
-    return [change for change in changes if not (published and change[0] == "replicas")]
-
-
 def cut_of(layout: str) -> tuple[int, int]:
     """The replicas and the images of each that a layout such as `2 x 8 x 64` is."""
     *gpus, images = map(int, layout.split(" x "))
@@ -296,7 +295,7 @@ def cut_of(layout: str) -> tuple[int, int]:
 
 def shown(value: Any) -> str:
     """A value as `--set` takes it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ("x" if all(isinstance(part, int) for part in value) else ",").join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
@@ -320,7 +319,7 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with `field=value` changes, each read by the field's type."""
-    hints = {name: hint for name, hint in type_hints(Recipe).items() if name not in _FIXED}
+    hints = {name: hint for name, hint in type_hints(Recipe).items() if name not in FIXED}
     values = dict(read_change(change, hints, "a recipe") for change in changes)
     # What the user chose is no longer our assumption.
     assumed = {key: why for key, why in recipe.assumed.items() if key not in values}
@@ -376,7 +375,7 @@ def read_change(
 
 
 def _read_pair(text: str) -> tuple[float, float]:
-    first, second = text.strip("()").split(",")
+    first, second = re.split("[,x]", text.strip("()"))  # 1x1 is what `shown` makes of (1, 1)
     return float(first), float(second)
 
 
@@ -393,5 +392,5 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     Pixels: (read_size, "pixels as 224, or 192x256 (HxW)"),
-    tuple: (_read_pair, "two numbers such as 0.5,1.0"),
+    tuple: (_read_pair, "two numbers such as 0.5,0.9"),
 }

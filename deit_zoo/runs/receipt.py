@@ -154,8 +154,10 @@ def write_receipt(
     and the best one, and which of them was exported. `start` says which weights it began with.
     Of a local path the last part alone is told, after `.../`: it is nobody's published name.
     """
-    recipe_sha256, plan = plan.recipe.digest, _without_paths(plan)
-    differs = plan_differences(plan)
+    recipe_sha256, public = plan.recipe.digest, _without_paths(plan)
+    # Without its path a run of the first stage is not known as such.
+    differs = plan_differences(public if recipe_differences(plan.recipe) else plan)
+    plan = public
     status, log = None, read_log(output / LOG_FILE)
     if curve := published_curve(plan.recipe):
         status = compare_to_reference(curve, log, plan.recipe.band)

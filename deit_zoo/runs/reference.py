@@ -16,8 +16,9 @@ from deit_zoo.files import ASSETS, LOG_FILE, as_record, parse_json
 from deit_zoo.manifest import Metric, read_manifest
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.figures import figure_of
+from deit_zoo.recipes.first_stage import modifications
 from deit_zoo.recipes.plan import TRAIN_IMAGES, Plan
-from deit_zoo.recipes.recipe import Recipe, modifications, shown
+from deit_zoo.recipes.recipe import Recipe, shown
 from deit_zoo.registry import MODELS
 
 PUBLISHED = Path(__file__).with_name("published_curves.json")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user
 from deit_zoo.machine import check_processes, require_extra, usable_device, world_size
-from deit_zoo.recipes import RECIPES, find_recipe
-from deit_zoo.recipes.first_stage import is_first_stage, resolve_init_from, trained_first
+from deit_zoo.recipes import find_recipe
+from deit_zoo.recipes.first_stage import resolve_init_from, trained_first
 from deit_zoo.recipes.plan import DIGITS_TRAIN, Plan, default_workers, laid_out, settings
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe, changed, differences, shown
 from deit_zoo.registry.names import resolve
@@ -84,7 +84,7 @@ def make_plan(
     expected = DIGITS_TRAIN if recipe.data == "digits" else IMAGENET_TRAIN
     return plan_for(
         recipe,
-        modified=any(is_modification(change, recipe) for change in recipe_changes),
+        modified=bool(recipe_differences(recipe)),
         gpus=gpus,
         device=device,
         changes=changes,
@@ -93,13 +93,6 @@ def make_plan(
         nodes=nodes,
         num_images=expected if num_images is None else num_images,
     )
-
-
-def is_modification(change: str, recipe: Recipe) -> bool:
-    """Whether a recipe with this change is another than the one that was published."""
-    if change.startswith("replicas="):
-        return any(field == "replicas" for field, _, _ in recipe_differences(recipe))
-    return not is_first_stage(change, RECIPES[recipe.name])
 
 
 def training_device(

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_zoo.errors import RecipeError
 from deit_zoo.recipes.recipe import Recipe
 
 Outputs = Tensor | tuple[Tensor, Tensor]
@@ -23,15 +22,7 @@ Criterion = Callable[[Outputs, Tensor | None, Tensor], Tensor]
 
 
 def criterion_for(recipe: Recipe, class_weights: Tensor | None = None) -> Criterion:
-    """The loss that a recipe asks for. Raises RecipeError where it would teach nothing.
-
-    `class_weights` are those of `balanced_weights`, where the recipe wants them.
-    """
-    if recipe.loss == "binary_cross_entropy" and recipe.label_smoothing:
-        raise RecipeError(
-            f"label_smoothing is {recipe.label_smoothing} with the loss binary_cross_entropy, for "
-            "which every class above 0 is right, so all would be; type --set label_smoothing=0"
-        )
+    """The loss that a recipe asks for, with `balanced_weights` where it wants them."""
     if recipe.distillation == "none":
         return partial(supervised, base=_base_for(recipe, class_weights))
     return Distilled(recipe, class_weights)

@@ -70,7 +70,8 @@ def optimizer_for(model: ZooModel, recipe: Recipe) -> Optimizer:
     fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
     if recipe.optimizer == "sgd":
         # Upstream's "sgd" is Nesterov's (timm 0.3.2).
-        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused)
+        rule: dict[str, Any] = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0.0}
+        return SGD(groups, lr=recipe.lr, fused=fused, **rule)
     if recipe.optimizer == "lamb":
         return lamb(groups, recipe)
     return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)

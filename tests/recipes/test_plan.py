@@ -433,9 +433,10 @@ def test_a_plan_says_through_what_the_teacher_teaches() -> None:
 
 def test_a_plan_says_what_is_unusual() -> None:
     recipe = replace(DEIT_BASE, train_mode=False, ema_decay=0.99996, clip_grad=1.0)
-    assert lines_of(replace(recipe, loss="binary_cross_entropy"))["also"] == (
-        "eval mode: no drop-path; binary cross entropy; moving average of the weights, decay "
-        "0.99996; gradients clipped at 1"
+    binary = replace(recipe, loss="binary_cross_entropy", label_smoothing=0.0, freeze="backbone")
+    assert lines_of(binary)["also"] == (
+        "eval mode: no drop-path; backbone frozen; binary cross entropy; moving average of the "
+        "weights, decay 0.99996; gradients clipped at 1"
     )
 
 

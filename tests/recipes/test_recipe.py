@@ -15,7 +15,7 @@ from deit_zoo import recipes
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES, variants
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.recipe import REMARKS, Recipe, changed, from_dict
+from deit_zoo.recipes.recipe import REMARKS, Recipe, changed, from_dict, shown
 from deit_zoo.registry import MODELS, TRANSFORMERS
 from support.tables import each_row
 
@@ -540,6 +540,9 @@ def test_an_odd_replica_batch_is_allowed_where_nothing_is_mixed() -> None:
         ("rand_augment=rand-m7-mstd0.5", "rand_augment", "rand-m7-mstd0.5"),
         ("betas=0.9,0.95", "betas", (0.9, 0.95)),
         ("crop_scale=(0.5, 1)", "crop_scale", (0.5, 1.0)),
+        (f"crop_scale={shown((1, 1))}", "crop_scale", (1.0, 1.0)),
+        (f"betas={shown([0.9, 0.95])}", "betas", (0.9, 0.95)),  # as JSON has it
+        (f"img_size={shown([192, 256])}", "img_size", (192, 256)),
         ("band_source=a=b", "band_source", "a=b"),
         ("train_mode=false", "train_mode", False),
         ("ema_decay=0.9999", "ema_decay", 0.9999),
@@ -593,8 +596,8 @@ def test_a_field_without_a_value_is_told_as_it_is_typed() -> None:
         ("epochs=none", "--set epochs=none: epochs must be a whole number"),
         ("lr=fast", "--set lr=fast: lr must be a number"),
         ("clip_grad=", "--set clip_grad=: clip_grad must be a number"),
-        ("betas=0.9", "--set betas=0.9: betas must be two numbers such as 0.5,1.0"),
-        ("betas=0.9,b", "--set betas=0.9,b: betas must be two numbers such as 0.5,1.0"),
+        ("betas=0.9", "--set betas=0.9: betas must be two numbers such as 0.5,0.9"),
+        ("betas=0.9,b", "--set betas=0.9,b: betas must be two numbers such as 0.5,0.9"),
     ],
 )
 def test_a_change_of_the_wrong_type_is_refused(text: str, sentence: str) -> None:

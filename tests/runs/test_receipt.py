@@ -13,6 +13,7 @@ import pytest
 from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.digits import DEIT_PICO
+from deit_zoo.recipes.in_words import title
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.results import Evaluation
@@ -281,6 +282,21 @@ def test_a_start_from_own_weights_of_the_published_name_is_a_difference(tmp_path
     receipt = receipt_of(tmp_path, recipe=own)
     assert "init_from .../deit_base, recipe deit_base" in receipt["differs"]
     assert receipt["verdict"].endswith("init_from")
+
+
+@pytest.mark.parametrize("modified", [True, False])
+def test_a_run_of_just_the_first_stage_is_no_modification(tmp_path: Path, modified: bool) -> None:
+    run = tmp_path / "somewhere"
+    run.mkdir()
+    stage = {"model": "deit3_base_192", "modified": modified}
+    (run / "receipt.json").write_text(json.dumps(stage), encoding="utf-8")
+    recipe = replace(RECIPES["deit3_base"], init_from=str(run))
+    write_log(tmp_path, 0.3)
+    receipt = receipt_of(tmp_path, recipe=recipe)
+    differs = [sentence for sentence in receipt["differs"] if sentence.startswith("init_from")]
+    assert judge(recipe, REACHED).modified == (("init_from",) if modified else ())
+    assert differs == ["init_from .../somewhere, recipe deit3_base_192"] * modified
+    assert title(recipe, modified).endswith(f"{run})") is modified
 
 
 def test_a_receipt_is_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:

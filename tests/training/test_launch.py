@@ -92,7 +92,9 @@ def test_there_are_as_many_embedded_digits_as_a_plan_expects() -> None:
     assert DIGITS_TRAIN == NUM_IMAGES - NUM_VAL
 
 
-@pytest.mark.parametrize(("changes", "modified"), [((), False), (("epochs=300",), True)])
+@pytest.mark.parametrize(
+    ("changes", "modified"), [((), False), (("epochs=300",), False), (("epochs=100",), True)]
+)
 def test_a_plan_says_whether_its_recipe_was_changed(
     changes: tuple[str, ...], modified: bool
 ) -> None:

@@ -155,7 +155,7 @@ def test_a_single_head_learns_from_the_labels_and_from_the_teacher(name: str) ->
 
 def test_smoothed_labels_with_binary_cross_entropy_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        criterion_for(replace(BINARY, label_smoothing=0.1))
+        replace(BINARY, label_smoothing=0.1)
     assert str(caught.value) == (
         "label_smoothing is 0.1 with the loss binary_cross_entropy, for which every class above 0 "
         "is right, so all would be; type --set label_smoothing=0"

@@ -194,3 +194,12 @@ def test_a_network_without_attention_cannot_learn_it_alone() -> None:
     model = deit_zoo.create("convnet_pico_digits", device="meta")
     with pytest.raises(RecipeError, match="ConvNet has no attention; type --freeze backbone"):
         freeze(model, "all-but-attention")
+
+
+def test_sgd_without_momentum_is_plain() -> None:
+    recipe = replace(DEIT_BASE, optimizer="sgd", lr=0.5, weight_decay=0.0, momentum=0.0)
+    model = Line("plain")
+    before = model.weight.detach().clone()
+    model.weight.sum().backward()
+    optimizer_for(model, recipe).step()
+    torch.testing.assert_close(before - model.weight, torch.full((3, 5), 0.5).double())
