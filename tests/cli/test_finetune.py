@@ -93,7 +93,7 @@ def test_options_are_changes_of_the_recipe(typed: Callable[..., Done], data: Pat
     assert rows["length"].startswith("7 epochs of 5 steps")
     assert rows["data"].endswith("of 32 px")
     assert rows["rate"].startswith("peak 0.004 after scaling, 1 warm-up epoch from 1e-06")
-    assert rows["also"] == "eval mode: no drop-path"
+    assert rows["also"] == "eval mode: no drop-path; backbone frozen"
     assert (
         "train_mode: a frozen backbone gives the head always the same features" in (rows["assumed"])
     )
