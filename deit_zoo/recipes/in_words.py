@@ -97,9 +97,9 @@ def rate(recipe: Recipe) -> str:
 
 
 def warm_up_without_end(recipe: Recipe) -> str:
-    """A warning where the warm-up is as long as the run, which then learns little or nothing."""
+    """A warning where a run ends before its rate is half way up, and learns little or nothing."""
     highest = max(learning_rate(recipe, epoch) for epoch in range(recipe.epochs))
-    if not recipe.warmup_epochs or recipe.epochs > recipe.warmup_epochs + 1:
+    if not recipe.warmup_epochs or highest > recipe.lr / 2:
         return ""
     warm_up = count(recipe.warmup_epochs, "warm-up epoch")
     return (

@@ -61,6 +61,8 @@ SETTINGS = (
 OPTIONS = ("device", "gpus", "nodes", "output", "processes", "workers")
 # What other programs call a field, where its own name is not like it.
 ELSEWHERE = {"learning_rate": "lr", "bs": "batch_size", "wd": "weight_decay"}
+ELSEWHERE |= {"opt": "optimizer", "aa": "rand_augment", "reprob": "random_erasing"}
+ELSEWHERE |= {"input_size": "img_size", "ema": "ema_decay", "teacher_model": "teacher"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,8 +186,7 @@ class Plan:
     @property
     def unique_images(self) -> int:
         """Different images of an epoch: repeated augmentation shows each several times."""
-        seen = self.images_per_replica * self.recipe.replicas
-        return -(-seen // self.recipe.repeated_aug)
+        return -(-self.steps_per_epoch * self.recipe.batch_size // self.recipe.repeated_aug)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, with what follows from it."""

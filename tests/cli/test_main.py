@@ -187,6 +187,7 @@ PLANNED = ("reproduce", "deit_s", "--gpus=4", "--dry-run")
             "lr has no value; type --set lr=",
         ),
         ([*PLANNED, "--learning-rate", "0.1"], "is called 'learning_rate'; did you mean lr?"),
+        ([*PLANNED, "--reprob", "0"], "is called 'reprob'; did you mean random_erasing?"),
         (["evaluate", MODEL, "--data", "absent"], "absent does not exist; give a folder"),
         (["list", "--sort", "size"], "sort is 'size'; give one of name, top1"),
     ],

@@ -46,6 +46,11 @@ def test_an_epoch_of_imagenet_shows_a_third_of_its_images() -> None:
     assert plan_of().unique_images == 427_008
 
 
+def test_images_of_a_step_that_is_not_whole_are_not_counted() -> None:
+    # 625 steps of 2048 are 1,280,000 places of 1,281,024.
+    assert plan_of(replace(DEIT_BASE, batch_size=2048)).unique_images == 426_667
+
+
 def test_without_repeats_an_epoch_shows_all_but_the_rounding() -> None:
     assert plan_of(replace(DEIT_BASE, repeated_aug=1)).unique_images == 1_281_024
 
@@ -581,6 +586,6 @@ def test_a_warm_up_as_long_as_the_run_is_remarked_with_what_to_type() -> None:
             "learned; type --set warmup_epochs=0"
         ),
     ) in plan.lines()
-    for changes in (["epochs=7"], ["epochs=3", "warmup_epochs=0"], []):
+    for changes in (["epochs=7"], ["epochs=3", "warmup_epochs=0"], ["warmup_epochs=300"], []):
         rows = make_plan("deit_small", gpus=0, changes=changes).lines()
         assert not any("little is learned" in value for _, value in rows)
