@@ -154,7 +154,7 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
 
     Raises RecipeError where it makes no sense, ImageSizeError where patches do not tile the image.
     """
-    if table not in FINETUNE:
+    if table not in list(FINETUNE):  # whatever its type
         raise RecipeError(
             f"no recipe for fine-tuning is named {table!r}; there are {', '.join(FINETUNE)}"
         )

@@ -175,6 +175,9 @@ class MetricLogger:
             figures = f"loss {shown_figure(row['train_loss'], '{:.3f}')}"
             name, value = counted(row)
             figures += f"  {name} {shown_figure(value, '{:.2f} %')}"
+            if "ema_loss" in row:
+                average = row.get("ema_mean_ap", row["ema_top1"])
+                figures += f" (moving average {shown_figure(average, '{:.2f} %')})"
             figures += f"  {row['images_per_second']:,.0f} img/s"
             if status is not None:
                 figures += f"  {status.sentence(plan_differences(self.plan))}"

@@ -255,11 +255,12 @@ def test_a_size_is_one_number_of_a_square_or_two(typed: str, size: Any) -> None:
     assert from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
+@each_row("table", ["birds", {"lr": 0.1}])
+def test_an_unknown_recipe_is_refused_with_those_there_are(table: Any) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe_for(PICO, "birds")
+        recipe_for(PICO, table)
     assert str(caught.value) == (
-        "no recipe for fine-tuning is named 'birds'; there are custom, imagenet384, cifar10, "
+        f"no recipe for fine-tuning is named {table!r}; there are custom, imagenet384, cifar10, "
         "cifar100, cars, inat18, flowers, inat19"
     )
 

@@ -115,6 +115,14 @@ def test_an_epoch_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unknown", "talkative")
+def test_an_epoch_says_what_the_average_of_the_weights_reaches(tmp_path: Path) -> None:
+    screen = Screen(tmp_path, 6)
+    with screen.watch as watch:
+        watch.epoch(record(6) | {"ema_top1": 62.5, "ema_top5": 90.0, "ema_loss": 1.0})
+    assert "  top-1 50.00 % (moving average 62.50 %)  1,234 img/s" in screen.stream.getvalue()
+
+
+@pytest.mark.usefixtures("unknown", "talkative")
 def test_a_step_is_a_line_where_there_is_no_terminal(tmp_path: Path) -> None:
     screen = Screen(tmp_path)
     sums = EpochStats(step=5, seconds=50.0, data_seconds=5.0)
