@@ -70,7 +70,7 @@ def rows_of_model(model: ModelInfo) -> list[Row]:
     """Labels and values, as `deit-zoo info` prints them."""
     if model.file is not None:
         return list(_of_file(model, model.file))
-    rows = [*_of_architecture(model), *_of_recipe(model)]
+    rows = [("name", model.name), *architecture(model), *_of_recipe(model)]
     record = model.checkpoint
     if record is None:
         return [*rows, ("checkpoint", "none")]
@@ -81,11 +81,6 @@ def rows_of_model(model: ModelInfo) -> list[Row]:
         rows.append(("log", str(ASSETS / record.log)))
         rows.append(("receipt", str(ASSETS / f"{record.name}.receipt.json")))
     return rows
-
-
-def _of_architecture(model: ModelInfo) -> Iterator[Row]:
-    yield "name", model.name
-    yield from architecture(model)
 
 
 def architecture(model: ModelInfo) -> Iterator[Row]:

@@ -79,7 +79,7 @@ def timm_config(
     return facts
 
 
-def as_text(config: dict[str, Any]) -> bytes:
+def config_bytes(config: dict[str, Any]) -> bytes:
     """The bytes of a configuration's file."""
     return f"{json.dumps(config, indent=2, ensure_ascii=False)}\n".encode()
 
@@ -101,7 +101,7 @@ def write_run_config(
         license=license,
         img_size=img_size,
     )
-    write_whole(run / CONFIG_FILE, as_text(config))
+    write_whole(run / CONFIG_FILE, config_bytes(config))
 
 
 def start_record(init_from: str | None) -> Checkpoint | None:

@@ -21,7 +21,7 @@ from deit_zoo.errors import (
     IntegrityError,
     OfflineError,
 )
-from deit_zoo.files import as_record, read_json, write_whole
+from deit_zoo.files import as_record, read_json, write_whole, writing
 from deit_zoo.manifest import Source, read_manifest
 from deit_zoo.version import __version__
 from deit_zoo.weights.cache import Commit, Sha256
@@ -87,12 +87,8 @@ def pin(
         )
     if changes:
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        try:
+        with writing(path, "with --manifest", CheckpointError):
             write_whole(path, text.encode())
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be written ({error.strerror}); give another with --manifest"
-            ) from error
     return changes
 
 

@@ -7,9 +7,7 @@ Its model card tells every figure with its transform, source and command; the wo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from deit_zoo.files import (
     write_sums,
     write_whole,
 )
-from deit_zoo.hub.config import as_text, timm_config, timm_name
+from deit_zoo.hub.config import config_bytes, timm_config, timm_name
 from deit_zoo.hub.verify import copy_checked
 from deit_zoo.labels import labels
 from deit_zoo.manifest import Checkpoint, Source, manifest_record
@@ -50,20 +48,6 @@ _DATASETS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CardContext:
-    """What a card tells: the model, its record and where it came from."""
-
-    spec: ModelSpec
-    record: Checkpoint
-    repo_id: str
-    sha256: str
-    timm_name: str | None
-    recipe: dict[str, Any] | None
-    receipt: dict[str, Any] | None
-    curve: bool
-
-
 def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     """Leave the files of a repository in a new folder, all or none. Returns them."""
     spec = resolve(name)
@@ -82,15 +66,19 @@ def upload(folder: Path, repo_id: str, name: str, kind: str = "model") -> str:
     """
     check_rights(repo_id)
     api = HfApi(library_name=LIBRARY, library_version=__version__)
-    with _upload_error_context(repo_id):
-        api.create_repo(repo_id, repo_type=kind, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type=kind,
-            folder_path=folder,
-            commit_message=f"{name}, published by deit_zoo {__version__}",
-        )
-    return str(commit.commit_url)
+    try:
+        with hub_error_context(Source(kind="hub", repo_id=repo_id), "main"):
+            api.create_repo(repo_id, repo_type=kind, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                repo_type=kind,
+                folder_path=folder,
+                commit_message=f"{name}, published by deit_zoo {__version__}",
+            )
+            return str(commit.commit_url)
+    except UnavailableError as error:
+        refusal = _refusal(repo_id, error)
+    raise refusal  # not from the error: its traceback would show whole addresses
 
 
 def check_rights(repo_id: str) -> None:
@@ -124,38 +112,53 @@ def config(spec: ModelSpec, record: Checkpoint) -> dict[str, Any]:
     )
 
 
-def model_card(context: CardContext) -> str:
-    """README.md: front matter, and the sections of `assets/model_card.md.jinja`."""
-    spec, record, metric = context.spec, context.record, context.record.metric
-    dataset, title = _DATASETS[record.labels]
+def model_card(card: dict[str, Any]) -> str:
+    """README.md of a published checkpoint, from what the sections of its template name."""
+    spec, record = card["spec"], card["record"]
+    dataset, metric = _DATASETS[record.labels], record.metric
+    figures = ((1, metric and metric.top1), (5, metric and metric.top5))
     results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=dataset,
-            dataset_name=title,
-            dataset_split="validation",
-            metric_type="accuracy",
-            metric_name=f"Top-{k} accuracy (%)",
-            metric_value=value,
-        )
-        for k, value in ((1, metric and metric.top1), (5, metric and metric.top5))
+        eval_result(dataset, "accuracy", f"Top-{k} accuracy (%)", value)
+        for k, value in figures
         if value is not None
     ]
-    family = ("vision-transformer",) if spec.family in TRANSFORMERS else ()
-    data = ModelCardData(
+    return fill_card(
+        "model_card.md.jinja",
+        card,
         license=record.license,
-        library_name="timm" if context.timm_name else "deit_zoo",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "deit_zoo", spec.family, *family],
-        datasets=[dataset],
+        datasets=[dataset[0]],
         metrics=["accuracy"],
         model_name=spec.name,
         eval_results=results or None,
     )
-    template = (ASSETS / "model_card.md.jinja").read_text(encoding="utf-8")
-    # It is a Jinja template; torch brings Jinja.
-    return redact(str(ModelCard.from_template(data, template_str=template, card=context)))
+
+
+def eval_result(dataset: tuple[str, str], metric: str, title: str, value: float) -> EvalResult:
+    """A figure for the front matter; of the data set the Hub's type and its name."""
+    return EvalResult(
+        task_type="image-classification",
+        task_name="Image classification",
+        dataset_type=dataset[0],
+        dataset_name=dataset[1],
+        dataset_split="validation",
+        metric_type=metric,
+        metric_name=title,
+        metric_value=value,
+    )
+
+
+def fill_card(template: str, card: dict[str, Any], **data: Any) -> str:
+    """README.md: front matter of `data` and the model, and the sections of a template in assets."""
+    family = card["spec"].family
+    front = ModelCardData(
+        library_name="timm" if card["timm_name"] else "deit_zoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "deit_zoo", family]
+        + ["vision-transformer"] * (family in TRANSFORMERS),
+        **data,
+    )
+    text = (ASSETS / template).read_text(encoding="utf-8")
+    return redact(str(ModelCard.from_template(front, template_str=text, card=card)))
 
 
 def _fill(
@@ -164,22 +167,14 @@ def _fill(
     file = known.path
     remedy = f"type `deit-zoo weights verify {spec.name}`"
     sha256 = copy_checked(file, folder / MODEL_FILE, known.sha256, remedy)
-    write_whole(folder / CONFIG_FILE, as_text(config(spec, record)))
+    write_whole(folder / CONFIG_FILE, config_bytes(config(spec, record)))
     recipe = asdict(RECIPES[spec.name]) if spec.name in RECIPES else None
     if receipt := _add_run(file, record, folder):
         recipe = receipt["plan"]["recipe"]
         draw_run(folder, spec.name)
-    context = CardContext(
-        spec=spec,
-        record=record,
-        repo_id=repo_id,
-        sha256=sha256,
-        timm_name=timm_name(spec),
-        recipe=recipe,
-        receipt=receipt,
-        curve=receipt is not None,
-    )
-    write_whole(folder / "README.md", model_card(context).encode())
+    card = dict(spec=spec, record=record, repo_id=repo_id, sha256=sha256, receipt=receipt)
+    card |= dict(timm_name=timm_name(spec), recipe=recipe, curve=receipt is not None)
+    write_whole(folder / "README.md", model_card(card).encode())
     write_sums(folder)
 
 
@@ -200,27 +195,17 @@ def _add_run(file: Path, record: Checkpoint, folder: Path) -> dict[str, Any] | N
     return content
 
 
-@contextmanager
-def _upload_error_context(repo_id: str) -> Iterator[None]:
-    """Within it, what the Hub answers becomes one sentence."""
-    try:
-        with hub_error_context(Source(kind="hub", repo_id=repo_id), "main"):
-            yield
-    except UnavailableError as error:
-        cause = error.__cause__
-        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        reason = str(error)
-    else:
-        return
+def _refusal(repo_id: str, error: UnavailableError) -> ZooError:
+    """What the Hub answers to an upload, as one sentence."""
+    cause = error.__cause__
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     if status in (401, 403):
-        raise ZooError(
+        return ZooError(
             f"the Hub refused to write {repo_id} ({status}); set HF_TOKEN to a token with "
             f"write access to {repo_id.split('/')[0]}, or give another --repo"
-        ) from None
+        )
     if status is not None:
-        raise ZooError(
-            f"the Hub answered {status} while {repo_id} was uploaded; type it again"
-        ) from None
-    raise ZooError(
-        f"{repo_id} could not be uploaded ({reason}); check the network and type it again"
-    ) from None
+        return ZooError(f"the Hub answered {status} while {repo_id} was uploaded; type it again")
+    return ZooError(
+        f"{repo_id} could not be uploaded ({error}); check the network and type it again"
+    )

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
 from deit_zoo.data.transforms import eval_transform
 from deit_zoo.errors import CheckpointError, FormatError, redact
 from deit_zoo.files import (
-    ASSETS,
     CONFIG_FILE,
     LOG_FILE,
     MODEL_FILE,
@@ -28,12 +25,10 @@ from deit_zoo.files import (
     write_whole,
 )
 from deit_zoo.hub.config import start_of, start_record, timm_name, write_run_config
-from deit_zoo.hub.publish import check_arguments
+from deit_zoo.hub.publish import check_arguments, eval_result, fill_card
 from deit_zoo.hub.verify import copy_checked
 from deit_zoo.labels import Label, labels
-from deit_zoo.manifest import Checkpoint
 from deit_zoo.models.layers import as_pair
-from deit_zoo.registry import TRANSFORMERS, ModelSpec
 from deit_zoo.runs.receipt import without_paths
 from deit_zoo.weights.cache import Sha256
 from deit_zoo.weights.load import open_local, spec_of_file
@@ -77,24 +72,6 @@ class _Receipt:
     start: _Start | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunCard:
-    """What the card of a run tells; `start` is the published checkpoint that it began from."""
-
-    spec: ModelSpec
-    start: Checkpoint | None
-    repo_id: str
-    sha256: str
-    classes: list[Label]
-    img_size: tuple[int, int]
-    crop_pct: float
-    timm_name: str | None
-    license: str | None
-    receipt: dict[str, Any]
-    curve: bool
-    of_classes: list[list[str]]  # of the validation images; a heading and a row for each class
-
-
 def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None) -> list[Path]:
     """Leave the files of a repository in a new folder, all or none. Returns them.
 
@@ -123,7 +100,7 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
             write_whole(temporary / RECEIPT_FILE, f"{redact(text)}\n".encode())
         crop_pct = local.metadata.get("crop_pct")
         write_run_config(temporary, spec, classes, size, license, crop_pct)
-        card = RunCard(
+        card = dict(
             spec=spec,
             start=start,
             repo_id=repo_id,
@@ -135,41 +112,30 @@ def build_run(run: Path, repo_id: str, folder: Path, license: str | None = None)
             license=license,
             receipt=public,
             curve=(temporary / _CURVE).is_file(),
-            of_classes=_figures_of_classes(run),
+            of_classes=_figures_of_classes(run),  # a heading, and a row for each class
         )
         write_whole(temporary / "README.md", run_card(card).encode())
         write_sums(temporary)
     return sorted(folder.iterdir())
 
 
-def run_card(card: RunCard) -> str:
-    """README.md: front matter, and the sections of `assets/run_card.md.jinja`."""
-    spec, reached = card.spec, card.receipt["reached"]
-    hub = [source.repo_id for source in card.start.sources if source.repo_id] if card.start else []
-    name, mean_ap = card.repo_id.split("/")[-1], reached.get("mean_ap")
-    result = EvalResult(
-        task_type="image-classification",
-        task_name="Image classification",
-        dataset_type="imagefolder",
-        dataset_name="a folder of images",
-        dataset_split="validation",
-        metric_type="accuracy" if mean_ap is None else "mean_average_precision",
-        metric_name="Top-1 accuracy (%)" if mean_ap is None else "Mean average precision (%)",
-        metric_value=reached["top1"] if mean_ap is None else mean_ap,
-    )
-    family = ("vision-transformer",) if spec.family in TRANSFORMERS else ()
-    data = ModelCardData(
-        license=card.license,
-        library_name="timm" if card.timm_name else "deit_zoo",
-        pipeline_tag="image-classification",
+def run_card(card: dict[str, Any]) -> str:
+    """README.md of a run, from what the sections of its template name; `start` is the published
+    checkpoint that it began from."""
+    start, reached = card["start"], card["receipt"]["reached"]
+    hub = [source.repo_id for source in start.sources if source.repo_id] if start else []
+    metric, title, value = "accuracy", "Top-1 accuracy (%)", reached["top1"]
+    if (mean_ap := reached.get("mean_ap")) is not None:
+        metric, title, value = "mean_average_precision", "Mean average precision (%)", mean_ap
+    return fill_card(
+        "run_card.md.jinja",
+        card,
+        license=card["license"],
         base_model=hub[0] if hub else None,
-        tags=["image-classification", "deit_zoo", spec.family, *family],
-        metrics=[result.metric_type],
-        model_name=name,
-        eval_results=[result],
+        metrics=[metric],
+        model_name=card["repo_id"].split("/")[-1],
+        eval_results=[eval_result(("imagefolder", "a folder of images"), metric, title, value)],
     )
-    template = (ASSETS / "run_card.md.jinja").read_text(encoding="utf-8")
-    return redact(str(ModelCard.from_template(data, template_str=template, card=card)))
 
 
 def _figures_of_classes(run: Path) -> list[list[str]]:

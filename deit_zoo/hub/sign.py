@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import CheckpointError, IntegrityError, MissingExtraError
+from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import read_bytes, read_json
+from deit_zoo.machine import require_extra
 
 SIGNATURE_FILE = "model.sig"
 KEY_BYTES = 1 << 16
@@ -21,7 +22,9 @@ def sign(folder: Path, private_key: Path) -> Path:
 
     Raises CheckpointError where the key is none.
     """
-    model_signing = _library()
+    require_extra("sign", "a signature", "model_signing")
+    import model_signing
+
     signature = folder / SIGNATURE_FILE
     config = model_signing.signing.Config().set_hashing_config(_hashing(signature))
     try:
@@ -37,7 +40,9 @@ def sign(folder: Path, private_key: Path) -> Path:
 
 def check_signature(folder: Path, public_key: Path) -> None:
     """Raises IntegrityError unless all that is in a folder was signed with the key's other half."""
-    model_signing = _library()
+    require_extra("sign", "a signature", "model_signing")
+    import model_signing
+
     signature = folder / SIGNATURE_FILE
     if not signature.exists():
         raise IntegrityError(f"{folder} has no {SIGNATURE_FILE}, so nobody signed it")
@@ -56,18 +61,10 @@ def check_signature(folder: Path, public_key: Path) -> None:
 
 
 def _hashing(signature: Path) -> Any:
-    config = _library().hashing.Config()
+    import model_signing
+
+    config = model_signing.hashing.Config()
     return config.set_ignored_paths(paths=[signature], ignore_git_paths=False)
-
-
-def _library() -> Any:
-    try:
-        import model_signing
-    except ImportError as error:
-        raise MissingExtraError(
-            "signatures need OpenSSF model-signing; type: pip install 'deit_zoo[sign]'"
-        ) from error
-    return model_signing
 
 
 def _reason(error: Exception) -> str:

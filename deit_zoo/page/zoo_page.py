@@ -46,7 +46,9 @@ def zoo_page(models: Sequence[ModelInfo], measured: Sequence[Axis] = ()) -> str:
     `measured` are speeds of a machine, as `read_curve` has them. Text is escaped wherever it is
     from, and only the scripts that are written here run: the page says their SHA-256.
     """
-    scripts = [_script(file) for file in (*_libraries(), FOLDER / "page.js")]
+    libraries = json.loads((VENDORED / "sources.json").read_text())
+    files = [*(VENDORED / library["file"] for library in libraries), FOLDER / "page.js"]
+    scripts = [_script(file) for file in files]
     style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
     axes = axes_of(models, measured)
     numbers = {name: number for number, name in enumerate(sorted(MODELS, key=_natural))}
@@ -74,8 +76,8 @@ def zoo_page(models: Sequence[ModelInfo], measured: Sequence[Axis] = ()) -> str:
         axes=axes,
         speeds=[axis for axis in axes if axis.unit == SPEED],
         data={"models": facts, "axes": [asdict(axis) for axis in axes]},
-        libraries=_vendored(),
-        licences=[(VENDORED / name).read_text() for lib in _vendored() for name in lib["licences"]],
+        libraries=libraries,
+        licences=[(VENDORED / name).read_text() for lib in libraries for name in lib["licences"]],
     )
 
 
@@ -91,16 +93,6 @@ def linked(text: str) -> Markup:
             parts.append(_LINK.format(match["address"] or paper, match[0]))
         end = match.end()
     return Markup("").join([*parts, escape(text[end:])])
-
-
-def _vendored() -> list[dict[str, Any]]:
-    """What is inlined: name, version, file, SHA-256, source, licences."""
-    libraries: list[dict[str, Any]] = json.loads((VENDORED / "sources.json").read_text())
-    return libraries
-
-
-def _libraries() -> list[Path]:
-    return [VENDORED / library["file"] for library in _vendored()]
 
 
 def _script(file: Path) -> Markup:

@@ -78,10 +78,11 @@ _DEIT3 = "deit_zoo.models.deit3:LayerScaleTransformer"
 
 
 def _deit(
-    name: str, file: str, num_params: int, gmacs: float, source: str = "Table 1"
+    name: str, file: str, num_params: int, gmacs: float, source: str | None = None
 ) -> ModelSpec:
     """A row of DeiT: the size word is the width, of heads 64 wide; `file` is upstream's stem."""
-    size, upstream = name.split("_")[1], file.split("-")[0]
+    size, upstream, distilled = name.split("_")[1], file.split("-")[0], "distilled" in name
+    source = source or ("Table 1 and section 4" if distilled else "Table 1")
     embed_dim = {"tiny": 192, "small": 384, "base": 768}[size]
     arch = dict(patch_size=16, embed_dim=embed_dim, depth=12, num_heads=embed_dim // 64)
     short = name.replace(size, {"tiny": "ti", "small": "s", "base": "b"}[size])
@@ -89,7 +90,7 @@ def _deit(
         name=name,
         family="deit",
         builder=_VIT,
-        arch=arch | {"distilled": True} if "distilled" in name else arch,
+        arch=arch | {"distilled": True} if distilled else arch,
         img_size=int(upstream[-3:]),
         num_params=num_params,
         gmacs=gmacs,
@@ -170,27 +171,9 @@ _DEIT = (
     _deit("deit_small", "deit_small_patch16_224-cd65a155", 22_050_664, 4.61),
     _deit("deit_base", "deit_base_patch16_224-b5f2ef4d", 86_567_656, 17.58),
     _deit("deit_base_384", "deit_base_patch16_384-8de9b5d1", 86_859_496, 55.54, "Tables 1 and 5"),
-    _deit(
-        "deit_tiny_distilled",
-        "deit_tiny_distilled_patch16_224-b40b3cf7",
-        5_910_800,
-        1.27,
-        "Table 1 and section 4",
-    ),
-    _deit(
-        "deit_small_distilled",
-        "deit_small_distilled_patch16_224-649709d9",
-        22_436_432,
-        4.63,
-        "Table 1 and section 4",
-    ),
-    _deit(
-        "deit_base_distilled",
-        "deit_base_distilled_patch16_224-df68dfff",
-        87_338_192,
-        17.68,
-        "Table 1 and section 4",
-    ),
+    _deit("deit_tiny_distilled", "deit_tiny_distilled_patch16_224-b40b3cf7", 5_910_800, 1.27),
+    _deit("deit_small_distilled", "deit_small_distilled_patch16_224-649709d9", 22_436_432, 4.63),
+    _deit("deit_base_distilled", "deit_base_distilled_patch16_224-df68dfff", 87_338_192, 17.68),
     _deit(
         "deit_base_distilled_384",
         "deit_base_distilled_patch16_384-d0272ac0",

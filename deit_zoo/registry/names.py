@@ -130,7 +130,12 @@ def resolve(name: str) -> ModelSpec:
                 f"{name!r} is a path, and here a model's name is wanted; `deit-zoo list` shows all "
                 f"{len(MODELS)}"
             )
-        raise UnknownModelError(_unknown(name))
+        reason, first = _refusal_of(str(name))
+        near = [*first, *(other for other in nearest(str(name), 6) if other not in first)][:3]
+        raise UnknownModelError(
+            f"no model is named {name!r}{reason}; did you mean {near[0]}, {near[1]} or {near[2]}? "
+            f"`deit-zoo list` shows all {len(MODELS)}"
+        )
     return spec
 
 
@@ -224,22 +229,9 @@ def _deit3_variants(spec: ModelSpec) -> Iterator[str]:
     yield f"deit3_{size}_p{patch}{pretrained}_3rdparty_in1k{pixels}"
 
 
-def _unknown(name: object) -> str:
-    reason, first = _refusal_of(str(name))
-    others = (other for other in nearest(str(name), 6) if other not in first)
-    near = [*first, *others][:3]
-    return (
-        f"no model is named {name!r}{reason}; did you mean {', '.join(near[:-1])} or {near[-1]}? "
-        f"`deit-zoo list` shows all {len(MODELS)}"
-    )
-
-
 def _refusal_of(name: str) -> tuple[str, tuple[str, ...]]:
-    return _refusal(re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", normalize(name)))
-
-
-def _refusal(spelling: str) -> tuple[str, tuple[str, ...]]:
-    """Why a spelling means no model, where that is known, and the models to offer first."""
+    """Why a name means no model, where that is known, and the models to offer first."""
+    spelling = re.sub(r"_(patch|p)1[46]|_fb_(dist_)?in1k", "", normalize(name))
     if deit := re.fullmatch(r"deit_(ti?|tiny|s|small)(_dist\w*)?_?384(_dist\w*)?", spelling):
         letters, size = ("Ti", "tiny") if deit[1].startswith("t") else ("S", "small")
         distilled = "_distilled" if deit[2] or deit[3] else ""

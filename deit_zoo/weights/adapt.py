@@ -169,8 +169,6 @@ def _first_conv(tensors: dict[str, Tensor]) -> str | None:
 def with_channels(filters: Tensor, in_chans: int) -> Tensor:
     """Filters (D, 3, h, w) for images of `in_chans` channels: timm's `adapt_input_conv`."""
     own = filters.shape[1]
-    if own == in_chans:
-        return filters
     if own != RGB:
         raise CheckpointError(
             f"the weights are for images of {own} channels, and only those for {RGB} can be "
@@ -187,8 +185,6 @@ def with_patch_size(filters: Tensor, patch_size: int) -> Tensor:
     """Square filters (D, C, p, p) for patches of another size: the least-squares answer to a
     resized patch, timm's `resample_patch_embed`."""
     own = filters.shape[-1]
-    if own == patch_size:
-        return filters
     basis = torch.eye(own * own).reshape(own * own, 1, own, own)
     resized = F.interpolate(basis, (patch_size, patch_size), mode="bicubic", antialias=True)
     inverse = torch.linalg.pinv(resized.reshape(own * own, patch_size * patch_size))

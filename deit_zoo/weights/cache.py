@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -86,12 +86,12 @@ def _check(file: OpenedFile, sha256: str) -> None:
     policy = os.environ.get(VERIFY_ENVIRONMENT, "once")
     if policy not in VERIFY_CHOICES:
         raise ZooError(f"{VERIFY_ENVIRONMENT} is {policy!r}; set it to once, always or never")
-    stamp = Stamp.of(file)
+    stamp = _stamp(file)
     if policy == "never" or (policy == "once" and _remembered(file, stamp) == sha256):
         return
     for _ in range(HASHINGS):
         verify(file, sha256)
-        before, stamp = stamp, Stamp.of(file)
+        before, stamp = stamp, _stamp(file)
         if before == stamp:
             _remember(file, stamp, sha256)
             return
@@ -101,48 +101,28 @@ def _check(file: OpenedFile, sha256: str) -> None:
 def hash_now(file: Path, advance: Callable[[int], None]) -> tuple[str, int]:
     """Digest and size of a file, hashed whatever was remembered of it, and remembered."""
     with opened(file) as same:
-        stamp = Stamp.of(same)
+        stamp = _stamp(same)
         sha256 = digest(same, advance)
-        if Stamp.of(same) == stamp:
+        if _stamp(same) == stamp:
             _remember(same, stamp, sha256)
-        return sha256, stamp.size
+        return sha256, stamp["size"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stamp:
+def _stamp(file: OpenedFile) -> dict[str, int]:
     """What says that a file is still the one that was hashed. Whoever sets its modification time
     back changes the time of its inode (`ctime`), which no program can set."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, file: OpenedFile) -> Stamp:
-        status = file.status
-        return cls(
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
-            ctime_ns=status.st_ctime_ns,
-            inode=status.st_ino,
-        )
+    of = file.status
+    stamp = {"size": of.st_size, "mtime_ns": of.st_mtime_ns, "ctime_ns": of.st_ctime_ns}
+    return stamp | {"inode": of.st_ino}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Verified(Stamp):
-    sha256: Sha256
+def _remember(file: OpenedFile, stamp: dict[str, int], sha256: str) -> None:
+    write_record("verified", str(file.path.resolve()), stamp | {"sha256": sha256})
 
 
-def _remember(file: OpenedFile, stamp: Stamp, sha256: str) -> None:
-    write_record("verified", str(file.path.resolve()), asdict(stamp) | {"sha256": sha256})
-
-
-def _remembered(file: OpenedFile, stamp: Stamp) -> str | None:
-    record = read_record("verified", str(file.path.resolve()), _Verified)
-    if record is None or not asdict(stamp).items() <= asdict(record).items():
-        return None
-    return record.sha256
+def _remembered(file: OpenedFile, stamp: dict[str, int]) -> Any:
+    record = read_record("verified", str(file.path.resolve()), dict[str, Any])
+    return record.get("sha256") if record and stamp.items() <= record.items() else None
 
 
 def read_record(kind: str, key: str, record: type[T]) -> T | None:

@@ -16,7 +16,6 @@ from deit_zoo.labels import SEVERAL_LABELS, folders, labels
 from deit_zoo.models.layers import LAYER_NORM_EPS
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec
 from deit_zoo.registry.names import lookup
-from deit_zoo.weights.image_facts import timm_images, transformers_images
 from deit_zoo.weights.metadata import check_facts
 from deit_zoo.weights.proof import known_file
 
@@ -34,9 +33,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     `input_size` is the image size that it states, which its weights may have outgrown.
     `network` is what it says of the network that no tensor shows, where `name` does not imply it.
-    What is said of images `image_facts.py` names.
+    Of the images that it was trained on: `mean`, `std` and `crop_pct` in timm's sense, and as
+    `resizing` what the zoo does otherwise.
     """
-    images = _read(folder / PREPROCESSOR_FILE, transformers_images)
+    images = _read(folder / PREPROCESSOR_FILE, _transformers_images)
     return _read(folder / CONFIG_FILE, _facts) | images
 
 
@@ -78,7 +78,7 @@ def _facts(config: dict[str, Any]) -> dict[str, Any]:
     if size := size or (published.get("input_size") or [])[1:]:  # after the channels
         facts["input_size"] = size
     check_facts(facts, "what it says of the model")
-    return facts | timm_images(published)
+    return facts | _timm_images(published)
 
 
 def _model(config: dict[str, Any]) -> ModelSpec | None:
@@ -153,3 +153,38 @@ def _as_folders(names: list[str], spec: ModelSpec | None) -> list[str]:
     if names == [label.name for label in published]:
         return [label.folder for label in published]
     return names
+
+
+def _timm_images(stated: dict[str, Any]) -> dict[str, Any]:
+    """Of the `pretrained_cfg` in timm's config.json."""
+    ways = [stated.get(key) for key in ("interpolation", "crop_mode")]
+    resizing = [str(way) for way in ways if way not in (None, "bicubic", "center")]
+    return _image_facts({key: stated.get(key) for key in ("mean", "std", "crop_pct")}, resizing)
+
+
+def _transformers_images(stated: dict[str, Any]) -> dict[str, Any]:
+    """Of transformers' preprocessor_config.json; its mean and std are of pixels up to `largest`."""
+    largest = 255 * stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 255
+    normalizes, crops = stated.get("do_normalize", True), stated.get("do_center_crop", False)
+    mean = stated.get("image_mean") if normalizes else [0.0]
+    std = stated.get("image_std") if normalizes else [1.0]
+    images = {
+        "mean": mean and [value / largest for value in mean],
+        "std": std and [value / largest for value in std],
+        "crop_pct": _side(stated["crop_size"]) / _side(stated["size"]) if crops else 1.0,
+    }
+    resizing = [] if crops else ["squash"]
+    if (resample := stated.get("resample", 3)) != 3:  # Pillow's number of bicubic
+        resizing.append(f"resample={resample}")
+    return _image_facts(images, resizing)
+
+
+def _side(size: Any) -> float:
+    return float(min(size.values()) if isinstance(size, dict) else size)
+
+
+def _image_facts(images: dict[str, Any], resizing: list[str]) -> dict[str, Any]:
+    facts = {key: value for key, value in images.items() if value is not None}
+    facts |= {"resizing": ", ".join(resizing)} if resizing else {}
+    check_facts(facts, "what it says of images")
+    return facts

@@ -267,7 +267,8 @@ def cached_source(name: str, source: Source) -> KnownFile | None:
         revision = source.revision or "main"
         if recorded is not None and not SHA1.fullmatch(revision):
             revision = recorded.commit
-        path = _from_hf_cache(source, revision)
+        file = try_to_load_from_cache(str(source.repo_id), str(source.filename), revision=revision)
+        path = Path(file) if isinstance(file, str) else None
         sha256 = source.sha256 or (recorded.sha256 if recorded is not None else None)
         if path is not None and sha256 is None and SHA256.fullmatch(path.resolve().name):
             sha256 = path.resolve().name
@@ -286,8 +287,3 @@ def cached_source(name: str, source: Source) -> KnownFile | None:
 
 def _converted_file(name: str, original_sha256: str) -> Path:
     return cache.folder() / "converted" / f"{name}-{original_sha256[:12]}.safetensors"
-
-
-def _from_hf_cache(source: Source, revision: str) -> Path | None:
-    file = try_to_load_from_cache(str(source.repo_id), str(source.filename), revision=revision)
-    return Path(file) if isinstance(file, str) and Path(file).is_file() else None

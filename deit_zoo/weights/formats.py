@@ -113,19 +113,16 @@ def read_state(file: Path, weights: str | None = None, sha256: str | None = None
     IntegrityError where it has another digest.
     """
     with cache.verified(file, sha256) as same:
-        return _read_state(same, weights)
-
-
-def _read_state(file: OpenedFile, weights: str | None) -> StateDict:
-    states = {"": _read_parts(file)} if is_index(file) else _states_of(file)
-    if not states:
-        raise CheckpointError(
-            f"{file} holds no state dict, neither at its top nor under 'model'; give a checkpoint"
-        )
-    state = _as_trained(states, file) if weights is None else _chosen(states, weights, file)
-    names = _without_wrappers(state)
-    _check_stored(state, file)
-    tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
+        states = {"": _read_parts(same)} if is_index(same) else _states_of(same)
+        if not states:
+            raise CheckpointError(
+                f"{file} holds no state dict, neither at its top nor under 'model'; give a "
+                "checkpoint"
+            )
+        state = _as_trained(states, same) if weights is None else _chosen(states, weights, same)
+        names = _without_wrappers(state)
+        _check_stored(state, same)
+        tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
     return StateDict(tensors=tensors, names=names)
 
 

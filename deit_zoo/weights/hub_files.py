@@ -142,27 +142,17 @@ def _write_ref(source: Source, commit: str) -> None:
 
 def hub_download(source: Source, revision: str, again: bool) -> Path:
     """The file through huggingface_hub; a line that breaks or a store that is ill gets more."""
-    for attempt in range(1, ATTEMPTS):
+    options = {"revision": revision, "library_name": LIBRARY, "force_download": again}
+    attempt = 1
+    while True:
         try:
-            return _download_once(source, revision, again)
+            with hub_error_context(source, revision):
+                return Path(hf_hub_download(str(source.repo_id), str(source.filename), **options))
         except UnavailableError as error:
-            if not _may_pass(error.__cause__):
+            if attempt == ATTEMPTS or not _may_pass(error.__cause__):
                 raise
         time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
-    return _download_once(source, revision, again)
-
-
-def _download_once(source: Source, revision: str, again: bool) -> Path:
-    with hub_error_context(source, revision):
-        return Path(
-            hf_hub_download(
-                str(source.repo_id),
-                str(source.filename),
-                revision=revision,
-                library_name=LIBRARY,
-                force_download=again,
-            )
-        )
+        attempt += 1
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,7 @@ from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
-from deit_zoo.weights.formats import (
-    StateDict,
-    leading_word,
-    read_state,
-    to_file_keys,
-)
+from deit_zoo.weights.formats import StateDict, leading_word, read_state, to_file_keys
 from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
@@ -91,44 +87,36 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
     if str(path).startswith("hf://"):
         from deit_zoo.weights.fetch import fetch_address, fetch_config
 
-        fetched = fetch_address(str(path))
-        metadata = read_metadata(fetched.path, fetched.sha256)
+        known = fetch_address(str(path))
+        metadata = read_metadata(known.path, known.sha256)
         if not metadata:  # somebody else's
             for filename in (CONFIG_FILE, PREPROCESSOR_FILE):
-                fetch_config(str(path), fetched.path, filename)
+                fetch_config(str(path), known.path, filename)
             try:
-                metadata = read_config(fetched.path.parent)
+                metadata = read_config(known.path.parent)
             except CheckpointError:  # which nobody here can remove
                 warnings.warn(
                     f"what lies beside the weights of {path} is no configuration of timm's or "
                     "transformers', and is not used; give the model's name too",
                     stacklevel=2,
                 )
-        return LocalCheckpoint(
-            path=fetched.path,
-            sha256=fetched.sha256,
-            proof=fetched.proof,
-            metadata=metadata,
-            weights=weights,
-        )
-    file = expand_user(path)
-    if str(path) and os.path.isdir(file):
-        if weights is not None and (file / weights / MODEL_FILE).is_file():
-            file, weights = file / weights, None
-        file = _file_in(file)
-    if not os.path.isfile(file):
-        raise CheckpointError(
-            f"checkpoint {str(path)!r:.300} does not exist; give a .safetensors or .pth file, a "
-            f"folder that holds {MODEL_FILE}, or hf://ORG/REPO"
-        )
-    known = known_file(file)
-    metadata = read_metadata(file, known.sha256)
-    if not metadata and (file.parent / RECORD_FILE).exists():
-        metadata = {"name": carried_name(file.parent)}  # no manifest pins a config.json
-    metadata = metadata or read_config(file.parent)
-    return LocalCheckpoint(
-        path=file, sha256=known.sha256, proof=known.proof, metadata=metadata, weights=weights
-    )
+    else:
+        file = expand_user(path)
+        if str(path) and os.path.isdir(file):
+            if weights is not None and (file / weights / MODEL_FILE).is_file():
+                file, weights = file / weights, None
+            file = _file_in(file)
+        if not os.path.isfile(file):
+            raise CheckpointError(
+                f"checkpoint {str(path)!r:.300} does not exist; give a .safetensors or .pth file, "
+                f"a folder that holds {MODEL_FILE}, or hf://ORG/REPO"
+            )
+        known = known_file(file)
+        metadata = read_metadata(file, known.sha256)
+        if not metadata and (file.parent / RECORD_FILE).exists():
+            metadata = {"name": carried_name(file.parent)}  # no manifest pins a config.json
+        metadata = metadata or read_config(file.parent)
+    return LocalCheckpoint(**asdict(known), metadata=metadata, weights=weights)
 
 
 def is_headless(checkpoint: str | os.PathLike[str]) -> bool:

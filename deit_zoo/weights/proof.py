@@ -8,7 +8,6 @@ beside them (`checkpoint.json`): then the installed manifest counts most.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +135,7 @@ def _checked_by_record(known: KnownFile) -> KnownFile:
         (folder / RECORD_FILE, record.sources, RECORD_FILE),
         (manifest_path(), installed.sources if installed is not None else (), "pinned"),
     ):
-        pinned = _pinned(source.sha256 for source in sources)
+        pinned = {source.sha256 for source in sources if source.sha256 is not None}
         if not pinned:
             continue
         sha256 = known.sha256 or _sha256(known.path)
@@ -152,10 +151,6 @@ def _checked_by_record(known: KnownFile) -> KnownFile:
 def _sha256(file: Path) -> str:
     with verified(file, None) as same:
         return digest(same)
-
-
-def _pinned(digests: Iterable[str | None]) -> set[str]:
-    return {sha256 for sha256 in digests if sha256 is not None}
 
 
 def _record(file: Path) -> dict[str, _Record]:

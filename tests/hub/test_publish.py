@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 import deit_zoo as zoo
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.hub import publish
-from deit_zoo.hub.publish import CardContext, model_card
+from deit_zoo.hub.publish import model_card
 from deit_zoo.manifest import Source, manifest_record
 from deit_zoo.registry import MODELS
 from deit_zoo.weights.formats import to_file_keys
@@ -134,7 +134,7 @@ def test_the_card_has_its_sections_and_no_other_links_than_true_ones(folder: Pat
 @each_row("name", MODELS)
 def test_a_card_can_be_written_for_every_record(name: str) -> None:
     record = manifest_record(name)
-    context = CardContext(
+    context = dict(
         spec=MODELS[name],
         record=record,
         repo_id=f"org/{name}",
@@ -157,7 +157,7 @@ def test_a_card_shows_no_password_and_no_key() -> None:
     record = manifest_record(NAME)
     url = "https://me:PASSWORD@host/pico.pth?X-Amz-Signature=SIGNATURE"
     source = Source(kind="url", url=url, sha256_prefix="0" * 8, format="upstream_pth")
-    context = CardContext(
+    context = dict(
         spec=MODELS[NAME],
         record=replace(record, sources=(source,)),
         repo_id="org/pico",
