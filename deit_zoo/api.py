@@ -353,11 +353,7 @@ def evaluate(
         )
     if report is not None:
         from deit_zoo.evaluation.answers import answers_of, answers_to
-        from deit_zoo.evaluation.report import (
-            check_report_folder,
-            prepare_folder,
-            write_report,
-        )
+        from deit_zoo.evaluation.report import check_report_folder, prepare_folder, write_report
 
         check_report_folder(report)
         prepare_folder(report, parquet=parquet)
@@ -493,8 +489,8 @@ def _check_reading(batch_size: int, workers: int | None) -> None:
 def _data(data: str | os.PathLike[str]) -> str:
     from deit_zoo.data.remote import local_path
 
-    wanted = "a folder of class folders, or another form in docs/data.md"
-    return str(local_path(as_text("data", data, wanted, DataError)))
+    expected = "a folder of class folders, or another form in docs/data.md"
+    return str(local_path(as_text("data", data, expected, DataError)))
 
 
 def _path(key: str, path: str | os.PathLike[str]) -> Path:
@@ -597,8 +593,8 @@ def finetune(
     """
     from deit_zoo.training import finetune as training
 
-    wanted = f"{NAME_OR_PATH}, such as deit_zoo.save(model, FILE) writes"
-    name, typed = as_text("name", name, wanted, UnknownModelError), _as_typed(changes)
+    expected = f"{NAME_OR_PATH}, such as deit_zoo.save(model, FILE) writes"
+    name, typed = as_text("name", name, expected, UnknownModelError), _as_typed(changes)
     own = training.recipe_for(name, recipe).name
     return training.finetune(
         name,

@@ -117,11 +117,11 @@ class DifferenceError(ZooError):
     """An exported file answers otherwise than its model."""
 
 
-def as_text(key: str, value: Any, wanted: str, error: type[ZooError] = ZooError) -> str:
+def as_text(key: str, value: Any, expected: str, error: type[ZooError] = ZooError) -> str:
     """A name or a path as text. Raises `error` for what is neither, such as bytes or a list."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise error(f"{key} is {_with_type(value)}; give {wanted}")
+        raise error(f"{key} is {_with_type(value)}; give {expected}")
     return text
 
 
@@ -136,13 +136,13 @@ def whole_number(value: Any) -> int | None:
 
 
 def check_whole(
-    key: str, value: Any, least: int, wanted: str, error: type[ZooError] = ZooError
+    key: str, value: Any, least: int, expected: str, error: type[ZooError] = ZooError
 ) -> None:
     """Raises `error` for what is no whole number, or less than the least."""
     number = whole_number(value)
     if number is None or number < least:
         shown = _with_type(value) if number is None else value
-        raise error(f"{key} is {shown}; give {wanted}")
+        raise error(f"{key} is {shown}; give {expected}")
 
 
 def is_real(value: Any) -> bool:

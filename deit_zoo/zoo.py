@@ -71,12 +71,12 @@ def list_models(
     if img_size is not None:
         check_whole("img_size", img_size, 1, "the pixels along one side, such as 224")
     records = read_manifest()
-    wanted, excluded = _patterns("pattern", pattern), _patterns("exclude", exclude)
+    patterns, excluded = _patterns("pattern", pattern), _patterns("exclude", exclude)
 
     def passes(spec: ModelSpec) -> bool:
         record = records.get(spec.name)
         return (
-            any(matches(spec.name, one) for one in wanted)
+            any(matches(spec.name, one) for one in patterns)
             and not any(matches(spec.name, one) for one in excluded)
             and (family is None or spec.family == family)
             and (pretrained is None or (record is not None) == pretrained)
@@ -108,8 +108,8 @@ def list_models(
 
 def _patterns(key: str, given: Any) -> tuple[str, ...]:
     patterns = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
-    wanted = "a pattern such as 'deit3_*', or a list of them"
-    return tuple(as_text(key, pattern, wanted) for pattern in patterns)
+    expected = "a pattern such as 'deit3_*', or a list of them"
+    return tuple(as_text(key, pattern, expected) for pattern in patterns)
 
 
 def info(name: str | os.PathLike[str]) -> ModelInfo:

@@ -10,15 +10,18 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from deit_zoo.cli.attention import attention_
 from deit_zoo.cli.benchmark import benchmark_
 from deit_zoo.cli.classify import classify_
 from deit_zoo.cli.console import (
+    check_output,
     out,
     print_error,
     print_json,
@@ -32,15 +35,15 @@ from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
 from deit_zoo.cli.options import AsJson, NameOrRun, example, path
-from deit_zoo.cli.page import write_page
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.serve import serve_
 from deit_zoo.cli.train import finetune_, reproduce_, teacher_labels_
 from deit_zoo.cli.weights import weights_app
 from deit_zoo.errors import RecipeError, ZooError, redact
-from deit_zoo.facts.model import rows_of_model
+from deit_zoo.facts.model import ModelInfo, rows_of_model
 from deit_zoo.facts.table import HEADING, NUMBERS, models_page, notes_of_models, rows_of_models
+from deit_zoo.files import write_whole, writing
 from deit_zoo.machine import world_size
 from deit_zoo.registry.names import lookup, normalize, resolve
 from deit_zoo.version import __version__
@@ -126,6 +129,20 @@ def with_fields(words: list[str]) -> list[str]:
         else:
             raise ZooError(f"{option} has no value; type --set {field}=VALUE")
     return typed
+
+
+def write_page(models: Sequence[ModelInfo], file: Path, curves: Sequence[Path]) -> None:
+    """Write the page of the models, with the speeds of files that `benchmark --curve` wrote."""
+    from deit_zoo.page.speeds import read_curve
+    from deit_zoo.page.zoo_page import BEGINS, zoo_page
+
+    if not models:
+        raise ZooError("no model passes these filters; `deit-zoo list` shows all")
+    check_output(file, "--html", suffix=".html", begins=BEGINS)
+    page = zoo_page(models, [read_curve(curve) for curve in curves])
+    with writing(file, "--html"):
+        write_whole(file, page.encode())
+    talk.print(f"the page is {escape(str(file))}; open it in a browser")
 
 
 def _show_version(show: bool) -> None:

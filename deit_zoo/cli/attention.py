@@ -11,12 +11,11 @@ from rich.markup import escape
 
 from deit_zoo.cli.console import check_output, chosen_device, print_json, talk
 from deit_zoo.cli.options import (
-    MODEL_OR_RUN,
     Device,
     FiguresAsJson,
     ImgSize,
+    Model,
     OtherWeights,
-    complete_name,
     path,
     pixels,
 )
@@ -30,9 +29,7 @@ PICTURE = Path("attention.png")
 
 def attention_(
     image: Annotated[str, typer.Argument(help="A file, a URL, or - for stdin.")],
-    model: Annotated[
-        str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
-    ] = "deit_small",
+    model: Model = "deit_small",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -28,6 +28,7 @@ from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, p
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole, writing
 from deit_zoo.machine import require_matplotlib
+from deit_zoo.registry.names import resolve
 
 if TYPE_CHECKING:
     from deit_zoo.inference.throughput import Case
@@ -136,44 +137,45 @@ def benchmark_(
     import torch
 
     from deit_zoo.cli.curve import draw_curve, measured_curve, print_curve
+    from deit_zoo.inference.curve import models_on_curve
     from deit_zoo.inference.optimize import SHORT
-    from deit_zoo.inference.throughput import cases_of
+    from deit_zoo.inference.throughput import cases_of, machine
 
     rounds = (1 if quick else 3 if curve else 7) if rounds is None else rounds
     seconds = (0.05 if quick else 0.5) if seconds is None else seconds
     if not 0 < seconds <= HOUR:
         raise ZooError(f"--seconds is {seconds:g}; give a time above 0, and no more than an hour")
     place = chosen_device(device)
-    options: dict[str, Any] = {
-        "img_size": pixels(img_size),
-        "device": place,
-        "threads": threads or torch.get_num_threads(),
-        "pretrained": pretrained,
-    }
     one_precision, one_mode = train or curve, train or curve or quick
     usual = ["float32"] if one_precision else ["float32", "bfloat16"]
     precisions = [SHORT.get(name, name) for name in precision or usual]
     modes = mode or (["eager"] if one_mode else ["eager", "optimized"])
     if curve:
-        report = measured_curve(
-            names or [],
-            modes[0],
-            rounds=rounds,
-            seconds=seconds,
-            batch_size=batch_size[0] if batch_size else None,
-            precision=precisions[0],
-            **options,
-        )
+        chosen = names if names and names != ["all"] else ()
+        names = models_on_curve([resolve(name).name for name in chosen])
+    cases = cases_of(
+        names or ["deit_tiny", "deit_small"],
+        batch_sizes=batch_size or ([1, 8] if not curve else [1 if place == "cpu" else 64]),
+        precisions=precisions,
+        modes=modes,
+        train=train,
+        img_size=pixels(img_size),
+        device=place,
+        threads=threads or torch.get_num_threads(),
+        pretrained=pretrained,
+    )
+    report: dict[str, Any] = {
+        "benchmark": "deit-zoo benchmark --curve" if curve else "deit-zoo benchmark",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(place, cases[0].threads),
+        "rounds": rounds,
+        "seconds": seconds,
+    }
+    if curve:
+        report |= measured_curve(cases, modes[0], rounds=rounds, seconds=seconds)
     else:
-        cases = cases_of(
-            names or ["deit_tiny", "deit_small"],
-            batch_sizes=batch_size or [1, 8],
-            precisions=precisions,
-            modes=modes,
-            train=train,
-            **options,
-        )
-        report = measured(
+        report |= measured(
             cases,
             modes,
             rounds=rounds,
@@ -226,30 +228,24 @@ def measured(
             measured, missing = throughput.measure_case(case, modes, rounds=rounds, seconds=seconds)
             rows += measured
             failed += missing + (fresh_process.measure_memory(case, measured) if memory else [])
-    report: dict[str, Any] = {
-        "benchmark": "deit-zoo benchmark",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": throughput.machine(cases[0].device, cases[0].threads),
-        "rounds": rounds,
-        "seconds": seconds,
+    figures: dict[str, Any] = {
         "weights": "pretrained" if all(case.pretrained for case in cases) else "random",
         "rows": rows,
         "failed": failed,
         "agreement": agreement,
     }
     if cold:
-        report["cold_start"] = []
+        figures["cold_start"] = []
         models = {case.model: case for case in cases}
         with Bar("cold starts") as bar:
             for number, case in enumerate(models.values()):
                 bar(number, len(models))
                 try:
-                    report["cold_start"].append(fresh_process.cold_start(case, rounds))
+                    figures["cold_start"].append(fresh_process.cold_start(case, rounds))
                 except ZooError as error:  # what was measured before it is not lost
                     reason = {"mode": "cold start", "reason": str(error)}
                     failed.append({"model": case.model, "who": throughput.OURS} | reason)
-    return report
+    return figures
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
-from deit_zoo.cli.options import MODEL_OR_RUN, MOST, AsJson, Device, complete_name, path
+from deit_zoo.cli.options import AsJson, Device, Model, Threads, path
 from deit_zoo.errors import DataError
 from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.results import Prediction
@@ -44,16 +44,11 @@ def classify_(
     images: Annotated[
         list[str], typer.Argument(help="Files, folders, URLs, s3://... or gs://..., - for stdin.")
     ],
-    model: Annotated[
-        str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)
-    ] = "deit_small",
+    model: Model = "deit_small",
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST, help="Threads that read images (default: one per core)."),
-    ] = None,
+    workers: Threads = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")
     ] = False,

@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deit_zoo.cli.console import Bar, print_table
 from deit_zoo.facts.speed import where
-from deit_zoo.registry.names import resolve
+
+if TYPE_CHECKING:
+    from deit_zoo.inference.throughput import Case
 
 
 def measured_curve(
-    names: Sequence[str],
-    mode: str,
-    *,
-    rounds: int,
-    seconds: float,
-    batch_size: int | None,
-    precision: str,
-    **options: Any,
+    cases: Sequence[Case], mode: str, *, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Measure the models, all published ones for none or `all`, as the JSON file has it; `options`
-    are fields of each case."""
-    from deit_zoo.inference import curve, throughput
+    """Measure the models, as the JSON file has it."""
+    from deit_zoo.inference import curve
 
-    names = [] if list(names) == ["all"] else [resolve(name).name for name in names]
-    if batch_size is None:
-        batch_size = 1 if options["device"] == "cpu" else 64
-    cases = throughput.cases_of(
-        curve.models_on_curve(names),
-        batch_sizes=[batch_size],
-        precisions=[precision],
-        modes=[mode],
-        train=False,
-        **options,
-    )
     with Bar("models") as bar:
         points = curve.measure_curve(cases, mode, rounds=rounds, seconds=seconds, progress=bar)
-    return {
-        "benchmark": "deit-zoo benchmark --curve",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": throughput.machine(cases[0].device, cases[0].threads),
-        "mode": mode,
-        "precision": precision,
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "seconds": seconds,
-        **curve.report(points),
-    }
+    case = {"precision": cases[0].precision, "batch_size": cases[0].batch_size}
+    return {"mode": mode} | case | curve.report(points)
 
 
 def print_curve(report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from deit_zoo.cli.options import (
     MOST,
     AsJson,
     LabelColumn,
+    Threads,
     complete_name,
     example,
     path,
@@ -68,9 +69,7 @@ def prepare_(
         int | None,
         typer.Option(min=1, help="Make larger images smaller: pixels of the short side."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Threads (default: one per core).")
-    ] = None,
+    workers: Threads = None,
 ) -> None:
     """Write a folder tree with train/ and val/ from archives, tables, or any other data set.
 
@@ -133,10 +132,7 @@ def check_(
         str, typer.Argument(help="A folder with train/ and val/, archives, hfds:NAME ...")
     ],
     label_column: LabelColumn = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST, help="Threads that decode (default: one per core)."),
-    ] = None,
+    workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the classes and decode every image; bad files are listed, each with a tab and why.

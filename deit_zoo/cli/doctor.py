@@ -86,12 +86,11 @@ def examine(network: bool) -> Iterator[Line]:
     dtype, why = fastest_dtype(device)
     yield Line(name="computes", found=f"fastest in {dtype} on {device} ({why})")
     yield _cores()
-    compiler = missing_compiler()
-    yield Line(
-        name="compiler",
-        found="there" if compiler is None else f"{compiler} is missing",
-        todo=None if compiler is None else "for compiled models: apt install g++",
-    )
+    if compiler := missing_compiler():
+        todo = "for compiled models: apt install g++"
+        yield Line(name="compiler", found=f"{compiler} is missing", todo=todo)
+    else:
+        yield Line(name="compiler", found="there")
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]
         yield Line(
@@ -127,15 +126,13 @@ def _gpus() -> Iterator[Line]:
         yield Line(name="GPU", found="Apple's, mps:0")
     elif not NVIDIA_DRIVER.exists():
         yield Line(name="GPU", found="none; the CPU computes")
-    elif torch.version.cuda is None:
-        todo = "this torch is built for the CPU: install one for CUDA, as pytorch.org says"
-        yield Line(name="GPU", found="NVIDIA's driver is there, and torch sees no GPU", todo=todo)
     else:
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         todo = (
             f"the driver is too old for CUDA {torch.version.cuda}, or no GPU is free to this user"
         )
-        if hidden is not None:
+        if torch.version.cuda is None:
+            todo = "this torch is built for the CPU: install one for CUDA, as pytorch.org says"
+        elif (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
             todo = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it"
         yield Line(name="GPU", found="NVIDIA's driver is there, and torch sees no GPU", todo=todo)
 
@@ -232,20 +229,16 @@ def _carried() -> Iterator[Line]:
         unreadable_records,
     )
 
-    if os.environ.get(WEIGHTS_ENVIRONMENT):
+    if named := os.environ.get(WEIGHTS_ENVIRONMENT):
         names = [name for name, record in read_manifest().items() if place_of(record) == "carried"]
         missing = [folder for folder in carried_folders("") if not folder.is_dir()]
         for reason in unreadable_records(read_manifest()):
             yield Line(name="carried", found=reason, todo="carry it anew", wrong=True)
-        yield Line(
-            name="carried",
-            found=f"{', '.join(names) or 'no weights'} in {os.environ[WEIGHTS_ENVIRONMENT]}",
-            todo=f"{missing[0]} is no folder: set {WEIGHTS_ENVIRONMENT} to those that `deit-zoo "
-            "weights fetch NAME --to DIR` made"
-            if missing
-            else None,
-            wrong=bool(missing),
-        )
+        found, todo = f"{', '.join(names) or 'no weights'} in {named}", None
+        if missing:
+            todo = f"{missing[0]} is no folder: set {WEIGHTS_ENVIRONMENT} to those that `deit-zoo "
+            todo += "weights fetch NAME --to DIR` made"
+        yield Line(name="carried", found=found, todo=todo, wrong=bool(missing))
 
 
 def _shared_memory() -> Line:

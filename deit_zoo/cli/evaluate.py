@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -118,8 +118,13 @@ def evaluate_(
                 "say": note if is_main else ignore,
             }
             if heads or beside:
+                from deit_zoo.api import compare_answers
+
                 check_alone(gpus, processes, page, parquet)
-                comparison = run_comparison(name, data, heads, beside or (), options)
+                options["device"] = chosen_device(device)
+                comparison = compare_answers(
+                    name, data, heads=heads, beside=beside or (), **options
+                )
                 measured = comparison.figures[BOTH if heads else name]
             else:
                 comparison = None
@@ -214,16 +219,6 @@ def check_alone(gpus: int | None, processes: int | None, page: Path | None, parq
             "--heads and --beside compare answers in one process and write no page; leave out "
             "--gpus, --processes, --report and --parquet"
         )
-
-
-def run_comparison(
-    name: str, data: str, heads: bool, beside: Sequence[str], options: dict[str, Any]
-) -> Comparison:
-    """The figures of each classifier, and who disagrees with whom."""
-    from deit_zoo.api import compare_answers
-
-    options["device"] = chosen_device(options["device"])
-    return compare_answers(name, data, heads=heads, beside=beside, **options)
 
 
 def print_comparison(comparison: Comparison, model: ModelInfo | None) -> None:

@@ -50,6 +50,7 @@ RecipeName = Annotated[
     typer.Argument(help="Any spelling of a model, or a recipe.", autocompletion=complete_recipe),
 ]
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
+Model = Annotated[str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)]
 Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, cuda, cuda:1, mps.")]
 ImgSize = Annotated[
     str | None,
@@ -72,7 +73,17 @@ FiguresAsJson = Annotated[
     bool, typer.Option("--json", help="Print the figures; a picture only with --output.")
 ]
 
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=MOST, help="Threads that read images (default: one per core)."),
+]
+
 # Of commands that train.
+TrainData = Annotated[
+    str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
+]
+Gpus = Annotated[int | None, typer.Option(help="GPUs; 0 is the CPU. One device unless given.")]
+Processes = Annotated[int | None, typer.Option(min=1, max=MOST, help="Processes, on the CPU.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option(

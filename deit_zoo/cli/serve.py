@@ -11,7 +11,7 @@ import typer
 
 from deit_zoo.cli.classify import load_network, optimized
 from deit_zoo.cli.console import chosen_device, talk
-from deit_zoo.cli.options import MOST, Device, NameOrRun
+from deit_zoo.cli.options import MOST, Device, NameOrRun, Threads
 from deit_zoo.errors import ZooError
 from deit_zoo.machine import require_extra
 
@@ -35,10 +35,7 @@ def serve_(
     batch_size: Annotated[
         int, typer.Option(min=1, max=MOST, help="Images, at most, that the model sees at once.")
     ] = 32,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST, help="Threads that read images (default: one per core)."),
-    ] = None,
+    workers: Threads = None,
     fast: Annotated[
         bool, typer.Option("--fast/--no-fast", help="By an optimized copy, or the model itself.")
     ] = True,

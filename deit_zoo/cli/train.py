@@ -22,14 +22,17 @@ from deit_zoo.cli.options import (
     Changes,
     Device,
     DryRun,
+    Gpus,
     ImgSize,
     LabelColumn,
     LogTo,
     NameOrRun,
     Parquet,
+    Processes,
     RecipeName,
     Resume,
     Slurm,
+    TrainData,
     TrainWorkers,
     complete_name,
     path,
@@ -57,9 +60,7 @@ def reproduce_(
         int | None, typer.Option(help="GPUs of a node; 0 is the CPU. One device unless given.")
     ] = None,
     device: Device = "auto",
-    data: Annotated[
-        str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
-    ] = None,
+    data: TrainData = None,
     label_column: LabelColumn = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.", parser=path)
@@ -174,9 +175,7 @@ def finetune_(
         str,
         typer.Option(help="custom, imagenet384, cifar10, cifar100, cars, flowers, inat18, inat19."),
     ] = "custom",
-    gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs; 0 is the CPU. One device unless given.")
-    ] = None,
+    gpus: Gpus = None,
     device: Device = "auto",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the images (default: the recipe's).")
@@ -202,9 +201,7 @@ def finetune_(
     ] = None,
     changes: Changes = None,
     workers: TrainWorkers = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Training processes, on the CPU.")
-    ] = None,
+    processes: Processes = None,
     log_to: LogTo = None,
     parquet: Parquet = False,
     resume: Resume = "auto",
@@ -293,18 +290,12 @@ def teacher_labels_(
     output: Annotated[
         Path, typer.Option(help="The folder of labels; what is there is completed.", parser=path)
     ],
-    data: Annotated[
-        str | None, typer.Option(help="A folder with train/ and val/, archives, hfds:NAME ...")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs; 0 is the CPU. One device unless given.")
-    ] = None,
+    data: TrainData = None,
+    gpus: Gpus = None,
     device: Device = "auto",
     changes: Changes = None,
     workers: TrainWorkers = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Processes, on the CPU.")
-    ] = None,
+    processes: Processes = None,
     dry_run: DryRun = False,
 ) -> None:
     """Ask a recipe's teacher once for all images of a run, for every student that sees the same.

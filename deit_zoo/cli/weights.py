@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example, path
 from deit_zoo.cli.program import Commands
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
-from deit_zoo.manifest import Checkpoint, manifest_path, manifest_record, read_manifest
+from deit_zoo.manifest import manifest_path, manifest_record, read_manifest
 from deit_zoo.registry.names import is_path, resolve
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def fetch_(
     from deit_zoo.hub.verify import CachedFile
     from deit_zoo.weights.load import resolve_file
 
-    targets = _targets(records, to)
+    targets = [to if to is None or len(records) == 1 else to / one.name for one in records]
     for record, target in zip(records, targets, strict=True):
         if target is not None:
             check_free(record.name, target)
@@ -221,12 +221,6 @@ def publish_(
         folder = output or Path(temporary) / title
         build(folder)
         out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
-
-
-def _targets(records: Sequence[Checkpoint], to: Path | None) -> list[Path | None]:
-    if to is None:
-        return [None] * len(records)
-    return [to] if len(records) == 1 else [to / record.name for record in records]
 
 
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:

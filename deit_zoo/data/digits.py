@@ -43,10 +43,10 @@ def check_folder(folder: Path) -> None:
     """Raises DataError where a folder of a run is not that of the embedded digits."""
     places = {place_of(number, label) for number, (_, label) in enumerate(digits())}
     files = (file for file in folder.glob("*/*/*") if not file.name.startswith("."))
-    found = {file.relative_to(folder).as_posix() for file in files}
-    if found != places:
-        example = min(found - places, default=None)
-        what = f"it has {example}" if example else f"it lacks {len(places - found):,} of them"
+    present = {file.relative_to(folder).as_posix() for file in files}
+    if present != places:
+        example = min(present - places, default=None)
+        what = f"it has {example}" if example else f"it lacks {len(places - present):,} of them"
         raise DataError(
             f"{folder} is not the embedded digits as a run writes them ({what}); remove it, and "
             f"they are written again, or give --data {folder} to train on what it holds"

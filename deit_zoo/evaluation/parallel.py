@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
@@ -61,14 +62,10 @@ class EvalJob:
     workers: int
     keep: Keep | None = None
 
-    @property
-    def num_batches(self) -> int:
-        """How many there are to share."""
-        return -(-len(self.images) // self.batch_size)
-
     def on_cpu(self) -> EvalJob:
         """The same, of a model that another process can be handed."""
-        return replace(self, model=_on_cpu(self.model))
+        is_there = next(self.model.parameters()).device.type == "cpu"
+        return self if is_there else replace(self, model=deepcopy(self.model).cpu())
 
     def run_shard(self, device: Device, rank: int, size: int, progress: Progress | None) -> Sums:
         """What one of `size` processes counts; None is the device that the model is on."""
@@ -123,7 +120,7 @@ def evaluate_in_processes(
     job: EvalJob, devices: Sequence[Device], progress: Progress | None = None
 ) -> Sums:
     """What all count, by one new process for each device. Raises as `run_in_processes`."""
-    devices = devices[: job.num_batches]
+    devices = devices[: ceil(len(job.images) / job.batch_size)]
     return merge(run_in_processes(job, devices, len(job.images), progress))
 
 
@@ -241,9 +238,3 @@ def _end_with(source: int) -> None:
     while os.read(source, 1):
         pass
     os._exit(1)
-
-
-def _on_cpu(model: ZooModel) -> ZooModel:
-    if next(model.parameters()).device.type == "cpu":
-        return model
-    return deepcopy(model).cpu()

@@ -183,13 +183,6 @@ def open_answers(file: Path, settings: Mapping[str, Any], resume: bool) -> Itera
         lock.release()
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """What stands in FILE.json once FILE is whole."""
-
-    num_unreadable: int
-
-
 def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
     """How many images of a file that is whole could not be read; None where it is not.
 
@@ -200,7 +193,7 @@ def num_unreadable_of(file: Path, settings: Mapping[str, Any]) -> int | None:
     record = _check_settings(file, settings)
     if not file.exists() or _beside(file, "partial").exists():
         return None
-    return as_record(record, _Counts, str(_beside(file, "json"))).num_unreadable
+    return as_record(record.get("num_unreadable"), int, str(_beside(file, "json")))
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

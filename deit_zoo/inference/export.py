@@ -28,11 +28,7 @@ from torch import Tensor, nn
 from deit_zoo.data.digits import digits
 from deit_zoo.data.folder import images_of
 from deit_zoo.data.image_like import ImageLike, is_one
-from deit_zoo.data.transforms import (
-    EvalTransform,
-    as_tensor,
-    transform_of,
-)
+from deit_zoo.data.transforms import EvalTransform, as_tensor, transform_of
 from deit_zoo.errors import DataError, DifferenceError, ZooError, is_real, whole_number
 from deit_zoo.files import check_new_file, write_whole
 from deit_zoo.inference.classify import class_names, reading_for
@@ -173,7 +169,9 @@ def export(
             data, run = _to_package(_traced(network), texts)
         else:
             say(f"saving {name}")
-            data = _to_pt2(_traced(network), texts)
+            stream = BytesIO()
+            torch.export.save(_traced(network), stream, extra_files=texts)
+            data = stream.getvalue()
             run = cast(Run, torch.export.load(BytesIO(data)).module())
         say(f"comparing on {len(sources)} images")
         num_images, agreed, largest = compare(network, run, _batches(sources, transform))
@@ -378,12 +376,6 @@ def _run_onnx(data: bytes) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-
-def _to_pt2(program: ExportedProgram, texts: dict[str, str]) -> bytes:
-    stream = BytesIO()
-    torch.export.save(program, stream, extra_files=texts)
-    return stream.getvalue()
 
 
 def _to_package(program: ExportedProgram, texts: dict[str, str]) -> tuple[bytes, Run]:

@@ -84,10 +84,6 @@ class Transformer(ZooModel):
         """The learned tokens (1, 1, D) in front of the patches, without positions."""
         return [self.cls_token]
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to tokens with positions (B, prefix + N, D)."""
-        raise NotImplementedError
-
     def finish(self, x: Tensor) -> Tensor:
         """The last norm of all tokens (B, prefix + N, D)."""
         return self.norm(x)
