@@ -60,12 +60,6 @@ _SOURCE_FIELDS = {
     "hub": {"kind", "repo_id", "filename", "revision", "sha256", "bytes"},
     "url": {"kind", "url", "sha256_prefix", "format"},
 }
-# Fields that hold hexadecimal digits, and how many.
-_HEX = (
-    ("sha256", "[0-9a-f]{64}", "64"),
-    ("revision", "[0-9a-f]{40}", "40"),
-    ("sha256_prefix", "[0-9a-f]{8,}", "8 or more"),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,25 +258,27 @@ def _source(value: Any, where: str) -> Source:
     _check_types(value, Source, where)
     for key in {"filename", "repo_id", "url", "format"} & value.keys():
         _check_type(value[key], str, f"{where}: {key}")
-    for key, is_right, what in (
-        ("filename", is_inside, "a file's name within its folder"),
-        ("repo_id", is_repo_id, "ORG/REPO"),
-        ("url", _is_url, "http:// or https:// and the name of a file"),
-    ):
-        if key in value:
+    for key, is_right, what in _FORMS:
+        if value.get(key) is not None:
             _check_name(value[key], is_right, f"{where}: {key}", what)
-    for key, pattern, length in _HEX:
-        if value.get(key) is not None and not re.fullmatch(pattern, value[key]):
-            raise CheckpointError(
-                f"{where}: {key} is {value[key]!r:.120}; it must be {length} hexadecimal "
-                "digits, or null where unknown"
-            )
     if value["kind"] == "builtin":
         what = "a file's name without a folder"
         _check_name(value["filename"], _is_plain, f"{where}: filename", what)
-    if value["kind"] == "builtin" and value["sha256"] is None:
-        raise CheckpointError(f"{where}: sha256 is null, but a builtin file's digest is known")
+        if value["sha256"] is None:
+            raise CheckpointError(f"{where}: sha256 is null, but a builtin file's digest is known")
     return Source(**value)
+
+
+_DIGITS = "hexadecimal digits, or null where unknown"
+# What the fields of a source look like.
+_FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
+    ("filename", is_inside, "a file's name within its folder"),
+    ("repo_id", is_repo_id, "ORG/REPO"),
+    ("url", _is_url, "http:// or https:// and the name of a file"),
+    ("sha256", re.compile("[0-9a-f]{64}").fullmatch, f"64 {_DIGITS}"),
+    ("revision", re.compile("[0-9a-f]{40}").fullmatch, f"40 {_DIGITS}"),
+    ("sha256_prefix", re.compile("[0-9a-f]{8,}").fullmatch, f"8 or more {_DIGITS}"),
+)
 
 
 def _metric(value: Any, where: str) -> Metric:
@@ -291,7 +287,7 @@ def _metric(value: Any, where: str) -> Metric:
     return Metric(**value)
 
 
-def _check_name(value: str, is_right: Callable[[str], bool], where: str, what: str) -> None:
+def _check_name(value: str, is_right: Callable[[str], object], where: str, what: str) -> None:
     if not is_right(value):
         raise CheckpointError(f"{where} is {value!r:.120}; it must be {what}")
 

@@ -33,11 +33,14 @@ NARROWEST = 40
 _TITLES = {"top1": "top-1", "mean_ap": "mean AP"}  # of the figure that counts, as epochs name it
 
 
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN", help="A run's folder, its log.jsonl, or an embedded model."),
+]
+
+
 def plot_(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN", help="A run's folder, its log.jsonl, or an embedded model."),
-    ],
+    runs: Runs,
     output: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="The picture; curve.png unless given.", parser=path),
@@ -101,10 +104,7 @@ def diff_(
 
 
 def compare_(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN", help="A run's folder, its log.jsonl, or an embedded model."),
-    ],
+    runs: Runs,
     as_json: AsJson = False,
 ) -> None:
     """Runs beside each other, the best first, and the fields in which their recipes differ."""

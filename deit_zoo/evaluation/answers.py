@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +12,6 @@ from PIL import Image
 from deit_zoo.data.image_list import SEPARATOR
 from deit_zoo.data.image_set import ImageSet
 from deit_zoo.evaluation.accuracy import EvalDataset, average_precision, kept_of
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassCounts:
-    """Of a class: its images, those that were seen to be of it, and all that were taken for it."""
-
-    images: int
-    right: int
-    taken: int
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of its images that is right, in percent: its recall."""
-        return 100.0 * self.right / self.images if self.images else None
-
-    @property
-    def precision(self) -> float | None:
-        """The share of what was taken for it that is right, in percent."""
-        return 100.0 * self.right / self.taken if self.taken else None
 
 
 def answers_to(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -100,20 +80,11 @@ class Answers(SplitAnswers):
         """How many images of a class were taken for which."""
         return Counter(zip(self.labels, self.predicted, strict=True))
 
-    def counts(self) -> list[ClassCounts]:
-        """The figures of each class."""
-        images, taken = Counter(self.labels), Counter(self.predicted)
-        right = Counter(
-            label for label, is_right in zip(self.labels, self.right, strict=True) if is_right
-        )
-        return [
-            ClassCounts(images=images[n], right=right[n], taken=taken[n])
-            for n in range(len(self.classes))
-        ]
-
     def figures(self) -> list[tuple[float | None, ...]]:
         """Of each class, what `keys` name."""
-        return [(its.images, its.right, its.accuracy, its.precision) for its in self.counts()]
+        images, taken, confusion = Counter(self.labels), Counter(self.predicted), self.confusion()
+        rows = [(confusion[n, n], images[n], taken[n]) for n in range(len(self.classes))]
+        return [(of, right, _percent(right, of), _percent(right, by)) for right, of, by in rows]
 
 
 class LabelAnswers(SplitAnswers):
@@ -151,15 +122,6 @@ class LabelAnswers(SplitAnswers):
         pairs = [(int(image), int(label)) for image, label in wrong]
         return sorted(pairs, key=lambda pair: -distance[pair])
 
-    def counts(self) -> list[ClassCounts]:
-        """The figures of each class."""
-        both = (self.taken & self.present).sum(axis=0)
-        columns = self.present.sum(axis=0), both, self.taken.sum(axis=0)
-        return [
-            ClassCounts(images=images, right=right, taken=taken)
-            for images, right, taken in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-
     def precisions(self) -> list[float | None]:
         """The average precision of each class, in percent."""
         shares = map(average_precision, self.probability.T, self.present.T)
@@ -167,12 +129,21 @@ class LabelAnswers(SplitAnswers):
 
     def figures(self) -> list[tuple[float | None, ...]]:
         """Of each class, what `keys` name."""
-        pairs = zip(self.precisions(), self.counts(), strict=True)
-        return [(its.images, average, its.accuracy, its.precision) for average, its in pairs]
+        marks = (self.taken & self.present, self.present, self.taken)
+        counts = zip(*(mark.sum(axis=0).tolist() for mark in marks), strict=True)
+        return [
+            (of, average, _percent(right, of), _percent(right, by))
+            for average, (right, of, by) in zip(self.precisions(), counts, strict=True)
+        ]
 
     def names_of(self, marks: NDArray[np.bool_]) -> str:
         """The classes that are marked, in one word."""
         return SEPARATOR.join(name for name, mark in zip(self.classes, marks, strict=True) if mark)
+
+
+def _percent(right: int, all_of_them: int) -> float | None:
+    """The share of images of a class, or of those taken for it, that is right."""
+    return 100.0 * right / all_of_them if all_of_them else None
 
 
 def answers_of(

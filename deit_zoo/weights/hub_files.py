@@ -142,12 +142,19 @@ def _write_ref(source: Source, commit: str) -> None:
 
 def hub_download(source: Source, revision: str, again: bool) -> Path:
     """The file through huggingface_hub; a line that breaks or a store that is ill gets more."""
-    options = {"revision": revision, "library_name": LIBRARY, "force_download": again}
+    repo_id, filename = str(source.repo_id), str(source.filename)
     attempt = 1
     while True:
         try:
             with hub_error_context(source, revision):
-                return Path(hf_hub_download(str(source.repo_id), str(source.filename), **options))
+                file = hf_hub_download(
+                    repo_id,
+                    filename,
+                    revision=revision,
+                    library_name=LIBRARY,
+                    force_download=again,
+                )
+                return Path(file)
         except UnavailableError as error:
             if attempt == ATTEMPTS or not _may_pass(error.__cause__):
                 raise
