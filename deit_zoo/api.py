@@ -359,8 +359,8 @@ def evaluate(
         prepare_folder(report, parquet=parquet)
     # Of several processes each moves its own copy to where it runs.
     by_name = isinstance(name_or_model, str)
-    own = devices[0] if in_process else "cpu" if by_name else None
-    model = resolve_classifier(name_or_model, own)
+    model_device = devices[0] if in_process else "cpu" if by_name else None
+    model = resolve_classifier(name_or_model, model_device)
 
     def open_images() -> EvalDataset:
         return _eval_dataset(model, data, labels, label_file)

@@ -277,30 +277,30 @@ def create(
     from deit_zoo.models.layers import as_pair, check_divisible
     from deit_zoo.weights.load import load_checkpoint, open_local, resolve_file, spec_of_file
 
-    origin: Any
-    known: Any
+    record: Any
+    file: Any
     if checkpoint is not None:
-        origin = open_local(checkpoint, weights)
-        spec = spec or spec_of_file(origin, checkpoint)
-        known, metadata, weights = origin, origin.metadata, origin.weights
+        file = record = open_local(checkpoint, weights)
+        spec = spec or spec_of_file(record, checkpoint)
+        metadata, weights = record.metadata, record.weights
     else:
         spec = _named(spec)
         if img_size is not None and (patch := patch_size or spec.arch.get("patch_size")):
             check_divisible(as_pair(img_size), patch)  # before the weights are fetched
-        origin = manifest_record(spec.name)
-        known, metadata = resolve_file(origin), {"input_size": spec.img_size}
+        record = manifest_record(spec.name)
+        file, metadata = resolve_file(record), {"input_size": spec.img_size}
     model = load_checkpoint(
         spec,
-        known.path,
+        file.path,
         metadata,
-        sha256=known.sha256,
-        proof=known.proof,
+        sha256=file.sha256,
+        proof=file.proof,
         weights=weights,
         drop_path_rate=drop_path_rate,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         **shape,
     )
-    model.checkpoint = origin
+    model.checkpoint = record
     # As loaded, it is on the CPU, and a fresh head was drawn in no narrower type than float32.
     if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return model

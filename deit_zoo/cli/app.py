@@ -34,7 +34,7 @@ from deit_zoo.cli.data import data_app
 from deit_zoo.cli.doctor import doctor_
 from deit_zoo.cli.evaluate import evaluate_
 from deit_zoo.cli.export import export_
-from deit_zoo.cli.options import AsJson, NameOrRun, example, path
+from deit_zoo.cli.options import AsJson, NameOrRun, example, path_option
 from deit_zoo.cli.program import Program, end_output
 from deit_zoo.cli.runs import compare_, diff_, plot_
 from deit_zoo.cli.serve import serve_
@@ -186,18 +186,11 @@ def list_(
         bool, typer.Option("--recipes", help="Recipes instead: of checkpoints, stages, variants.")
     ] = False,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write a page for a browser: table, chart, all facts.", parser=path
-        ),
+        Path | None, path_option("Write a page for a browser: table, chart, all facts.", "FILE")
     ] = None,
     curve: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Speeds for --html, of benchmark --curve --output FILE.",
-            parser=path,
-        ),
+        path_option("Speeds for --html, of benchmark --curve --output FILE.", "FILE"),
     ] = None,
 ) -> None:
     """The table of models."""

@@ -9,19 +9,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import check_output, chosen_device, print_json, talk
+from deit_zoo.cli.console import check_output, chosen_device, print_json, say_model, talk
 from deit_zoo.cli.options import (
     Device,
     FiguresAsJson,
     ImgSize,
     Model,
     OtherWeights,
-    path,
+    path_option,
     pixels,
 )
 from deit_zoo.errors import DataError
 from deit_zoo.files import writing
-from deit_zoo.registry.names import is_path
 from deit_zoo.results import Method
 
 PICTURE = Path("attention.png")
@@ -31,10 +30,7 @@ def attention_(
     image: Annotated[str, typer.Argument(help="A file, a URL, or - for stdin.")],
     model: Model = "deit_small",
     output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png", help="The picture; attention.png unless given.", parser=path
-        ),
+        Path | None, path_option("The picture; attention.png unless given.", "FILE.png")
     ] = None,
     layer: Annotated[int, typer.Option(help="From 0, or from the last with -1.")] = -1,
     method: Annotated[
@@ -52,15 +48,13 @@ def attention_(
     from deit_zoo.weights.load import spec_for
     from deit_zoo.zoo import create
 
-    spec = spec_for(model)
-    check_attentive(spec)
+    check_attentive(spec_for(model))
     check_layer(model, layer)
     file = None if as_json and output is None else output or PICTURE
     if file is not None:
         check_output(file)
         require_matplotlib()
-    if spec.name != model.lower() and not is_path(model):
-        talk.print(f"model: {spec.name}")
+    say_model(model)
     source = _source(image)
     network = create(
         model,

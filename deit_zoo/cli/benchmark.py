@@ -24,7 +24,15 @@ from deit_zoo.cli.console import (
     print_table,
     talk,
 )
-from deit_zoo.cli.options import MOST, AsJson, Device, ImgSize, complete_name, path, pixels
+from deit_zoo.cli.options import (
+    MOST,
+    AsJson,
+    Device,
+    ImgSize,
+    complete_name,
+    path_option,
+    pixels,
+)
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import write_whole, writing
 from deit_zoo.machine import require_matplotlib
@@ -95,20 +103,12 @@ def benchmark_(
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="With --pretrained: agreement of optimized models on these.",
-            parser=path,
-        ),
+        path_option("With --pretrained: agreement of optimized models on these.", "FOLDER"),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Everything that was measured.", parser=path),
+        Path | None, path_option("Everything that was measured.", "FILE.json")
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.png", help="Images per second as a picture.", parser=path),
-    ] = None,
+    plot: Annotated[Path | None, path_option("Images per second as a picture.", "FILE.png")] = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Top-1 against images per second, all models or these.")
     ] = False,

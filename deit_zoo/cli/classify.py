@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 import typer
 from rich.markup import escape
 
-from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, talk
-from deit_zoo.cli.options import AsJson, Device, Model, Threads, path
+from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, say_model, talk
+from deit_zoo.cli.options import AsJson, Device, Model, Threads, path_option
 from deit_zoo.errors import DataError
-from deit_zoo.registry.names import is_path, resolve
+from deit_zoo.registry.names import is_path
 from deit_zoo.results import Prediction
 from deit_zoo.terminal import one_line
 
@@ -52,10 +52,7 @@ def classify_(
     fast: Annotated[
         bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet.", parser=path),
-    ] = None,
+    output: Annotated[Path | None, path_option("Write a table, .csv or .parquet.", "FILE")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --output where it was stopped.")
     ] = False,
@@ -83,8 +80,7 @@ def load_network(model: str, device: str, fast: bool) -> ZooModel:
     """A model as it is or, if `fast`, an optimized copy; what it is goes to stderr."""
     from deit_zoo.zoo import load_model
 
-    if not is_path(model) and (implied := resolve(model).name) != model.lower():
-        talk.print(f"model: {implied}")
+    say_model(model)
     network = load_model(model, device)
     return optimized(network, compile=False) if fast else network
 

@@ -21,6 +21,7 @@ from rich.text import Text
 from deit_zoo import terminal
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.files import check_new_file, writing
+from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.terminal import Terminal, one_line
 
 out = Terminal()
@@ -48,6 +49,12 @@ def chosen_device(device: str) -> str:
     elif torch.get_num_threads() > usable_cores():  # torch knows of no cgroup
         torch.set_num_threads(usable_cores())
     return str(place)
+
+
+def say_model(name: str) -> None:
+    """Say which model a name means, unless it is the model's own."""
+    if not is_path(name) and (implied := resolve(name).name) != name.lower():
+        talk.print(f"model: {implied}")
 
 
 def survive_any_console() -> None:

@@ -21,7 +21,7 @@ from deit_zoo.cli.options import (
     Threads,
     complete_name,
     example,
-    path,
+    path_option,
     with_label_column,
 )
 from deit_zoo.cli.program import Commands
@@ -42,7 +42,7 @@ data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Data sets of im
 
 
 @data_app.command("digits", epilog=example("data digits --output digits"))
-def digits_(output: Annotated[Path, typer.Option(help="A new folder.", parser=path)]) -> None:
+def digits_(output: Annotated[Path, path_option("A new folder.")]) -> None:
     """The embedded handwritten digits as an image folder with train/ and val/."""
     from deit_zoo.data.digits import NUM_IMAGES, NUM_VAL, write_folder
 
@@ -55,14 +55,11 @@ def digits_(output: Annotated[Path, typer.Option(help="A new folder.", parser=pa
 @data_app.command("prepare", epilog=example("data prepare hfds:imagenet-1k --output imagenet"))
 def prepare_(
     data: Annotated[str, typer.Argument(help="Any data set; or imagenet, with --train and --val.")],
-    output: Annotated[Path, typer.Option(help="A new folder.", parser=path)],
-    train: Annotated[
-        Path | None, typer.Option(help="ImageNet's training archive.", parser=path)
-    ] = None,
-    val: Annotated[Path | None, typer.Option(help="Its validation archive.", parser=path)] = None,
+    output: Annotated[Path, path_option("A new folder.")],
+    train: Annotated[Path | None, path_option("ImageNet's training archive.")] = None,
+    val: Annotated[Path | None, path_option("Its validation archive.")] = None,
     devkit: Annotated[
-        Path | None,
-        typer.Option(help="Its development kit, or Kaggle's LOC_val_solution.csv.", parser=path),
+        Path | None, path_option("Its development kit, or Kaggle's LOC_val_solution.csv.")
     ] = None,
     label_column: LabelColumn = None,
     size: Annotated[

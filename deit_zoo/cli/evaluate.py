@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +21,7 @@ from deit_zoo.cli.options import (
     Parquet,
     complete_name,
     path,
+    path_option,
     with_label_column,
 )
 from deit_zoo.errors import ZooError
@@ -32,7 +32,6 @@ from deit_zoo.results import Evaluation
 from deit_zoo.zoo import info
 
 if TYPE_CHECKING:
-    from deit_zoo.distributed import DistributedContext
     from deit_zoo.evaluation.agreement import Comparison
 
 # Others who measured the published DeiT files, with other libraries and processors, landed within
@@ -70,7 +69,7 @@ def evaluate_(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="real, v2, a, r or sketch.")] = None,
     label_file: Annotated[
-        Path | None, typer.Option(help="ReaL's real.json, or the synsets of A or R.", parser=path)
+        Path | None, path_option("ReaL's real.json, or the synsets of A or R.")
     ] = None,
     page: Annotated[
         Path | None,
@@ -260,26 +259,13 @@ def published_of(classifier: str, model: ModelInfo | None) -> str:
 def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:
     """The figures, together with the processes that torchrun started, where it did."""
     from deit_zoo.api import evaluate
-
-    machine = {key: options[key] for key in ("device", "gpus", "processes")}
-    with started_ranks(**machine) as group:
-        if group is not None:
-            options["device"] = None
-        elif options["gpus"] is None and options["processes"] is None:
-            options["device"] = chosen_device(options["device"])
-        return evaluate(name, data, group=group, **options)
-
-
-@contextmanager
-def started_ranks(
-    *, device: str, gpus: int | None, processes: int | None
-) -> Iterator[DistributedContext | None]:
-    """The group of the processes that torchrun started; None without it."""
     from deit_zoo.machine import usable_device, world_size
 
+    device, gpus, processes = (options[key] for key in ("device", "gpus", "processes"))
     if (world_size() or 1) == 1:
-        yield None
-        return
+        if gpus is None and processes is None:
+            options["device"] = chosen_device(device)
+        return evaluate(name, data, **options)
     from deit_zoo.distributed import init_distributed
 
     started = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
@@ -291,7 +277,7 @@ def started_ranks(
         )
     kind = usable_device(device).type if typed is None else "cuda" if gpus else "cpu"
     with init_distributed(kind) as group:
-        yield group
+        return evaluate(name, data, group=group, **options | {"device": None})
 
 
 def published_for(model: ModelInfo, labels: str | None) -> Metric | None:

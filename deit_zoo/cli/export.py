@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deit_zoo.cli.console import out, print_error, print_json, print_rows, talk
-from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, path, pixels
+from deit_zoo.cli.console import out, print_error, print_json, print_rows, say_model, talk
+from deit_zoo.cli.options import AsJson, ImgSize, NameOrRun, OtherWeights, path_option, pixels
 from deit_zoo.errors import DifferenceError, ZooError
 from deit_zoo.files import expand_user
 from deit_zoo.registry.names import is_path, resolve
-from deit_zoo.zoo import create, load_model
+from deit_zoo.zoo import create
 
 if TYPE_CHECKING:
     from deit_zoo.inference.export import Export
-    from deit_zoo.models.model import ZooModel
 
 
 def export_(
@@ -26,16 +25,11 @@ def export_(
         typer.Option(help="The format; the suffix of --output says it too."),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="NAME.onnx or NAME.pt2 here, unless given.", parser=path),
+        Path | None, path_option("NAME.onnx or NAME.pt2 here, unless given.", "FILE")
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE|FOLDER",
-            help="Compare on these, not on the embedded digits; repeatable.",
-            parser=path,
-        ),
+        path_option("Compare on these, not on the embedded digits; repeatable.", "FILE|FOLDER"),
     ] = None,
     img_size: ImgSize = None,
     checkpoint: OtherWeights = None,
@@ -75,11 +69,11 @@ def export_(
     )
     options.check()
     sources = exports.images_to_compare(images or None)
-    if not is_path(name) and (implied := resolve(name).name) != name.lower():
-        talk.print(f"model: {implied}")
+    say_model(name)
     with talk.status("loading") as status:
         try:
-            network = model_of(name, checkpoint, img_size)
+            size = pixels(img_size)
+            network = create(name, pretrained=True, checkpoint=checkpoint, img_size=size)
             result = exports.export(network, options, sources, say=status.update)
         except DifferenceError as error:
             print_error(error)
@@ -95,17 +89,6 @@ def stem(name: str) -> str:
     if not is_path(name):
         return resolve(name).name
     return expand_user(name).resolve().name.removesuffix(".safetensors").split("@")[0]
-
-
-def model_of(name: str, checkpoint: str | None, img_size: str | None) -> ZooModel:
-    """The model that was typed, with these weights and at this image size."""
-    size = pixels(img_size)
-    if checkpoint is not None or not is_path(name):
-        return create(name, pretrained=True, checkpoint=checkpoint, img_size=size)
-    model = load_model(name)
-    if size is None or model.spec is None:
-        return model
-    return create(model.spec.name, checkpoint=name, img_size=size)
 
 
 def rows(export: Export) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,11 @@ def path(text: str) -> Path:
     if not text.strip():  # as of a variable that is not set; it would be the current folder
         raise typer.BadParameter(f"{text!r} is no path; give one")
     return expand_user(text)
+
+
+def path_option(help: str, metavar: str | None = None) -> Any:
+    """An option that takes a path."""
+    return typer.Option(metavar=metavar, help=help, parser=path)
 
 
 MOST = 1024  # of processes, threads or machines; a larger number is a slip
@@ -101,10 +106,7 @@ LogTo = Annotated[
     str | None, typer.Option(metavar="trackio|wandb", help="Log there too, if it is installed.")
 ]
 Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
-Slurm = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Write a Slurm script for this run, and stop.", parser=path),
-]
+Slurm = Annotated[Path | None, path_option("Write a Slurm script for this run, and stop.", "FILE")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
 

@@ -75,14 +75,8 @@ def sentence(error: Exception) -> str | None:
             cure = "make room, or write elsewhere"
         else:
             cure = "give another path, or mend this one" if where else "mend this and try again"
-        subject = (
-            "the system"
-            if where is None
-            else os.fsdecode(where)
-            if isinstance(where, bytes)
-            else where
-        )
-        return f"{subject} says {reason!r}; {cure}"
+        subject = os.fsdecode(where) if isinstance(where, bytes) else where
+        return f"{'the system' if subject is None else subject} says {reason!r}; {cure}"
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({error}); give smaller numbers"
     if isinstance(error, OverflowError):

@@ -21,7 +21,7 @@ from deit_zoo.cli.console import (
     print_table,
     talk,
 )
-from deit_zoo.cli.options import AsJson, FiguresAsJson, path
+from deit_zoo.cli.options import AsJson, FiguresAsJson, path_option
 from deit_zoo.files import writing
 from deit_zoo.terminal import clock
 
@@ -42,8 +42,7 @@ Runs = Annotated[
 def plot_(
     runs: Runs,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.png", help="The picture; curve.png unless given.", parser=path),
+        Path | None, path_option("The picture; curve.png unless given.", "FILE.png")
     ] = None,
     metric: Annotated[
         Literal["top1", "loss"] | None,

@@ -35,7 +35,7 @@ from deit_zoo.cli.options import (
     TrainData,
     TrainWorkers,
     complete_name,
-    path,
+    path_option,
     pixels,
     with_label_column,
 )
@@ -63,7 +63,7 @@ def reproduce_(
     data: TrainData = None,
     label_column: LabelColumn = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the run lives; runs/NAME unless given.", parser=path)
+        Path | None, path_option("Where the run lives; runs/NAME unless given.")
     ] = None,
     changes: Changes = None,
     workers: TrainWorkers = None,
@@ -168,8 +168,7 @@ def finetune_(
     ] = None,
     label_column: LabelColumn = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="Where the run lives; runs/NAME_RECIPE unless given.", parser=path),
+        Path | None, path_option("Where the run lives; runs/NAME_RECIPE unless given.")
     ] = None,
     recipe: Annotated[
         str,
@@ -287,9 +286,7 @@ def finetune_(
 
 def teacher_labels_(
     name: RecipeName,
-    output: Annotated[
-        Path, typer.Option(help="The folder of labels; what is there is completed.", parser=path)
-    ],
+    output: Annotated[Path, path_option("The folder of labels; what is there is completed.")],
     data: TrainData = None,
     gpus: Gpus = None,
     device: Device = "auto",

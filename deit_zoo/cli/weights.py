@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example, path
+from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example, path, path_option
 from deit_zoo.cli.program import Commands
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
@@ -33,9 +33,7 @@ def fetch_(
     names: Annotated[
         list[str], typer.Argument(help="Models, in any spelling.", autocompletion=complete_name)
     ],
-    to: Annotated[
-        Path | None, typer.Option(help="A folder that works without a network.", parser=path)
-    ] = None,
+    to: Annotated[Path | None, path_option("A folder that works without a network.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring checkpoints to this machine, verified; with --to as folders to carry elsewhere."""
@@ -75,8 +73,7 @@ def verify_(
         ),
     ] = None,
     key: Annotated[
-        Path | None,
-        typer.Option(help="A public key; folders must be signed with its other half.", parser=path),
+        Path | None, path_option("A public key; folders must be signed with its other half.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -122,8 +119,7 @@ def convert_(
         Path, typer.Argument(help="A .pth, or safetensors in transformers' layout.", parser=path)
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(help="A .safetensors file; beside FILE unless given.", parser=path),
+        Path | None, path_option("A .safetensors file; beside FILE unless given.")
     ] = None,
     name: Annotated[
         str | None,
@@ -145,8 +141,7 @@ def pin_(
         typer.Argument(help="Models; all unless given.", autocompletion=complete_name),
     ] = None,
     manifest: Annotated[
-        Path | None,
-        typer.Option(help="The manifest to rewrite; the one in force unless given.", parser=path),
+        Path | None, path_option("The manifest to rewrite; the one in force unless given.")
     ] = None,
 ) -> None:
     """Ask the Hub for commit, size and digest of its files and write them into the manifest."""
@@ -175,18 +170,14 @@ def publish_(
         bool, typer.Option("--dry-run", help="Leave the folder; no upload.")
     ] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            help="A new folder to keep its files in [--dry-run: publish/NAME].", parser=path
-        ),
+        Path | None, path_option("A new folder to keep its files in [--dry-run: publish/NAME].")
     ] = None,
     license: Annotated[
         str | None,
         typer.Option(help="Of a run; that of the weights it began from unless given."),
     ] = None,
     sign: Annotated[
-        Path | None,
-        typer.Option(metavar="KEY", help="A private key to sign the files with.", parser=path),
+        Path | None, path_option("A private key to sign the files with.", "KEY")
     ] = None,
 ) -> None:
     """Make a Hub repository of a checkpoint, of a run, or of a teacher's labels, with its card."""

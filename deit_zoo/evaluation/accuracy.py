@@ -126,8 +126,7 @@ def validation_folder(data: Path) -> Path:
 
     Raises MissingSplitError for one that has `train/` alone.
     """
-    folder = split_folder(data, "val")
-    return part_folder(data, "all") if folder is None else folder
+    return split_folder(data, "val") or part_folder(data, "all")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from deit_zoo.evaluation.accuracy import (
     validation_set,
 )
 from deit_zoo.files import parse_json
-from deit_zoo.labels import labels
+from deit_zoo.labels import folders as published_folders
 from deit_zoo.manifest import Reading
 
 TITLES = {
@@ -66,7 +66,7 @@ def open_eval_set(
     if kind is None:
         images, subset = _own_classes(data, folders, reading, by_class)
         return EvalDataset(images, transform, class_subset=subset, by_class=by_class)
-    if list(folders) != [label.folder for label in labels("imagenet1k")]:
+    if tuple(folders) != published_folders("imagenet1k"):
         raise DataError(
             f"the labels {kind!r} are of ImageNet-1k's 1,000 classes, and this model has "
             f"{len(folders):,} of its own; give a model of ImageNet-1k"
@@ -118,10 +118,7 @@ def _own_classes(
     present = set(folder_classes(data))
     some = [folder for folder in folders if folder in present]
     subset = None
-    is_published = any(
-        list(folders) == [label.folder for label in labels(kind)]
-        for kind in ("imagenet1k", "digits")
-    )
+    is_published = tuple(folders) in map(published_folders, ("imagenet1k", "digits"))
     if is_published < len(some) == len(present) < len(folders):
         images = validation_set(data, some, reading=reading, several=by_class)
         if is_published:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import ceil
+from operator import add
 from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
@@ -164,13 +166,12 @@ def run_in_processes(
 
 def merge(shards: Sequence[Sums | ZooError]) -> Sums:
     """The sum of all counts, in the order of the ranks, or the first error."""
-    total: Sums | None = None
+    counts: list[Sums] = []
     for shard in shards:
         if isinstance(shard, ZooError):
             raise shard
-        total = shard if total is None else total + shard
-    assert total is not None, "an evaluation was shared by nobody"
-    return total
+        counts.append(shard)
+    return reduce(add, counts)
 
 
 def main() -> None:

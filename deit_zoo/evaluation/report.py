@@ -177,7 +177,8 @@ def class_rows(splits: Sequence[Answers] | Sequence[LabelAnswers]) -> list[list[
     main, figures = splits[0], [split.figures() for split in splits]
     heading = ["class", *(f"{split.split}_{key}" for split in splits for key in split.keys)]
     worst = main.keys.index(main.worst_by)
-    order = sorted(range(len(main.classes)), key=lambda n: _last(figures[0][n][worst]))
+    shares = [101.0 if (share := row[worst]) is None else share for row in figures[0]]
+    order = sorted(range(len(shares)), key=shares.__getitem__)  # without a figure behind all others
     rows = [
         [main.classes[n], *(_figure(value) for of in figures for value in of[n])] for n in order
     ]
@@ -203,11 +204,6 @@ def prediction_rows(splits: Sequence[Answers]) -> list[list[Any]]:
             file = of.name_of(number)
             rows.append([of.split, file, *names, f"{share:.6f}", f"{its:.6f}", int(right)])
     return rows
-
-
-def _last(percent: float | None) -> float:
-    """What sorts what there is no figure of behind all others."""
-    return 101.0 if percent is None else percent
 
 
 def _item(split: str, words: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deit_zoo.runs.picture import drawable, new_figure, png_of
 
@@ -40,15 +40,8 @@ def draw_confusion(classes: Sequence[str], counts: Mapping[tuple[int, int], int]
             for predicted in range(size):
                 if count := int(matrix[label, predicted]):
                     colour = "white" if shares[label, predicted] > 0.5 else "black"
-                    panel.text(
-                        predicted,
-                        label,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        color=colour,
-                        fontsize=8,
-                    )
+                    middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+                    panel.text(predicted, label, str(count), color=colour, **middle)
     panel.set_xlabel("taken for")
     panel.set_ylabel("class")
     return png_of(figure)

@@ -22,6 +22,7 @@ LARGEST = 8 << 30  # bytes of a URL that states no size; CaiT-M48 has 1.4 GB
 RETRIED = frozenset((429, 500, 502, 503, 504))
 TAG_BYTES = 1 << 10
 _STRONG_TAG = re.compile('"[!#-~]+"')
+_SIZE = re.compile("[0-9]{1,18}")
 _SPAN = re.compile("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
@@ -82,7 +83,8 @@ def _continue(url: str, file: Path) -> None:
                 _drop(part, etag)
                 if tag := response.headers.get("ETag", ""):
                     etag.write_text(tag, encoding="utf-8")
-                _receive(body, part, web.content_length(response))
+                stated = response.headers.get("Content-Length", "")
+                _receive(body, part, int(stated) if _SIZE.fullmatch(stated) else None)
             elif (total := _continued(response, have, tag)) is not None:
                 _receive(body, part, total)
             else:

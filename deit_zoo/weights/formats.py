@@ -302,45 +302,43 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
 
     Raises CheckpointError for two tensors that would be one.
     """
-    _check_distinct([(_TIMM_GAIN.sub(r"\1.gamma_\2", key), key) for key in state], where)
-    state = {_TIMM_GAIN.sub(r"\1.gamma_\2", key): value for key, value in state.items()}
-    if not any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state):
-        return state
+    is_transformers = any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state)
     tensors: dict[str, Tensor] = {}
-    translated: list[tuple[str, str]] = []
+    source_of: dict[str, str] = {}
     projections: dict[str, dict[str, str]] = {}
+
+    def claimed(ours: str, theirs: str) -> str:
+        if (other := source_of.setdefault(ours, theirs)) != theirs:
+            raise CheckpointError(
+                f"{where} holds {other!r} and {theirs!r}, which are one tensor of the model; "
+                "remove the one that is not meant"
+            )
+        return ours
+
     for key, value in state.items():
-        theirs = re.sub(r"^(?:deit\.|(?=(?:embeddings|encoder|layers|layernorm)\.))", "vit.", key)
-        if match := _PROJECTION.fullmatch(theirs):
-            block, part, kind = match.groups()
-            projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
-            translated.append((f"blocks.{block}.attn.{part}.{kind}", key))
-            continue
-        pattern, ours = next(
-            (row for row in _TRANSFORMERS if re.fullmatch(row[0], theirs)), ("", "")
-        )
-        translated.append((re.sub(pattern, ours, theirs) if pattern else key, key))
-        tensors[translated[-1][0]] = value
-    translated += [(ours, next(iter(parts.values()))) for ours, parts in projections.items()]
-    _check_distinct(translated, where)
+        ours = _TIMM_GAIN.sub(r"\1.gamma_\2", key)
+        if is_transformers:
+            theirs = re.sub(
+                r"^(?:deit\.|(?=(?:embeddings|encoder|layers|layernorm)\.))", "vit.", ours
+            )
+            if match := _PROJECTION.fullmatch(theirs):
+                block, part, kind = match.groups()
+                claimed(f"blocks.{block}.attn.{part}.{kind}", key)
+                projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
+                continue
+            for pattern, replacement in _TRANSFORMERS:
+                if re.fullmatch(pattern, theirs):
+                    ours = re.sub(pattern, replacement, theirs)
+                    break
+        tensors[claimed(ours, key)] = value
     for ours, parts in projections.items():
+        claimed(ours, next(iter(parts.values())))
         stacked = [state[parts[part]] for part in "qkv" if part in parts]
         if len(stacked) == 3 and len({value.shape for value in stacked}) == 1 and stacked[0].ndim:
             tensors[ours] = torch.cat(stacked)
         else:  # what does not belong together keeps its keys, and is named as a misfit
             tensors |= {key: state[key] for key in parts.values()}
     return tensors
-
-
-def _check_distinct(translated: Iterable[tuple[str, str]], where: str) -> None:
-    """Raises CheckpointError where two keys are translated to one; each is ours and theirs."""
-    sources: dict[str, str] = {}
-    for ours, theirs in translated:
-        if (other := sources.setdefault(ours, theirs)) != theirs:
-            raise CheckpointError(
-                f"{where} holds {other!r} and {theirs!r}, which are one tensor of the model; "
-                "remove the one that is not meant"
-            )
 
 
 def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import re
 import socket
 import threading
 import time
@@ -65,12 +64,6 @@ def get(
         response.reason = shortened(response.reason or "")
         with response:
             yield response, _pieces(response, watch)
-
-
-def content_length(response: requests.Response) -> int | None:
-    """The stated number of bytes; None where there is none, or what is stated is no number."""
-    stated = response.headers.get("Content-Length", "")
-    return int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
 
 
 def shortened(text: str) -> str:
