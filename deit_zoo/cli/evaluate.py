@@ -244,15 +244,13 @@ def published_of(classifier: str, model: ModelInfo | None) -> str:
 
     if model is None:
         return "–"
-    if classifier in (*HEADS, BOTH):
-        record = model.checkpoint
-        key = f"{HEAD_KEY}{classifier}"
-        metric = None if record is None else record.metrics.get(key)
-        metric = record.metric if record is not None and classifier == BOTH else metric
-    else:
+    record = model.checkpoint
+    if classifier not in (*HEADS, BOTH):
         spec = lookup(classifier)
-        other = None if spec is None else info(spec.name).checkpoint
-        metric = None if other is None else other.metric
+        record = None if spec is None else info(spec.name).checkpoint
+    metric = None if record is None else record.metric
+    if record is not None and classifier in HEADS:
+        metric = record.metrics.get(f"{HEAD_KEY}{classifier}")
     return "–" if metric is None or metric.top1 is None else f"{metric.top1:g}"
 
 
