@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,14 +106,14 @@ def evaluate_(
     is_main = os.environ.get("RANK", "0") == "0"
     bar = Bar("images")
     try:
-        with ExitStack() as shown:
+        with bar if is_main else nullcontext() as progress:
             options: dict[str, Any] = {
                 "batch_size": batch_size,
                 "workers": workers,
                 "device": device,
                 "labels": labels,
                 "label_file": label_file,
-                "progress": shown.enter_context(bar) if is_main else None,
+                "progress": progress,
                 "say": note if is_main else ignore,
             }
             if heads or beside:
@@ -138,8 +138,8 @@ def evaluate_(
                 )
     except KeyboardInterrupt:
         if is_main:
-            progress = f" after {bar.done:,} of {bar.total:,} images" if bar.total else ""
-            talk.print(f"stopped{progress}")
+            after = f" after {bar.done:,} of {bar.total:,} images" if bar.total else ""
+            talk.print(f"stopped{after}")
         raise typer.Exit(130) from None
     model = info(name)
     report = report_of(model, labels, measured)
