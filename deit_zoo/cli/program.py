@@ -21,11 +21,15 @@ from deit_zoo.errors import ZooError
 OTHER_WORDS = {
     "train": "finetune or deit-zoo reproduce",
     "predict": "classify",
+    "infer": "classify",
     "val": "evaluate",
     "test": "evaluate",
     "download": "weights fetch",
     "upload": "weights publish",
     "models": "list",
+    "ls": "list",
+    "help": "--help",
+    "version": "--version",
 }
 
 
@@ -44,6 +48,19 @@ class Commands(TyperGroup):
 
 class Program(Commands):
     """The commands. Of what they raise, only ZooError and our own mistakes leave it."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program and end it. Raises ZooError for what typer refuses of what was typed."""
+        try:
+            sys.exit(super().main(*args, **options | {"standalone_mode": False}))
+        except typer.TyperException as error:
+            if not (text := error.format_message()):  # the help was asked for by no word at all
+                sys.exit(error.exit_code)
+            context = getattr(error, "ctx", None) or typer.Context(self, info_name="deit-zoo")
+            cure = f"{context.command_path} -h says what can be typed"
+            if words := (context.command.epilog or "").partition("Example: ")[2]:
+                cure = f"type as in {words}; {cure}"
+            raise ZooError(f"{text[0].lower()}{text[1:].rstrip('.?')}; {cure}") from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that was typed. Raises ZooError for another program's word for it."""

@@ -141,6 +141,33 @@ def test_another_programs_word_for_a_command_is_answered_by_ours(
     typed: Callable[..., Done],
 ) -> None:
     assert typed("predict", "a.jpg").error == "no command is 'predict'; type deit-zoo classify"
+    assert typed("version").error == "no command is 'version'; type deit-zoo --version"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["classify"], "missing argument 'images'; type as in deit-zoo classify photo.jpg "),
+        (["weights", "download"], "no such command 'download'; "),
+        (["fine-tune"], "no such command 'fine-tune'. Did you mean 'finetune'; "),
+        (["--json", "list"], "no such option: --json (Possible options: --version); "),
+        (["evaluate", "--topk"], "no such option: --topk"),
+        (["classify", "a.png", "--topk"], "option '--topk' requires an argument; "),
+    ],
+)
+def test_what_is_no_command_option_or_argument_is_one_sentence_with_what_to_type(
+    typed: Callable[..., Done], words: list[str], said: str
+) -> None:
+    done = typed(*words)
+    assert done.error is not None
+    assert done.error.startswith(said)
+    assert done.error.endswith(" -h says what can be typed")
+
+
+def test_no_word_at_all_is_answered_by_the_help(typed: Callable[..., Done]) -> None:
+    done = typed()
+    assert (done.status, done.error) == (2, None)
+    assert "classify" in done.out
 
 
 def test_help_is_broken_into_lines_by_the_terminal_alone(typed: Callable[..., Done]) -> None:
