@@ -383,6 +383,8 @@ def test_files_addresses_and_patch_sizes_name_a_model(written: str, name: str) -
         "https://huggingface.co/timm/deit_small_patch16_224.fb_in1k/resolve/v2/model.safetensors",
         "https://example.org/deit_small.pth",
         "runs/deit_s/16",
+        "best.pth",  # where it is not there, an error says so, and names no model
+        "deit_small_mine.safetensors",
     ],
 )
 def test_what_lies_elsewhere_is_a_path_and_no_name(written: str) -> None:

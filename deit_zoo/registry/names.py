@@ -15,6 +15,7 @@ from functools import cache
 from itertools import product
 
 from deit_zoo.errors import UnknownModelError
+from deit_zoo.files import WEIGHTS_SUFFIXES
 from deit_zoo.registry import MODELS, ModelSpec
 
 # Names that mean something else, compared without their `_patch16` and timm's tag: what to say, and
@@ -115,10 +116,9 @@ def is_path(text: str) -> bool:
         return True
     if not text or lookup(text) is not None:
         return text.endswith(".pth") and os.path.isfile(text)
-    if text.endswith(".safetensors"):
+    if os.path.splitext(text)[1] in WEIGHTS_SUFFIXES or os.path.exists(text):
         return True
-    slashes = set("/\\") & set(_OWNERS.sub("", text))
-    return os.path.exists(text) or (bool(slashes) and not _refusal_of(text)[0])
+    return bool(set("/\\") & set(_OWNERS.sub("", text))) and not _refusal_of(text)[0]
 
 
 def resolve(name: str) -> ModelSpec:
