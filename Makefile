@@ -87,7 +87,8 @@ clean:
 	rm -rf .venv $(DEMO)
 
 .venv/installed: pyproject.toml $(LOCK)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv, which takes some minutes the first time'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifdef LOCK
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
 	$(BIN)/python -m pip --isolated install --quiet --no-index --no-build-isolation --editable '.[dev]'

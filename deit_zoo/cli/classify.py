@@ -3,6 +3,7 @@ a file."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from rich.markup import escape
 from deit_zoo.cli.console import Bar, chosen_device, out, print_error, print_json, say_model, talk
 from deit_zoo.cli.options import AsJson, Device, Model, Threads, path_option
 from deit_zoo.errors import DataError
-from deit_zoo.registry.names import is_path
+from deit_zoo.registry.names import is_path, lookup
 from deit_zoo.results import Prediction
 from deit_zoo.terminal import one_line
 
@@ -67,6 +68,9 @@ def classify_(
         raise DataError("--resume goes on with a file; type --output FILE.csv or FILE.parquet too")
     if as_json and output is not None:
         raise DataError("--json prints and --output writes; type one of them")
+    for word in images:
+        if not os.path.exists(word) and not is_path(word) and lookup(word) is not None:
+            raise DataError(f"{word} is a model and no image; type --model {word}")
     try:
         unread = _show(question, as_json) if output is None else _write(question, output, resume)
     except KeyboardInterrupt:

@@ -62,6 +62,12 @@ def test_files_and_folders_are_classified(folder: Path) -> None:
     assert labels == ["7", "4", "5", "6", "7"]
 
 
+def test_a_model_among_the_images_is_told_before_any_weights_are_fetched(folder: Path) -> None:
+    done = deit_zoo("classify", folder / "7.png", "deit-small")
+    sentence = "deit-small is a model and no image; type --model deit-small"
+    assert (done.status, done.out, done.err) == (2, "", f"error: {sentence}\n")
+
+
 def test_an_optimized_copy_classifies_and_says_what_it_is(folder: Path) -> None:
     options = ("--model", MODEL, "--topk", "1", "--json")
     done = deit_zoo("classify", folder, *options, "--fast")
