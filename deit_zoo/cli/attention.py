@@ -43,6 +43,7 @@ def attention_(
 ) -> None:
     """What the class token looks at: a map for each head, their mean, and rollout."""
     from deit_zoo.api import attention_map
+    from deit_zoo.data.image_like import is_url
     from deit_zoo.inference.attention import check_attentive, check_layer
     from deit_zoo.machine import require_matplotlib
     from deit_zoo.weights.load import spec_for
@@ -55,7 +56,11 @@ def attention_(
         check_output(file)
         require_matplotlib()
     say_model(model)
-    source = _source(image)
+    if image != "-" and not is_url(image) and not Path(image).is_file():
+        raise DataError(
+            f"{image} is no file; give an image file, a URL, or - and its bytes on stdin"
+        )
+    source = sys.stdin.buffer.read() if image == "-" else image
     network = create(
         model,
         pretrained=True,
@@ -70,15 +75,3 @@ def attention_(
         with writing(file):
             attention.save(file)
         talk.print(f"the picture is {escape(str(file))}")
-
-
-def _source(image: str) -> str | bytes:
-    from deit_zoo.data.image_like import is_url
-
-    if image == "-":
-        return sys.stdin.buffer.read()
-    if not is_url(image) and not Path(image).is_file():
-        raise DataError(
-            f"{image} is no file; give an image file, a URL, or - and its bytes on stdin"
-        )
-    return image

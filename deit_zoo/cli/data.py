@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -28,9 +27,6 @@ from deit_zoo.cli.program import Commands
 from deit_zoo.errors import DataError
 from deit_zoo.files import writing
 from deit_zoo.terminal import one_line
-
-if TYPE_CHECKING:
-    from deit_zoo.data.survey import Split
 
 IMAGENET = "imagenet"
 TYPE_IMAGENET = (
@@ -166,7 +162,9 @@ def check_(
         talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None
     if as_json:
-        print_json(_as_dict(data, splits, problem, bad))
+        parts = {name: asdict(split) | {"images": split.images} for name, split in splits.items()}
+        files = [{"file": name, "reason": reason} for name, reason in bad]
+        print_json({"data": data, **parts, "problem": problem, "bad": files})
     if problem:
         print_error(problem)
     images = _count(sum(split.images for split in splits.values()), "image")
@@ -222,14 +220,6 @@ def benchmark_(
     out.print()
     for need in needs:
         out.print(need.sentence())
-
-
-def _as_dict(
-    data: str, splits: Mapping[Any, Split], problem: str | None, bad: Sequence[tuple[str, str]]
-) -> dict[str, Any]:
-    parts = {name: asdict(split) | {"images": split.images} for name, split in splits.items()}
-    files = [{"file": name, "reason": reason} for name, reason in bad]
-    return {"data": data, **parts, "problem": problem, "bad": files}
 
 
 def _count(number: int, noun: str) -> str:

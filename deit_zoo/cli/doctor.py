@@ -86,11 +86,9 @@ def examine(network: bool) -> Iterator[Line]:
     dtype, why = fastest_dtype(device)
     yield Line(name="computes", found=f"fastest in {dtype} on {device} ({why})")
     yield _cores()
-    if compiler := missing_compiler():
-        todo = "for compiled models: apt install g++"
-        yield Line(name="compiler", found=f"{compiler} is missing", todo=todo)
-    else:
-        yield Line(name="compiler", found="there")
+    compiler = missing_compiler()
+    todo = "for compiled models: apt install g++" if compiler else None
+    yield Line(name="compiler", found=f"{compiler} is missing" if compiler else "there", todo=todo)
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]
         yield Line(

@@ -27,7 +27,6 @@ OTHER_WORDS = {
     "download": "weights fetch",
     "upload": "weights publish",
     "models": "list",
-    "ls": "list",
     "help": "--help",
     "version": "--version",
 }
@@ -54,8 +53,7 @@ class Program(Commands):
         try:
             sys.exit(super().main(*args, **options | {"standalone_mode": False}))
         except typer.TyperException as error:
-            text = error.format_message().replace("Value error, ", "")  # pydantic's words
-            if not text:  # the help was asked for by no word at all
+            if not (text := error.format_message().replace("Value error, ", "")):  # no word at all
                 sys.exit(error.exit_code)
             context = getattr(error, "ctx", None) or typer.Context(self, info_name="deit-zoo")
             cure = f"{context.command_path} -h says what can be typed"
