@@ -1,4 +1,4 @@
-"""`deit-zoo classify`: the most probable classes of images, printed as found, or put into a file."""
+"""`deit-zoo classify`: the most probable classes of images, printed or put into a file."""
 
 from __future__ import annotations
 
