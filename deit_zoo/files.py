@@ -115,6 +115,11 @@ def write_whole(file: Path, data: bytes) -> None:
         stream.write(data)
 
 
+def write_json(file: Path, value: Any) -> None:
+    """The same of a value as JSON for people to read; a number that is not finite is refused."""
+    write_whole(file, f"{json.dumps(value, indent=2, sort_keys=True, allow_nan=False)}\n".encode())
+
+
 @contextmanager
 def writing_whole(file: Path) -> Iterator[BinaryIO]:
     """A stream of which all comes under `file`'s name, or nothing: temporary name, fsync, rename.

@@ -41,7 +41,6 @@ class ThreeAugment:
     on_device: bool = False
 
     def draw(self, width: int, height: int) -> Draws:
-        """The draws for an image of this size, by Python's generator."""
         if self.box_of is None:
             box, crop = Box(0, 0, height, width), self._simple_crop(width, height)
         else:
@@ -52,11 +51,9 @@ class ThreeAugment:
         return Draws(box, False, operations, None, None)
 
     def layers_of(self, draws: Draws) -> list[Layer]:
-        """None: a device does nothing of it."""
         return []
 
     def by_pillow(self, crop: Image.Image, draws: Draws) -> Image.Image:
-        """A crop of `draws.box` as it is before it is normalised."""
         for operation in draws.operations:
             crop = operation(crop)
         return crop

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from signal import SIGTERM
@@ -47,6 +47,7 @@ from deit_zoo.training.state_files import (
 from deit_zoo.training.steps import EpochStats, Requests, StepResult
 
 
+@dataclass(eq=False)
 class CheckpointManager:
     """Where a run is, and the states on disk that it can continue from.
 
@@ -59,26 +60,18 @@ class CheckpointManager:
     the step since which it trained. A start that takes no step is not among them.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        output: Path,
-        state: TrainState,
-        stop: GracefulStop,
-        tell: Callable[[str], None],
-        name_of: Callable[[int], str],
-        earlier_recipes: tuple[str, ...] = (),
-        origin: dict[str, Any] | None = None,
-    ) -> None:
-        self.plan = plan
-        self.output = output
-        self.state = state
-        self.stop = stop
-        self.tell = tell
-        self.name_of = name_of
-        self.earlier_recipes = earlier_recipes
+    plan: Plan
+    output: Path
+    state: TrainState
+    stop: GracefulStop
+    tell: Callable[[str], None]
+    name_of: Callable[[int], str]
+    earlier_recipes: tuple[str, ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         unknown: dict[str, Any] = dict.fromkeys(("plan", "start", "teacher"))
-        self.origin = unknown | {"environment": {}} | (origin or {})
+        self.origin = unknown | {"environment": {}} | self.origin
         self.record = {key: self.origin[key] for key in unknown}
         self.record |= {"environments": [], "finished": None}
         self.since: dict[str, Any] | None = {"epoch": 0, "step": 0, "seconds": 0.0}

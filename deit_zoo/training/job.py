@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, read_split, root_of
 from deit_zoo.errors import DataError
-from deit_zoo.files import PLAN_FILE, as_record, read_json, write_whole
+from deit_zoo.files import PLAN_FILE, as_record, read_json, write_json, write_whole
 from deit_zoo.recipes.plan import Plan, plan_from
 
 
@@ -60,8 +59,7 @@ class Job:
         """Leave `plan.json`, and before it the list of files."""
         if self.images is not None:
             write_whole(output / SPLIT_FILE, self.images.to_bytes())
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-        write_whole(output / PLAN_FILE, text.encode())
+        write_json(output / PLAN_FILE, self.to_dict())
 
     def keep(self, output: Path, tell: Callable[[str], None]) -> None:
         """Write again, in mid-run, what was removed meanwhile."""

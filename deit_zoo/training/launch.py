@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -374,7 +373,5 @@ def digits_folder(output: Path) -> Path:
         check_folder(folder)
     else:
         output.mkdir(parents=True, exist_ok=True)
-        for torn in output.glob(f".{DATA_FOLDER}.*"):  # of a process that was killed meanwhile
-            shutil.rmtree(torn)
         write_folder(folder)
     return folder

@@ -9,7 +9,6 @@ decided is kept beside the states.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import DataError
-from deit_zoo.files import as_record, read_json, write_whole
+from deit_zoo.files import as_record, read_json, write_json
 
 FOLDER, FILE = "state", "rollbacks.json"
 MAX_ROLLBACKS = 3  # from one start to the next, before a run ends
@@ -127,9 +126,8 @@ def read_history(output: Path) -> History:
 
 def write_history(output: Path, history: History) -> None:
     """Leave it beside the states, whole or not at all."""
-    text = json.dumps(asdict(history), indent=2, allow_nan=False) + "\n"
     (output / FOLDER).mkdir(parents=True, exist_ok=True)
-    write_whole(output / FOLDER / FILE, text.encode())
+    write_json(output / FOLDER / FILE, asdict(history))
 
 
 def step_in_words(step: int, steps: int) -> str:

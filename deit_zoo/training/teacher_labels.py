@@ -29,7 +29,7 @@ from deit_zoo.files import (
     as_record,
     digest,
     read_json,
-    write_whole,
+    write_json,
 )
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import shown
@@ -125,7 +125,7 @@ class TeacherLabels:
         if self.facts.sha256 is None and not self.missing(len(self.labels)):
             with self._locked():
                 self.facts = replace(self.facts, sha256=digest(self.file))
-                _write_facts(self.folder, self.facts)
+                write_json(self.folder / LABEL_FACTS_FILE, asdict(self.facts))
         return self.facts.sha256
 
     @contextmanager
@@ -185,17 +185,12 @@ def _begin(folder: Path, plan: Plan, key: dict[str, Any], teacher: dict[str, Any
                 return
             file = folder / LABELS_FILE
             np.lib.format.open_memmap(file, mode="w+", dtype=np.uint16, shape=_shape(plan))
-            _write_facts(folder, LabelFacts(key=key, teacher=teacher))
+            write_json(folder / LABEL_FACTS_FILE, asdict(LabelFacts(key=key, teacher=teacher)))
     except OSError as error:
         raise RecipeError(
             f"{folder} cannot hold {2 * prod(_shape(plan)) / 1e6:,.0f} MB of teacher labels "
             f"({error.strerror}); give a folder that you may write to, on a disk with room"
         ) from error
-
-
-def _write_facts(folder: Path, facts: LabelFacts) -> None:
-    text = json.dumps(asdict(facts), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(folder / LABEL_FACTS_FILE, text.encode())
 
 
 def _check(labels: TeacherLabels, plan: Plan, key: dict[str, Any]) -> None:

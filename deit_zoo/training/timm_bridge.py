@@ -237,7 +237,6 @@ class TrainAugment:
                 part.ops = np.array(part.ops, dtype=object)
 
     def draw(self, width: int, height: int) -> Draws:
-        """The draws for an image of this size, by the generators as `seed_from_key` left them."""
         image = _Recorder((width, height))
         box = Box(*self._crop.get_params(image, self._crop.scale, self._crop.ratio))
         for part in self._of_pixels:
@@ -252,7 +251,6 @@ class TrainAugment:
         return applied + [Layer(NO_OPERATION, ())] * (self.layers - len(applied))
 
     def by_pillow(self, crop: Image.Image, draws: Draws) -> Image.Image:
-        """A crop of `draws.box` as the transform leaves it before it is normalised and erased."""
         image = resize(crop, self.img_size[::-1])
         if draws.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
