@@ -566,12 +566,7 @@ def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _normalize(  # type: ignore[no-untyped-def]
-    slot,
-    images,
-    WORDS: tl.constexpr,
-    S: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    slot, images, WORDS: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Crops that are finished but for this."""
     row = _row_of_words(slot, tl.program_id(2), WORDS)

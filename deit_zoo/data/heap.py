@@ -21,13 +21,7 @@ from deit_zoo.data.folder import (
     split_folder,
     wrong_classes,
 )
-from deit_zoo.data.imagenet import (
-    LABEL_FILES,
-    SOLUTION,
-    VAL_NAME,
-    label_file_in,
-    validation_labels,
-)
+from deit_zoo.data.imagenet import LABEL_FILES, SOLUTION, VAL_NAME, label_file_in, validation_labels
 from deit_zoo.data.images import Strings
 from deit_zoo.errors import DataError
 

@@ -142,11 +142,7 @@ class MemberSet(ListSet):
     """The images of one split of a list whose images are members of an archive, or rows."""
 
     def __init__(
-        self,
-        of: ImageList,
-        split: str,
-        members: ArchiveSet | TableSet,
-        classes: Sequence[str] = (),
+        self, of: ImageList, split: str, members: ArchiveSet | TableSet, classes: Sequence[str] = ()
     ) -> None:
         super().__init__(replace(of, root=members.root), split, classes)
         self._members = members

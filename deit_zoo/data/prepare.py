@@ -191,11 +191,7 @@ def _own_name(images: ImageSet, index: int) -> str:
 
 
 def _write(
-    images: ImageSet,
-    folders: Sequence[Path],
-    repeated: Set[int],
-    size: int | None,
-    index: int,
+    images: ImageSet, folders: Sequence[Path], repeated: Set[int], size: int | None, index: int
 ) -> None:
     folder, name = folders[images.label_of(index)], _own_name(images, index)
     if index in repeated:

@@ -84,9 +84,7 @@ def eval_transform(
 
 
 def transform_of(
-    model: ZooModel,
-    img_size: int | Sequence[int] | None = None,
-    crop_pct: float | None = None,
+    model: ZooModel, img_size: int | Sequence[int] | None = None, crop_pct: float | None = None
 ) -> EvalTransform:
     """That of a model, at its image size and with its crop unless others are given.
 

@@ -60,10 +60,7 @@ COSTS: dict[str, tuple[Cost, ...]] = {
         ),
     ),
     "deit_small": (_paper(288, 4, 300, "less than 3 days on 4 GPUs", at_most=True),),
-    "deit_base": (
-        _paper(424, 8, 300, "53 h on 8 GPUs"),
-        _paper(592, 16, 300, "37 h on 16 GPUs"),
-    ),
+    "deit_base": (_paper(424, 8, 300, "53 h on 8 GPUs"), _paper(592, 16, 300, "37 h on 16 GPUs")),
     "deit_base_384": (_paper(160, 8, 25, "20 h on 8 GPUs for 25 epochs"),),
     "deit_base_distilled_1000ep": (
         Cost(

@@ -39,10 +39,7 @@ EPOCH_UNIT = 256
 MOST_WORKERS, MOST_WORKERS_OF_GPU = 12, 24
 WORKERS_LIMIT = 1024  # that may be typed
 # How images are decoded, where that is to be said.
-READINGS = {
-    "upstream": "",
-    "upright": "upright: turned as their EXIF says, transparency on white",
-}
+READINGS = {"upstream": "", "upright": "upright: turned as their EXIF says, transparency on white"}
 # What `--set` may change of the machine; none of it marks a run as modified.
 SETTINGS = (
     "precision",

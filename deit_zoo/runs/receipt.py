@@ -111,10 +111,7 @@ def times(
     begins = [one["since"]["seconds"] for one in environments[1:]]  # the first has all before
     spans = zip(environments, [0.0, *begins], [*begins, seconds], strict=True)
     used = [(end - begin) * one["processes"] for one, begin, end in spans if one["gpu"]]
-    return {
-        "seconds": round(seconds, 1),
-        "gpu_hours": round(sum(used) / 3600, 3) if used else None,
-    }
+    return {"seconds": round(seconds, 1), "gpu_hours": round(sum(used) / 3600, 3) if used else None}
 
 
 def _environment(environments: Sequence[dict[str, Any]], finished: str | None) -> dict[str, Any]:

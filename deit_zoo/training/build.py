@@ -65,11 +65,7 @@ def fix_order(device: str) -> None:
 
 
 def open_images(
-    data: str,
-    split: SplitName,
-    classes: list[str],
-    group: DistributedContext,
-    reading: Reading,
+    data: str, split: SplitName, classes: list[str], group: DistributedContext, reading: Reading
 ) -> ImageSet:
     """The images of a split, as every process of a run has them.
 
@@ -90,10 +86,7 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
     The head is new where the classes are not those of the first stage.
     """
     seed_from_key(recipe.seed, "init")
-    options: dict[str, Any] = {
-        "img_size": recipe.img_size,
-        "drop_path_rate": recipe.drop_path_rate,
-    }
+    options: dict[str, Any] = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
     first_stage = resolve_init_from(recipe)
     spec = MODELS[recipe.architecture].variant(recipe.blocks, recipe.stem)
     if first_stage is None:

@@ -23,14 +23,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from deit_zoo.errors import FormatError, RecipeError
-from deit_zoo.files import (
-    LABEL_FACTS_FILE,
-    LABELS_FILE,
-    as_record,
-    digest,
-    read_json,
-    write_json,
-)
+from deit_zoo.files import LABEL_FACTS_FILE, LABELS_FILE, as_record, digest, read_json, write_json
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import shown
 from deit_zoo.results import LabelFacts
@@ -135,11 +128,7 @@ class TeacherLabels:
 
 
 def open_labels(
-    folder: Path,
-    plan: Plan,
-    fingerprint: dict[str, Any],
-    num_classes: int,
-    device: torch.device,
+    folder: Path, plan: Plan, fingerprint: dict[str, Any], num_classes: int, device: torch.device
 ) -> TeacherLabels:
     """The labels in a folder, or none of them yet in a new one.
 
