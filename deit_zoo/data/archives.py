@@ -126,17 +126,13 @@ def list_members(archive: Archive, progress: Callable[[int], None] = lambda coun
 def _tar_members(archive: Archive) -> Iterator[_Member]:
     """By hand: the package `tarfile` takes five times as long, and holds every header."""
     path, position, end = archive
-    window, window_start = b"", 0
     long_name: bytes | None = None
     long_size: int | None = None
     in_pieces = False
-    with open_descriptor(path) as descriptor:
+    with open_descriptor(path) as descriptor, open(descriptor, "rb", WINDOW, closefd=False) as file:
         while True:
-            at = position - window_start
-            if at + BLOCK > len(window):
-                window = read_at(descriptor, min(WINDOW, end - position), position)
-                window_start, at = position, 0
-            header = window[at : at + BLOCK]
+            file.seek(position)
+            header = file.read(min(BLOCK, end - position))
             if len(header) < BLOCK:
                 raise _not_whole(path)
             if header.count(0) == BLOCK:
@@ -150,7 +146,7 @@ def _tar_members(archive: Archive) -> Iterator[_Member]:
             if position > end:
                 raise _not_whole(path)
             if in_header:  # of the next member: what does not fit into its header
-                text = read_at(descriptor, size, offset)
+                text = file.read(size)
                 if kind == b"x":
                     records = _pax_records(text, path, offset)
                     long_name = records.get(b"path", long_name)
