@@ -196,9 +196,10 @@ def _labels(
     name = chosen or own or next(iter(columns))
     for measure, cells in (columns if several_columns else {name: columns[name]}).items():
         if kind := _kind_of_numbers(cells, chosen is not None):
+            example = next(cell for cell in cells if cell.lower() not in _NO_NUMBER)
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(
-                f"column {measure!r} of {file} holds numbers such as {_first_number(cells)}, "
+                f"column {measure!r} of {file} holds numbers such as {example}, "
                 "and regression is not learned here: a model says which classes an image shows; "
                 f"give classes, such as ranges of the number{advice}"
             )
@@ -211,10 +212,6 @@ def _labels(
         {label.strip() for label in re.split(r"[|;]", cell) if label.strip()}
         for cell in _names(columns[name])
     ], ()
-
-
-def _first_number(cells: Sequence[str]) -> str:
-    return next(cell for cell in cells if cell.lower() not in _NO_NUMBER)
 
 
 def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:

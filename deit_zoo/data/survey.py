@@ -103,20 +103,17 @@ class Survey:
         return {"train": self.train.identity, "val": self.val.identity}
 
 
-def validate(data: str | Path, progress: Callable[[int], None] = lambda files: None) -> Survey:
-    """What lies in a data set that can be trained on. `progress` gets the files listed so far.
+def validate(
+    data: str | Path,
+    progress: Callable[[int], None] = lambda files: None,
+    images: ImageList | None = None,
+) -> Survey:
+    """What lies in a data set, or is on a list of it, that can be trained on.
 
-    Raises DataError where train and val have other classes, or a class has no image.
+    `progress` gets the files listed so far. Raises DataError where train and val have other
+    classes, or a class has no image.
     """
-    return _sound(scan(data, progress))
-
-
-def validate_list(data: str, images: ImageList) -> Survey:
-    """The same of a list of files, which are those of `data`."""
-    return _sound(_scan_list(data, images))
-
-
-def _sound(survey: Survey) -> Survey:
+    survey = scan(data, progress) if images is None else _scan_list(str(data), images)
     if survey.problem:
         raise DataError(survey.problem)
     return survey

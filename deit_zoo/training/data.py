@@ -226,12 +226,13 @@ class TrainLoader:
         for step in range(first_step, self.plan.steps_per_epoch):
             with torch.cuda.stream(self.stream):
                 images, labels, bad = self._step(places.share(step), filled)
-                taught = self._taught(epoch, step)
+                known = self.taught.read(epoch, step, self.replicas) if self.taught else None
+                taught = None if known is None else self._to_device(known)
             ready = None if self.stream is None else self.stream.record_event()
             for number, begin in enumerate(range(0, len(images), size)):
                 rows = slice(begin, begin + size)
-                known = None if taught is None else taught[number]
-                yield Batch(images[rows], labels[rows], [] if begin else bad, ready, known)
+                of_replica = None if taught is None else taught[number]
+                yield Batch(images[rows], labels[rows], [] if begin else bad, ready, of_replica)
 
     def filled(self, epoch: int, first_step: int = 0) -> Iterator[Filled]:
         """Slots as the workers fill them; each is read, and given back, before the next is taken.
@@ -305,11 +306,6 @@ class TrainLoader:
                 for values in (images, labels)
             )
         return images, labels, [number - 1 for number in bad.tolist() if number]
-
-    def _taught(self, epoch: int, step: int) -> Tensor | None:
-        """What a teacher said of a step's images (replicas, batch), where that is kept."""
-        known = None if self.taught is None else self.taught.read(epoch, step, self.replicas)
-        return None if known is None else self._to_device(known)
 
     def _to_device(self, values: Tensor) -> Tensor:
         """Values there, without waiting for what its stream has still to do."""

@@ -317,13 +317,12 @@ def planned(
     progress: Callable[[int], None] = lambda files: None,
 ) -> tuple[Plan, str]:
     """A plan fitted to data of which nothing is parted or written, and what was changed."""
-    from deit_zoo.data.survey import validate, validate_list
+    from deit_zoo.data.survey import validate
 
     if val_share is None:
         check_split(data)
-        survey = validate(data, progress)
-    else:
-        survey = validate_list(str(data), list_images(data, val_share))
+    images = None if val_share is None else list_images(data, val_share)
+    survey = validate(data, progress, images)
     plan = launch.with_reading(plan, survey.train.classes)
     plan, _, remarks = for_survey(plan, survey, data, chosen)
     return plan, "; ".join(remarks)

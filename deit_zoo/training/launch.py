@@ -330,11 +330,11 @@ def make_job(
 ) -> Job:
     """The plan for the images that are really there. Raises DataError where there are none."""
     from deit_zoo.data.image_set import absolute
-    from deit_zoo.data.survey import validate, validate_list, with_content
+    from deit_zoo.data.survey import validate, with_content
 
     check_data(plan, data)
     folder = str(data) if data is not None else str(digits_folder(output))
-    content = validate(folder, progress) if images is None else validate_list(folder, images)
+    content = validate(folder, progress, images)
     fitted = with_reading(fit(plan, content), content.train.classes)
     if content.train.several is not None and fitted.recipe.loss != "binary_cross_entropy":
         raise RecipeError(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.split import list_images
-from deit_zoo.data.survey import bad_images, inspect, scan, validate, validate_list
+from deit_zoo.data.survey import bad_images, inspect, scan, validate
 from support.images import encoded, photo, refused, write
 
 
@@ -102,7 +102,7 @@ def test_one_class_is_refused_and_what_lies_in_it_is_named(tmp_path: Path) -> No
         f"{wrapped} holds one folder, photos, so one class; its own folders may be classes (such "
         f"as cat): give {wrapped}/photos"
     )
-    assert refused(lambda: validate_list(str(wrapped), list_images(wrapped, 0.5))) == message
+    assert refused(lambda: validate(wrapped, images=list_images(wrapped, 0.5))) == message
     assert inspect(wrapped)[1] == message
 
 

@@ -19,7 +19,7 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.prepare import write_tree
 from deit_zoo.data.split import list_images
-from deit_zoo.data.survey import class_remarks, inspect, scan, validate_list
+from deit_zoo.data.survey import class_remarks, inspect, scan, validate
 from deit_zoo.errors import DataError, RecipeError, ZooError
 from deit_zoo.evaluation.accuracy import (
     EvalDataset,
@@ -171,7 +171,7 @@ def test_a_class_that_few_images_or_none_show_stops_no_training(tmp_path: Path) 
     rows = [f"{n}.png,{n % 2},{n % 3 // 2},{int(n == 3)},0" for n in range(12)]
     file = listed(tmp_path / "labels.csv", "file,odd,third,rare,none", *rows)
     images = list_images(file, 0.25)
-    survey = validate_list(str(file), images)
+    survey = validate(str(file), images=images)
     assert [counts["rare"] for counts in (survey.train.classes, survey.val.classes)] == [1, 0]
     assert class_remarks(survey.train, survey.val) == [
         "no image of train shows 1 of the 4 classes (such as 'none'), which are not learned",
