@@ -57,10 +57,7 @@ def means_archives(data: str) -> bool:
 
 
 def open_index(data: str, split: str, progress: Progress = lambda files: None) -> ArchiveIndex:
-    """Where each image of a split lies, listed unless that was done before.
-
-    `progress` gets how many files were listed since its last call.
-    """
+    """Where each image of a split lies, listed unless that was done before."""
     source = _source(data, split)
     archives = [stamp(path) for path in source.archives]
     paths = [archive.path for archive in archives]

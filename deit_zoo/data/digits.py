@@ -54,10 +54,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_folder(output: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write `train/` and `val/` with one folder per digit under `output`, whole or not at all.
-
-    Raises DataError where the folder holds something already.
-    """
+    """Write `train/` and `val/` with one folder per digit under `output`, whole or not at all."""
     output = expand_user(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not an empty folder; give a new --output")

@@ -177,10 +177,7 @@ def _begins_with_images(folder: Path) -> bool:
 
 
 def part_folder(root: Path, part: str) -> Path:
-    """The folder of class folders that is a split; "all" is one of a set that is not parted.
-
-    Raises MissingSplitError where there is none.
-    """
+    """The folder of class folders that is a split; "all" is one of a set that is not parted."""
     of_split = {split: split_folder(root, split) for split in SPLIT_FOLDERS}
     if part == "all" and not any(of_split.values()):
         return root

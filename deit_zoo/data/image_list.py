@@ -179,10 +179,7 @@ def root_of(data: str | Path) -> Path:
 
 
 def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
-    """A list as `to_bytes` wrote it, with files from `root` on; from none, with whole paths.
-
-    Raises DataError where it is none.
-    """
+    """A list as `to_bytes` wrote it, with files from `root` on; from none, with whole paths."""
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             heading, *rows = csv.reader(stream)

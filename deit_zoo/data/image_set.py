@@ -166,10 +166,7 @@ def open_table(
     classes: Sequence[str] = (),
     progress: Callable[[int], None] = lambda images: None,
 ) -> TableSet:
-    """One split of a data set whose images are rows.
-
-    `progress` gets how many images were found since its last call.
-    """
+    """One split of a data set whose images are rows."""
     if is_parquet(data):  # also with hfds:, for the package would copy all of it to Arrow files
         return ParquetSet(data, split, classes, progress)
     return HubSet(data, split, classes)

@@ -28,10 +28,7 @@ LISTERS = 4
 
 
 def open_index(files: Sequence[Stamp], column: str, progress: Callable[[int], None]) -> Any:
-    """The place of each image of a column, an array (images, 5); no rows where not all have one.
-
-    `progress` gets how many images were found since its last call.
-    """
+    """The place of each image of a column, an array (images, 5); no rows where not all have one."""
     key = hashlib.sha256(json.dumps([FORMAT, column, files]).encode()).hexdigest()[:32]
     file = cache.folder() / "indexes" / f"{key}.npy"
     return listed_once(

@@ -49,10 +49,7 @@ NO_PLACE = Place(0, 0, 0, 0, 0)  # of a row without an image
 
 
 def places(chunk: memoryview, offset: int, codec: str, most_level: int) -> Iterator[Place]:
-    """The value of each row of a column chunk that lies at an offset of its file.
-
-    Raises UnknownPageError.
-    """
+    """The value of each row of a column chunk that lies at an offset of its file."""
     if codec not in CODECS:
         raise UnknownPageError(f"its pages are compressed by {codec}")
     dictionary: list[Place] = []

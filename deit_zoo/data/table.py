@@ -81,10 +81,7 @@ class TableSet(ImageSet):
     def _set_labels(
         self, values: Sequence[Any], names: Sequence[str], model: Sequence[str]
     ) -> None:
-        """Number the images' classes as the model does, where one is given.
-
-        The values of a column of strings are the names themselves.
-        """
+        """Number the images' classes as the model does, where one is given."""
         numbers: Sequence[int | None] = values
         if any(isinstance(value, str) for value in values):
             values = [value and normalize("NFC", value.strip()) for value in values]

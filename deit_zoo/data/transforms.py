@@ -86,10 +86,7 @@ def eval_transform(
 def transform_of(
     model: ZooModel, img_size: int | Sequence[int] | None = None, crop_pct: float | None = None
 ) -> EvalTransform:
-    """That of a model, at its image size and with its crop unless others are given.
-
-    Raises ImageSizeError for one whose images have not three channels: files are read as RGB.
-    """
+    """That of a model, at its image size and with its crop unless others are given."""
     spec, num = spec_of(model), in_chans_of(model)
     if num != len(IMAGENET_MEAN):
         raise ImageSizeError(

@@ -23,10 +23,7 @@ def trained_first(recipe: Recipe) -> Recipe | None:
 
 
 def resolve_init_from(recipe: Recipe) -> tuple[str, str | None] | None:
-    """The model to build and its checkpoint (None: the published one); None begins at random.
-
-    Raises RecipeError for a stage that nobody published and that is not given as a run.
-    """
+    """The model to build and its checkpoint (None: the published one); None begins at random."""
     source = recipe.init_from
     if source is None:
         return None

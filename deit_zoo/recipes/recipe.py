@@ -350,10 +350,7 @@ def check_fields(record: Any) -> None:
 def read_change(
     change: str, hints: Mapping[str, Any], of: str, nothing: Sequence[str] = ("none", "null")
 ) -> tuple[str, Any]:
-    """A `field=value` of `--set` as name and value; `nothing` are the words for None.
-
-    Raises RecipeError for what is neither.
-    """
+    """A `field=value` of `--set` as name and value; `nothing` are the words for None."""
     name, sign, text = change.partition("=")
     if name not in hints:
         raise RecipeError(f"no field of {of} that can be set is called {name!r}; {FIELDS_SHOWN}")

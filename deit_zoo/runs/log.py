@@ -73,10 +73,7 @@ def counted(row: dict[str, Any]) -> tuple[str, float | None]:
 
 
 def read_run(name_or_path: str) -> Run:
-    """The run of a folder, a log, or an embedded model.
-
-    Raises DataError where it is none of these, or where no epoch has ended yet.
-    """
+    """The run of a folder, a log, or an embedded model."""
     path = Path(name_or_path)
     if (name := embedded(name_or_path)) is not None:
         log = read_log(ASSETS / f"{name}.{LOG_FILE}")
@@ -101,10 +98,7 @@ def read_run(name_or_path: str) -> Run:
 
 
 def read_receipt(name_or_path: str) -> dict[str, Any]:
-    """The receipt of a file, a run's folder, or an embedded model.
-
-    Raises DataError where there is none.
-    """
+    """The receipt of a file, a run's folder, or an embedded model."""
     file = Path(name_or_path)
     if (name := embedded(name_or_path)) is not None:
         file = ASSETS / f"{name}.{RECEIPT_FILE}"

@@ -175,8 +175,6 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     """The epochs of a log, with None for what was not finite, as null or in earlier versions NaN.
 
     A last line without its end is being written and left out.
-
-    Raises DataError naming the line that is no epoch.
     """
     try:
         with file.open(encoding="utf-8") as stream:

@@ -177,10 +177,7 @@ class CheckpointManager:
         self.wait()
 
     def roll_back(self, step: StepResult | None = None) -> None:
-        """Continue from an earlier state after `step`, or else the last, and leave steps out.
-
-        Raises ZooError, in every process, where that has been tried often enough.
-        """
+        """Continue from an earlier state after `step`, or else the last, and leave steps out."""
         failed = step or self.last_step
         assert failed is not None, "no step was taken, and yet numbers changed"
         self.wait()

@@ -217,10 +217,7 @@ class TrainLoader:
         self.loader = Loader(self.images, self.order, plan.workers, batched=False)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batch of each replica in each step, on the device.
-
-        Raises ZooError where workers die again and again.
-        """
+        """The batch of each replica in each step, on the device."""
         places, filled = self._places(epoch), self.filled(epoch, first_step)
         size = self.plan.replica_batch
         for step in range(first_step, self.plan.steps_per_epoch):
@@ -320,10 +317,7 @@ class TrainLoader:
 
 
 def augments_on_device(plan: Plan, augment: Augment) -> bool:
-    """Whether crops are finished there, or in the workers by Pillow.
-
-    Raises RecipeError where that is asked of a device and cannot be.
-    """
+    """Whether crops are finished there, or in the workers by Pillow."""
     if plan.augment == "device" and not augment.on_device:
         by_timm = f"rand_augment {plan.recipe.rand_augment!r}"
         what = "three_augment" if plan.recipe.three_augment else by_timm

@@ -73,10 +73,7 @@ def measure(
     num_images: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Stage], list[Need]]:
-    """Every stage for about so many images, and what each model needs.
-
-    Raises RecipeError for a model of which that is not known, DataError for too few images.
-    """
+    """Every stage for about so many images, and what each model needs."""
     if len(images) < BATCH:
         few = count(len(images), "image")
         raise DataError(f"{few} cannot keep a loader busy; give at least {BATCH}")
@@ -116,10 +113,7 @@ def crops(repeats: int) -> str:
 
 
 def rates_of_files(images: ImageSet, num_images: int) -> tuple[float, float]:
-    """Images per second that are read, and that are decoded, of any in the set.
-
-    Raises DataError where none of them can be.
-    """
+    """Images per second that are read, and that are decoded, of any in the set."""
     draw = Random(0)
     reading = decoding = 0.0
     readable = 0

@@ -51,10 +51,7 @@ TALKATIVE = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
 def is_rank(plan: Plan) -> bool:
-    """Whether torchrun or srun has started this process as one of the plan's.
-
-    Raises RecipeError where they started another number, or nobody did and variables are left.
-    """
+    """Whether torchrun or srun has started this process as one of the plan's."""
     set_rank_variables(plan.processes)
     size, but = world_size(), None
     if size is not None and size != plan.processes:

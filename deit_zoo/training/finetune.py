@@ -150,10 +150,7 @@ def make_plan(
 
 
 def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) -> Recipe:
-    """A recipe of FINETUNE for one model or run, with `field=value` changes.
-
-    Raises RecipeError where it makes no sense, ImageSizeError where patches do not tile the image.
-    """
+    """A recipe of FINETUNE for one model or run, with `field=value` changes."""
     if table not in list(FINETUNE):  # whatever its type
         raise RecipeError(
             f"no recipe for fine-tuning is named {table!r}; there are {', '.join(FINETUNE)}"
@@ -252,10 +249,7 @@ def fitted(plan: Plan, num_images: int, chosen: Collection[str]) -> tuple[Plan, 
 
 
 def for_several_labels(plan: Plan, train: Split, chosen: Collection[str]) -> tuple[Plan, str]:
-    """The plan for images that may have several labels, and what that means, in a sentence.
-
-    Raises RecipeError for what was chosen and is for images with one label each.
-    """
+    """The plan for images that may have several labels, and what that means, in a sentence."""
     if train.several is None:
         return plan, ""
     recipe = plan.recipe

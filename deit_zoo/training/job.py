@@ -104,10 +104,7 @@ class _Facts:
 
 
 def read_job(output: Path) -> Job:
-    """What `plan.json` says, or without one the furthest state.
-
-    Raises DataError where it is none of ours.
-    """
+    """What `plan.json` says, or without one the furthest state."""
     file = output / PLAN_FILE
     try:
         record = read_json(file) if file.is_file() else _kept(output)

@@ -122,10 +122,7 @@ def plan_for(
     processes: int | None = None,
     nodes: int = 1,
 ) -> Plan:
-    """A recipe on so many GPUs or processes, or on a device that `training_device` gave.
-
-    Raises RecipeError for numbers that make no sense.
-    """
+    """A recipe on so many GPUs or processes, or on a device that `training_device` gave."""
     kind = "cuda" if gpus else "cpu" if device is None else device.type
     gpus = gpus or int(kind == "cuda")
     check_processes(gpus, processes, dashes="--", error=RecipeError)

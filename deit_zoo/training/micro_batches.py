@@ -53,10 +53,7 @@ class MicroBatch:
 
 
 class MicroBatches:
-    """The forward passes of an epoch's steps, `per_pass` replicas in each.
-
-    `idle` counts the time that the device waits for the loader.
-    """
+    """The forward passes of an epoch's steps, `per_pass` replicas in each."""
 
     def __init__(
         self,

@@ -193,10 +193,7 @@ def _without_unreadable(
     tell: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> ImageList:
-    """The list without the images that cannot be read, which are told.
-
-    Raises DataError where they are too many.
-    """
+    """The list without the images that cannot be read, which are told."""
     sets = [open_part(str(data), split, images, reading) for split in SPLITS]
     bad = _unreadable(sets, progress)
     if not bad:

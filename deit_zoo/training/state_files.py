@@ -169,10 +169,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def newest(output: Path, history: History, steps: int, tell: Callable[[str], None]) -> Path | None:
-    """The furthest state that is usable, None before the first; those beyond it are removed.
-
-    Raises CheckpointError where there are states and none is usable.
-    """
+    """The furthest state that is usable, None before the first; those beyond it are removed."""
     file = next(usable_states(output, history, steps, tell), None)
     if file is None and states(output):
         raise CheckpointError(

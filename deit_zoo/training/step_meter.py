@@ -68,10 +68,7 @@ class StepMeter:
 
 
 def peak_memory(device: str) -> int | None:
-    """The most bytes in use: of tensors on a GPU since the last call, else of this process ever.
-
-    None where the system does not tell.
-    """
+    """The most bytes in use: of tensors on a GPU since the last call, else of this process ever."""
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()

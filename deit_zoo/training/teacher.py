@@ -56,10 +56,7 @@ class Teacher:
 
 
 def teacher_for(recipe: Recipe, num_classes: int, device: torch.device) -> Teacher:
-    """The recipe's teacher, loaded, frozen and tried on one image of the student's size.
-
-    Raises RecipeError where it knows other classes or images than the student.
-    """
+    """The recipe's teacher, loaded, frozen and tried on one image of the student's size."""
     teacher = loader_of(recipe)()
     name, img_size = recipe.teacher, as_pair(recipe.img_size)
     if teacher.num_classes != num_classes:

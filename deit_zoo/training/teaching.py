@@ -43,10 +43,7 @@ def label_plan(
     workers: int | None = None,
     processes: int | None = None,
 ) -> tuple[Plan, list[Device]]:
-    """The run whose images a teacher is asked about, and the device of each process that asks.
-
-    Raises RecipeError for a recipe without hard distillation.
-    """
+    """The run whose images a teacher is asked about, and the device of each process that asks."""
     check_extra()
     recipe = recipe_for(name, settings(changes)[0])
     if recipe.distillation != "hard":

@@ -81,10 +81,7 @@ def nearest(name: str, count: int) -> list[str]:
 
 
 def pretrained(name: str) -> TimmModel:
-    """A network with timm's own weights, by its name or as `hf-hub:ORG/REPO[@REVISION]`.
-
-    Raises RecipeError where timm has none, OfflineError or DownloadError where they cannot be had.
-    """
+    """A network with timm's own weights, by its name or as `hf-hub:ORG/REPO[@REVISION]`."""
     from huggingface_hub import constants
 
     on_the_hub = name.startswith("hf-hub:")
@@ -114,10 +111,7 @@ def pretrained(name: str) -> TimmModel:
 
 
 def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmModel:
-    """A network with the tensors of `file`, whose head says how many classes there are.
-
-    Raises CheckpointError where they do not fit, RecipeError for a tag that timm has not got.
-    """
+    """A network with the tensors of `file`, whose head says how many classes there are."""
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
