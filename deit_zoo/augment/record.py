@@ -13,6 +13,7 @@ from typing import NamedTuple
 # after flipping, erasing after normalisation. Offsets are in bytes, from the start of the slot.
 OFFSET, HEIGHT, WIDTH, FLIP = 0, 1, 2, 3
 ROW, LABEL, BAD = 4, 5, 6  # where the image goes; its class; 1 + the number of an unreadable image
+PLACE = slice(OFFSET, BAD + 1)  # the seven
 ERASE_TOP, ERASE_LEFT, ERASE_HEIGHT, ERASE_WIDTH = 7, 8, 9, 10  # of height 0: nothing is erased
 ERASE = slice(ERASE_TOP, ERASE_WIDTH + 1)  # the four, as a Box has them
 NOISE = 11  # the offset of what is put there, (3, height, width) float32

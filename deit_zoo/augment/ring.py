@@ -17,23 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deit_zoo.augment.record import (
-    BAD,
-    ERASE,
-    FIRST_LAYER,
-    FLIP,
-    HEIGHT,
-    LABEL,
-    LAYER,
-    NO_OPERATION,
-    NOISE,
-    OFFSET,
-    ROW,
-    WIDTH,
-    Box,
-    Layer,
-    num_words,
-)
+from deit_zoo.augment import record
+from deit_zoo.augment.record import Box, Layer
 from deit_zoo.errors import ZooError
 
 WORD = 8
@@ -50,7 +35,7 @@ class Ring:
     def __init__(
         self, slots: int, *, places: int, img_size: tuple[int, int], layers: int, pinned: bool
     ) -> None:
-        self.words = num_words(layers)
+        self.words = record.num_words(layers)
         # The image, and noise of 12 bytes a pixel, which covers a third of it, as rounded.
         area, sides = img_size[0] * img_size[1], sum(img_size)
         self.of_image = 3 * area + WORD
@@ -176,14 +161,13 @@ class SlotWriter:
     ) -> None:
         """The next place: a crop (H, W, 3), and what is to be done to it."""
         words, arguments = self.rows[self.row], self.arguments[self.row]
-        height, width = pixels.shape[:2]
-        words[OFFSET], words[HEIGHT], words[WIDTH] = self._copy(pixels), height, width
-        words[FLIP], words[ROW], words[LABEL], words[BAD] = flip, row, label, bad
+        words[record.PLACE] = self._copy(pixels), *pixels.shape[:2], flip, row, label, bad
         if erase is not None and noise is not None:
-            words[ERASE] = erase
-            words[NOISE] = self._copy(noise.numpy())
-        words[FIRST_LAYER::LAYER] = NO_OPERATION
-        for begin, layer in zip(range(FIRST_LAYER, len(words), LAYER), layers, strict=True):
+            words[record.ERASE] = erase
+            words[record.NOISE] = self._copy(noise.numpy())
+        words[record.FIRST_LAYER :: record.LAYER] = record.NO_OPERATION
+        begins = range(record.FIRST_LAYER, len(words), record.LAYER)
+        for begin, layer in zip(begins, layers, strict=True):
             words[begin] = layer.operation
             arguments[begin + 1 : begin + 1 + len(layer.arguments)] = layer.arguments
         self.row += 1

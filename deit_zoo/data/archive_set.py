@@ -15,10 +15,9 @@ from deit_zoo.data.image_file import check_length, open_regular
 from deit_zoo.data.images import ImageSet, MissingSplitError
 from deit_zoo.errors import DataError, reason_of
 
-# Of the descriptors that a process may have, a set keeps one in so many; beyond them an archive is
-# opened anew for each image.
-SHARE_OF_DESCRIPTORS = 4
-MANY_DESCRIPTORS = 8192
+# Archives that a set keeps open, of the 256 files that any system lets a process have; beyond them
+# one is opened anew for each image.
+MOST_OPEN = 128
 
 
 class ArchiveSet(ImageSet):
@@ -86,7 +85,6 @@ class OpenFiles:
     def __init__(self, stamps: Sequence[Stamp]) -> None:
         self._stamps = stamps
         self._descriptors: dict[int, int] = {}
-        self._most_open = _soft_limit() // SHARE_OF_DESCRIPTORS
 
     def path_of(self, number: int) -> str:
         """The path of a file."""
@@ -99,7 +97,7 @@ class OpenFiles:
             return read_at(descriptor, length, offset)
         descriptor = self._open(number)
         # Another thread may have opened it too. No lock, which a forked process could find taken.
-        is_kept = len(self._descriptors) < self._most_open and (
+        is_kept = len(self._descriptors) < MOST_OPEN and (
             self._descriptors.setdefault(number, descriptor) == descriptor
         )
         try:
@@ -131,16 +129,6 @@ class OpenFiles:
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-
-
-def _soft_limit() -> int:
-    """The descriptors that this process may have."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return MANY_DESCRIPTORS
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MANY_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit
 
 
 def _class_order(data: str, index: ArchiveIndex, classes: Sequence[str]) -> tuple[list[int], str]:

@@ -96,10 +96,7 @@ def kind_of(data: str | Path) -> Kind:
 
 
 def open_members(data: str) -> ArchiveSet | TableSet:
-    """All images of archives or of a table in which nothing is kept apart.
-
-    They may lie in one split. Raises MissingSplitError where there are none.
-    """
+    """All images of archives or of a table in which nothing is kept apart."""
     kind, splits = kind_of(data), get_args(SplitName)
     for split in splits:
         with suppress(MissingSplitError):
@@ -140,10 +137,7 @@ def read_list(data: str | Path, *, several: bool = False) -> ImageList:
 
 
 def has_own_names(data: str | Path, classes: Collection[str]) -> bool:
-    """Whether the classes of a data set are named otherwise than folders: by words or numbers.
-
-    They then go for a model's in their order.
-    """
+    """Whether the classes of a data set are named otherwise than folders: by words or numbers."""
     return is_table(data) or (are_numbers(classes) and means_archives(str(data)))
 
 

@@ -158,17 +158,14 @@ def _check_space(splits: Mapping[str, ImageSet], folder: Path, size: int | None)
 
 def _expected_bytes(images: ImageSet, size: int | None) -> float:
     """What the images will take, from some of them evenly spread."""
-    samples = range(0, len(images), max(1, len(images) // SAMPLES))
-    return (
-        sum(_bytes(images, index, size) for index in samples) / max(1, len(samples)) * len(images)
-    )
-
-
-def _bytes(images: ImageSet, index: int, size: int | None) -> int:
-    if size is None:
+    samples, total = range(0, len(images), max(1, len(images) // SAMPLES)), 0
+    for index in samples:
         with image_errors(images.name_of(index)):
-            return images.bytes_of(index)
-    return len(shrink(images.read(index), images.name_of(index), size))
+            if size is None:
+                total += images.bytes_of(index)
+            else:
+                total += len(shrink(images.read(index), images.name_of(index), size))
+    return total / max(1, len(samples)) * len(images)
 
 
 def _repeated_names(images: ImageSet) -> set[int]:

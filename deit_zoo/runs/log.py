@@ -63,10 +63,7 @@ class Run:
 
 
 def counted(row: dict[str, Any]) -> tuple[str, float | None]:
-    """The figure of an epoch that counts, and what it is called.
-
-    It is the mean average precision of the classes where images have several labels.
-    """
+    """The figure of an epoch that counts, and what it is called."""
     if "val_mean_ap" in row:
         return "mean AP", row["val_mean_ap"]
     return "top-1", row["val_top1"]

@@ -82,10 +82,7 @@ def keep_best(
 
 
 def export(output: Path, model: ZooModel, facts: dict[str, Any], final: str) -> str:
-    """Write `model.safetensors`, of the best epoch or of the last. Returns its SHA-256.
-
-    Where it is the best, the last is in a folder of its own.
-    """
+    """Write `model.safetensors`, of the best epoch or of the last. Returns its SHA-256."""
     best = output / BEST_FOLDER / MODEL_FILE
     if final == "last" or best_epoch(output) is None:
         return save_model(model, output / MODEL_FILE, **facts)

@@ -81,10 +81,7 @@ def open_images(
 
 
 def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -> ZooModel:
-    """The model at the start of training: random, or with the weights of the first stage.
-
-    The head is new where the classes are not those of the first stage.
-    """
+    """The model at the start of training: random, or with the weights of the first stage."""
     seed_from_key(recipe.seed, "init")
     options: dict[str, Any] = {"img_size": recipe.img_size, "drop_path_rate": recipe.drop_path_rate}
     first_stage = resolve_init_from(recipe)
@@ -161,10 +158,7 @@ def build_train_state(
     class_counts: Sequence[int] = (),
     label_sets: Sequence[Sequence[int]] | None = None,
 ) -> TrainState:
-    """What a step is made of, on this machine; the images of each class, for balanced weights.
-
-    `label_sets` are the classes of each image where it may have several.
-    """
+    """What a step is made of, on this machine; the images of each class, for balanced weights."""
     recipe = plan.recipe
     first = group.rank * plan.replicas_per_process
     dtype = autocast_dtype(plan, group.device)

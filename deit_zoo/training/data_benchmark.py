@@ -162,11 +162,7 @@ def rate_of_loader(
 
 
 def rate_of_model(model: str) -> tuple[str, float]:
-    """A GPU, and the images per second that a model trains with there.
-
-    Measured (forward and backward, compiled) where there is a GPU, else of an H200: raises
-    RecipeError for a model that was not measured on one.
-    """
+    """A GPU, and the images per second that a model trains with there."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), measured_rate(model, "cuda", "bfloat16", "compiled")
     if model not in H200_RATES:

@@ -30,8 +30,6 @@ from deit_zoo.training.run_data import has_begun
 from deit_zoo.weights.load import open_local, spec_for
 
 if TYPE_CHECKING:
-    import torch
-
     from deit_zoo.data.survey import Split, Survey
     from deit_zoo.runs.receipt import Verdict
     from deit_zoo.training.job import Job
@@ -129,22 +127,18 @@ def make_plan(
     *,
     recipe: str = "custom",
     gpus: int | None = 0,
-    device: torch.device | None = None,
     changes: Sequence[str] = (),
-    workers: int | None = None,
-    processes: int | None = None,
+    **machine: Any,
 ) -> Plan:
-    """The plan before the images are counted."""
+    """The plan before the images are counted; the machine is as `launch.plan_for` takes it."""
     recipe_changes, _ = settings(changes)
     plan = launch.plan_for(
         recipe_for(name, recipe, recipe_changes),
         modified=bool(recipe_changes),
         gpus=gpus,
-        device=device,
         changes=changes,
-        workers=workers,
-        processes=processes,
         num_images=IMAGENET_TRAIN,
+        **machine,
     )
     return plan if "final" in chosen_fields(changes) else replace(plan, final="best")
 

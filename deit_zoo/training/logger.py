@@ -81,10 +81,7 @@ class FittedProgress(Progress):
 
 
 class MetricLogger:
-    """Progress on stderr (a bar on a terminal and in a notebook, lines elsewhere) and the logs.
-
-    One process of a run has it; in the others nothing is seen and nothing is written.
-    """
+    """Progress on stderr (a bar on a terminal and in a notebook, lines elsewhere) and the logs."""
 
     def __init__(self, plan: Plan, output: Path, console: Console) -> None:
         self.plan = plan
@@ -209,10 +206,7 @@ class MetricLogger:
         self.last_line = time.monotonic()
 
     def keep_log(self, rows: Sequence[str]) -> None:
-        """Have the log on the disk be these lines, whatever was done to the file.
-
-        What was logged beyond the state that the run continues from is dropped.
-        """
+        """Have the log on the disk be these lines, whatever was done to the file."""
         if not self.active:
             return
         self.lines = list(rows)

@@ -149,7 +149,7 @@ def micro_batches(
     return MicroBatches(
         state.model,
         state.mix,
-        batches,
+        iter(batches),
         replicas=state.replicas,
         per_pass=state.per_pass,
         key=(seed, epoch),

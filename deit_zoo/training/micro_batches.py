@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,29 +52,22 @@ class MicroBatch:
     last: bool
 
 
+@dataclass(eq=False)
 class MicroBatches:
     """The forward passes of an epoch's steps, `per_pass` replicas in each."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        mix: Mix,
-        batches: Iterable[Batch],
-        *,
-        replicas: range,
-        per_pass: int,
-        key: tuple[int, int],
-        device: torch.device,
-    ) -> None:
-        self.mix = mix
-        self.loader = iter(batches)
-        self.replicas = replicas
-        self.per_pass = per_pass
-        self.key = key
-        self.device = device
+    model: nn.Module
+    mix: Mix
+    batches: Iterator[Batch]
+    replicas: range
+    per_pass: int
+    key: tuple[int, int]
+    device: torch.device
+
+    def __post_init__(self) -> None:
         self.ahead: Batch | None = None
-        self.idle = IdleClock(device)
-        self.drop_paths = active_drop_paths(model)
+        self.idle = IdleClock(self.device)
+        self.drop_paths = active_drop_paths(self.model)
 
     def of_step(self, number: int) -> Iterator[MicroBatch]:
         """The passes of a step. Masks are put into the model for the pass that is yielded."""
@@ -135,7 +128,7 @@ class MicroBatches:
 
     def _wait(self) -> Batch | None:
         with self.idle:
-            return next(self.loader, None)
+            return next(self.batches, None)
 
     def _put_masks(self, masks: Tensor) -> None:
         """Give each drop-path of the model its masks (drop-paths, branches, B, 1, 1).

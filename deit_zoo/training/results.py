@@ -27,10 +27,7 @@ def write_results(
     *,
     parquet: bool = False,
 ) -> None:
-    """Write it for the validation images and, where they are few, for those that were learned.
-
-    A validation image that has turned bad is left out, as in the run's figures.
-    """
+    """Write it for the validation images and, where they are few, for those that were learned."""
     splits = [_answers("val", model, val, workers)]
     if len(train) <= SMALL:
         try:

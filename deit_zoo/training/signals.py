@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -31,12 +32,12 @@ class Interrupted(BaseException):
         self.number = number
 
 
+@dataclass
 class GracefulStop:
     """The number of the signal that asked to stop, 0 while none has."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.number = 0
-        self.say = say
+    say: Callable[[str], None]
+    number: int = 0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self._is_last(number):

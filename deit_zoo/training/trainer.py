@@ -226,10 +226,7 @@ def measure(
     group: DistributedContext,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
-    """The model on the validation images, each seen by exactly one process.
-
-    Where a worker dies, a process measures its share again.
-    """
+    """The model on the validation images, each seen by exactly one process."""
     deaths = 0
     while True:
         try:

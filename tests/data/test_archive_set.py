@@ -196,7 +196,7 @@ def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
 def test_more_archives_than_may_be_open_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deit_zoo.data.archive_set.SHARE_OF_DESCRIPTORS", 1 << 40)
+    monkeypatch.setattr("deit_zoo.data.archive_set.MOST_OPEN", 0)
     images = open_set(shards(tmp_path, FILES), "train")
     before = len(os.listdir("/dev/fd"))
     assert len({read for read, _, _ in content(images)}) == len(images)

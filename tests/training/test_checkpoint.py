@@ -87,7 +87,7 @@ class Run:
             self.stop,
             self.told.append,
             "image {}".format,
-            origin=origin,
+            origin=origin or {},
         )
 
     def step(self, **facts: Any) -> None:
