@@ -201,9 +201,5 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Contrast": _contrast,
     "Brightness": lambda images, a: _blended(torch.zeros_like(images), images, a),
     "Sharpness": lambda images, a: _blended(_smoothed(images), images, a),
-    "Rotate": _moved,
-    "ShearX": _moved,
-    "ShearY": _moved,
-    "TranslateX": _moved,
-    "TranslateY": _moved,
+    **dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"), _moved),
 }

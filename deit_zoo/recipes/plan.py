@@ -40,20 +40,6 @@ MOST_WORKERS, MOST_WORKERS_OF_GPU = 12, 24
 WORKERS_LIMIT = 1024  # that may be typed
 # How images are decoded, where that is to be said.
 READINGS = {"upstream": "", "upright": "upright: turned as their EXIF says, transparency on white"}
-# What `--set` may change of the machine; none of it marks a run as modified.
-SETTINGS = (
-    "precision",
-    "compile",
-    "deterministic",
-    "state_minutes",
-    "micro_batch",
-    "augment",
-    "log_steps",
-    "log_to",
-    "final",
-    "parquet",
-    "teacher_labels",
-)
 # What a plan has too, and `--set` is not for.
 OPTIONS = ("device", "gpus", "nodes", "output", "processes", "workers")
 # What other programs call a field, where its own name is not like it.
@@ -63,27 +49,18 @@ ELSEWHERE |= {"input_size": "img_size", "ema": "ema_decay", "teacher_model": "te
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A recipe on a machine: `processes` share the replicas of `num_images` training images.
+class Settings:
+    """What `--set` may change of the machine; none of it marks a run as modified.
 
     `precision` auto is bf16 where a CUDA GPU has it, fp16 on others, fp32 on the CPU and on
     Apple's GPUs; `compile` None means on a CUDA GPU. A state is kept every `state_minutes` and
     after every epoch. So many images of a process as `micro_batch` go through the network together;
     None means as many as a CUDA GPU's memory has room for, and elsewhere one replica's. Images are
     augmented by the loader's workers or on the device, with the same bits; auto means on a CUDA
-    GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch. `reading` is
-    how images are decoded: as upstream does, or upright, as a person sees them. With `parquet` the
-    results of a run on a folder have predictions.parquet too.
+    GPU. steps.jsonl has a line every `log_steps` steps and at the end of an epoch. With `parquet`
+    the results of a run on a folder have predictions.parquet too.
     """
 
-    recipe: Recipe
-    modified: bool
-    device: str
-    processes: int
-    nodes: int = 1
-    workers: Annotated[int, Bounds(0, WORKERS_LIMIT, f"from 0 to {WORKERS_LIMIT:,}")]
-    num_images: int
-    reading: Reading = "upstream"  # as all plans did that do not say it
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     deterministic: bool = False
@@ -95,6 +72,26 @@ class Plan:
     final: Literal["last", "best"] = "last"
     parquet: bool = False
     teacher_labels: str | None = None  # a folder
+
+
+SETTINGS = tuple(setting.name for setting in fields(Settings))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan(Settings):
+    """A recipe on a machine: `processes` share the replicas of `num_images` training images.
+
+    `reading` is how images are decoded: as upstream does, or upright, as a person sees them.
+    """
+
+    recipe: Recipe
+    modified: bool
+    device: str
+    processes: int
+    nodes: int = 1
+    workers: Annotated[int, Bounds(0, WORKERS_LIMIT, f"from 0 to {WORKERS_LIMIT:,}")]
+    num_images: int
+    reading: Reading = "upstream"  # as all plans did that do not say it
 
     def __post_init__(self) -> None:
         check_fields(self)
