@@ -22,9 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 from deit_zoo.data.archive_layout import Rows
+from deit_zoo.data.archives import open_descriptor
 from deit_zoo.data.folder import path_parts
 from deit_zoo.data.images import Strings, narrow
-from deit_zoo.errors import DataError, DownloadError, FormatError, reason_of
+from deit_zoo.errors import DataError, DownloadError, FormatError
 from deit_zoo.files import as_record, open_regular, parse_json, write_whole
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import Sha256
@@ -42,13 +43,9 @@ class Stamp(NamedTuple):
 
 
 def stamp(path: Path) -> Stamp:
-    """A file as it is now. Raises DataError where it cannot be found."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({reason_of(error)}); give an archive that can"
-        ) from error
+    """A file as it is now. Raises DataError where it cannot be read."""
+    with open_descriptor(path) as descriptor:
+        status = os.fstat(descriptor)
     return Stamp(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
