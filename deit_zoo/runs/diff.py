@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deit_zoo.recipes import recipe
 from deit_zoo.recipes.recipe import REMARKS, Recipe
 
 # In the order in which they are printed; a field belongs to the first of which a name begins it.
@@ -107,9 +106,11 @@ def group_of(field: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as a person reads it."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, list) and value:
         return ", ".join(map(shown, value))
-    return recipe.shown(value)
+    return str(value)
 
 
 def _short(value: Any) -> str:
