@@ -123,8 +123,7 @@ def _rows(path: Path, named: bool, *, split: str, progress: Progress = lambda fi
 
 
 def _all_places(names: Sequence[str]) -> Iterator[tuple[str, str] | None]:
-    """The class and the path of each file in an archive of class folders, or of folders around
-    them."""
+    """The class and the path of each file, whatever folders lie around the class folders."""
     images = [name for name in names if is_image(name) and not has_hidden_part(name)]
     outer = ""
     while images and all(name.count("/", len(outer)) > 1 for name in images):

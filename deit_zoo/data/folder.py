@@ -88,10 +88,7 @@ class FolderSet(ImageSet):
 
 
 class FlatSet(FolderSet):
-    """Images that lie in a folder without class folders: to look at, for nobody says what is right.
-
-    They have the folder's name for a class.
-    """
+    """Images in a folder without class folders: to look at, for nobody says what is right."""
 
     def __init__(self, root: Path) -> None:
         ignored_files = Ignored()

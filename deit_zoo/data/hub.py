@@ -123,8 +123,7 @@ def _load_split(data: str, split: PartName) -> tuple[Any, str]:
 
 
 def _named(address: str) -> tuple[str, str | None, str | None]:
-    """The name of a data set, or its folder; its configuration and its revision, where they are
-    given."""
+    """The name of a data set, or its folder; its configuration and revision, where given."""
     if Path(address).is_dir():
         return address, None, None
     address, _, revision = address.partition("@")

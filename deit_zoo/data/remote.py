@@ -78,8 +78,7 @@ def files_under(url: str) -> list[tuple[str, str]]:
 
 
 def read_address(url: str) -> bytes:
-    """The bytes of an image at an address. Raises NotFetchedError unless it is known why there are
-    none."""
+    """An image's bytes at an address. NotFetchedError unless it is known why there are none."""
     files, path = _file_system(url)
     try:
         check_length(url, files.info(path)["size"] or 0)

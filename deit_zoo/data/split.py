@@ -26,10 +26,7 @@ _STAT_THREADS = 16  # they wait for a disk
 
 
 def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
-    """The images of a data set; with a share it is parted, and which is where their names decide.
-
-    Raises DataError where `val_share` cannot part it.
-    """
+    """The images of a data set; with a share parted, and their names decide which is where."""
     if val_share is not None and not (is_real(val_share) and 0.0 < val_share < 1.0):
         raise DataError(f"--val-share is {val_share!r}; it must be between 0 and 1, such as 0.2")
     kind = kind_of(data)

@@ -93,10 +93,7 @@ def export(output: Path, model: ZooModel, facts: dict[str, Any], final: str) -> 
 
 
 def epochs_of(output: Path, sha256: str) -> dict[str, Any]:
-    """For the receipt: the last epoch and the best, each with its figures, and what was exported.
-
-    The figures are those of the log, measured while the run went on.
-    """
+    """For the receipt: the last epoch and the best, with their figures, and what was exported."""
     last, best = _epochs(output)[-1], best_epoch(output)
     if best is None:
         return {"exported": "last", "last": last, "best": None}

@@ -232,10 +232,7 @@ class TrainLoader:
                 yield Batch(images[rows], labels[rows], [] if begin else bad, ready, of_replica)
 
     def filled(self, epoch: int, first_step: int = 0) -> Iterator[Filled]:
-        """Slots as the workers fill them; each is read, and given back, before the next is taken.
-
-        Raises ZooError where workers die again and again.
-        """
+        """Slots as workers fill them; each is read, and given back, before the next is taken."""
         self.order.places, self.order.first_step = self._places(epoch), first_step
         delivered = deaths = 0
         while True:
