@@ -15,7 +15,7 @@ from deit_zoo import recipes
 from deit_zoo.errors import RecipeError
 from deit_zoo.recipes import RECIPES, variants
 from deit_zoo.recipes.deit import DEIT_BASE
-from deit_zoo.recipes.recipe import REMARKS, Recipe, changed, from_dict, shown
+from deit_zoo.recipes.recipe import REMARKS, Recipe, changed, duration, from_dict, shown
 from deit_zoo.registry import MODELS, TRANSFORMERS
 from support.tables import each_row
 
@@ -552,6 +552,13 @@ def test_an_odd_replica_batch_is_allowed_where_nothing_is_mixed() -> None:
 def test_a_change_is_read_by_the_type_of_its_field(text: str, field: str, value: Any) -> None:
     read = getattr(changed(DEIT_BASE, [text]), field)
     assert (type(read), read) == (type(value), value)
+
+
+@each_row(
+    ("seconds", "words"), [(14.6, "15 s"), (350.0, "6 min"), (5400.0, "90 min"), (9000.0, "2.5 h")]
+)
+def test_a_time_is_told_in_the_unit_that_fits(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_changes_are_made_together() -> None:
