@@ -13,11 +13,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from deit_zoo.errors import MissingExtraError, ZooError, check_whole
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+_LOCK = Lock()
+_SHARED: dict[Hashable, list[ExitStack]] = {}  # one for each thread; the first ends the context
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+    )
 
 
 def best_device() -> torch.device:
@@ -137,6 +145,34 @@ def restore_process_state() -> Iterator[None]:
         os.environ.update(variables)
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def shared(key: Hashable, context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Within a context that several threads share: the first enters it and the last leaves it, for
+    each by itself would put back what another has set."""
+    with _LOCK, ExitStack() as stack:
+        stacks = _SHARED.setdefault(key, [])
+        if not stacks:
+            stack.enter_context(context())
+        stacks.append(stack.pop_all())
+    try:
+        yield
+    finally:
+        with _LOCK:
+            stacks.pop().close()
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def without_warnings() -> AbstractContextManager[None]:
+    """Within it no thread of the process shows a warning."""
+    return shared("warnings", _ignored_warnings)
 
 
 @contextmanager

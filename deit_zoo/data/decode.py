@@ -6,7 +6,6 @@ Pillow alone: no torch.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from deit_zoo.data.formats import decodable, undecodable
 from deit_zoo.data.image_file import UnreadableError, missing_image, read_file
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, reason_of
+from deit_zoo.machine import without_warnings
 from deit_zoo.manifest import Reading
 
 # Formats whose 16 bits Pillow has in its mode of 32: PGM, and with Pillow 10 PNG.
@@ -62,8 +62,7 @@ def upright(image: Image.Image, *, in_place: bool = False) -> Image.Image:
 def _orientation(image: Image.Image) -> object:
     """What its EXIF says; 1, not turned, where there is none or it is broken."""
     unread = getattr(image, "tile", None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # raises nearly anything on broken bytes; viewers show such an image
@@ -157,9 +156,8 @@ def _converted(image: Image.Image, reading: Reading) -> Image.Image:
 @contextmanager
 def opened(source: Path | bytes, name: str) -> Iterator[ImageFile]:
     """An image whose pixels are still to be read; what goes wrong within is a DataError."""
-    with warnings.catch_warnings(), image_errors(name):
-        # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
-        warnings.simplefilter("ignore")
+    # Pillow warns of large photographs and of broken EXIF; beyond its bound it raises.
+    with without_warnings(), image_errors(name):
         allow_pixels_and_text()
         with (
             open_header(source, name) as image,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
-from deit_zoo.machine import usable_cores
+from deit_zoo.machine import usable_cores, without_warnings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,9 +37,7 @@ def prefetch(
     """
     most = default_threads() if threads is None else threads
     results = ordered_map(items, read, threads=most, ahead=BATCHES_AHEAD * batch_size)
-    # Filters of warnings belong to the process, so each thread's own would undo another's.
-    with warnings.catch_warnings(), closing(results):
-        warnings.simplefilter("ignore")
+    with without_warnings(), closing(results):
         yield iter(lambda: list(islice(results, batch_size)), [])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
+from deit_zoo.machine import shared
 from deit_zoo.manifest import Reading
 from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.results import Evaluation
@@ -129,15 +131,20 @@ def validation_folder(data: Path) -> Path:
     return split_folder(data, "val") or part_folder(data, "all")
 
 
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """A model in eval mode, and after the last thread, whatever happened, each part as it was."""
+    return shared(id(model), partial(_eval_mode, model))
+
+
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode, and afterwards, whatever happened, in the mode it was in."""
-    was_training = model.training
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 @torch.inference_mode()

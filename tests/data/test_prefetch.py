@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from deit_zoo.data import prefetch as module
-from deit_zoo.data.decode import open_image
+from deit_zoo.data.decode import open_image, opened
 from deit_zoo.data.prefetch import default_threads, ordered_map, prefetch
 from deit_zoo.errors import DataError
 
@@ -155,6 +156,19 @@ def test_filters_of_warnings_are_as_before(files: list[Path]) -> None:
     before = list(warnings.filters)
     with prefetch(files, width, batch_size=2, threads=4) as batches:
         list(batches)
+    assert list(warnings.filters) == before
+
+
+def test_filters_of_warnings_are_as_before_where_the_callers_own_threads_overlap(
+    files: list[Path],
+) -> None:
+    before = list(warnings.filters)
+    first, second = (opened(file, file.name) for file in files[:2])
+    with ExitStack() as one, ExitStack() as other:
+        one.enter_context(first)
+        other.enter_context(second)
+        one.close()
+        warnings.warn("of a thread that still decodes", stacklevel=1)
     assert list(warnings.filters) == before
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from deit_zoo.data.folder import FolderSet
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
+from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, eval_mode, evaluation_of
 from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Evaluation
 from deit_zoo.training.trainer import measure
@@ -31,6 +32,24 @@ from support.accuracy import accuracy
 from support.tables import each_row
 
 NUM_IMAGES = 61  # a prime: no shard and no batch fits
+
+
+def test_each_part_of_a_model_is_afterwards_in_the_mode_that_it_was_in() -> None:
+    model = deit_zoo.create("deit_pico_digits")
+    model.blocks[0].eval()  # as a frozen part is
+    before = [module.training for module in model.modules()]
+    deit_zoo.classify(torch.zeros(3, 8, 8), model)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_model_is_in_eval_mode_until_the_last_thread_has_its_answer() -> None:
+    model = deit_zoo.create("deit_pico_distilled_digits")
+    with ExitStack() as one, ExitStack() as other:
+        one.enter_context(eval_mode(model))
+        other.enter_context(eval_mode(model))
+        one.close()
+        assert not model.training
+    assert model.training
 
 
 class Counted:

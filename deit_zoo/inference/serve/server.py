@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_zoo.errors import ZooError
 from deit_zoo.inference.serve.app import refusal
+from deit_zoo.machine import without_warnings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -129,9 +129,7 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
         backlog=Protocol.most // 4,  # let in at one go, before any of them can be let go
     )
     server = uvicorn.Server(config)
-    # Filters of warnings belong to the process: threads that read images would undo each other's.
-    with warnings.catch_warnings(), _signals_end(server):
-        warnings.simplefilter("ignore")
+    with without_warnings(), _signals_end(server):
         server.run(sockets=[listener])
 
 
