@@ -5,6 +5,7 @@ from deit_zoo.version import __version__
 
 TYPE_CHECKING = False  # as typing has it, which takes thirty milliseconds to import
 if TYPE_CHECKING:
+    from deit_zoo import errors as errors
     from deit_zoo.api import (
         attention_map,
         classify,

@@ -14,13 +14,14 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from deit_zoo.errors import MissingExtraError, ZooError, check_whole
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+P = ParamSpec("P")
 _LOCK = Lock()
-_SHARED: dict[Hashable, list[ExitStack]] = {}  # one for each thread; the first ends the context
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
@@ -147,32 +148,34 @@ def restore_process_state() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-@contextmanager
-def shared(key: Hashable, context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Within a context that several threads share: the first enters it and the last leaves it, for
-    each by itself would put back what another has set."""
-    with _LOCK, ExitStack() as stack:
-        stacks = _SHARED.setdefault(key, [])
-        if not stacks:
-            stack.enter_context(context())
-        stacks.append(stack.pop_all())
-    try:
-        yield
-    finally:
-        with _LOCK:
-            stacks.pop().close()
+def shared(context: Callable[P, Iterator[None]]) -> Callable[P, AbstractContextManager[None]]:
+    """A context that threads share: the first enters it and the last leaves it, as each by itself
+    would put back what another has set."""
+    entered: dict[tuple[int, ...], list[ExitStack]] = {}
+
+    @contextmanager
+    @wraps(context)
+    def within(*args: P.args, **kwargs: P.kwargs) -> Iterator[None]:
+        with _LOCK, ExitStack() as stack:
+            stacks = entered.setdefault(tuple(map(id, args)), [])
+            if not stacks:
+                stack.enter_context(contextmanager(context)(*args, **kwargs))
+            stacks.append(stack.pop_all())
+        try:
+            yield
+        finally:
+            with _LOCK:
+                stacks.pop().close()
+
+    return within
 
 
-@contextmanager
-def _ignored_warnings() -> Iterator[None]:
+@shared
+def without_warnings() -> Iterator[None]:
+    """Within it no thread of the process shows a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def without_warnings() -> AbstractContextManager[None]:
-    """Within it no thread of the process shows a warning."""
-    return shared("warnings", _ignored_warnings)
 
 
 @contextmanager

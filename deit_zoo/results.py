@@ -23,8 +23,9 @@ class Prediction:
     folder: str
 
 
-class Predictions(list["list[Prediction] | DataError"]):
-    """The classes of each image, or why it could not be read; a notebook shows the first of them.
+class Predictions(list["list[Prediction] | Any"]):
+    """The classes of each image, or the DataError that says why it could not be read, for which a
+    type checker takes anything; a notebook shows the first of them.
 
     `images` are answers with their images' names and a JPEG each of what the model saw, so that
     each stands beside its own, however the list is changed.

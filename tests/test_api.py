@@ -375,6 +375,13 @@ def test_a_transform_takes_another_size_and_crop() -> None:
     assert changed(photo(RED)).shape == (3, 192, 256)
 
 
+def test_a_transform_says_how_pixels_are_normalised_for_other_libraries() -> None:
+    # torchvision says them of ImageNet, by which the authors normalise.
+    changed = deit_zoo.transform("cait_s24_224")
+    assert (changed.mean, changed.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert changed.interpolation == "bicubic"
+
+
 def test_a_model_without_a_head_has_a_transform() -> None:
     model = deit_zoo.create("deit_tiny", num_classes=0, device="meta")
     assert deit_zoo.transform(model).img_size == (224, 224)

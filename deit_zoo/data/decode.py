@@ -111,12 +111,9 @@ def open_image(source: Path | bytes, name: str = "", *, reading: Reading) -> Ima
     "upright" is as a person sees it: turned by its EXIF, and converted by `to_rgb`; "upstream" as
     upstream's loader reads it: EXIF ignored, and converted as Pillow does.
     """
-    with opened(source, name or _name_of(source)) as image:
+    unnamed = str(source) if isinstance(source, Path) else "the given bytes"
+    with opened(source, name or unnamed) as image:
         return decoded(image, reading)
-
-
-def _name_of(source: Path | bytes) -> str:
-    return str(source) if isinstance(source, Path) else "the given bytes"
 
 
 def read_pixels(data: bytes, name: str, reading: Reading) -> Pixels:

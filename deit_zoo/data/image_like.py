@@ -15,10 +15,8 @@ from torch import Tensor
 from deit_zoo.data.remote import NotFetchedError, is_address, local_path, read_address
 from deit_zoo.errors import DataError
 
-ImageLike: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image "
-    "| NDArray[Any] | Tensor"
-)
+Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+ImageLike: TypeAlias = Encoded | Image.Image | NDArray[Any] | Tensor
 URL_LIMIT, URL_SECONDS = 64 * 2**20, 120.0
 KINDS = (
     "a path, a URL, the bytes of an encoded image, a file opened with 'rb', a PIL image, an array "
@@ -30,7 +28,7 @@ def is_one(images: object) -> bool:
     """Whether this is one image, or anything else that is not many."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
     single = single or hasattr(images, "read") or not hasattr(images, "__iter__")
-    return single or getattr(images, "ndim", 4) < 4
+    return single or isinstance(images, dict) or getattr(images, "ndim", 4) < 4
 
 
 def is_url(image: object) -> bool:

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
-from deit_zoo.machine import usable_cores, without_warnings
+from deit_zoo.machine import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ def prefetch(
     """
     most = default_threads() if threads is None else threads
     results = ordered_map(items, read, threads=most, ahead=BATCHES_AHEAD * batch_size)
-    with without_warnings(), closing(results):
+    with closing(results):
         yield iter(lambda: list(islice(results, batch_size)), [])
 
 

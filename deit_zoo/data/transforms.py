@@ -20,6 +20,7 @@ from deit_zoo.data.bounds import MAX_PIXELS_ENVIRONMENT, max_pixels
 from deit_zoo.data.decode import decoded, image_errors, opened, to_rgb, upright
 from deit_zoo.data.image_like import ImageLike, name_of, source_of
 from deit_zoo.errors import DataError, ImageSizeError, is_real
+from deit_zoo.machine import without_warnings
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
 from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel, in_chans_of, spec_of
@@ -36,6 +37,7 @@ class EvalTransform:
     256. A rectangular `img_size` (height, width) is cut from the smallest resize that covers it.
     """
 
+    mean, std, interpolation = IMAGENET_MEAN, IMAGENET_STD, "bicubic"
     img_size: tuple[int, int]
     crop_pct: float
 
@@ -144,7 +146,7 @@ def as_tensor(
         with opened(source, name) as file:
             return transform(decoded(file, "upright"))
     # The same image may be given twice, and no image is decoded by two threads at once.
-    with _DECODING, image_errors(name):
+    with _DECODING, without_warnings(), image_errors(name):
         source.load()
         source = upright(source)
     return transform(source)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from functools import partial
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +130,9 @@ def validation_folder(data: Path) -> Path:
     return split_folder(data, "val") or part_folder(data, "all")
 
 
-def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+@shared
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """A model in eval mode, and after the last thread, whatever happened, each part as it was."""
-    return shared(id(model), partial(_eval_mode, model))
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

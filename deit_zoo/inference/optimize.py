@@ -171,7 +171,7 @@ class OptimizedModel(nn.Module):
         self.embed_dim = model.embed_dim
         self.precision = kind
         self.reasons = {"dtype": "", "compiled": ""}  # of what was chosen automatically
-        self.in_chans = model.patch_embed.proj.in_channels
+        self.in_chans = model.patch_embed.in_chans
         self.network = FoldedNetwork(model, PRECISIONS[kind])
         self.compiled: CompiledSizes | None = None
         self.eval()

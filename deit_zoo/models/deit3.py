@@ -104,7 +104,6 @@ class HMLPStem(nn.Sequential):
             nn.Conv2d(width, embed_dim, kernel_size=2, stride=2),
             nn.BatchNorm2d(embed_dim),
         )
-        self.in_channels = in_chans
 
 
 class LayerScaleTransformer(deit.Transformer):

@@ -6,7 +6,6 @@ Shapes: B batch, N tokens, D embedding, (h, w) the grid of patches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,14 @@ class PatchEmbed(nn.Module):
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
+    @property
+    def in_chans(self) -> int:
+        """What its first convolution reads, also where an adapter was put around that."""
+        channels = (getattr(part, "in_channels", None) for part in self.proj.modules())
+        return int(next(filter(None, channels)))
+
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.img_size, self.proj.in_channels)
+        check_input(x, self.img_size, self.in_chans)
         if self.kernel is not None:
             return self.kernel(self, x)
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -103,11 +108,8 @@ def new_head(dim: int, num_classes: int, *, like: nn.Module | None = None) -> nn
     check_whole("num_classes", num_classes, 0, "the number of classes, or 0 for none")
     if num_classes == 0:
         return nn.Identity()
-    reference = None if like is None else next(like.parameters())
-    options: dict[str, Any] = (
-        {} if reference is None else {"device": reference.device, "dtype": reference.dtype}
-    )
-    head = nn.Linear(dim, num_classes, **options)
+    reference = torch.empty(0) if like is None else next(like.parameters())
+    head = nn.Linear(dim, num_classes, device=reference.device, dtype=reference.dtype)
     init_linear(head)
     return head
 

@@ -268,9 +268,8 @@ class Scriptable(nn.Module):
 
     def __init__(self, model: ZooModel) -> None:
         super().__init__()
-        channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
-        where = next(model.parameters())
-        image = torch.zeros(2, channels, *model.img_size, device=where.device, dtype=where.dtype)
+        shape, where = (2, in_chans_of(model), *model.img_size), next(model.parameters())
+        image = torch.zeros(shape, device=where.device, dtype=where.dtype)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of checks that a trace leaves out
             self.traced = torch.jit.trace(model, image)  # type: ignore[no-untyped-call]
@@ -330,6 +329,4 @@ def num_classes_of(model: Any) -> int:
 
 def in_chans_of(model: Any) -> int:
     """The channels of the images that a model takes; a RegNet from timm takes three."""
-    patches = getattr(model, "patch_embed", None)
-    own: int = getattr(model, "in_chans", 3) if patches is None else patches.proj.in_channels
-    return own
+    return int(getattr(getattr(model, "patch_embed", model), "in_chans", 3))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo.data.digits import digits
+from deit_zoo.data.image_like import ImageLike
 from deit_zoo.errors import DataError
 from deit_zoo.models.model import ZooModel
 from support.tables import each_row
@@ -25,6 +26,10 @@ from support.tables import each_row
 IMAGE = next(image for image, label in digits() if label == "7").convert("RGB")
 ARRAY = np.asarray(IMAGE)
 TENSOR = torch.from_numpy(ARRAY.transpose(2, 0, 1).copy())
+
+
+def test_a_type_checker_reads_what_an_image_is() -> None:
+    assert {str, bytes, Image.Image, torch.Tensor} <= set(get_args(ImageLike))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,11 @@ def test_a_batch_of_pixels_is_many_images(model: ZooModel) -> None:
             "",
             "an empty text is no image; give a path, a URL, the bytes of an encoded image, a file "
             "opened with 'rb', a PIL image, an array (H, W, 3) or a tensor (3, H, W)",
+        ),
+        (
+            {"image": "photo.png", "label": 3},  # a row of a data set
+            "dict is no image; give a path, a URL, the bytes of an encoded image, a file opened "
+            "with 'rb', a PIL image, an array (H, W, 3) or a tensor (3, H, W)",
         ),
         (
             7,

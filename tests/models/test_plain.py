@@ -303,6 +303,15 @@ def test_a_replaced_part_is_used(
     assert changed or swap is replace_weight  # the same numbers behind another tensor
 
 
+@transformers
+def test_an_adapter_around_the_stem_is_used(network: ZooModel, images: Tensor) -> None:
+    before = network(images)
+    network.patch_embed.proj = nn.Sequential(network.patch_embed.proj, nn.Identity())
+    assert torch.equal(torch.as_tensor(network(images)), before)
+    with pytest.raises(ImageSizeError, match=r"\(B, 3, 32, 48\), not \(2, 4, 32, 48\)"):
+        network(torch.zeros(2, 4, 32, 48))
+
+
 @only_cait
 @pytest.mark.parametrize("swap", [swap_key, drop_value_bias])
 def test_a_replaced_part_of_class_attention_is_used(

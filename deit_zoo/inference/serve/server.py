@@ -16,7 +16,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deit_zoo.errors import ZooError
 from deit_zoo.inference.serve.app import refusal
-from deit_zoo.machine import without_warnings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -129,7 +128,7 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
         backlog=Protocol.most // 4,  # let in at one go, before any of them can be let go
     )
     server = uvicorn.Server(config)
-    with without_warnings(), _signals_end(server):
+    with _signals_end(server):
         server.run(sockets=[listener])
 
 
