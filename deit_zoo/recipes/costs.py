@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deit_zoo.files import ASSETS
+from deit_zoo.files import ASSETS, LOG_FILE
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN, Recipe
 
@@ -129,8 +129,10 @@ def estimate(recipe: Recipe, gpus: int, share: float = 1.0) -> list[str]:
         getattr(recipe, key) != getattr(shipped, key) for key in ("model", "img_size", "data")
     ):
         return [UNKNOWN]
-    if recipe.data == "digits":
-        seconds = _shipped_seconds(recipe.name) * recipe.epochs / shipped.epochs * share
+    log = ASSETS / f"{recipe.name}.{LOG_FILE}"
+    if log.is_file():  # of a model that is shipped
+        epochs = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+        seconds = sum(epoch["seconds"] for epoch in epochs) * recipe.epochs / shipped.epochs * share
         return [f"{seconds:.0f} s on the machine that made the shipped weights (from their log)"]
     costs = _of_nearest(costs_of(recipe.name), gpus)
     return [_sentence(cost, recipe, gpus, share) for cost in costs] or [UNKNOWN]
@@ -157,8 +159,3 @@ def _sentence(cost: Cost, recipe: Recipe, gpus: int, share: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.1f}".removesuffix(".0") if value < 1000 else f"{value:,.0f}"
-
-
-def _shipped_seconds(name: str) -> float:
-    lines = (ASSETS / f"{name}.log.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(sum(json.loads(line)["seconds"] for line in lines))

@@ -117,6 +117,14 @@ def test_a_cost_of_something_else_is_unknown(change: dict[str, object]) -> None:
     assert estimate(recipe, 8) == ["unknown: nobody published it"]
 
 
+def test_a_new_recipe_of_the_digits_has_no_time_before_it_was_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new = replace(RECIPES["deit_pico_digits"], name="new_digits")
+    monkeypatch.setitem(RECIPES, "new_digits", new)
+    assert estimate(new, 0) == ["unknown: nobody published it"]
+
+
 def test_an_embedded_model_takes_what_its_log_says() -> None:
     # The epochs of an embedded log take minutes together, not hours.
     [sentence] = estimate(RECIPES["deit_pico_digits"], 0)
