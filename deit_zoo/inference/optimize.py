@@ -39,7 +39,9 @@ PRECISIONS = {
 }
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
-METHODS = ("forward", "forward_features", "forward_head")  # which may be replaced on one module
+# What a copy computes otherwise, and what may be replaced on one module.
+METHODS = ("forward", "forward_features", "forward_head")
+METHODS += ("embed", "finish", "read_class", "softmax_map")
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5  # on which int8 must prove faster
 
 
@@ -95,8 +97,7 @@ def fast_copy(model: nn.Module) -> OptimizedModel:
 def is_slower_than_float32(model: OptimizedModel) -> bool:
     """Whether a copy is of a type of 16 bits that its device has no units for."""
     fast = fast_dtypes(model.network.patches.weight.device)
-    half = model.precision in ("bfloat16", "float16")
-    return half and fast is not None and model.precision not in fast
+    return fast is not None and model.precision in {"bfloat16", "float16"}.difference(fast)
 
 
 def is_modified(model: deit.Transformer | cait.CaiT) -> bool:
@@ -121,21 +122,21 @@ def is_modified(model: deit.Transformer | cait.CaiT) -> bool:
 
 def build_like(model: deit.Transformer | cait.CaiT) -> nn.Module:
     """A network with the parts of a model, whatever their sizes."""
-    depth, classes = len(model.blocks), model.num_classes
+    sizes = {"depth": len(model.blocks), "num_classes": model.num_classes}
     if isinstance(model, cait.CaiT):
-        few = len(model.blocks_token_only)
-        return cait.CaiT(depth=depth, num_classes=classes, depth_token_only=few)
+        return cait.CaiT(**sizes, depth_token_only=len(model.blocks_token_only))
     if isinstance(model, deit.VisionTransformer):
-        return deit.VisionTransformer(depth=depth, num_classes=classes, distilled=model.distilled)
-    return deit3.LayerScaleTransformer(depth=depth, num_classes=classes)
+        twin = deit.VisionTransformer(**sizes, distilled=model.distilled)
+        twin.head_dist = twin.head_dist if model.head_dist else None
+        return twin
+    return deit3.LayerScaleTransformer(**sizes)
 
 
 def _is_modified_part(part: nn.Module) -> bool:
-    forward_hooks = (part._forward_hooks, part._forward_pre_hooks)
-    backward_hooks = (part._backward_hooks, part._backward_pre_hooks)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     methods = [name for name in METHODS if hasattr(part, name)]
     return (
-        any((*forward_hooks, *backward_hooks))
+        any(getattr(part, name) for name in hooks)
         or any(name in part.__dict__ for name in methods)
         or not all(getattr(type(part), name).__module__.startswith(OUR_PARTS) for name in methods)
         or hasattr(getattr(part, "weight", None), "__tensor_flatten__")

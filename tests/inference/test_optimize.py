@@ -76,6 +76,7 @@ KINDS: dict[str, Callable[[], ZooModel]] = {
     "16 tokens": lambda: small(img_size=(48, 80)),
     "distilled, 18 tokens": lambda: small("deit_tiny_distilled"),
     "distilled, 16 tokens": lambda: small("deit_tiny_distilled", img_size=(32, 112)),
+    "distilled, one head": lambda: put("head_dist", None, "deit_tiny_distilled"),
     "one block": lambda: small(depth=1),
     "37 classes": lambda: small(num_classes=37),
     "deit3": lambda: small("deit3_small"),
@@ -471,8 +472,8 @@ class Pooled(VisionTransformer):
         return logits
 
 
-def put(name: str, part: nn.Module, model: str = "deit_tiny") -> ZooModel:
-    """A model with another part in the place of its own."""
+def put(name: str, part: nn.Module | None, model: str = "deit_tiny") -> ZooModel:
+    """A model with another part, or none, in the place of its own."""
     network = small(model)
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, part)
@@ -515,6 +516,11 @@ REFUSED: dict[str, Callable[[], ZooModel]] = {
     "own forward": lambda: touched(lambda model: replaced_method("forward")(model.blocks[1].attn)),
     "own features": lambda: touched(replaced_method("forward_features")),
     "own head": lambda: touched(replaced_method("forward_head")),
+    "own embedding": lambda: touched(replaced_method("embed")),
+    "own end": lambda: touched(replaced_method("finish")),
+    "own scores": lambda: touched(
+        lambda model: replaced_method("softmax_map")(model.blocks[0].attn), "cait_xxs24_224"
+    ),
     "subclass": lambda: touched(lambda model: setattr(model, "__class__", Pooled)),
     "other block": lambda: put("blocks.2", nn.Identity()),
     "other layer": lambda: put("blocks.2.attn.qkv", nn.Sequential(nn.Linear(48, 144), nn.ReLU())),
@@ -542,7 +548,12 @@ def test_a_model_that_a_copy_would_not_be_like_is_refused(make: Callable[[], Zoo
 
 
 @pytest.mark.parametrize(
-    ("cls", "method"), [(deit.Attention, "forward"), (VisionTransformer, "forward_head")]
+    ("cls", "method"),
+    [
+        (deit.Attention, "forward"),
+        (VisionTransformer, "forward_head"),
+        (VisionTransformer, "embed"),
+    ],
 )
 def test_a_model_whose_class_was_patched_is_refused(
     monkeypatch: pytest.MonkeyPatch, cls: type[nn.Module], method: str

@@ -341,6 +341,17 @@ def test_cutmix_moves_a_box_and_mixup_blends() -> None:
     assert values == [2, 1]
 
 
+def test_the_box_of_cutmix_has_an_odd_side_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 32 pixels sqrt(1 - lambda) are 23.5. timm 0.3.2 halved 23 twice and cut 22 x 22.
+    monkeypatch.setattr(np.random, "beta", lambda a, b: 1 - (23.5 / 32) ** 2)
+    monkeypatch.setattr(np.random, "randint", lambda low, high, size=None: 16)
+    images = torch.stack((torch.zeros(3, 32, 32), torch.ones(3, 32, 32)))
+    recipe = replace(CUTMIX, label_smoothing=0.0)
+    mixed, targets = mixer(recipe, 2)(images, torch.tensor([0, 1]))
+    assert mixed[0, 0].sum() == 23 * 23
+    assert targets[0, 1].item() == pytest.approx(23 * 23 / 32**2)
+
+
 def test_a_mixing_probability_of_zero_leaves_images_as_they_are() -> None:
     images = torch.rand(2, 3, 4, 4)
     found, _ = mixer(replace(DEIT_BASE, mixup_prob=0.0), 2)(images.clone(), torch.tensor([0, 1]))
