@@ -78,7 +78,7 @@ def models_page(models: Iterable[ModelInfo]) -> str:
         "# Models",
         "",
         "Made by `deit-zoo list --markdown`. Accuracy in percent, on ImageNet-1k's validation set",
-        "with the crop shown, or on the embedded digits. `*`: measured so by timm,",
+        "with the crop shown, or on the embedded digits. `*`: measured by timm with this crop,",
         "for which the authors published no figure. GMACs are multiply-accumulates per image.",
         "",
         "`--html` writes the same for a browser, in one file that needs no network: to sort, to",

@@ -105,10 +105,21 @@ def test_a_part_of_the_images_is_not_judged(digits: Path, claiming: dict[str, st
 def test_the_whole_validation_set_is_judged(
     top1: float, num_images: int, good: bool | None
 ) -> None:
-    # 79.854 is published; reruns by others land within 0.06, and 0.1 is allowed.
+    # 79.854 is published; reruns by others land within 0.07, and 0.1 is allowed.
     model = info("deit_small")
     reached = Evaluation(top1=top1, top5=95.0, loss=0.9, num_images=num_images)
     assert judge(model, None, published_for(model, None), reached)[0] is good
+
+
+@pytest.mark.parametrize("name", ["deit_base", "deit_small", "deit_base_distilled_384"])
+def test_a_figure_that_is_just_as_far_below_as_is_allowed_is_reached(name: str) -> None:
+    model = info(name)
+    published = published_for(model, None)
+    assert published is not None
+    assert published.top1 is not None
+    right = round(500 * published.top1) - 50  # of 50,000 images, 0.1 % fewer
+    reached = Evaluation(top1=100.0 * right / 50_000, top5=95.0, loss=0.9, num_images=50_000)
+    assert judge(model, None, published, reached)[0] is True
 
 
 def test_other_label_sets_are_compared_and_not_judged() -> None:
