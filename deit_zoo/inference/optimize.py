@@ -40,7 +40,7 @@ PRECISIONS = {
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OUR_PARTS = ("torch.nn.modules.", "deit_zoo.models.")
 # What a copy computes otherwise, and what may be replaced on one module.
-METHODS = ("forward", "forward_features", "forward_head")
+METHODS: tuple[str, ...] = ("forward", "forward_features", "forward_head")
 METHODS += ("embed", "finish", "read_class", "softmax_map")
 TRIAL_BATCH, TRIAL_ROUNDS = 8, 5  # on which int8 must prove faster
 
@@ -122,7 +122,7 @@ def is_modified(model: deit.Transformer | cait.CaiT) -> bool:
 
 def build_like(model: deit.Transformer | cait.CaiT) -> nn.Module:
     """A network with the parts of a model, whatever their sizes."""
-    sizes = {"depth": len(model.blocks), "num_classes": model.num_classes}
+    sizes: dict[str, Any] = {"depth": len(model.blocks), "num_classes": model.num_classes}
     if isinstance(model, cait.CaiT):
         return cait.CaiT(**sizes, depth_token_only=len(model.blocks_token_only))
     if isinstance(model, deit.VisionTransformer):
