@@ -106,15 +106,14 @@ def is_modified(model: deit.Transformer | cait.CaiT) -> bool:
 
     An adapter (LoRA), a parametrization or a quantized weight makes a module another one.
     """
-    if not len(model.blocks):
-        return True
     with torch.device("meta"):
         twin = build_like(model)
     parts, unmodified = (
         {name: type(part) for name, part in network.named_modules()} for network in (model, twin)
     )
     return (
-        parts != unmodified
+        not len(model.blocks)
+        or parts != unmodified
         or model.state_dict().keys() != twin.state_dict().keys()
         or any(map(_is_modified_part, model.modules()))
     )
