@@ -173,8 +173,7 @@ def read_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
     """
     path = path or manifest_path()
     try:
-        status = path.stat()
-        return _read(path, status.st_mtime_ns)
+        return _read(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise CheckpointError(
             f"the weights manifest {path} cannot be read ({error.strerror}); reinstall deit_zoo, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import UnknownModelError, ZooError, as_text, check_whole, is_real
@@ -289,6 +290,8 @@ def create(
             check_divisible(as_pair(img_size), patch)  # before the weights are fetched
         record = manifest_record(spec.name)
         file, metadata = resolve_file(record), {"input_size": spec.img_size}
+        sources = sorted(record.sources, key=lambda source: source.proof != file.proof)
+        record = replace(record, sources=tuple(sources))  # first the one that gave the file
     model = load_checkpoint(
         spec,
         file.path,

@@ -405,7 +405,7 @@ def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
     """The Slurm script of the run that was typed, without `--slurm`."""
     from deit_zoo.errors import RecipeError
     from deit_zoo.files import write_whole
-    from deit_zoo.training import elastic, slurm
+    from deit_zoo.training import slurm
     from deit_zoo.training.checks import check_data
 
     check_data(plan, data)
@@ -423,7 +423,7 @@ def write_script(plan: Plan, file: Path, data: str | None, resume: str) -> None:
         if not word.startswith("--slurm") and words[number - 1 : number] != ["--slurm"]
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, slurm.script(plan, typed, elastic.PORT).encode())
+    write_whole(file, slurm.script(plan, typed).encode())
     command = shlex.join(["sbatch", str(file)])
     talk.print(escape(f"{file} asks for {slurm.asked(plan)}; type: {command}"))
 

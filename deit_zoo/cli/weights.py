@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,10 +91,16 @@ def verify_(
             rows += [(word, verify_file(file, bar.advance)) for file in files]
             if not files:
                 rows.append((resolve(word).name, None))
+    facts = [_as_dict(name, result) for name, result in rows]
     if as_json:
-        print_json([_as_dict(name, result) for name, result in rows])
+        print_json(facts)
     else:
-        _print_results(rows)
+        cells = [("name", "verdict", "MB", "proof", "where")]
+        for fact in facts:
+            size = f"{fact['bytes'] / MB:.1f}" if "bytes" in fact else "–"
+            where = (fact.get("proof", "–"), fact.get("file", "–"))
+            cells.append((fact["name"], fact["status"], size, *where))
+        print_table(cells, right=(2,), styles={"wrong": "bold red"})
     problems = [result.problem for _, result in rows if result and result.problem]
     if key is not None:
         for folder in folders:
@@ -217,29 +222,13 @@ def publish_(
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:
     if result is None:
         return {"name": name, "status": "not cached"}
+    right = "whole" if result.file.sha256 else "no digest known"
     return {
         "name": result.file.name,
-        "status": _status(result),
+        "status": "wrong" if result.problem else right,
         "file": str(result.file.path),
         "bytes": result.bytes,
         "proof": result.file.proof,
         "sha256": result.sha256,
         "expected": result.file.sha256,
     }
-
-
-def _status(result: VerifyResult) -> str:
-    if result.problem:
-        return "wrong"
-    return "whole" if result.file.sha256 else "no digest known"
-
-
-def _print_results(rows: Iterable[tuple[str, VerifyResult | None]]) -> None:
-    cells = [("name", "verdict", "MB", "proof", "where")]
-    for name, result in rows:
-        if result is None:
-            cells.append((name, "not cached", "–", "–", "–"))
-        else:
-            file, size = result.file, f"{result.bytes / MB:.1f}"
-            cells.append((file.name, _status(result), size, file.proof, str(file.path)))
-    print_table(cells, right=(2,), styles={"wrong": "bold red"})

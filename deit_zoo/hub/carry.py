@@ -63,19 +63,25 @@ def check_free(name: str, folder: Path) -> None:
         )
 
 
-def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None]) -> str:
-    """Leave the folder whole or as it was. Returns the SHA-256 of the weights in it."""
+def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None]) -> None:
+    """Leave the folder whole or as it was."""
     # Beside what is new, inside what is there: a mounted disk cannot be renamed.
     temporary = temporary_in(folder if folder.exists() else folder.parent, _TEMPORARY)
-    if folder.exists() and (sha256 := _whole(folder, file)) is not None:
-        return sha256
+    if _is_whole(folder, file):
+        return
     record = manifest_record(file.name)
     try:
         temporary.mkdir(parents=True)
         sha256 = copy_file(file.path, temporary / MODEL_FILE, advance)
         if problem := file.mismatch(sha256):
             raise IntegrityError(problem)
-        _check_provable(record, file, sha256)
+        pinned = {source.sha256 for source in record.sources} - {None}
+        if pinned and sha256 not in pinned:  # which another machine's manifest could not prove
+            raise CheckpointError(
+                f"{file.path} was converted from the original, but elsewhere {record.name} is "
+                f"proved by SHA-256 {' or '.join(sorted(map(str, pinned)))}; fetch it where the "
+                "Hub can be reached, or carry the file itself and pass checkpoint=FILE"
+            )
         records = read_json(manifest_path())["checkpoints"]
         text = json.dumps({file.name: records[file.name]}, indent=2, ensure_ascii=False)
         write_whole(temporary / RECORD_FILE, f"{redact(text)}\n".encode())
@@ -93,18 +99,6 @@ def write_folder(file: CachedFile, folder: Path, advance: Callable[[int], None])
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return sha256
-
-
-def _check_provable(record: Checkpoint, file: CachedFile, sha256: str) -> None:
-    """Raises CheckpointError for weights that another machine's manifest could not prove."""
-    pinned = {source.sha256 for source in record.sources} - {None}
-    if pinned and sha256 not in pinned:
-        raise CheckpointError(
-            f"{file.path} was converted from the original, but elsewhere {record.name} is proved "
-            f"by SHA-256 {' or '.join(sorted(map(str, pinned)))}; fetch it where the Hub can be "
-            "reached, or carry the file itself and pass checkpoint=FILE"
-        )
 
 
 def _license_text(record: Checkpoint) -> str:
@@ -142,19 +136,20 @@ def _card(record: Checkpoint, sha256: str) -> str:
 """)
 
 
-def _whole(folder: Path, file: CachedFile) -> str | None:
-    """The digest of the weights in a folder that has all they need and is what it says."""
+def _is_whole(folder: Path, file: CachedFile) -> bool:
+    """Whether a folder has these weights and all they need, and is what it says."""
     if not all((folder / filename).is_file() for filename in FOLDER_FILES):
-        return None
+        return False
     try:
         stated = known_file(folder / MODEL_FILE).sha256
         digests, _ = stated_digests(folder)
     except (CheckpointError, IntegrityError):
-        return None
-    same = digests.keys() == set(FOLDER_FILES) - {SUMS_FILE} and all(
-        digest(folder / name) == sha256 for name, sha256 in digests.items()
+        return False
+    return (
+        file.sha256 in (None, stated)
+        and digests.keys() == set(FOLDER_FILES) - {SUMS_FILE}
+        and all(digest(folder / name) == sha256 for name, sha256 in digests.items())
     )
-    return stated if same and file.sha256 in (None, stated) else None
 
 
 def _recorded_name(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from deit_zoo.files import (
     MODEL_FILE,
     PREPROCESSOR_FILE,
     RECEIPT_FILE,
+    RECORD_FILE,
     SUMS_FILE,
     WEIGHTS_SUFFIXES,
     digest,
@@ -109,10 +110,12 @@ def _check_confined(path: Path, folder: Path) -> None:
 
 
 def files_of(name: str) -> list[CachedFile]:
-    """The files of a model, or of a folder that is given by its path."""
+    """The files of a model, or of a folder that is given by its path, or holds such folders."""
     path = Path(name)
     if is_path(name) or (path.is_dir() and path.name != name):
-        return list(listed_files(path))
+        inner = [] if (path / SUMS_FILE).exists() else sorted(path.glob(f"*/{RECORD_FILE}"))
+        folders = [record.parent for record in inner] or [path]
+        return [file for folder in folders for file in listed_files(folder)]
     return list(cached_files(manifest_record(resolve(name).name)))
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import uuid
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,8 @@ def launch(job: Job, output: Path, rendezvous: str | None) -> Verdict:
         min_nodes=plan.nodes,
         max_nodes=plan.nodes,
         nproc_per_node=plan.processes // plan.nodes,
-        run_id=uuid.uuid4().hex if alone else plan.recipe.digest[:16],
+        # What all nodes know of a run, and no other run at this address has.
+        run_id=uuid.uuid4().hex if alone else f"{plan.recipe.digest[:16]} {output.resolve().name}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if alone else rendezvous or "",
         rdzv_configs={"join_timeout": JOIN_SECONDS, "read_timeout": JOIN_SECONDS},
@@ -211,15 +213,16 @@ def main() -> None:
 
     # Not before: a library that is loaded from a slow disk lets no other thread run meanwhile.
     heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
+    say = partial(print, file=sys.stderr)
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts and os.environ["RANK"] == "0":
         count = f"restart {restarts} of {RESTARTS}"
-        _say(f"a process died; all begin again from the last state ({count})")
+        say(f"a process died; all begin again from the last state ({count})")
     job = read_job(output)
     with init_distributed(job.plan.device, launcher) as group:
         several = group.is_main and job.plan.nodes > 1  # else the launcher has the lock
         try:
-            with run_lock(output, _say) if several else nullcontext():
+            with run_lock(output, say) if several else nullcontext():
                 train(job, output, group)
             if group.is_main:
                 write_exit_status(output, done=True)
@@ -235,7 +238,3 @@ def main() -> None:
             if not is_peer_lost(error):
                 raise
             os._exit(EXIT_PEER_LOST)
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)

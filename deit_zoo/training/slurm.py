@@ -18,6 +18,7 @@ from deit_zoo.recipes.recipe import count
 
 REQUEUE = 75  # EX_TEMPFAIL: what a run exits with when it was asked to stop
 WARNING_SECONDS = 300
+FIRST_PORT, PORTS = 20_000, 20_000  # of jobs that share a node, each by its number
 HOURS = 24  # that a job asks for; it is queued again at their end
 
 
@@ -30,13 +31,12 @@ def asked(plan: Plan) -> str:
     """What the script asks for, in words."""
     local = plan.processes // plan.nodes
     gpus = f"{count(local, 'GPU')} and " if plan.device == "cuda" else ""
-    cores = (
-        f"{count(cores_per_node(plan), 'core')} ({local} x (1 + {count(plan.workers, 'worker')}))"
-    )
-    return f"{count(plan.nodes, 'node')} of {gpus}{cores}, for {HOURS} h at a time"
+    cores, of = count(cores_per_node(plan), "core"), count(plan.workers, "worker")
+    nodes = f"{count(plan.nodes, 'node')} of {gpus}{cores}"
+    return f"{nodes} ({local} x (1 + {of})), for {HOURS} h at a time"
 
 
-def script(plan: Plan, words: Sequence[str], port: int) -> str:
+def script(plan: Plan, words: Sequence[str]) -> str:
     """The script; `words` are what was typed, without `--slurm`. Nothing in it is of one site.
 
     It starts this very environment, here. One task per node starts that node's processes; they meet
@@ -66,7 +66,7 @@ def script(plan: Plan, words: Sequence[str], port: int) -> str:
     run = f"srun {shlex.join(command)}"
     if plan.nodes > 1:
         lines.append('first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
-        run += f' --rendezvous "$first:{port}"'
+        run += f' --rendezvous "$first:$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"'
     lines += [
         run,
         "status=$?",
@@ -87,11 +87,9 @@ def set_rank_variables(processes: int) -> None:
     in_step = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env
     if not in_step or tasks != str(processes) or processes == 1 or "RANK" in env:
         return
-    env["RANK"] = env["SLURM_PROCID"]
-    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-    env["WORLD_SIZE"] = tasks
+    env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
     env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
-    env.setdefault("MASTER_PORT", str(20_000 + int(env["SLURM_JOB_ID"]) % 20_000))
+    env.setdefault("MASTER_PORT", str(FIRST_PORT + int(env["SLURM_JOB_ID"]) % PORTS))
 
 
 def first_host(nodes: str) -> str:

@@ -75,7 +75,7 @@ def verified(file: Path, sha256: str | None) -> Iterator[OpenedFile]:
             same = stack.enter_context(opened(file))
         except OSError as error:
             raise CheckpointError(
-                f"{file} cannot be read ({error.strerror}); give a file"
+                f"{file} cannot be read ({error.strerror}); give a file that you may read"
             ) from error
         if sha256 is not None:
             _check(same, sha256)
@@ -142,17 +142,22 @@ def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
         file = _record_file(kind, key)
         make_folder(file.parent)
         write_whole(file, (json.dumps(record | {"key": key}, sort_keys=True) + "\n").encode())
+        share(file, but=~0o644)
 
 
 def make_folder(place: Path, but: int = 0) -> None:
-    """Make a folder of the cache with the mode of the one above, `but` these bits, whatever the
-    umask: it is open to those that the cache is open to."""
+    """Make a folder of the cache, shared with those that the cache is open to."""
     folder().mkdir(parents=True, exist_ok=True)
     for new in (one for one in (*reversed(place.parents), place) if not one.exists()):
         with contextlib.suppress(FileExistsError):  # another process was quicker
             new.mkdir()
-            with contextlib.suppress(PermissionError):  # some disks of a network refuse it
-                new.chmod(stat.S_IMODE(new.parent.stat().st_mode) & ~but)
+            share(new, but)
+
+
+def share(new: Path, but: int) -> None:
+    """Give what was made the mode of its folder, `but` these bits, whatever the umask."""
+    with contextlib.suppress(PermissionError):  # some disks of a network refuse it
+        new.chmod(stat.S_IMODE(new.parent.stat().st_mode) & ~but)
 
 
 @contextlib.contextmanager

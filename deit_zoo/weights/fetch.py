@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -142,6 +142,7 @@ def _from_url(name: str, source: Source) -> KnownFile:
         from deit_zoo.weights.formats import convert_pickle
 
         sha256 = convert_pickle(original, converted, original_sha256)
+        cache.share(converted, but=~0o644)
     except OSError as error:
         parts = (error.filename, error.strerror or error)
         raise UnavailableError(": ".join(str(part) for part in parts if part)) from error
@@ -149,8 +150,7 @@ def _from_url(name: str, source: Source) -> KnownFile:
         _remove(original)
         raise UnavailableError(str(error)) from error
     cache.check(converted, sha256)
-    about = Converted(original_sha256=original_sha256, sha256=sha256)
-    cache.write_record("converted", url, asdict(about))
+    cache.write_record("converted", url, {"original_sha256": original_sha256, "sha256": sha256})
     _remove(original)
     return KnownFile(path=converted, sha256=sha256, proof=source.proof)
 

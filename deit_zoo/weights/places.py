@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deit_zoo.errors import ZooError
+from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.files import MODEL_FILE, RECORD_FILE, expand_user, read_json
 
 if TYPE_CHECKING:
@@ -39,10 +40,9 @@ def folder() -> Path:
 
 def hub_folder() -> Path:
     """The Hub's cache, as huggingface_hub finds it, whose import takes longer than all of this."""
-    variables = os.environ
-    base = variables.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    home = variables.get("HF_HOME") or os.path.join(base, "huggingface")
-    chosen = variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = os.environ.get("HF_HOME") or os.path.join(base, "huggingface")
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(os.path.expandvars(os.path.expanduser(chosen or os.path.join(home, "hub"))))
 
 
@@ -82,10 +82,23 @@ def unreadable_records(names: Iterable[str]) -> list[str]:
 def _is_of(name: str, folder: Path) -> bool:
     """Whether a folder was carried for a model. Raises ZooError or OSError for a broken record."""
     file = folder / RECORD_FILE
-    if not (os.path.isfile(file) and os.path.isfile(folder / MODEL_FILE)):
+    if not (is_there(file) and is_there(folder / MODEL_FILE)):
         return False
     record = read_json(file, RECORD_BYTES)
     return isinstance(record, dict) and name in record
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file is there. Raises CheckpointError where nobody lets this user look."""
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{file.parent} cannot be read (permission denied); let its owner open it by chmod -R "
+            f"a+rX, or take it out of {WEIGHTS_ENVIRONMENT}"
+        ) from error
+    except OSError:
+        return False
 
 
 def _is_cached(name: str, source: Source) -> bool:

@@ -7,7 +7,6 @@ beside them (`checkpoint.json`): then the installed manifest counts most.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from deit_zoo.files import (
 from deit_zoo.manifest import Checkpoint, manifest_path, read_manifest
 from deit_zoo.registry import MODELS
 from deit_zoo.weights.cache import KnownFile, Sha256, verified
-from deit_zoo.weights.places import carried_folders
+from deit_zoo.weights.places import carried_folders, is_there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +60,9 @@ def stated_digests(folder: Path) -> tuple[dict[str, str], str]:
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"{folder} has no readable {SUMS_FILE}, so nothing says what its files should be; give "
-            "a folder that `deit-zoo weights fetch NAME --to DIR` made, or that of a run"
+            f"{folder} has no readable {SUMS_FILE} ({error.strerror}), so nothing says what its "
+            "files should be; give a folder that `deit-zoo weights fetch NAME --to DIR` made, or "
+            "that of a run"
         ) from error
 
 
@@ -94,27 +94,23 @@ def carried_file(record: Checkpoint) -> KnownFile | None:
     states is not what the manifest pins, CheckpointError where it states nothing.
     """
     for folder in carried_folders(record.name):
-        if not os.path.exists(folder / RECORD_FILE) or carried_name(folder) != record.name:
+        if not is_there(folder / RECORD_FILE) or carried_name(folder) != record.name:
             continue
-        if not os.path.exists(folder / MODEL_FILE):
+        if not is_there(folder / MODEL_FILE):
             raise CheckpointError(
                 f"{folder} has no {MODEL_FILE}; if it is still being copied, wait for it, else "
                 f"fetch it again with `deit-zoo weights fetch {record.name} --to DIR`"
             )
         known = known_file(folder / MODEL_FILE)
         if known.sha256 is None:
-            raise CheckpointError(
-                f"{folder} has no {SUMS_FILE}, so nothing says what its files should be; fetch "
-                f"it again with `deit-zoo weights fetch {record.name} --to DIR`"
-            )
+            stated_digests(folder)  # which says that there are none
         return known
     return None
 
 
-def carried_name(folder: Path) -> str | None:
+def carried_name(folder: Path) -> str:
     """The model whose record lies in a folder of carried weights."""
-    record = _record(folder / RECORD_FILE)
-    return next(iter(record), None)
+    return next(iter(_record(folder / RECORD_FILE)))
 
 
 def _checked_by_record(known: KnownFile) -> KnownFile:
@@ -138,19 +134,16 @@ def _checked_by_record(known: KnownFile) -> KnownFile:
         pinned = {source.sha256 for source in sources if source.sha256 is not None}
         if not pinned:
             continue
-        sha256 = known.sha256 or _sha256(known.path)
+        if (sha256 := known.sha256) is None:
+            with verified(known.path, None) as same:
+                sha256 = digest(same)
         if sha256 not in pinned:
             raise IntegrityError(
                 f"{origin} SHA-256 {sha256} for {known.path.name}, but {where} pins "
-                f"{' or '.join(sorted(pinned))} for {name}; fetch the folder again"
+                f"{' or '.join(sorted(map(str, pinned)))} for {name}; fetch the folder again"
             )
         known = KnownFile(path=known.path, sha256=sha256, proof=word)
     return known
-
-
-def _sha256(file: Path) -> str:
-    with verified(file, None) as same:
-        return digest(same)
 
 
 def _record(file: Path) -> dict[str, _Record]:

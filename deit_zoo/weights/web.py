@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
 import threading
 import time
@@ -59,6 +60,7 @@ def get(
             session.mount(scheme, _Adapter(watch))
         session.hooks["response"].append(lambda response, **_: _check_redirect(response, url))
         session.headers["User-Agent"] = USER_AGENT
+        session.verify = os.environ.get("SSL_CERT_FILE") or True  # as huggingface_hub's client
         with watch.errors():
             response = session.get(url, headers=headers, stream=True, timeout=timeout)
         response.reason = shortened(response.reason or "")
@@ -78,6 +80,8 @@ def reason_of(error: BaseException) -> str:
     while isinstance(inner, BaseException):
         error, inner = inner, getattr(inner, "reason", None) or (inner.args or (None,))[-1]
     text = (str(error) or type(error).__name__).splitlines()[0]
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += "; where your site signs by itself, set SSL_CERT_FILE to its certificates"
     # Behind the connection, which an address names as well.
     return shortened(text.split(": ", 1)[-1] if text.startswith(("<", "Connection(")) else text)
 

@@ -122,3 +122,10 @@ def test_help_shows_the_commands_in_groups() -> None:
     groups = [shown.index(f"─ {name} ─") for name in ("Use", "Train", "Look")]
     assert groups == sorted(groups)
     assert shown.index("doctor") > shown.index("─ Weights and machine ─")
+
+
+def test_a_private_manifest_needs_no_model_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "checkpoints": {}}')
+    environment = {"DEIT_ZOO_MANIFEST": str(tmp_path / "manifest.json"), "HF_HOME": str(tmp_path)}
+    done = deit_zoo("doctor", "--no-network", env=environment)
+    assert (done.status, "loading  " in done.out) == (0, True), done.err

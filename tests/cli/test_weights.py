@@ -235,6 +235,10 @@ def test_several_names_get_a_folder_each(typed: Callable[..., Done], tmp_path: P
     for name in (NAME, OTHER):
         folder = tmp_path / "all" / name
         assert digest(folder / "model.safetensors") == manifest_record(name).sha256
+    done = typed("verify", "all")
+    assert (done.status, done.out.count(" whole ")) == (0, 8)
+    flip(tmp_path / "all" / OTHER / "model.safetensors", 100_000)
+    assert typed("verify", "all").status == 1
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted((NAME, OTHER))
 
 

@@ -495,7 +495,9 @@ def test_the_slurm_script_of_two_nodes_meets_at_the_first(
     nodes = ("--nodes", "2", "--processes", "1", "--slurm", str(script))
     assert begin(output, *nodes).code() == 0
     text = script.read_text(encoding="utf-8")
-    script.write_text(text.replace(f":{elastic.PORT}", f":{free_port()}"), encoding="utf-8")
+    port_of_job = "$((20000 + SLURM_JOB_ID % 20000))"
+    assert port_of_job in text
+    script.write_text(text.replace(port_of_job, str(free_port())), encoding="utf-8")
     trees = [plant("bash", str(script), **cluster, SLURM_PROCID=str(node)) for node in (0, 1)]
     assert [tree.code() for tree in trees] == [0, 0], trees[0].stderr + trees[1].stderr
     assert sha256_of(output) == alone(SHORT)
@@ -531,6 +533,28 @@ def test_nodes_that_do_not_meet_are_told_in_one_sentence(
         f"the 2 nodes did not meet at {where} (RendezvousTimeoutError); type the same command on "
         "each within 0 minutes, with a HOST:PORT that each can reach"
     )
+
+
+def test_two_runs_of_one_recipe_at_one_address_are_two_rendezvous(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    ids = []
+
+    def note(config: Any, _program: str) -> Any:
+        ids.append(config.run_id)
+        raise RendezvousError
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", note)
+    plan = make_plan("deit_pico_digits", gpus=0, nodes=2)
+    job = Job(plan=plan, data=str(place / "data"), fingerprint={})
+    # The nodes of a run may have its folder mounted elsewhere.
+    for output in ("here/a", "there/a", "here/b"):
+        (place / output).mkdir(parents=True)
+        with pytest.raises(ZooError):
+            elastic.launch(job, place / output, "localhost:1")
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ HERE = f"{sys.executable} -m deit_zoo"
 def script_of(gpus: int, nodes: int = 1, **options: Any) -> str:
     name = "deit_s" if gpus else "deit_pico_digits"
     plan = make_plan(name, gpus=gpus, nodes=nodes, **{"workers": 10} | options)
-    return script(plan, RUN, 29400)
+    return script(plan, RUN)
 
 
 def test_one_node_of_gpus() -> None:
@@ -53,7 +53,7 @@ def test_several_nodes_meet_at_the_first() -> None:
     assert "#SBATCH --nodes=2\n" in told
     assert "#SBATCH --gpus-per-node=4\n" in told
     assert 'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n' in told
-    assert ' --rendezvous "$first:29400"\n' in told
+    assert ' --rendezvous "$first:$((20000 + SLURM_JOB_ID % 20000))"\n' in told
 
 
 def test_the_cpu_is_asked_for_by_its_cores() -> None:
@@ -94,9 +94,11 @@ def test_a_run_that_was_asked_to_stop_is_queued_again(
     ]
 
 
-def test_the_first_node_is_the_one_that_slurm_names_first(site: Path) -> None:
+def test_jobs_meet_at_the_node_that_slurm_names_first_each_at_a_port_of_its_own(
+    site: Path,
+) -> None:
     ends(site, script_of(4, nodes=2), 0)
-    assert (site / "told").read_text().splitlines()[-1].endswith(" --rendezvous node7:29400")
+    assert (site / "told").read_text().splitlines()[-1].endswith(" --rendezvous node7:24711")
 
 
 def ends(site: Path, text: str, status: int) -> subprocess.CompletedProcess[str]:

@@ -282,6 +282,21 @@ def test_folders_and_locks_are_for_whom_the_cache_is_for(
     assert lock == of_a_lock
 
 
+@pytest.mark.parametrize(("mode", "of_a_record"), [(0o2770, 0o640), (0o755, 0o644), (0o700, 0o600)])
+def test_records_are_for_whom_the_cache_is_for_whatever_the_umask(
+    mode: int, of_a_record: int, file: Path, zoo: Path
+) -> None:
+    zoo.mkdir()
+    zoo.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        cache.check(file, sha256(RIGHT))
+    finally:
+        os.umask(before)
+    [record] = (zoo / "verified").iterdir()
+    assert stat.S_IMODE(record.stat().st_mode) == of_a_record
+
+
 def test_a_disk_that_knows_no_modes_holds_a_cache(
     zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+import deit_zoo
 from deit_zoo.errors import CheckpointError
 from deit_zoo.weights.fetch import fetch_address
 from support.hub_server import HubServer
@@ -864,6 +865,38 @@ def test_a_cache_that_all_may_write_to_serves_each_user(
         os.chown(path, user, user)
     answer = by_url.fetch(before=AS_ANYONE)
     assert answer.get("sha256") == sha256(weights), answer
+
+
+def test_a_converted_file_is_for_whom_the_cache_is_for_whatever_the_umask(by_url: Machine) -> None:
+    by_url.zoo_cache.mkdir()
+    by_url.zoo_cache.chmod(0o2770)
+    file = Path(by_url.fetch(before="import os; os.umask(0o077)")["file"])
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+CARRIED = """
+from deit_zoo.errors import ZooError
+from deit_zoo.manifest import manifest_record
+from deit_zoo.weights.proof import carried_file
+try:
+    carried_file(manifest_record("deit_pico_digits"))
+except ZooError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("shut", [".", "deit_pico_digits"])
+def test_a_carried_folder_that_is_shut_is_named_instead_of_passed_over(
+    shut: str, shelf: Machine, tmp_path: Path
+) -> None:
+    base = tmp_path / "carried"
+    deit_zoo.fetch("deit_pico_digits", base / "deit_pico_digits")
+    (base / shut).chmod(0o600)
+    process = shelf.start(AS_ANYONE + CARRIED, DEIT_ZOO_WEIGHTS=str(base))
+    assert process.communicate(timeout=100)[0] == (
+        f"{base / 'deit_pico_digits'} cannot be read (permission denied); let its owner open it by "
+        "chmod -R a+rX, or take it out of DEIT_ZOO_WEIGHTS\n"
+    )
 
 
 def replaced(blob: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import deit_zoo
 from deit_zoo.weights.places import hub_folder
 from support.command import deit_zoo as command
 from support.command import python
-from support.machine import NAME, Machine, hub_source
+from support.machine import NAME, PTH, REPO, Machine, hub_source, sha256, url_source
 
 
 def here(machine: Machine, **more: str) -> str | None:
@@ -71,3 +72,17 @@ def test_the_hubs_cache_is_where_huggingface_hub_has_it(
         monkeypatch.setenv(name, value)
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     assert str(hub_folder()) == python(code, env={}).strip()
+
+
+@pytest.mark.parametrize(("blocked", "proof"), [(False, "pinned"), (True, "prefix")])
+def test_a_model_states_the_digest_and_proof_of_the_source_that_gave_it(
+    blocked: bool, proof: str, pinned: Machine, weights: bytes, pth: bytes
+) -> None:
+    commit = pinned.hub.repositories[REPO].refs["main"]
+    hub = hub_source(revision=commit, sha256=sha256(weights))
+    pinned.publish(hub, url_source(pinned.hub.endpoint + PTH, sha256(pth)[:8]))
+    if blocked:
+        pinned.hub.fail("HEAD", REPO, status=403, times=math.inf)
+    code = f"import deit_zoo; c = deit_zoo.create({NAME!r}, pretrained=True).checkpoint"
+    process = pinned.start(f"{code}; print(c.proof, c.sha256)", server="torch")
+    assert process.communicate(timeout=100)[0] == f"{proof} {None if blocked else hub['sha256']}\n"

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+import requests
 
 from deit_zoo.data import image_like
 from deit_zoo.data.remote import NotFetchedError
@@ -298,3 +299,20 @@ def test_a_body_without_end_does_not_fill_the_disk(
     refused = pytest.raises(download.UnavailableError, match="it is larger than")
     with server(OK + b"\r\n", drops=PIECE) as url, refused:
         download.download(url, tmp_path / "file")
+
+
+def test_certificates_of_a_site_are_those_that_the_hubs_client_trusts_and_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trusted = []
+
+    def get(session: requests.Session, *_: object, **__: object) -> None:
+        trusted.append(session.verify)
+        raise requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify")
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    monkeypatch.setenv("SSL_CERT_FILE", "/site/ca.pem")
+    with pytest.raises(requests.RequestException) as caught, web.get("https://x", timeout=1.0):
+        pass
+    assert trusted == ["/site/ca.pem"]
+    assert web.reason_of(caught.value).endswith("set SSL_CERT_FILE to its certificates")
