@@ -133,7 +133,8 @@ class MetricLogger:
         """One optimizer step is done."""
         if not self.active:
             return
-        self.reached = self.epoch_number, step.number + 1
+        done = step.number + 1
+        self.reached = self.epoch_number, done
         if record := self.meter.add(step):
             self._each(lambda tracker: tracker.log_steps(record))
             self.memory = record["memory"]
@@ -142,7 +143,7 @@ class MetricLogger:
         wait = stats.data_seconds / max(stats.seconds, 1e-9)
         shown = {
             "epoch": f"epoch {self.epoch_number + 1}/{self.plan.recipe.epochs}",
-            "step": f"step {step.number + 1}/{self.total}",
+            "step": f"step {done}/{self.total}" if done < self.total else "measuring",
             "loss": f"loss {step.loss:.3f}",
             "lr": f"lr {step.lr:.2e}",
             "rate": f"{rate:,.0f} img/s",
@@ -153,7 +154,7 @@ class MetricLogger:
         self.progress.update(self.task, advance=1, figures=shown)
         self.cell.show(self.progress.tasks[0], *filter(None, map(shown.get, IN_LINES)))
         if self._due(STEP_LINE_SECONDS):
-            left = (self.plan.recipe.epochs - self.epoch_number) * self.total - step.number - 1
+            left = (self.plan.recipe.epochs - self.epoch_number) * self.total - done
             left_seconds = left * stats.seconds / max(stats.step, 1)
             figures = [shown[name] for name in IN_LINES if shown[name]]
             self._line(f"{'  '.join(figures)}  {duration(left_seconds)} left")

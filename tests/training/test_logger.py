@@ -159,6 +159,18 @@ def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unknown")
+def test_after_the_last_step_of_an_epoch_the_bar_says_that_the_model_is_measured(
+    tmp_path: Path,
+) -> None:
+    screen = Screen(tmp_path, terminal=True)
+    with screen.watch as watch:
+        begin(watch, 2, EpochStats(step=20, seconds=20.0, data_seconds=2.0))
+        watch.step(StepResult(number=19, loss=2.0, grad_norm=1.0, lr=1e-3))
+        watch.progress.refresh()
+    assert re.search("epoch 3/140 .* measuring  loss 2.000", screen.shown())
+
+
+@pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize(
     ("width", "figures"),
     [
