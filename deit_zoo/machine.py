@@ -347,7 +347,9 @@ def fast_dtypes(device: torch.device) -> dict[str, str] | None:
         return None
     # AVX512-BF16 alone does not suffice: torch's linear layers in it took 1.8 times as long as in
     # float32 (a Xeon with AMX switched off).
-    if not (_amx_is_usable(flags) and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    allowed = "amx_bf16" in flags and (limit in ("ALL", "DEFAULT") or "AMX" in limit)
+    if not (allowed and _requests_tiles() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return {}
     return {"bfloat16": "AMX"} | ({"float16": "AMX"} if "amx_fp16" in flags else {})
 
@@ -366,13 +368,6 @@ def _cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def _amx_is_usable(flags: frozenset[str]) -> bool:
-    """Whether this process may multiply bfloat16 in the tiles of AMX."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    allowed = limit in ("ALL", "DEFAULT") or "AMX" in limit
-    return "amx_bf16" in flags and allowed and _requests_tiles()
 
 
 def _requests_tiles() -> bool:

@@ -45,13 +45,11 @@ class Predictions(list["list[Prediction] | Any"]):
         for classes in self[: self.MOST]:
             name, thumbnail = known.get(id(classes), ("", None))
             if isinstance(classes, DataError):
-                rows.append((Html(""), name, Html(f"<em>{text(str(classes))}</em>")))
-                continue
-            image = Html("")
-            if thumbnail is not None:
-                image = picture(thumbnail, "jpeg", description=name, width=72)
-            answers = [(one.label, bar(one.probability), share(one)) for one in classes]
-            rows.append((image, name, Html(table(answers))))
+                answers = f"<em>{text(str(classes))}</em>"
+            else:
+                answers = table((one.label, bar(one.probability), share(one)) for one in classes)
+            image = thumbnail and picture(thumbnail, "jpeg", description=name, width=72)
+            rows.append((image or Html(""), name, Html(answers)))
         more = len(self) - len(rows)
         return table(rows, notes=[f"and {more:,} more"] if more > 0 else ())
 
@@ -80,11 +78,8 @@ class Evaluation:
     @property
     def names(self) -> tuple[str, ...]:
         """The figures that there are, the one that counts most first."""
-        return (
-            ("top1", "top5", "loss")
-            if self.mean_ap is None
-            else ("mean_ap", "top1", "top5", "loss")
-        )
+        figures = ("mean_ap", "top1", "top5", "loss")
+        return figures[1:] if self.mean_ap is None else figures
 
     def _repr_html_(self) -> str:
         from deit_zoo.notebook import Html, bar, table

@@ -106,13 +106,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def is_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, whose cells show HTML."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return getattr(shell, "kernel", None) is not None
-
-
 class Cell:
     """A bar in a notebook's cell, redrawn some times a second and gone at the end.
 
@@ -120,7 +113,8 @@ class Cell:
     """
 
     def __init__(self) -> None:
-        self.active = is_notebook()
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        self.active = getattr(shell, "kernel", None) is not None  # whose cells show HTML
         self.handle: Any = None
         self.drawn = time.monotonic()  # what is done at once needs none
 

@@ -210,8 +210,10 @@ def image_errors(name: str) -> Iterator[None]:
             f"{MAX_PIXELS_ENVIRONMENT} to a larger number if you trust it"
         ) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is not known" if unknown else reason_of(error)
         raise DataError(
-            f"{name} cannot be read as an image ({_reason(error)}); give a whole JPEG, PNG, WebP, "
+            f"{name} cannot be read as an image ({reason}); give a whole JPEG, PNG, WebP, "
             "GIF, BMP or TIFF file"
         ) from error
 
@@ -223,9 +225,3 @@ def error_context(name: object) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "its format is not known"
-    return reason_of(error)

@@ -103,7 +103,7 @@ def from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
 def fetch(url: str) -> bytes:
     """The bytes behind an address. Raises DataError with the reason where there are none, and of
     its kinds NotFetchedError where the reason may be gone later."""
-    import requests
+    from requests import exceptions
 
     from deit_zoo.weights import web
 
@@ -118,14 +118,10 @@ def fetch(url: str) -> bytes:
                         f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
                     )
             return content
-    except requests.RequestException as error:
+    except exceptions.RequestException as error:
         reason = web.reason_of(error)
         status = 0 if error.response is None else error.response.status_code
-        broken_off = (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        )
-        may_pass = status == 429 or status >= 500 or isinstance(error, broken_off)
+        lost = exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError
+        may_pass = status == 429 or status >= 500 or isinstance(error, lost)
     kind = NotFetchedError if may_pass else DataError
     raise kind(f"{url} could not be fetched: {reason}")

@@ -205,7 +205,10 @@ def figure(attention: AttentionMap, title: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    width, height = _panel_size(attention.image)
+    # Inches of a panel: of one area for every shape of image, as far as it is legible.
+    ratio = attention.image.width / attention.image.height
+    width = min(max(SIDE * sqrt(ratio), 1.0), WIDEST / 2)
+    height = max(width / ratio, 0.3)
     num_tokens, num_panels = len(attention.tokens), 1 + len(attention.panels)
     lines = ceil(num_panels / max(1, int(WIDEST / (width + GAP))))
     columns = ceil(num_panels / lines)
@@ -293,13 +296,6 @@ def _figures(shares: Tensor, on_tokens: Tensor) -> dict[str, Any]:
         "on_patches": float(shares.sum()),
         "largest": {"row": row, "column": column, "share": float(shares.max())},
     }
-
-
-def _panel_size(image: Image.Image) -> tuple[float, float]:
-    """Width and height in inches: of one area for every shape of image, as far as it is legible."""
-    ratio = image.width / image.height
-    width = min(max(SIDE * sqrt(ratio), 1.0), WIDEST / 2)
-    return width, max(width / ratio, 0.3)
 
 
 def _title(attention: AttentionMap) -> str:

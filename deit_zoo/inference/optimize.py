@@ -70,8 +70,10 @@ def optimize(
             "the model has hooks, adapters or overridden parts, which a copy would leave out; "
             "remove the hooks, and merge adapters into the weights"
         )
-    if compile not in (False, "auto"):
-        check_compiler(device)
+    if compile not in (False, "auto") and device.type == "cpu":
+        require_compiler("compiling for the CPU", "give compile=False")
+    if compile not in (False, "auto") and device.type == "cuda" and not has_compiler(device):
+        raise ZooError("compiling for the GPU needs Triton; install triton, or give compile=False")
     with torch.no_grad():
         fast = OptimizedModel(model, fastest if name == "auto" else name).requires_grad_(False)
     if name == "auto":
@@ -215,14 +217,6 @@ class OptimizedModel(nn.Module):
         """The precision and whether it is compiled, and why where that was left to us."""
         dtype, compiled = self.reasons["dtype"], self.reasons["compiled"]
         return f"dtype={self.precision}{dtype}, compiled={self.compiled is not None}{compiled}"
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raises ZooError where a model cannot be compiled on this device."""
-    if device.type == "cpu":
-        require_compiler("compiling for the CPU", "give compile=False")
-    if device.type == "cuda" and not has_compiler(device):
-        raise ZooError("compiling for the GPU needs Triton; install triton, or give compile=False")
 
 
 def _quantize(model: OptimizedModel) -> None:

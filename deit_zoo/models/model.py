@@ -182,7 +182,10 @@ class ZooModel(nn.Module):
         """What a block gives, as the tokens before the patches, and the patches."""
         num_prefix = output.shape[1] - self.patch_embed.num_patches
         prefix, patches = output[:, :num_prefix], output[:, num_prefix:]
-        return prefix, to_grid(patches, self.patch_embed.grid_size) if as_map else patches
+        if as_map:
+            shape = (output.shape[0], -1, *self.patch_embed.grid_size)
+            patches = patches.transpose(1, 2).reshape(shape).contiguous()
+        return prefix, patches
 
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
@@ -293,11 +296,6 @@ def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:
             f"{depth} for the last ones, or a list of numbers from {-depth} to {depth - 1}"
         )
     return picked
-
-
-def to_grid(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, h·w, D) as a feature map (B, D, h, w)."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size).contiguous()
 
 
 def unwrapped(model: Any) -> Any:

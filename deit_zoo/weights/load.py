@@ -288,6 +288,12 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
     """Raises CheckpointError for what `create` could not load."""
     if any(value.is_meta for value in state.values()):
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
+    if any(hasattr(value, "full_tensor") for value in state.values()):  # a DTensor
+        raise CheckpointError(
+            "the model's weights are shared out among processes, as by FSDP; gather them by "
+            "torch's get_model_state_dict with full_state_dict=True, and load them into a model of "
+            "create, which can be saved"
+        )
     if (names := facts.get("labels")) is not None:
         as_names(names, model.num_classes)
     if model.spec is None:

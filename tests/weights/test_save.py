@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
@@ -86,6 +90,22 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> 
 def test_a_model_without_weights_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is on the meta device and has no weights"):
         weights.save(deit_zoo.create(NAME, device="meta"), tmp_path / "mine.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own of gloo
+def test_a_model_of_fsdp_is_saved_once_its_weights_are_gathered(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = tuned()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(CheckpointError, match="by FSDP; gather them by torch's get_model"):
+            weights.save(sharded, tmp_path / "mine.safetensors")
+        options = StateDictOptions(full_state_dict=True)
+        whole = tuned()
+        whole.load_state_dict(get_model_state_dict(sharded, options=options))
+        assert saved(whole, tmp_path).num_classes == 3
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
