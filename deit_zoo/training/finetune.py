@@ -116,8 +116,8 @@ def data_of(name: str) -> str:
     run = expand_user(name)
     if not is_path(name) or not has_begun(run):
         raise DataError(
-            f"{name} has no images of its own; type --data DIR with a folder of class folders, or "
-            "give a run, which goes on with its own"
+            f"{name} is no run that is here, with images of its own; type --data DIR with a folder "
+            "of class folders, or give such a run"
         )
     return read_job(run).source(run)
 
