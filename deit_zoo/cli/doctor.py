@@ -263,7 +263,7 @@ def _hub() -> Line:
     began = time.perf_counter()
     try:
         address = hf_hub_url(HUB_REPO, "config.json")
-        trusted = os.environ.get("SSL_CERT_FILE") or True  # as what fetches does
+        trusted = os.environ.get("SSL_CERT_FILE") or True  # as huggingface_hub's client does
         answer = requests.head(address, timeout=HUB_SECONDS, verify=trusted)
         # Both are the Hub's own; a proxy, or the page of a hotel, has neither.
         is_hub = {"x-repo-commit", "x-error-code"} & {name.lower() for name in answer.headers}

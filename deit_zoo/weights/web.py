@@ -81,7 +81,7 @@ def reason_of(error: BaseException) -> str:
         error, inner = inner, getattr(inner, "reason", None) or (inner.args or (None,))[-1]
     text = (str(error) or type(error).__name__).splitlines()[0]
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        text += "; where your site signs by itself, set SSL_CERT_FILE to its certificates"
+        text += "; set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the certificates of your site"
     # Behind the connection, which an address names as well.
     return shortened(text.split(": ", 1)[-1] if text.startswith(("<", "Connection(")) else text)
 

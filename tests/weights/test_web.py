@@ -315,4 +315,6 @@ def test_certificates_of_a_site_are_those_that_the_hubs_client_trusts_and_are_na
     with pytest.raises(requests.RequestException) as caught, web.get("https://x", timeout=1.0):
         pass
     assert trusted == ["/site/ca.pem"]
-    assert web.reason_of(caught.value).endswith("set SSL_CERT_FILE to its certificates")
+    assert web.reason_of(caught.value).endswith(
+        "; set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the certificates of your site"
+    )
