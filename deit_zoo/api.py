@@ -326,7 +326,7 @@ def evaluate(
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
     from deit_zoo.evaluation import parallel
-    from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
+    from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of, note_on_learned
     from deit_zoo.evaluation.imagenet_variants import check_eval_set
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
@@ -366,8 +366,8 @@ def evaluate(
         return _eval_dataset(model, data, labels, label_file)
 
     dataset = open_images() if group is None else group.run_on_main(open_images)
-    if dataset.images.note:
-        say(dataset.images.note)
+    for sentence in filter(None, (dataset.images.note, note_on_learned(model, dataset.images))):
+        say(sentence)
     if workers is None:
         workers = 0 if len(dataset) < IN_PROCESS else default_workers(len(devices))
     if report is not None and dataset.multi_labels is not None and not dataset.by_class:

@@ -94,7 +94,8 @@ def _resize_and_operate(
     places, size, device = len(sides), images.shape[-1], images.device
     constants = {"WORDS": words, "S": size, **EXACT}
     most_rows, rows = int(sides[:, 0].max()), int(sides[:, 0].sum())
-    taps = _num_taps(int(sides.max()), size)
+    # The most pixels of a side that one of the resized side is made of.
+    taps = 2 * -(-2 * max(int(sides.max()), size) // size) + 1
     spans = torch.empty(places, 2, HEAD.value + taps, size, dtype=torch.int32, device=device)
     counts = torch.empty(len(operates), places, 3, 256, dtype=torch.int32, device=device)
     narrow = torch.empty(rows, size, dtype=torch.int32, device=device)
@@ -133,11 +134,6 @@ def _grid(
     """Programs for so many rows (as many as columns, if not said) of `size` pixels, of places."""
     rows = size if rows is None else rows
     return triton.cdiv(size, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]), places
-
-
-def _num_taps(side: int, size: int) -> int:
-    """The most pixels of a side that one of the resized side is made of."""
-    return 2 * -(-2 * max(side, size) // size) + 1
 
 
 @triton.jit  # type: ignore[untyped-decorator]

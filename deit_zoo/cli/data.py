@@ -134,8 +134,9 @@ def check_(
 
     Exit 0: all is well; 1: a file is bad, or the classes do not fit.
     """
-    from deit_zoo.data.image_set import open_unchecked
-    from deit_zoo.data.survey import bad_images, class_remarks, inspect
+    from deit_zoo.data.image_list import check_there
+    from deit_zoo.data.image_set import kind_of, open_unchecked, read_list
+    from deit_zoo.data.survey import bad_images, class_remarks, copies, inspect
     from deit_zoo.machine import usable_cores
 
     data = with_label_column(data, label_column)
@@ -144,6 +145,8 @@ def check_(
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
+        if kind_of(data) == "list":
+            check_there(read_list(data))
         with Bar("files") as bar:
             splits, problem = inspect(data, bar)
         for split in splits.values():
@@ -158,6 +161,8 @@ def check_(
                 if not as_json:
                     sys.stdout.write(f"{one_line(name) if out.is_terminal else name}\t{reason}\n")
                     sys.stdout.flush()
+        if same := copies(*sets):
+            talk.print(same, markup=False)
     except KeyboardInterrupt:
         talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None

@@ -7,6 +7,7 @@ disk, and messages name the images as they lie: as files, as members of archives
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import os
@@ -208,6 +209,19 @@ def read_split(file: str | Path, root: str | Path | None = None) -> ImageList:
         several=heading == _OF_SEVERAL,
         unseen=tuple(row[1] for row in rows if row[0] == _UNSEEN),
         images=images,
+    )
+
+
+def check_there(images: ImageList) -> None:
+    """Raises DataError where none of the files that a list names is there, with one it may mean."""
+    paths, root = [image.path for image in images.images], images.root
+    if images.data or not paths or any(os.path.exists(root / path) for path in paths):
+        return
+    alike = root.rglob(f"{glob.escape(Path(paths[0]).stem)}.*")
+    meant = next((path_from(root, str(file)) for file in alike), "photos/1.jpg")
+    raise DataError(
+        f"none of the {len(paths):,} files that {images.file} names is there, from {paths[0]} on; "
+        f"write each as it lies from {root} on, with its ending, such as {meant}"
     )
 
 

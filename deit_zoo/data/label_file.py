@@ -1,10 +1,7 @@
 """A user's CSV file of labels as a list of images: one class of each, or several.
 
-The column `file`, else one of images' names, else the first, names the files, from the CSV's folder
-on. Another holds labels, with `|` or `;` between several, or there is one of 0 and 1 (or False and
-True) for each class; and `split`, where the file says what is for validation. A file may stand in
-several rows, which say more of it. Between columns are commas, semicolons or tabs. Blanks around a
-heading or a cell, and empty rows and columns, say nothing; what else is left out is told.
+What it must have, `FORM` says, and docs/data.md what it may. A file may stand in several rows,
+which say more of it. What is left out is told.
 """
 
 from __future__ import annotations
@@ -50,7 +47,8 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     place, chosen = split_address(str(data))
     file = Path(place)
     numbers, columns = _columns(file)
-    column = chosen.get("image") or _file_column(columns)
+    named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
+    column = chosen.get("image") or _called("file", columns) or next(named, next(iter(columns)))
     if (files := columns.pop(column, None)) is None:
         raise DataError(f"{file} has no column {column!r}; give one of {', '.join(columns)}")
     words, label = columns.pop(_called("split", columns), None), chosen.get("label")
@@ -74,24 +72,21 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
         known |= its
     # Of columns of marks a row without one says that none is shown.
     fewest = 1 if classes else 0
-    kept = [own for split, own, _ in of_file.values() if split in (*SPLIT_FOLDERS, ALL)]
-    several |= any(not fewest <= len(own) <= 1 for own in kept)
-    images, without = [], []
-    for path, (split, own, number) in of_file.items():
-        if split in (*SPLIT_FOLDERS, ALL):
-            if own or several:
-                name = SEPARATOR.join(sorted(own))
-                images.append(ListedImage(split, name, _size(root / path), path))
-            else:
-                without.append(number)
-    if without:
+    kept = {path: its for path, its in of_file.items() if its[0] in (*SPLIT_FOLDERS, ALL)}
+    several |= any(not fewest <= len(own) <= 1 for _, own, _ in kept.values())
+    images = [
+        ListedImage(split, SEPARATOR.join(sorted(own)), _size(root / path), path)
+        for path, (split, own, _) in kept.items()
+        if own or several
+    ]
+    if without := [number for _, own, number in kept.values() if not (own or several)]:
         notes.append(f"rows of {file} left out, which have no label: {_shown(without)}")
     if several and (others := [image.path for image in images if len(of_file[image.path][1]) != 1]):
         notes.append(
             f"images of {file} with no label or several: {len(others):,} of {len(images):,}, "
             f"first {others[0]}"
         )
-    seen = {name for own in kept for name in own}
+    seen = {name for _, own, _ in kept.values() for name in own}
     unseen = tuple(name for name in classes if name not in seen)
     if unseen and not several:
         notes.append(f"classes of {file} that no image has: {', '.join(unseen[:SHOWN])}")
@@ -164,12 +159,6 @@ def _called(word: str, columns: Columns) -> str:
     return next((name for name in columns if name.casefold() == word), "")
 
 
-def _file_column(columns: Columns) -> str:
-    """The column that names the files."""
-    named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
-    return _called("file", columns) or next(named, next(iter(columns)))
-
-
 def _path(root: Path, name: str) -> str:
     """Where a file lies, from the root on; Windows may have written its name with backslashes."""
     by_windows = "\\" in name and not (root / name).exists()
@@ -195,11 +184,11 @@ def _labels(
         ], [normalize("NFC", name) for name in columns]
     name = chosen or own or next(iter(columns))
     for measure, cells in (columns if several_columns else {name: columns[name]}).items():
-        if kind := _kind_of_numbers(cells, chosen is not None):
-            example = next(cell for cell in cells if cell.lower() not in _NO_NUMBER)
+        numbers = [cell for cell in cells if cell.lower() not in _NO_NUMBER]
+        if kind := _kind_of_numbers(numbers, chosen is not None):
             advice = f", or type --label-column {measure} if these are" * (kind == "whole")
             raise DataError(
-                f"column {measure!r} of {file} holds numbers such as {example}, "
+                f"column {measure!r} of {file} holds numbers such as {numbers[0]}, "
                 "and regression is not learned here: a model says which classes an image shows; "
                 f"give classes, such as ranges of the number{advice}"
             )
@@ -219,7 +208,6 @@ def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:
 
     Whole ones are classes where they are chosen, or number them from 0 or 1.
     """
-    cells = [cell for cell in cells if cell.lower() not in _NO_NUMBER]
     if not cells or not all(map(_NUMBER.fullmatch, cells)):
         return ""
     if not all(map(_WHOLE.fullmatch, cells)):

@@ -97,8 +97,10 @@ class Loader:
         """Within it, what a worker raised or died of is one sentence."""
         try:
             yield
-        except ZooError as error:
-            raise _as_raised(error) from None
+        except ZooError as error:  # without the traceback that a worker put into its text
+            kind = type(error)
+            _, name, sentence = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+            raise (kind(sentence.strip()) if name else error) from None
         except (RuntimeError, OSError, EOFError) as error:
             if _is_about_shared_memory(error):
                 raise WorkersDiedError("loader workers cannot go on", _NO_ROOM) from error
@@ -125,13 +127,6 @@ def _is_about_shared_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     return "shared memory" in str(error) or "No space left on device" in str(error)
-
-
-def _as_raised(error: ZooError) -> ZooError:
-    """An error without the traceback that a loader's worker put into its text."""
-    kind = type(error)
-    _, name, sentence = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
-    return kind(sentence.strip()) if name else error
 
 
 def _begin_worker(_worker: int) -> None:

@@ -36,7 +36,12 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
         return _parted_members(str(data), val_share)
     root = Path(absolute(data))
     if val_share is not None:
-        typed = _unsplit(Path(data))
+        typed = Path(data)
+        if not typed.is_dir() or split_folder(typed, "val") is not None:
+            raise DataError(
+                f"--val-share parts a folder of class folders, and {data} is none; leave it out"
+            )
+        typed = split_folder(typed, "train") or typed  # or all of it
         class_folders(typed)  # named as it was typed where there is none
         folder = FolderSet(root / typed.relative_to(data))
         groups: dict[str, list[ListedImage]] = {str(typed / name): [] for name in folder.classes}
@@ -169,23 +174,12 @@ def check_split(data: str | Path) -> None:
     if kind != "folder" or split_folder(root, "val") is not None:
         return
     train = split_folder(root, "train")
-    names = class_folders(train or root)
+    names = ", ".join(class_folders(train or root)[:3])
+    lacks = "nothing lies beside them" if train else "no train/ and val/"
     raise DataError(
-        f"{train or root} holds class folders ({', '.join(names[:3])}) and nothing lies beside "
-        "them to validate with; type --val-share 0.2 to keep a fifth of each class apart"
-        if train
-        else f"{data} holds class folders ({', '.join(names[:3])}) and no train/ and val/; type "
-        "--val-share 0.2 to keep a fifth of each class apart for validation"
+        f"{train or root} holds class folders ({names}) and {lacks}; type --val-share 0.2 to keep "
+        "a fifth of each class apart for validation"
     )
-
-
-def _unsplit(data: Path) -> Path:
-    """The folder of class folders that is parted: the data, or its `train/` where that is all."""
-    if not data.is_dir() or split_folder(data, "val") is not None:
-        raise DataError(
-            f"--val-share parts a folder of class folders, and {data} is none; leave it out"
-        )
-    return split_folder(data, "train") or data
 
 
 def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[ListedImage]:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,6 @@ from deit_zoo.errors import DataError, words_of
 LISTERS = 16
 # Images that are decoded before their bad ones are reported.
 CHUNK = 64
-NO_IMAGE = "not an image"
 CONTENT = "content_sha256"  # of a fingerprint, where a set is small
 # Images whose bytes are read before a run starts; an epoch takes longer.
 SMALL, SMALL_BYTES = 5_000, 1 << 30
@@ -171,7 +171,11 @@ def inspect(
             split = _scan_part(data, part, progress)
         except MissingSplitError:
             continue
-        return {part: split}, _problem_within(str(data), split) or _wrapped(str(data), split)
+        if part != "all":
+            return {part: split}, _problem_within(f"{data}/{split.name}", split)
+        is_heap = kind_of(data) == "folder" and FlatSet.fits(Path(data))
+        one = None if is_heap else _of_one_class(str(data), split)
+        return {part: split}, _problem_within(str(data), split) or one
     raise missing
 
 
@@ -222,12 +226,40 @@ def decode_error(images: ImageSet, index: int) -> str | None:
     except UnreadableError as error:
         return error.reason
     except DataError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"unreadable: {cause.strerror.lower()}"
-        reason = _reason(cause or error)
-        return "zero bytes" if reason == NO_IMAGE and not images.bytes_of(index) else reason
+        from PIL import Image, UnidentifiedImageError
+
+        why = error.__cause__ or error
+        if isinstance(why, UnidentifiedImageError):
+            return "not an image" if images.bytes_of(index) else "zero bytes"
+        if isinstance(why, Image.DecompressionBombError):
+            return "decompression bomb"
+        if isinstance(why, OSError) and why.strerror:
+            return f"unreadable: {why.strerror.lower()}"
+        reason = words_of(why)
+        return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"
     return None
+
+
+def copies(*image_sets: ImageSet) -> str:
+    """The sentence on images of the last of small sets that are others of the first; or empty."""
+    numbered = [(images, index) for images in image_sets for index in range(len(images))]
+    if len(numbered) > SMALL:
+        return ""
+    sizes = Counter(images.bytes_of(index) for images, index in numbered)
+    first: dict[bytes, str] = {}
+    again: list[str] = []
+    for images, index in numbered:
+        with suppress(DataError):  # one that cannot be read is told as such
+            if sizes[images.bytes_of(index)] > 1 and (content := images.read(index)):
+                name, digest = images.name_of(index), hashlib.sha256(content).digest()
+                if images is image_sets[-1] and digest in first:
+                    again.append(f"{name} is {first[digest]}")
+                elif images is image_sets[0]:
+                    first[digest] = name
+    return bool(again) * (
+        f"copies of other images, byte for byte: {len(again):,} (such as {''.join(again[:1])}); "
+        "what is measured on an image that was learned is too good: remove one of each"
+    )
 
 
 def with_content(survey: Survey, open_split: Callable[[SplitName], ImageSet]) -> dict[str, Any]:
@@ -246,56 +278,48 @@ def with_content(survey: Survey, open_split: Callable[[SplitName], ImageSet]) ->
 
 def _content_sha256(images: ImageSet) -> str | None:
     """The digest of all images' files, in their order; None where one cannot be read."""
-    content = hashlib.sha256()
 
     def digest(index: int) -> bytes:
         return hashlib.sha256(images.read(index)).digest()
 
-    try:
-        for one in ordered_map(range(len(images)), digest, threads=LISTERS, ahead=CHUNK):
-            content.update(one)
-    except DataError:
-        return None
-    return content.hexdigest()
+    digests = ordered_map(range(len(images)), digest, threads=LISTERS, ahead=CHUNK)
+    with suppress(DataError):
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+    return None
 
 
 def _problem(data: str, train: Split, val: Split) -> str | None:
     words = ("in train/ only", f"in {val.name}/ only")
     if other := differences(train.classes, val.classes, words):
         return f"the classes of {data} differ: {other}; give train and val the same classes"
-    if problem := _problem_within(data, train) or _problem_within(data, val):
-        return problem
-    if len(train.classes) > 1 or train.several is not None:
+    for split in (train, val):
+        if problem := _problem_within(f"{data}/{split.name}", split):
+            return problem
+    return _of_one_class(data, train)
+
+
+def _of_one_class(data: str, split: Split) -> str | None:
+    """The sentence about a single class, which may be a folder around the data set."""
+    if len(split.classes) > 1 or split.several is not None:
         return None
-    [name] = train.classes
-    one = f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
-    return _wrapped(data, train) or one
+    [name] = split.classes
+    inner = Path(data, name)
+    folders = [path.name for path in inner.iterdir() if path.is_dir()] if inner.is_dir() else ()
+    if folders:
+        return (
+            f"{data} holds one folder, {name}, so one class; its own folders may be classes "
+            f"(such as {min(folders)}): give {inner}"
+        )
+    return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
 
 
-def _wrapped(data: str, split: Split) -> str | None:
-    """The sentence about a single class that is a folder around the data set."""
-    inner = Path(data, *split.classes)
-    if len(split.classes) != 1 or not inner.is_dir():
-        return None
-    folders = [path.name for path in inner.iterdir() if path.is_dir()]
-    return (
-        f"{data} holds one folder, {inner.name}, so one class; its own folders may be classes "
-        f"(such as {min(folders)}): give {inner}"
-        if folders
-        else None
-    )
-
-
-def _problem_within(data: str, split: Split) -> str | None:
+def _problem_within(place: str, split: Split) -> str | None:
     empty = _without_images(split)
     if len(empty) == len(split.classes):
-        return (
-            f"{data} holds no image in {split.name}/; give image files such as x.jpg, x.png, x.tif "
-            "or x.heic"
-        )
+        return f"{place} holds no image; give image files such as x.jpg, x.png, x.tif or x.heic"
     if not empty or split.several is not None:
         return None
-    return empty_classes(f"{data}/{split.name}", empty, len(split.classes))
+    return empty_classes(place, empty, len(split.classes))
 
 
 def _without_images(split: Split) -> list[str]:
@@ -443,14 +467,3 @@ def _list_entry(root: Path, name: str, is_class: bool) -> _Listing:
     if is_class:  # class_folders counts those beside the classes
         left.others.update(suffix_of(path) for path in paths if not is_image(path))
     return _Listing(lines, len(paths), images, sum(sizes.values()), newest, left)
-
-
-def _reason(error: BaseException) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, Image.DecompressionBombError):
-        return "decompression bomb"
-    if isinstance(error, UnidentifiedImageError):
-        return NO_IMAGE
-    reason = words_of(error)
-    return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"

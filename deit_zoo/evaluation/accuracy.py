@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch.utils.data import Dataset
 
 from deit_zoo.data.decode import error_context
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
+from deit_zoo.data.image_list import SPLIT_FILE, is_split, read_split
 from deit_zoo.data.image_set import ImageSet, are_numbers, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.machine import shared
-from deit_zoo.manifest import Reading
+from deit_zoo.manifest import LocalCheckpoint, Reading
 from deit_zoo.models.model import ZooModel, spec_of
 from deit_zoo.results import Evaluation
 
@@ -103,10 +105,24 @@ def validation_set(
         return open_set(data, "val", classes, reading=reading, several=several)
     except MissingSplitError as error:
         missing = error
-    try:
+    with suppress(MissingSplitError):
         return open_set(data, "all", classes, reading=reading, several=several)
-    except MissingSplitError:
-        raise missing from None
+    raise missing
+
+
+def note_on_learned(model: ZooModel, images: ImageSet) -> str:
+    """The sentence on images that a run learned from, by the list that lies beside its weights."""
+    weights = model.checkpoint
+    file = weights.path.parent / SPLIT_FILE if isinstance(weights, LocalCheckpoint) else Path()
+    if not (file.is_file() and is_split(file)):
+        return ""
+    run = read_split(file)
+    learned = {os.path.realpath(run.root / image.path) for image in run.of("train")}
+    count = sum(os.path.realpath(images.name_of(n)) in learned for n in range(len(images)))
+    return bool(count) * (
+        f"{count:,} of these {len(images):,} images are those that the model learned from, so the "
+        f"figures are too good; give --data {file} for what was kept apart"
+    )
 
 
 def folder_classes(data: str | Path) -> list[str]:
@@ -218,15 +234,6 @@ def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
     return f"{count} cannot be read ({', '.join(names[:3])}{more}); the figures are of the others"
 
 
-def _check_skipped(skipped: int, images: int) -> None:
-    """Raises DataError where too many images could not be read, whichever processes met them."""
-    if skipped and (skipped > (most := most_unreadable(images)) or skipped == images):
-        raise DataError(
-            f"{skipped:,} of {images:,} validation images cannot be read, and a run can do without "
-            f"{most:,}; mend or remove them"
-        )
-
-
 def all_logits(logits: Sums, labels: NDArray[np.int64]) -> Sums:
     """What is kept of a batch where each class is judged by itself; NaN of what is skipped."""
     return np.where(labels[:, None] < 0, np.nan, logits)
@@ -241,7 +248,12 @@ def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
     """The figures from what all shards accumulated together."""
     top1, top5, num_judged, num_images, loss, num_skipped = sums[:NUM_SUMS].tolist()
     assert num_images == len(dataset), f"{num_images:.0f} of {len(dataset)} images were counted"
-    _check_skipped(int(num_skipped), len(dataset))
+    # Whichever processes met them.
+    if num_skipped > (most := most_unreadable(len(dataset))) or 0 < num_skipped == num_images:
+        raise DataError(
+            f"{num_skipped:,.0f} of {num_images:,.0f} validation images cannot be read, and a run "
+            f"can do without {most:,}; mend or remove them"
+        )
     mean_ap, num_losses = None, num_judged
     if dataset.by_class:
         logits = kept_of(sums, dataset)

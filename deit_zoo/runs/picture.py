@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, filterwarnings
 
 from deit_zoo.terminal import one_line
 
@@ -31,5 +32,7 @@ def png_of(figure: Figure) -> bytes:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=120)
+    with catch_warnings():  # of signs that the font lacks; pages and tables have them
+        filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(data, format="png", dpi=120)
     return data.getvalue()

@@ -63,19 +63,14 @@ class CurveStatus:
         return asdict(self) | {"sentence": self.sentence(differs)}
 
 
-def trains_on_own_images(recipe: Recipe) -> bool:
-    """Whether it is the user who says what is learned; ImageNet-21k is a folder too."""
-    shipped = RECIPES.get(recipe.name)
-    return recipe.data == "folder" and (shipped is None or shipped.data != "folder")
-
-
 def published_curve(recipe: Recipe) -> Curve | None:
     """The published curve of a recipe: the log shipped with the model, or the authors' own.
 
     None where there is none, and for training on one's own images. A manifest may name a log that
     lies beside weights elsewhere.
     """
-    if trains_on_own_images(recipe):
+    shipped = RECIPES.get(recipe.name)  # ImageNet-21k is a folder too
+    if recipe.data == "folder" and (shipped is None or shipped.data != "folder"):
         return None
     record = read_manifest().get(recipe.name)
     if record and record.log and (ASSETS / record.log).is_file():

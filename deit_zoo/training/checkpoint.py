@@ -114,7 +114,12 @@ class CheckpointManager:
         self._note_environment()
         for number in step.bad:
             self.tell(f"{self.name_of(number)} cannot be read; another image takes its place")
-        self._check_bad_images()
+        seen = epoch_images(self.plan.num_images)
+        if self.stats.bad_images > (most := most_unreadable(seen)):
+            raise DataError(
+                f"{self.stats.bad_images} of {seen:,} images of epoch {self.epoch + 1} could not "
+                f"be read, and a run can do without {most:,}; `deit-zoo data check DIR` lists them"
+            )
         self.stopping |= step.stop
 
     def at_rest(self) -> None:
@@ -187,7 +192,12 @@ class CheckpointManager:
     def _decide(self, step: StepResult) -> tuple[History, Path]:
         """Where to go back to, and what is left out from now on; kept on disk."""
         steps, failed = self.plan.steps_per_epoch, self._position(self.epoch, step.number)
-        why = what_is_not_finite(step)
+        odd = [
+            f"the {name} is {value}"
+            for name, value in (("loss", step.loss), ("gradient norm", step.grad_norm))
+            if not math.isfinite(value)
+        ]
+        why = odd[0] if odd else "a weight is not finite"
         files = list(usable_states(self.output, self.history, steps, self.tell))[::-1]
         if self.rollbacks == MAX_ROLLBACKS or not files:
             message = f"{why} at {step_in_words(failed, steps)}, {self._what_to_type(bool(files))}"
@@ -293,19 +303,3 @@ class CheckpointManager:
             else "before any state could be written; the same command begins again"
         )
         return f"{outcome}, also {' or '.join(changes)}"
-
-    def _check_bad_images(self) -> None:
-        seen = epoch_images(self.plan.num_images)
-        if self.stats.bad_images > (most := most_unreadable(seen)):
-            raise DataError(
-                f"{self.stats.bad_images} of {seen:,} images of epoch {self.epoch + 1} could not "
-                f"be read, and a run can do without {most:,}; `deit-zoo data check DIR` lists them"
-            )
-
-
-def what_is_not_finite(step: StepResult) -> str:
-    """The number of a step that is not finite, in words; a weight where loss and norm are."""
-    for name, value in (("loss", step.loss), ("gradient norm", step.grad_norm)):
-        if not math.isfinite(value):
-            return f"the {name} is {value}"
-    return "a weight is not finite"

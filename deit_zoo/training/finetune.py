@@ -169,7 +169,12 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
     recipe = _for_the_heads(recipe, spec, chosen)
     if recipe.batch_size != base.batch_size:
         recipe = _with_rates_for(recipe, base.batch_size, chosen)
-    _check_model(recipe, spec)
+    if recipe.init_from == spec.name and spec.name not in read_manifest():
+        raise RecipeError(
+            f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
+            "with one of yours, or train it with deit-zoo reproduce --set data=folder"
+        )
+    checks.check_network(recipe)
     figure = TABLE_7.get(table, {}).get(spec.name)
     if figure is None or own or recipe.img_size != spec.img_size:
         return recipe
@@ -382,12 +387,3 @@ def _explained(small: Recipe, recipe: Recipe, num_images: int) -> tuple[Recipe, 
     if small.lr != recipe.lr:
         changes.append(f"lr {recipe.lr:.3g} -> {small.lr:.3g}")
     return replace(small, assumed=assumed), f"{images}: {', '.join(changes)}"
-
-
-def _check_model(recipe: Recipe, spec: ModelSpec) -> None:
-    if recipe.init_from == spec.name and spec.name not in read_manifest():
-        raise RecipeError(
-            f"{spec.name} has no published checkpoint to begin from; type --set init_from=FILE "
-            "with one of yours, or train it with deit-zoo reproduce --set data=folder"
-        )
-    checks.check_network(recipe)

@@ -93,7 +93,9 @@ def train_one_epoch(
     recipe, optimizer = plan.recipe, state.optimizer
     stats = EpochStats() if stats is None else stats
     state.model.train(recipe.train_mode)
-    lr = set_rate(optimizer, learning_rate(recipe, epoch))
+    lr = learning_rate(recipe, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
     passes = micro_batches(state, recipe.seed, epoch, batches)
     statistics = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
     lag = int(state.skips_on_device)
@@ -111,7 +113,9 @@ def train_one_epoch(
         passes.look_ahead()
         state.scaler.unscale_(optimizer)
         grad_norm = clip_gradients(state.model.parameters(), recipe.clip_grad)
-        finite = all_finite(sums.loss, grad_norm, *statistics)
+        # Running statistics too: a forward pass moves them before anything can be skipped.
+        values = (sums.loss, grad_norm, *statistics)
+        finite = torch.stack([value.isfinite().all() for value in values]).all()
         sums.all_reduce(grad_norm, finite, requests())
         update(state, sums)
         optimizer.zero_grad(set_to_none=True)
@@ -133,13 +137,6 @@ def forward_backward(state: TrainState, part: MicroBatch) -> tuple[Tensor, Tenso
     loss = loss / state.passes
     torch.autograd.backward(state.scaler.scale(loss))
     return loss, taught
-
-
-def set_rate(optimizer: Optimizer, lr: float) -> float:
-    """Give every group its share of the rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    return lr
 
 
 def micro_batches(
@@ -179,12 +176,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None) -> T
     if bound is not None:
         clip_grads_with_norm_(learning, bound, norm)
     return norm
-
-
-def all_finite(*values: Tensor) -> Tensor:
-    """Whether all are, as a tensor on their device: loss and norm, and running statistics, which a
-    forward pass moves before anything can be skipped."""
-    return torch.stack([value.isfinite().all() for value in values]).all()
 
 
 def update(state: TrainState, sums: StepSums) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.data.folder import split_folder
-from deit_zoo.data.image_list import SPLIT_FILE, ImageList
+from deit_zoo.data.image_list import SPLIT_FILE, ImageList, check_there
 from deit_zoo.data.image_set import ImageSet, kind_of, open_list, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
-from deit_zoo.data.survey import CONTENT, SMALL, SPLITS, bad_images, most_unreadable
+from deit_zoo.data.survey import CONTENT, SMALL, SPLITS, bad_images, copies, most_unreadable
 from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
@@ -52,6 +52,7 @@ def images_of_run(
         return replace(former.images, root=images.root, data=images.data)
     if former is not None:  # of version 0.1, which parted by links
         return images
+    check_there(images)
     if images.ignored:
         tell(images.ignored)
     if len(images.images) <= SMALL:
@@ -193,11 +194,9 @@ def _without_unreadable(
     tell: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> ImageList:
-    """The list without the images that cannot be read, which are told."""
+    """The list without the images that cannot be read, which are told, as copies are."""
     sets = [open_part(str(data), split, images, reading) for split in SPLITS]
     bad = _unreadable(sets, progress)
-    if not bad:
-        return images
     count = len(images.images)
     sentence = f"{len(bad):,} of {count:,} images cannot be read ({_named(bad)})"
     if len(bad) > (most := most_unreadable(count)):
@@ -205,7 +204,10 @@ def _without_unreadable(
             f"{sentence}, and a run can do without {most:,}; mend or remove them: "
             f"{_check_command(data)} lists them all"
         )
-    tell(f"{sentence}; left out")
+    if bad:
+        tell(f"{sentence}; left out")
+    if same := copies(*sets):
+        tell(same)
     return images.without(bad)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from deit_zoo.data.digits import digits, write_folder
 from support.command import Done, Process, deit_zoo, run_python
 from support.imagenet import kit_files, write_tar
-from support.images import photo
+from support.images import photo, write
 
 COMMAND = ["-m", "deit_zoo", "data"]
 
@@ -151,7 +151,7 @@ def test_a_label_or_a_column_may_be_called_anything(whole: Path, tmp_path: Path)
 def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:
     synsets, labels = ["n02119789", "n01440764"], ["n01440764", "n02119789", "n01440764"]
     images = [photo("red", (number, 1)) for number in (1, 2, 3)]
-    inner = {f"{name}.tar": {f"{name}_1.JPEG": images[0]} for name in synsets}
+    inner = {f"{name}.tar": {f"{name}_1.JPEG": photo("blue")} for name in synsets}
     outer = {name: write_tar(tmp_path / name, files).read_bytes() for name, files in inner.items()}
     heap = {f"ILSVRC2012_val_{n:08}.JPEG": image for n, image in enumerate(images, start=1)}
     options = {
@@ -289,3 +289,25 @@ def test_the_column_of_the_labels_is_an_option_of_tables_alone(tmp_path: Path, w
     refused = data("check", whole, "--label-column", "fine")
     assert refused.status == 2
     assert refused.err.endswith("leave it out: its folders say which class an image is of\n")
+
+
+@pytest.mark.parametrize(
+    ("row", "meant"),
+    [
+        ("0a1b", "train/0a1b.png"),
+        ("0a1b.png", "train/0a1b.png"),
+        ("C:\\Users\\Anna\\0a1b.png", "train/0a1b.png"),
+        ("other.png", "photos/1.jpg"),
+    ],
+)
+def test_a_list_of_files_that_are_elsewhere_is_told_how_one_is_written(
+    row: str, meant: str, tmp_path: Path
+) -> None:
+    # Kaggle's lists name files without their folder or their ending, Windows' whole paths.
+    write(tmp_path, {"train/0a1b.png": photo("red"), "train/0a1c.png": photo("red")})
+    file = tmp_path / "labels.csv"
+    file.write_text(f"id,breed\n{row},pug\nmissing.png,beagle\n")
+    done = data("check", file)
+    assert (done.status, done.out) == (2, "")
+    assert f"none of the 2 files that {file} names is there, from " in done.err
+    assert done.err.rstrip().endswith(f"from {tmp_path} on, with its ending, such as {meant}")

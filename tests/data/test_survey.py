@@ -12,7 +12,7 @@ from PIL import Image
 
 from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.split import list_images
-from deit_zoo.data.survey import bad_images, inspect, scan, validate
+from deit_zoo.data.survey import bad_images, copies, inspect, scan, validate
 from support.images import encoded, photo, refused, write
 
 
@@ -87,7 +87,7 @@ def test_a_class_without_images_is_named(folder: Path) -> None:
 def test_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"train/a/1.txt": b"", "val/a/1.txt": b""})
     assert refused(lambda: validate(tmp_path)).startswith(
-        f"{tmp_path} holds no image in train/; give image files such as x.jpg, x.png, "
+        f"{tmp_path}/train holds no image; give image files such as x.jpg, x.png, "
     )
 
 
@@ -221,4 +221,35 @@ def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"data": "/photos"}')  # of a run
     assert sentence() == (
         f"{tmp_path} is the folder of a run, which holds no images to train or to measure on"
+    )
+
+
+def test_an_image_that_is_another_byte_for_byte_is_told_with_its_twin(tmp_path: Path) -> None:
+    one, two, three = (photo("red", (number, 1)) for number in (1, 2, 3))
+    files = {"train/a/1.png": one, "train/b/2.png": two, "train/b/2 (1).png": two}
+    write(
+        tmp_path, files | {"val/a/new.png": three, "val/b/IMG 1.png": one, "val/b/empty.png": b""}
+    )
+    train, val = (open_unchecked(tmp_path, split) for split in ("train", "val"))
+    twins = f"{tmp_path}/val/b/IMG 1.png is {tmp_path}/train/a/1.png"
+    assert copies(train, val) == (
+        f"copies of other images, byte for byte: 1 (such as {twins}); what is "
+        "measured on an image that was learned is too good: remove one of each"
+    )
+    # The one folder that --val-share would part has the pair of 2.png.
+    assert copies(train).startswith("copies of other images, byte for byte: 1 (such as ")
+    assert copies(val) == ""
+
+
+def test_a_heap_in_one_folder_is_no_training_set(tmp_path: Path) -> None:
+    folder = write(tmp_path / "plant", {f"images/{n}.png": photo("red") for n in range(2)})
+    assert inspect(folder)[1] == (
+        f"{folder} has one class, 'images', and a model tells classes apart; give 2 or more"
+    )
+
+
+def test_a_class_without_images_is_said_of_the_folder_that_was_typed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "photos", {"cat/1.png": photo("red"), "dog/notes.txt": b""})
+    assert inspect(folder)[1] == (
+        f"1 of the 2 classes of {folder} has no image (such as 'dog'); give images of every class"
     )

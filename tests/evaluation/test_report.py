@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from deit_zoo.evaluation.report import (
     confusion_rows,
     write_report,
 )
+from deit_zoo.evaluation.report_pictures import draw_confusion
 from deit_zoo.training.finetune import finetune
 
 PICO = "deit_pico_digits"
@@ -173,6 +175,13 @@ def test_without_mistakes_there_is_no_sheet(images: FolderSet, tmp_path: Path) -
     write_report(tmp_path / "report", "right", [answers])
     assert not (tmp_path / "report" / "mistakes.png").exists()
     assert "None in val." in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_class_called_by_a_sign_that_the_font_lacks_is_drawn_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    draw_confusion(["\U0001f332 fir", "\u6a31"], Counter({(0, 1): 2}))
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_the_report_of_an_evaluation_has_its_figures(tmp_path: Path, digits_folder: Path) -> None:

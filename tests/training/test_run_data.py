@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+import deit_zoo
 from deit_zoo.data.digits import digits
 from deit_zoo.data.survey import most_unreadable, scan
 from deit_zoo.errors import DataError
@@ -236,7 +237,8 @@ def test_a_recipe_on_a_folder_keeps_its_list_too(tmp_path: Path, cats: Path) -> 
     output, data = tmp_path / "out", tmp_path / "parted"
     typed: dict[str, Any] = {"gpus": 0, "data": data, "changes": changes, "workers": 0}
     reproduce(PICO, output=output, tell=told.append, **typed)
-    assert len(told) == 1
+    assert len(told) == 2
+    assert "byte for byte" in told[1]  # val/ is of the first digits too
     assert scan(output / "split.csv").train.images == 20
     (output / "split.csv").unlink()
     with pytest.raises(DataError, match=r"out has lost its split\.csv, .*; put it back"):
@@ -261,3 +263,28 @@ def test_a_run_of_version_0_1_that_was_parted_by_links_goes_on(
     tune(output, cats)
     assert (output / "model.safetensors").read_bytes() == weights
     assert len(rows(output)) == 20
+
+
+def test_photographs_that_are_in_both_splits_are_told_before_the_start_and_after_it(
+    tmp_path: Path,
+) -> None:
+    data, output = write(tmp_path / "pets", "01", 10), tmp_path / "run"
+    before = tune(output, data)
+    assert not any("byte for byte" in sentence for sentence in before)
+    learned = next(row["file"] for row in rows(output) if row["split"] == "train")
+    kept = next(row["file"] for row in rows(output) if row["split"] == "val")
+    shutil.copy(learned, kept)
+    told = tune(tmp_path / "again", data)
+    assert [sentence for sentence in told if "byte for byte" in sentence] == [
+        f"copies of other images, byte for byte: 1 (such as {kept} is {learned}); "
+        "what is measured on an image that was learned is too good: remove one of each"
+    ]
+    # Whoever measures on the folder hears which of its images the run has seen.
+    said: list[str] = []
+    deit_zoo.evaluate(str(output), data, say=said.append)
+    assert said == [
+        f"16 of these 20 images are those that the model learned from, so the figures are too "
+        f"good; give --data {output}/split.csv for what was kept apart"
+    ]
+    deit_zoo.evaluate(str(output), output / "split.csv", say=said.append)
+    assert len(said) == 1
