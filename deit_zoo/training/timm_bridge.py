@@ -170,17 +170,17 @@ def train_augment(recipe: Recipe) -> Augment:
     """How a recipe augments images, with its draws apart from its pixels."""
     if not recipe.three_augment:
         return TrainAugment(recipe)
-
-    def box_of(width: int, height: int) -> Box:
-        image = _Sized((width, height))
-        return Box(*_RandomResizedCrop.get_params(image, recipe.crop_scale, _ratio_of(recipe)))
-
     return ThreeAugment(
         img_size=as_pair(recipe.img_size),
         hflip=recipe.hflip,
         color_jitter=recipe.color_jitter,
-        box_of=None if recipe.random_crop == "simple" else box_of,
+        box_of=None if recipe.random_crop == "simple" else partial(_random_box, recipe),
     )
+
+
+def _random_box(recipe: Recipe, width: int, height: int) -> Box:
+    image = _Sized((width, height))
+    return Box(*_RandomResizedCrop.get_params(image, recipe.crop_scale, _ratio_of(recipe)))
 
 
 def lamb(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:

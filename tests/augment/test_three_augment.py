@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 from dataclasses import replace
@@ -48,6 +49,13 @@ def three(seed: int) -> tuple[str, Image.Image]:
     random.seed(seed)
     operation = one_of_three()
     return operation.function.__name__, operation(photograph())
+
+
+@pytest.mark.parametrize("recipe", [SMALL, MUCH_DATA])
+def test_a_worker_that_is_not_forked_is_sent_the_draws(recipe: Recipe) -> None:
+    sent = pickle.loads(pickle.dumps(train_augment(recipe)))
+    seed_from_key(0, 0, 0, 7, "augment")
+    assert sent.draw(61, 45) == drawn(recipe, 7)
 
 
 def test_each_of_the_three_comes_as_often() -> None:
