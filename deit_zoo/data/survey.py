@@ -256,8 +256,10 @@ def copies(*image_sets: ImageSet) -> str:
                     again.append(f"{name} is {first[digest]}")
                 elif images is image_sets[0]:
                     first[digest] = name
-    return bool(again) * (
-        f"copies of other images, byte for byte: {len(again):,} (such as {''.join(again[:1])}); "
+    if not again:
+        return ""
+    return (
+        f"copies of other images, byte for byte: {len(again):,} (such as {again[0]}); "
         "what is measured on an image that was learned is too good: remove one of each"
     )
 

@@ -119,7 +119,9 @@ def note_on_learned(model: ZooModel, images: ImageSet) -> str:
     run = read_split(file)
     learned = {os.path.realpath(run.root / image.path) for image in run.of("train")}
     count = sum(os.path.realpath(images.name_of(n)) in learned for n in range(len(images)))
-    return bool(count) * (
+    if not count:
+        return ""
+    return (
         f"{count:,} of these {len(images):,} images are those that the model learned from, so the "
         f"figures are too good; give --data {file} for what was kept apart"
     )
