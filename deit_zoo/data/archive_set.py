@@ -15,9 +15,9 @@ from deit_zoo.data.image_file import check_length, open_regular
 from deit_zoo.data.images import ImageSet, MissingSplitError
 from deit_zoo.errors import DataError, reason_of
 
-# Archives that a set keeps open, of the 256 files that any system lets a process have; beyond them
-# one is opened anew for each image.
-MOST_OPEN = 128
+# Archives that a set keeps open: a quarter of the files that a process may have, as a run has two
+# sets; beyond them one is opened anew for each image.
+MOST_OPEN = max(64, os.sysconf("SC_OPEN_MAX") // 4) if hasattr(os, "sysconf") else 2048
 
 
 class ArchiveSet(ImageSet):

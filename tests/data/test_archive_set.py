@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from deit_zoo.training.launch import recipe_for
 from support.archives import CLASSES, FILES, FORMS, imagenet, one_tar, part, shards, stored_zip
 from support.imagenet import solution_csv, write_tar
 from support.images import encoded, photo, refused, write
+from support.tables import each_row
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +193,13 @@ def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         numbers = list(range(len(images))) * 50
         assert list(pool.map(images.read, numbers)) == expected * 50
+
+
+@each_row(("limit", "most"), [(256, 64), (1000, 250)])
+def test_the_sets_of_a_run_leave_half_of_the_files_that_may_be_open(limit: int, most: int) -> None:
+    code = "from deit_zoo.data.archive_set import MOST_OPEN; print(MOST_OPEN)"
+    shell = ["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh", sys.executable, "-c", code]
+    assert subprocess.run(shell, capture_output=True, check=True).stdout == b"%d\n" % most
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files are not listed here")
