@@ -194,7 +194,7 @@ def open_descriptor(file: Place, check: Callable[[Place, int], None]) -> int:
     descriptor = os.open(file, os.O_RDONLY | _WITHOUT_WAITING)
     try:
         check(file, os.fstat(descriptor).st_mode)  # what took its place meanwhile
-    except ZooError:
+    except (ZooError, OSError):
         os.close(descriptor)
         raise
     return descriptor

@@ -20,6 +20,7 @@ from deit_zoo.files import (
     is_running,
     machine_key,
     new_folder,
+    open_descriptor,
     parse_json,
     read_bytes,
     read_json,
@@ -216,3 +217,18 @@ def test_no_signal_is_sent_on_windows_where_zero_is_ctrl_c(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail(f"{number} to {pid}"))
     assert is_running(os.getpid())
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files are not listed here")
+def test_what_a_folder_takes_the_place_of_is_not_left_open(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    modes = iter([None, IsADirectoryError()])
+
+    def check(*_: object) -> None:
+        if error := next(modes):
+            raise error
+
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(IsADirectoryError):
+        open_descriptor(tmp_path / "file", check)
+    assert len(os.listdir("/dev/fd")) == before
