@@ -352,7 +352,7 @@ def _check_name(name: str) -> None:
     names = {word.replace("_", ""): field for word, field in (fields_by_name | ELSEWHERE).items()}
     near = get_close_matches(name.lower().replace("_", "").replace("-", ""), names, n=1, cutoff=0.7)
     advice = f"did you mean {names[near[0]]}?" if near else FIELDS_SHOWN
-    raise RecipeError(f"no field of a recipe is called {name!r}; {advice}")
+    raise RecipeError(f"no field of a recipe that can be set is called {name!r}; {advice}")
 
 
 def plan_from(values: Mapping[str, Any]) -> Plan:
