@@ -20,7 +20,7 @@ from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, ParamSpec
 
 from deit_zoo.errors import MissingExtraError, ZooError, check_whole
@@ -28,11 +28,10 @@ from deit_zoo.errors import MissingExtraError, ZooError, check_whole
 if TYPE_CHECKING:
     import torch
 
-
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 P = ParamSpec("P")
-_LOCK = Lock()
+_LOCK = RLock()  # what is collected within may leave a context too
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release

@@ -113,7 +113,7 @@ class Cell:
     """
 
     def __init__(self) -> None:
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        shell = (ipython := sys.modules.get("IPython")) and ipython.get_ipython()
         self.active = getattr(shell, "kernel", None) is not None  # whose cells show HTML
         self.handle: Any = None
         self.drawn = time.monotonic()  # what is done at once needs none

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -139,3 +141,18 @@ def test_the_cores_are_those_of_the_affinity_and_of_the_cgroups_quota(
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
     assert machine.usable_cores() == cores
+
+
+def test_a_context_that_is_left_while_another_is_entered_holds_nothing_up() -> None:
+    left = machine.without_warnings()  # as the garbage collector leaves a generator's
+    left.__enter__()
+
+    @machine.shared
+    def other() -> Iterator[None]:
+        left.__exit__(None, None, None)
+        yield
+
+    entering = Thread(target=other().__enter__, daemon=True)
+    entering.start()
+    entering.join(10)
+    assert not entering.is_alive()

@@ -268,8 +268,8 @@ def _hub() -> Line:
         # Both are the Hub's own; a proxy, or the page of a hotel, has neither.
         is_hub = {"x-repo-commit", "x-error-code"} & {name.lower() for name in answer.headers}
         problem = None if is_hub else f"answers {answer.status_code}, not as a Hub does"
-    except requests.RequestException as error:
-        problem = f"cannot be reached ({type(error).__name__})"
+    except OSError as error:  # requests' own, or just that: no file of certificates
+        problem = f"cannot be reached ({error if type(error) is OSError else type(error).__name__})"
     endpoint = redact(constants.ENDPOINT)  # these lines go into reports of bugs
     if problem is None:
         return Line(name="Hub", found=f"{endpoint} answers in {time.perf_counter() - began:.2f} s")

@@ -19,7 +19,7 @@ from deit_zoo.files import (
     WEIGHTS_SUFFIXES,
     digest,
 )
-from deit_zoo.manifest import Checkpoint, manifest_record
+from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
 from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import KnownFile
@@ -113,8 +113,9 @@ def files_of(name: str) -> list[CachedFile]:
     """The files of a model, or of a folder that is given by its path, or holds such folders."""
     path = Path(name)
     if is_path(name) or (path.is_dir() and path.name != name):
-        inner = [] if (path / SUMS_FILE).exists() else sorted(path.glob(f"*/{RECORD_FILE}"))
-        folders = [record.parent for record in inner] or [path]
+        inner = {record.parent for record in path.glob(f"*/{RECORD_FILE}")}
+        inner |= {path / one for one in read_manifest() if (path / one).is_dir()}  # half copied too
+        folders = [path] if (path / SUMS_FILE).exists() or not inner else sorted(inner)
         return [file for folder in folders for file in listed_files(folder)]
     return list(cached_files(manifest_record(resolve(name).name)))
 

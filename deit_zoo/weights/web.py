@@ -147,7 +147,7 @@ class _Watch:
         """Within it what breaks off is a RequestException, and of its own doing a SlowError."""
         try:
             yield
-        except (requests.RequestException, HTTPError, ValueError) as error:
+        except (OSError, HTTPError, ValueError) as error:  # OSError: no file of certificates
             if self.reason:
                 raise SlowError(self.reason) from error
             if isinstance(error, requests.RequestException):

@@ -55,6 +55,13 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_type(tmp_path: Path) 
     assert "SECRET" not in done.out + done.err
 
 
+def test_certificates_that_are_not_there_are_told_among_the_other_lines(tmp_path: Path) -> None:
+    environment = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment |= {"HF_HUB_OFFLINE": "0", "SSL_CERT_FILE": str(tmp_path / "none.pem")}
+    done = deit_zoo("doctor", "--json", env=environment)
+    assert str(tmp_path / "none.pem") in json.loads(done.out)[-1]["found"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

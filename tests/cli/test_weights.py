@@ -240,6 +240,9 @@ def test_several_names_get_a_folder_each(typed: Callable[..., Done], tmp_path: P
     flip(tmp_path / "all" / OTHER / "model.safetensors", 100_000)
     assert typed("verify", "all").status == 1
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted((NAME, OTHER))
+    for name in ("checkpoint.json", "SHA256SUMS"):  # copied in part
+        (tmp_path / "all" / OTHER / name).unlink()
+    assert f"all/{OTHER} has no readable SHA256SUMS" in typed("verify", "all").err
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(

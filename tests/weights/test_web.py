@@ -318,3 +318,14 @@ def test_certificates_of_a_site_are_those_that_the_hubs_client_trusts_and_are_na
     assert web.reason_of(caught.value).endswith(
         "; set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the certificates of your site"
     )
+
+
+def test_certificates_that_are_not_there_are_a_reason_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    refused = pytest.raises(requests.RequestException, match=r"none\.pem")
+    with refused, web.get("https://127.0.0.1:9", timeout=1.0):
+        pass
