@@ -174,8 +174,8 @@ def inspect(
         if part != "all":
             return {part: split}, _problem_within(f"{data}/{split.name}", split)
         is_heap = kind_of(data) == "folder" and FlatSet.fits(Path(data))
-        one = None if is_heap else _of_one_class(str(data), split)
-        return {part: split}, _problem_within(str(data), split) or one
+        problem = _problem_within(str(data), split)
+        return {part: split}, problem if problem or is_heap else _of_one_class(str(data), split)
     raise missing
 
 

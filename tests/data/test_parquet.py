@@ -20,7 +20,7 @@ from deit_zoo.data.hub import HubSet
 from deit_zoo.data.image_set import open_set, open_unchecked
 from deit_zoo.data.parquet import ParquetSet
 from deit_zoo.data.split import check_split
-from deit_zoo.data.survey import bad_images, validate
+from deit_zoo.data.survey import bad_images, inspect, validate
 from deit_zoo.errors import DataError
 from support.images import photo, refused
 
@@ -257,6 +257,13 @@ def test_images_of_a_broken_part_of_a_file_are_bad_and_no_others(hub: Path) -> N
     [(name, reason)] = bad_images(open_unchecked(hub, "val"), workers=1)
     assert name == f"{hub}[validation][0]"
     assert reason.startswith("broken: ")
+
+
+def test_a_table_without_a_row_holds_no_image(tmp_path: Path) -> None:
+    file = tmp_path / "photos.parquet"
+    write_parquet(file, table(TRAIN, features=None).slice(0, 0))
+    told = f"{file} holds no image; give image files such as x.jpg, x.png, x.tif or x.heic"
+    assert inspect(file)[1] == told
 
 
 def test_a_file_that_is_no_parquet_is_named(hub: Path) -> None:
