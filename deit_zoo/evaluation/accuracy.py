@@ -116,9 +116,12 @@ def note_on_learned(model: ZooModel, images: ImageSet) -> str:
     file = weights.path.parent / SPLIT_FILE if isinstance(weights, LocalCheckpoint) else Path()
     if not (file.is_file() and is_split(file)):
         return ""
-    run = read_split(file)
-    learned = {os.path.realpath(run.root / image.path) for image in run.of("train")}
-    count = sum(os.path.realpath(images.name_of(n)) in learned for n in range(len(images)))
+    run, measured = read_split(file), [images.name_of(n) for n in range(len(images))]
+    # Of a million images that were learned, only what may be one of these is looked at on the disk.
+    names = set(map(os.path.basename, measured))
+    paths = (run.root / image.path for image in run.of("train"))
+    learned = {os.path.realpath(path) for path in paths if path.name in names}
+    count = sum(os.path.realpath(path) in learned for path in measured if learned)
     if not count:
         return ""
     return (
