@@ -278,7 +278,13 @@ def require_extra(extra: str, what: str, *modules: str) -> None:
 
 def require_matplotlib() -> None:
     """Raises MissingExtraError where no picture can be drawn."""
-    require_extra("train", "a picture", "matplotlib.figure")
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # that it does without a home is told at its import
+    try:
+        require_extra("train", "a picture", "matplotlib.figure")
+    finally:
+        logger.setLevel(level)
 
 
 def world_size() -> int | None:

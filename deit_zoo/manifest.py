@@ -175,8 +175,10 @@ def read_manifest(path: Path | None = None) -> dict[str, Checkpoint]:
     try:
         return _read(path, path.stat().st_mtime_ns)
     except OSError as error:
+        is_chosen = os.environ.get(ENVIRONMENT) and path == manifest_path()
+        remedy = f"unset {ENVIRONMENT}, which names it" if is_chosen else "reinstall deit_zoo"
         raise CheckpointError(
-            f"the weights manifest {path} cannot be read ({error.strerror}); reinstall deit_zoo, "
+            f"the weights manifest {path} cannot be read ({error.strerror}); {remedy}, "
             f"or set {ENVIRONMENT} to a manifest file"
         ) from error
 

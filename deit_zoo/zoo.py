@@ -243,6 +243,8 @@ def create(
     elif name is not None and is_path(name):
         name, checkpoint = None, name
     spec = None if name is None else resolve(name)
+    if pretrained not in (True, False):
+        raise ZooError(f"pretrained is {pretrained!r}; give True or False, or checkpoint=FILE")
     if not (is_real(drop_path_rate) and 0.0 <= drop_path_rate < 1.0):
         raise ZooError(f"drop_path_rate is {drop_path_rate!r}; give a share from 0 to below 1")
     if isinstance(dtype, str):

@@ -767,6 +767,11 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
             "no model is named 'deit_smal'; did you mean deit_small, ",
         ),
         (
+            lambda model: deit_zoo.create("deit_tiny", pretrained="yes"),  # type: ignore[arg-type]
+            ZooError,
+            "pretrained is 'yes'; give True or False, or checkpoint=FILE",
+        ),
+        (
             lambda model: deit_zoo.create("deit_tiny", drop_path_rate=1.0),
             ZooError,
             "drop_path_rate is 1.0; give a share from 0 to below 1",
@@ -880,7 +885,7 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
             lambda model: deit_zoo.create("deit_tiny", img_size=225),
             ImageSizeError,
             "images of 225x225 pixels cannot be cut into patches of 16x16; the nearest size that "
-            "can is img_size=(224, 224)",
+            "can is img_size=224",
         ),
         (
             lambda model: deit_zoo.create("deit_tiny", img_size=(224,)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -156,3 +158,18 @@ def test_a_context_that_is_left_while_another_is_entered_holds_nothing_up() -> N
     entering.start()
     entering.join(10)
     assert not entering.is_alive()
+
+
+HOMES = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+
+
+def test_a_picture_is_drawn_without_a_word_where_there_is_no_home(tmp_path: Path) -> None:
+    # A process of its own: matplotlib looks for its folder once, when it is imported.
+    home = tmp_path / "file"
+    home.touch()
+    code = "from deit_zoo.machine import require_matplotlib; require_matplotlib()"
+    environment = {k: v for k, v in os.environ.items() if k not in HOMES} | {"HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -687,6 +687,19 @@ def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_a_chosen_manifest_that_is_missing_is_said_to_be_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", str(tmp_path / "none.json"))
+    with pytest.raises(CheckpointError) as caught:
+        read_manifest()
+    assert str(caught.value) == (
+        f"the weights manifest {tmp_path / 'none.json'} cannot be read (No such file or "
+        "directory); unset DEIT_ZOO_MANIFEST, which names it, or set DEIT_ZOO_MANIFEST to a "
+        "manifest file"
+    )
+
+
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
     fails(tmp_path, f"the weights manifest {tmp_path} cannot be read")
 

@@ -344,6 +344,7 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
     from deit_zoo.training.signals import Interrupted, signals_as_exceptions
     from deit_zoo.training.slurm import REQUEUE
 
+    begun: list[Job] = []
     try:
         # A warning may come before the first step, whose loop only notes it.
         with signals_as_exceptions(), ExitStack() as counting:
@@ -352,6 +353,7 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
             bar = counting.enter_context(Bar("files"))
 
             def say(job: Job) -> None:
+                begun.append(job)
                 counting.close()  # two bars at once would write over each other
                 show(job.plan)
 
@@ -360,8 +362,9 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
         number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
         if is_main_process():
             words = shlex.join(["deit-zoo", *sys.argv[1:]])
-            command = re.sub(r" --resume[ =]never\b", "", words)  # there is a run by now
-            talk.print(f"stopped; this continues the run: {escape(command)}")
+            command = re.sub(r" --resume[ =]never\b", "", words)  # there may be a run by now
+            how = "; this continues the run" if begun else " before it trained; type it again"
+            talk.print(f"stopped{how}: {escape(command)}")
         raise typer.Exit(130 if number == signal.SIGINT else REQUEUE) from None
 
 

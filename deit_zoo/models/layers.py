@@ -150,9 +150,11 @@ def check_divisible(img_size: tuple[int, int], patch_size: int) -> None:
     """Refuse an image size that patches do not tile, naming the nearest one that they do."""
     nearest = tuple(max(1, round(side / patch_size)) * patch_size for side in img_size)
     if nearest != img_size:
+        height, width = nearest
+        size = height if height == width else f"{nearest}, typed as {height}x{width}"
         raise ImageSizeError(
             f"images of {img_size[0]}x{img_size[1]} pixels cannot be cut into patches of "
-            f"{patch_size}x{patch_size}; the nearest size that can is img_size={nearest}"
+            f"{patch_size}x{patch_size}; the nearest size that can is img_size={size}"
         )
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from deit_zoo.errors import DataError, RecipeError
-from deit_zoo.machine import usable_cores
+from deit_zoo.machine import usable_cores, world_size
 from deit_zoo.manifest import Reading
 from deit_zoo.recipes import in_words
 from deit_zoo.recipes.costs import estimate
@@ -109,8 +109,10 @@ class Plan(Settings):
                 "teacher; leave --teacher-labels out, or type --set distillation=hard"
             )
         if self.recipe.replicas % self.processes:
+            stray = f"unset RANK and WORLD_SIZE={self.processes} if torchrun did not start this; "
             raise RecipeError(
                 f"{self.processes} processes cannot share {self.recipe.replicas} replicas evenly; "
+                f"{stray if world_size() == self.processes else ''}"
                 f"{self._fitting()}change --set replicas="
             )
         if self.steps_per_epoch < 1:

@@ -76,17 +76,17 @@ def _axis(runs: Sequence[Run], metric: str) -> str:
     return f"validation {' or '.join(dict.fromkeys(run.figure for run in runs))} (%)"
 
 
-def draw_run(output: Path, title: str) -> None:
-    """Draw loss and top-1 of a run's folder into its `curve.png`."""
+def draw_run(output: Path, title: str, exported: int | None = None) -> None:
+    """Draw a run's folder into its `curve.png`; it ended on the weights of the epoch `exported`."""
     # Named by no path: the picture goes with the run to the Hub.
     run = replace(read_run(str(output.resolve())), label="this run")
-    last = run.log[-1]
-    draw(
-        [run],
-        output / CURVE_FILE,
-        title=f"{title}: {shown_figure(run.figures[-1], '{:.2f} %')} after "
-        f"{count(last['epoch'] + 1, 'epoch')}",
-    )
+    figures = [shown_figure(figure, "{:.2f} %") for figure in run.figures]
+    epochs = [row["epoch"] for row in run.log]
+    reached = f"{figures[-1]} after {count(epochs[-1] + 1, 'epoch')}"
+    if exported is not None and exported != epochs[-1]:
+        best = figures[epochs.index(exported)]
+        reached = f"{best} in epoch {exported + 1}, whose weights are exported\n{reached}"
+    draw([run], output / CURVE_FILE, title=f"{title}: {reached}")
 
 
 def draw(

@@ -302,7 +302,7 @@ def conclude(
                 teacher=record["teacher"],
                 start=record["start"],
             )
-            plot.draw_run(output, recipe.name)
+            plot.draw_run(output, recipe.name, epochs[epochs["exported"]]["number"])
         return verdict
 
     return group.run_on_main(write_verdict)

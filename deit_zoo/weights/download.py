@@ -38,13 +38,12 @@ def download(url: str, file: Path) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _continue(url, file)
+            return
         except _InterruptedError as error:
             if attempt >= error.attempts:
                 raise UnavailableError(f"{error} ({attempt} attempts)") from error
             backoff = BACKOFF_SECONDS * 2 ** (attempt - 1)
             time.sleep(backoff if error.pause is None else error.pause)
-        else:
-            return
 
 
 class _InterruptedError(Exception):
@@ -79,6 +78,8 @@ def _continue(url: str, file: Path) -> None:
                 raise UnavailableError(
                     f"it answers packed by {packing:.40}, which was not asked for"
                 )
+            elif response.headers.get("Content-Type", "").startswith("text/html"):
+                raise UnavailableError("it answers with a web page (of a login?), not a file")
             elif response.status_code == 200:
                 _drop(part, etag)
                 if tag := response.headers.get("ETag", ""):

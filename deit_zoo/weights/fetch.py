@@ -84,6 +84,8 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
                 return _from_url(record.name, source)
             except UnavailableError as error:
                 reasons.append(f"{describe(source)}: {error}")
+            except IntegrityError as error:
+                raise IntegrityError("; before it: ".join([str(error), *reasons])) from None
     raise DownloadError(
         f"the weights of {record.name} could not be had from any source "
         f"({'; '.join(reasons)}); mend one of these and try again, or on another machine {carry}"

@@ -168,7 +168,7 @@ def test_a_file_that_is_there_needs_force(typed: Callable[..., Done]) -> None:
         (
             [PLAIN, "--to", "pt2", "--img-size", "17"],
             "images of 17x17 pixels cannot be cut into patches of 4x4; the nearest size that can "
-            "is img_size=(16, 16)",
+            "is img_size=16",
         ),
         (
             [PLAIN, "--to", "pt2", "--images", "none.png"],

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
 
+from deit_zoo.cli.train import run
 from deit_zoo.data.digits import digits
 from deit_zoo.recipes.plan import default_workers
 from support.command import deit_zoo, sentence
@@ -171,6 +176,23 @@ def test_a_field_may_be_typed_as_an_option(words: tuple[str, ...]) -> None:
 def test_an_option_without_its_value_is_told_how_it_is_typed() -> None:
     message = sentence(deit_zoo(*PICO, "--lr", "--dry-run"))
     assert message == "--lr has no value; type --set lr=VALUE"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_is_said_to_go_on_where_it_had_begun(
+    begun: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(say: Callable[[Any], None], progress: Callable[[int], None]) -> Any:
+        if begun:
+            say(SimpleNamespace(plan=None))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["deit-zoo", "finetune", "a"])
+    with pytest.raises(typer.Exit) as caught:
+        run(train, lambda plan: None)
+    how = "; this continues the run" if begun else " before it trained; type it again"
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr().err.endswith(f"stopped{how}: deit-zoo finetune a\n")
 
 
 @pytest.mark.parametrize("command", [PICO[:2], ("finetune", "deit_pico_digits", "--data", "x")])

@@ -102,6 +102,16 @@ def test_what_the_hub_has_not_is_told_record_by_record(hub: HubServer, tmp_path:
     assert manifest.read_bytes() == before
 
 
+def test_one_reason_of_several_records_is_told_once(hub: HubServer, tmp_path: Path) -> None:
+    names = ("deit_tiny", "deit_small", "deit_base")
+    sources = {name: [hub_source("org/absent")] for name in names}
+    manifest = write_manifest(tmp_path / "m.json", sources)
+    told = sentence(
+        deit_zoo("weights", "pin", "--manifest", manifest, env=hub.environment(tmp_path))
+    )
+    assert f"({', '.join(names)}: no such repository, or a private one: set HF_TOKEN)" in told
+
+
 def test_a_file_that_the_hub_keeps_in_git_has_no_digest_to_pin(
     hub: HubServer, tmp_path: Path
 ) -> None:

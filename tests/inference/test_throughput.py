@@ -77,7 +77,7 @@ def test_the_title_of_a_case_says_what_differs() -> None:
             {"img_size": 33},
             ImageSizeError,
             "images of 33x33 pixels cannot be cut into patches of 16x16; the nearest size that can "
-            "is img_size=(32, 32)",
+            "is img_size=32",
         ),
     ],
 )

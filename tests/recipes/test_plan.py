@@ -117,6 +117,21 @@ def test_what_can_share_the_replicas_is_told_as_it_is_typed(
     assert str(caught.value) == f"{processes} processes cannot share 8 replicas evenly; {advice}"
 
 
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [("3", "unset RANK and WORLD_SIZE=3 if torchrun did not start this; the nearest"), ("4", "")],
+)
+def test_processes_that_a_variable_asks_for_are_told_by_its_name(
+    size: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RecipeError) as caught:
+        plan_of(processes=3)
+    begin = "3 processes cannot share 8 replicas evenly; "
+    assert str(caught.value).startswith(begin + (advice or "the nearest"))
+
+
 def test_the_fewest_images_that_make_a_step_are_enough() -> None:
     assert plan_of(num_images=1024).steps_per_epoch == 1
 

@@ -249,6 +249,25 @@ def test_a_runs_own_folder_gets_its_curve(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "log.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("exported", "title"),
+    [
+        (None, "mine: 2.00 % after 3 epochs"),
+        (2, "mine: 2.00 % after 3 epochs"),
+        (1, "mine: 4.00 % in epoch 2, whose weights are exported\n2.00 % after 3 epochs"),
+    ],
+)
+def test_the_picture_names_the_epoch_whose_weights_are_exported(
+    exported: int | None, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = "".join(f"{json.dumps(row)}\n" for row in run_of(1.0, 4.0, 2.0).log)
+    (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
+    titles: list[str] = []
+    monkeypatch.setattr(plot, "draw", lambda *_, title, **__: titles.append(title))
+    draw_run(tmp_path, "mine", exported)
+    assert titles == [title]
+
+
 def test_the_picture_of_a_run_tells_no_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,15 @@ def test_a_fine_tune_ends_on_the_best_epoch(finished: Path, digits_folder: Path)
     assert receipt_of(finished)["reached"]["top1"] == pytest.approx(max(tops))
 
 
+def test_its_picture_is_told_which_epoch_that_is(
+    tmp_path: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("deit_zoo.runs.plot.draw_run", lambda *words: told.append(words[2]))
+    output = tune(tmp_path / "run", digits_folder)
+    assert told == [receipt_of(output)["epochs"]["best"]["number"]]
+
+
 def test_the_last_epoch_is_kept_too(finished: Path, digits_folder: Path) -> None:
     last = deit_zoo.create(PICO, checkpoint=finished / "last" / "model.safetensors")
     assert deit_zoo.evaluate(last, digits_folder).top1 == pytest.approx(

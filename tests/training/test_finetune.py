@@ -233,7 +233,7 @@ def test_an_image_size_that_patches_do_not_tile_is_refused_before_anything_is_re
         make_plan("deit_small", changes=["img_size=230"])
     assert str(caught.value) == (
         "images of 230x230 pixels cannot be cut into patches of 16x16; the nearest size that can "
-        "is img_size=(224, 224)"
+        "is img_size=224"
     )
 
 

@@ -527,6 +527,37 @@ def test_wrong_bytes_of_a_url_are_fetched_twice_and_never_given_out(
     works(by_url, weights)
 
 
+def test_where_the_hub_is_ill_too_its_reason_stays_beside_wrong_bytes(
+    machine: Machine, url: str, weights: bytes, pth: bytes
+) -> None:
+    machine.publish(hub_source(), url_source(url, sha256(pth)[:8]))
+    machine.hub.fail("HEAD", REPO, status=401, times=FOR_EVER)
+    machine.hub.fail("GET", PTH, body=bytes(9), times=FOR_EVER)
+    answer = machine.fetch()
+    assert answer["error"] == "IntegrityError"
+    assert "try another network; before it: the Hub's org/pico: " in answer["message"]
+    works(machine, weights)
+
+
+def test_a_login_page_in_place_of_everything_is_said_to_be_a_page(
+    machine: Machine, url: str, weights: bytes, pth: bytes
+) -> None:
+    machine.publish(hub_source(), url_source(url, sha256(pth)[:8]))
+    for method in ("HEAD", "GET"):
+        machine.hub.fail(
+            method,
+            "/",
+            body=b"<!doctype html><title>Sign in</title>",
+            headers={"Content-Type": "text/html; charset=utf-8"},
+            times=FOR_EVER,
+        )
+    answer = machine.fetch()
+    assert answer["error"] == "DownloadError"
+    assert "the Hub's org/pico: " in answer["message"]
+    assert f"{url}: it answers with a web page (of a login?), not a file" in answer["message"]
+    works(machine, weights)
+
+
 def test_the_hub_may_be_right_at_the_second_try(pinned: Machine, weights: bytes) -> None:
     pinned.hub.fail("GET", "/cdn/", body=bytes(len(weights)))
     assert pinned.fetch()["sha256"] == sha256(weights)

@@ -665,5 +665,8 @@ def test_a_file_that_misstates_its_size_does_not_fit(
 
 
 def test_an_image_size_that_patches_do_not_tile_is_refused(file: Path) -> None:
-    with pytest.raises(ImageSizeError, match=r"the nearest size that can is img_size=\(224, 208\)"):
+    with pytest.raises(
+        ImageSizeError,
+        match=r"the nearest size that can is img_size=\(224, 208\), typed as 224x208$",
+    ):
         deit_zoo.create("deit_tiny", checkpoint=file, img_size=(225, 211))
