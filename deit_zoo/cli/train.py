@@ -243,7 +243,7 @@ def finetune_(
     output = output or Path("runs") / plan.recipe.name
     if dry_run or slurm is not None:
         with Bar("files") as bar:
-            plan, sentence = finetune.planned(
+            plan, splits, remarks = finetune.planned(
                 plan,
                 data,
                 val_share=val_share,
@@ -251,9 +251,9 @@ def finetune_(
                 progress=bar,
             )
         check_planned(plan)
-        print_rows(out, [*finetune_rows(plan), ("output", str(output))])
-        if sentence:
-            talk.print(escape(sentence))
+        print_rows(out, [*finetune_rows(plan), *splits, ("output", str(output))])
+        for remark in remarks:
+            talk.print(escape(remark))
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
         return

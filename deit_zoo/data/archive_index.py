@@ -181,8 +181,9 @@ def no_images(data: str, split: str) -> str:
     if split == "all":
         return f"{data} holds no class folder with an image; give archives with CLASS/x.jpg in them"
     return (
-        f"{data} holds no image of {split}; give archives with {split}/CLASS/x.jpg in them, or "
-        f"WebDataset shards (KEY.jpg and KEY.cls) with {split} in their names"
+        f"{data} holds no image of {split}; give archives with CLASS/x.jpg in them, or with "
+        f"{split}/CLASS/x.jpg where they are parted, or WebDataset shards (KEY.jpg and KEY.cls) "
+        f"with {split} in their names"
     )
 
 

@@ -122,14 +122,24 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
             else:
                 ignored_files.others[suffix_of(entry.name)] += 1
     if not names:
-        what = "holds no folder" if ignored_files.others else "is empty"
+        others = ignored_files.others
+        images = sum(number for suffix, number in others.items() if suffix in IMAGE_SUFFIXES)
+        what = "holds no folder" if others else "is empty"
         raise DataError(
-            f"{root} {what}; it must hold one folder of images per class, as in "
-            f"{root / 'cat' / '1.jpg'}"
+            f"{root} {what}{f' (images in it: {images:,})' if images else ''}; it must hold one "
+            f"folder of images per class, as in {root / 'cat' / '1.jpg'}"
+            f"{lists_near(root) if images else ''}"
         )
     for name in names:
         check_utf8(name, f"the name of a class folder of {root}", "rename it")
     return sorted(names)
+
+
+def lists_near(root: Path) -> str:
+    """What to type where images have no class folders and a list lies in or beside their folder."""
+    found = sorted(root.glob("[!.]*.[ct]sv")) or sorted(root.parent.glob("[!.]*.[ct]sv"))
+    names = " or ".join(map(str, found[:3]))
+    return f"; or give the list of files and labels: {names}" if names else ""
 
 
 def check_utf8(name: str, what: str, advice: str) -> None:

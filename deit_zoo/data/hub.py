@@ -30,6 +30,11 @@ def is_hfds(data: str | Path) -> bool:
     return str(data).startswith(HFDS)
 
 
+def is_saved(folder: str | Path) -> bool:
+    """Whether the package has saved a data set to a folder."""
+    return any((Path(folder) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+
+
 class HubSet(TableSet):
     """One split of a data set of the Hub, read as a folder of the same files would be."""
 
@@ -90,15 +95,14 @@ def _load_split(data: str, split: PartName) -> tuple[Any, str]:
             f"no data set is named {data}, and there is no folder {name!r}; give hfds: and a data "
             "set of the Hub, or the folder of a saved one"
         )
-    saved = any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
-    if saved and (config or revision):
+    if is_saved(name) and (config or revision):
         raise DataError(f"{data} is a saved data set, which has no configuration; type hfds:{name}")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         loaded = (
             datasets.load_from_disk(name)
-            if saved
+            if is_saved(name)
             else datasets.load_dataset(name, config, revision=revision)
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

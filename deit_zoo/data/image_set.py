@@ -12,7 +12,7 @@ from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.archive_source import means_archives, open_index
 from deit_zoo.data.folder import FlatSet, FolderSet, empty_classes, part_folder, split_folder
 from deit_zoo.data.heap import HeapSet, find_heap
-from deit_zoo.data.hub import HubSet, is_hfds
+from deit_zoo.data.hub import HubSet, is_hfds, is_saved
 from deit_zoo.data.image_list import (
     ALL,
     ImageList,
@@ -90,6 +90,8 @@ def kind_of(data: str | Path) -> Kind:
         return "archives"
     if Path(data).is_dir():
         _check_no_run(Path(data))
+        if is_saved(data):
+            raise DataError(f"{data} was saved by Hugging Face datasets; type {HFDS}{data}")
         return "folder"
     there = Path(split_address(str(data))[0]).exists()
     raise DataError(f"{data} {'is no data set' if there else 'does not exist'}; give {_FORMS}")

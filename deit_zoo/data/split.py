@@ -185,13 +185,12 @@ def check_split(data: str | Path) -> None:
 def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[ListedImage]:
     """The images of groups, which are called so, in two splits: a share of each group apart."""
     val: set[str] = set()
-    for name, images in groups.items():
+    if few := [(name, len(images)) for name, images in groups.items() if len(images) < 2]:
+        named = ", ".join(f"{name} holds {'1 image' if n else '0 images'}" for name, n in few[:8])
+        more = f", and {len(few) - 8:,} more classes 1 or 0" if len(few) > 8 else ""
+        raise DataError(f"{named}{more}; to keep some apart there must be 2 or more in each class")
+    for images in groups.values():
         files = sorted(images, key=_draw)
-        if len(files) < 2:
-            raise DataError(
-                f"{name} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
-                "to keep some apart there must be 2 or more in each class"
-            )
         num_val = min(max(round(val_share * len(files)), 1), len(files) - 1)
         val |= {image.path for image in files[:num_val]}
     return [

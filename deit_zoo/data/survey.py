@@ -26,6 +26,7 @@ from deit_zoo.data.folder import (
     is_hidden,
     is_image,
     listing_errors,
+    lists_near,
     part_folder,
     path_parts,
     stat_of,
@@ -312,7 +313,8 @@ def _of_one_class(data: str, split: Split) -> str | None:
             f"{data} holds one folder, {name}, so one class; its own folders may be classes "
             f"(such as {min(folders)}): give {inner}"
         )
-    return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more"
+    near = lists_near(Path(data)) if inner.is_dir() else ""
+    return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more{near}"
 
 
 def _problem_within(place: str, split: Split) -> str | None:

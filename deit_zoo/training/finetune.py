@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.data.image_set import has_own_names
+from deit_zoo.data.image_list import check_there
+from deit_zoo.data.image_set import has_own_names, kind_of
 from deit_zoo.data.split import check_split, list_images
 from deit_zoo.errors import DataError, RecipeError
 from deit_zoo.files import MODEL_FILE, expand_user
@@ -84,15 +85,9 @@ def finetune(
     if not has_begun(output):  # refused before images are listed or parted
         checks.check_output(output, plan.recipe, resume)
 
-    from deit_zoo.data.survey import class_remarks
-
     def fit(plan: Plan, survey: Survey) -> Plan:
-        plan, several, remarks = for_survey(plan, survey, data, chosen_fields(changes))
-        classes = list(survey.train.classes)
-        more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
-        named = f"{len(classes):,} classes: {', '.join(classes[:8])}{more}"
-        of_classes = class_remarks(survey.train, survey.val)
-        for remark in filter(None, (several, named, *of_classes, *remarks)):
+        plan, remarks = for_survey(plan, survey, data, val_share, chosen_fields(changes))
+        for remark in remarks:
             tell(remark)
         return plan
 
@@ -188,15 +183,20 @@ def recipe_for(name: str, table: str = "custom", changes: Sequence[str] = ()) ->
 
 
 def for_survey(
-    plan: Plan, survey: Survey, data: str | Path, chosen: Collection[str]
-) -> tuple[Plan, str, list[str]]:
-    """The plan for the images that are there; what several labels mean; what else was changed."""
-    train = survey.train
-    check_teacher(plan.recipe, list(train.classes), data)
+    plan: Plan, survey: Survey, data: str | Path, val_share: float | None, chosen: Collection[str]
+) -> tuple[Plan, list[str]]:
+    """The plan for the images that are there; which classes they show, and what was changed."""
+    from deit_zoo.data.survey import class_remarks
+
+    train, classes = survey.train, list(survey.train.classes)
+    check_teacher(plan.recipe, classes, data, val_share)
     plan, several = for_several_labels(plan, train, chosen)
     plan, elsewhere = for_its_set(plan, survey)
     plan, sentence = fitted(plan, train.images, chosen)
-    return plan, several, [remark for remark in (elsewhere, sentence) if remark]
+    more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
+    named = f"{len(classes):,} classes: {', '.join(classes[:8])}{more}"
+    remarks = (several, named, *class_remarks(train, survey.val), elsewhere, sentence)
+    return plan, [remark for remark in remarks if remark]
 
 
 def for_its_set(plan: Plan, survey: Survey) -> tuple[Plan, str]:
@@ -274,7 +274,9 @@ def for_several_labels(plan: Plan, train: Split, chosen: Collection[str]) -> tup
     return replace(plan, recipe=replace(recipe, **values, assumed=assumed)), why
 
 
-def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> None:
+def check_teacher(
+    recipe: Recipe, classes: Sequence[str], data: str | Path, val_share: float | None = None
+) -> None:
     """Raises RecipeError where a teacher of the zoo, or a run's, knows other classes."""
     teacher = recipe.teacher or ""
     spec = None if is_path(teacher) else lookup(teacher)
@@ -289,10 +291,11 @@ def check_teacher(recipe: Recipe, classes: Sequence[str], data: str | Path) -> N
     if len(teacher_classes) == len(classes) and has_own_names(data, classes):
         return
     run = Path("runs") / f"{spec.name}_teacher"
+    share = "" if val_share is None else f" --val-share {val_share:g}"
     raise RecipeError(
         f"the teacher {teacher} knows {len(teacher_classes):,} other classes than the "
         f"{len(classes):,} of {data}; fine-tune it first: deit-zoo finetune {spec.name} --data "
-        f"{shlex.quote(str(data))} --output {run}; then type --teacher {run}"
+        f"{shlex.quote(str(data))}{share} --output {run}; then type --teacher {run}"
     )
 
 
@@ -308,17 +311,19 @@ def planned(
     val_share: float | None = None,
     chosen: Collection[str] = (),
     progress: Callable[[int], None] = lambda files: None,
-) -> tuple[Plan, str]:
-    """A plan fitted to data of which nothing is parted or written, and what was changed."""
+) -> tuple[Plan, list[tuple[str, str]], list[str]]:
+    """A plan fitted to data of which nothing is parted or written; what lies there, and remarks."""
     from deit_zoo.data.survey import validate
 
     if val_share is None:
         check_split(data)
-    images = None if val_share is None else list_images(data, val_share)
+    images = None
+    if val_share is not None or kind_of(data) == "list":
+        check_there(images := list_images(data, val_share))
     survey = validate(data, progress, images)
     plan = launch.with_reading(plan, survey.train.classes)
-    plan, _, remarks = for_survey(plan, survey, data, chosen)
-    return plan, "; ".join(remarks)
+    plan, remarks = for_survey(plan, survey, data, val_share, chosen)
+    return plan, survey.lines(), remarks
 
 
 def reasons(recipe: Recipe) -> list[tuple[str, str]]:

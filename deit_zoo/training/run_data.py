@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,8 @@ def _unreadable(sets: Sequence[ImageSet], progress: Callable[[int], None]) -> di
 
 
 def _named(bad: dict[str, str]) -> str:
-    named = ", ".join(f"{file}: {why}" for file, why in sorted(bad.items())[:3])
+    of_reason = groupby(sorted(bad.items())[:3], lambda item: item[1])
+    named = "; ".join(f"{', '.join(file for file, _ in bad)}: {why}" for why, bad in of_reason)
     return f"{named}, ..." if len(bad) > 3 else named
 
 

@@ -62,7 +62,12 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(
     assert rows["rate"].startswith("peak 8.84e-05 after scaling, 3 warm-up epochs from ")
     assert "lr: 0.0005 in the recipe; with the batch's root" in rows["assumed"]
     assert "partly assumed" not in rows
+    assert (rows["train"], rows["val"]) == (
+        "10 images in 2 classes (4 to 6 each)",
+        "2 images in 2 classes (1 each)",
+    )
     assert done.err == (
+        "2 classes: cat, dog\n"
         "10 training images: batch_size 64 -> 2, replicas 2 -> 1, lr 0.0005 -> 8.84e-05\n"
     )
     assert list((tmp_path / "here").iterdir()) == []
@@ -152,6 +157,15 @@ def test_a_folder_is_parted_in_thought_by_a_dry_run(typed: Callable[..., Done], 
     share = ("--val-share", "0.5", "--dry-run")
     done = typed(PICO, "--data", data / "train", "--gpus", "0", *share)
     assert rows_of(done.out)["data"] == "folder, 5 training images of 16 px"
+
+
+def test_a_dry_run_refuses_a_list_of_files_that_are_elsewhere(
+    typed: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("file,label,split\na.jpg,a,train\nb.jpg,b,train\nc.jpg,a,val\nd.jpg,b,val\n")
+    done = typed(PICO, "--data", file, "--gpus", "0", "--dry-run")
+    assert str(done.error).startswith(f"none of the 4 files that {file} names is there, from a.jpg")
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])

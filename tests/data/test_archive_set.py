@@ -469,7 +469,9 @@ def test_an_archive_packed_as_one_stream_is_refused(tmp_path: Path) -> None:
 def test_an_archive_without_images_of_a_split_is_refused(tmp_path: Path) -> None:
     data = stored_zip(tmp_path, {"readme.txt": b"", "train/x.png": b"", "train/a/x.png": b""})
     assert len(open_set(data, "train")) == 1
-    assert refused(lambda: open_set(data, "val")).startswith(f"{data} holds no image of val; give ")
+    assert refused(lambda: open_set(data, "val")).startswith(
+        f"{data} holds no image of val; give archives with CLASS/x.jpg in them, or with val/CLASS/"
+    )
 
 
 def test_data_are_named_alike_from_every_folder(

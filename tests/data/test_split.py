@@ -154,6 +154,14 @@ def test_a_class_of_one_image_cannot_be_parted(photos: Path) -> None:
     )
 
 
+def test_every_class_that_is_too_small_to_be_parted_is_named(photos: Path) -> None:
+    for name in ("ant", "fox"):
+        (photos / name).mkdir()
+    (photos / "fox" / "0.jpg").write_bytes(b"fox")
+    named = f"{photos / 'ant'} holds 0 images, {photos / 'fox'} holds 1 image; to keep some apart "
+    assert refused(photos).startswith(named)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, "0.2"])
 def test_a_share_must_be_a_share(photos: Path, share: object) -> None:
     for data in (photos, photos / "none"):  # the number is looked at first

@@ -97,6 +97,8 @@ def test_one_class_is_refused_and_what_lies_in_it_is_named(tmp_path: Path) -> No
     assert refused(lambda: validate(folder)) == (
         f"{folder} has one class, 'photos', and a model tells classes apart; give 2 or more"
     )
+    heap = write(tmp_path / "heap", {"images/1.png": b"", "images/2.png": b"", "labels.csv": b""})
+    assert str(inspect(heap)[1]).endswith(f"files and labels: {heap}/labels.csv")
     wrapped = write(tmp_path / "wrapped", {f"photos/{name}/1.png": b"" for name in ("cat", "dog")})
     message = (
         f"{wrapped} holds one folder, photos, so one class; its own folders may be classes (such "
@@ -222,6 +224,26 @@ def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
     assert sentence() == (
         f"{tmp_path} is the folder of a run, which holds no images to train or to measure on"
     )
+
+
+def test_images_without_class_folders_are_told_of_the_list_near_them(tmp_path: Path) -> None:
+    write(tmp_path, {"heap/train/1.png": b"", "heap/train/2.png": b""})
+    table = tmp_path / "heap" / "train.csv"
+    advice = f"; or give the list of files and labels: {table}"
+    for folder in (tmp_path / "heap" / "train", tmp_path / "heap"):
+        table.unlink(missing_ok=True)
+        without = refused(lambda folder=folder: list_images(folder, 0.2))  # type: ignore[misc]
+        assert "images in it: 2" in without
+        table.touch()
+        assert refused(lambda folder=folder: list_images(folder, 0.2)) == without + advice  # type: ignore[misc]
+
+
+def test_a_saved_data_set_without_its_prefix_is_told_it(tmp_path: Path) -> None:
+    write(tmp_path, {"dataset_dict.json": b"{}", "train/state.json": b"{}"})
+    for look in (inspect, list_images):
+        assert refused(lambda look=look: look(tmp_path)) == (  # type: ignore[misc]
+            f"{tmp_path} was saved by Hugging Face datasets; type hfds:{tmp_path}"
+        )
 
 
 def test_an_image_that_is_another_byte_for_byte_is_told_with_its_twin(tmp_path: Path) -> None:

@@ -430,6 +430,8 @@ def test_a_teacher_of_other_classes_is_refused_with_the_command_that_makes_one()
         "it first: deit-zoo finetune convnet_pico_digits --data 'my photos' --output "
         "runs/convnet_pico_digits_teacher; then type --teacher runs/convnet_pico_digits_teacher"
     )
+    with pytest.raises(RecipeError, match=r"--data photos --val-share 0\.2 --output"):
+        check_teacher(recipe, ["cat", "dog"], "photos", 0.2)
 
 
 def test_a_teacher_of_as_many_other_classes_is_refused_too() -> None:
@@ -635,7 +637,8 @@ def test_a_run_is_not_trained_further_in_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_parts_nothing(photos: Path) -> None:
-    plan, _ = planned(make_plan(PICO), photos, val_share=0.2)
+    plan, splits, _ = planned(make_plan(PICO), photos, val_share=0.2)
+    assert [name for name, _ in splits] == ["train", "val"]
     assert plan.num_images == 8
     assert sorted(path.name for path in photos.iterdir()) == ["china", "flower"]
 
