@@ -32,7 +32,8 @@ def is_hfds(data: str | Path) -> bool:
 
 def is_saved(folder: str | Path) -> bool:
     """Whether the package has saved a data set to a folder."""
-    return any((Path(folder) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+    several, one = ("dataset_dict.json",), ("dataset_info.json", "state.json")
+    return any(all((Path(folder) / mark).is_file() for mark in marks) for marks in (several, one))
 
 
 class HubSet(TableSet):

@@ -244,6 +244,11 @@ def test_a_saved_data_set_without_its_prefix_is_told_it(tmp_path: Path) -> None:
         assert refused(lambda look=look: look(tmp_path)) == (  # type: ignore[misc]
             f"{tmp_path} was saved by Hugging Face datasets; type hfds:{tmp_path}"
         )
+    # Another program may call a file of its own so, beside folders of classes.
+    mine = tmp_path / "mine"
+    write(mine, {"state.json": b"{}", "train/a/1.png": b"", "val/a/1.png": b""})
+    parts, _ = inspect(mine)
+    assert parts["train"].classes == {"a": 1}
 
 
 def test_an_image_that_is_another_byte_for_byte_is_told_with_its_twin(tmp_path: Path) -> None:
