@@ -127,11 +127,11 @@ def test_a_square_image_size_may_be_one_number_or_two(img_size: Size) -> None:
 
 @each_row(
     ("img_size", "nearest"),
-    [(225, (224, 224)), ((190, 250), (192, 256)), (250, (256, 256)), (5, (16, 16))],
+    [(225, "224"), ((190, 250), "(192, 256), typed as 192x256"), (250, "256"), (5, "16")],
 )
 @each_row("name", NAMES)
 def test_a_size_that_patches_do_not_tile_is_refused_with_the_nearest_that_they_do(
-    name: str, img_size: Size, nearest: tuple[int, int]
+    name: str, img_size: Size, nearest: str
 ) -> None:
     with pytest.raises(ImageSizeError) as refused:
         deit_zoo.create(name, img_size=img_size)
@@ -139,7 +139,7 @@ def test_a_size_that_patches_do_not_tile_is_refused_with_the_nearest_that_they_d
 
 
 def test_a_checkpoint_is_not_resampled_to_a_size_that_patches_do_not_tile(saved: Path) -> None:
-    with pytest.raises(ImageSizeError, match=r"img_size=\(224, 224\)"):
+    with pytest.raises(ImageSizeError, match=r"img_size=224$"):
         deit_zoo.create(saved.stem, checkpoint=saved, img_size=225)
 
 
