@@ -137,8 +137,8 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
 
 def lists_near(root: Path) -> str:
     """What to type where images have no class folders and a list lies in or beside their folder."""
-    found = sorted(root.glob("[!.]*.[ct]sv")) or sorted(root.parent.glob("[!.]*.[ct]sv"))
-    names = " or ".join(map(str, found[:3]))
+    lists = sorted(root.glob("[!.]*.[ct]sv")) or sorted(root.parent.glob("[!.]*.[ct]sv"))
+    names = " or ".join(map(str, lists[:3]))
     return f"; or give the list of files and labels: {names}" if names else ""
 
 

@@ -7,7 +7,6 @@ disk, and messages name the images as they lie: as files, as members of archives
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import io
 import os
@@ -15,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ SUFFIXES = (".csv", ".tsv")
 UNREADABLE = "unreadable"
 ALL = "all"  # the split of images that are not parted
 SEPARATOR = "|"  # between the labels of an image that has several
+LOOKED_AT = 10_000  # files near a list, for one that it may mean: a home folder holds many more
 _COLUMNS = ["split", "class", "bytes", "file"]
 _OF_SEVERAL = ["split", "labels", "bytes", "file"]
 _OF_MEMBERS = ["split", "class", "bytes", "data", "member"]
@@ -217,8 +218,9 @@ def check_there(images: ImageList) -> None:
     paths, root = [image.path for image in images.images], images.root
     if images.data or not paths or any(os.path.exists(root / path) for path in paths):
         return
-    alike = root.rglob(f"{glob.escape(Path(paths[0]).stem)}.*")
-    meant = next((path_from(root, str(file)) for file in alike), "photos/1.jpg")
+    near = islice(root.rglob("*"), LOOKED_AT)
+    alike = (str(file) for file in near if file.suffix and file.stem == Path(paths[0]).stem)
+    meant = next((path_from(root, file) for file in alike), "photos/1.jpg")
     raise DataError(
         f"none of the {len(paths):,} files that {images.file} names is there, from {paths[0]} on; "
         f"write each as it lies from {root} on, with its ending, such as {meant}"

@@ -71,19 +71,19 @@ def pin(
         if fields["kind"] == "hub"
     ]
     changes: list[Change] = []
-    reasons: dict[str, list[str]] = {}
+    failed: dict[str, list[str]] = {}  # the names of each reason
     for done, (name, fields) in enumerate(sources, start=1):
         try:
             stated = hub_facts(Source(**fields))
         except UnavailableError as error:
-            reasons.setdefault(str(error), []).append(name)
+            failed.setdefault(str(error), []).append(name)
         else:
             changes += _update(name, fields, stated)
         progress(done, len(sources))
-    if reasons:
-        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    if failed:
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
         raise DownloadError(
-            f"nothing was pinned: the Hub did not tell of all ({told}); mend this or name others"
+            f"nothing was pinned: the Hub did not tell of all ({reasons}); mend this or name others"
         )
     if changes:
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -218,8 +218,8 @@ def _unreadable(sets: Sequence[ImageSet], progress: Callable[[int], None]) -> di
 
 
 def _named(bad: dict[str, str]) -> str:
-    of_reason = groupby(sorted(bad.items())[:3], lambda item: item[1])
-    named = "; ".join(f"{', '.join(file for file, _ in bad)}: {why}" for why, bad in of_reason)
+    by_reason = groupby(sorted(bad.items())[:3], lambda item: item[1])
+    named = "; ".join(f"{', '.join(file for file, _ in some)}: {why}" for why, some in by_reason)
     return f"{named}, ..." if len(bad) > 3 else named
 
 

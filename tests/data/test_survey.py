@@ -10,7 +10,8 @@ from zlib import crc32
 import pytest
 from PIL import Image
 
-from deit_zoo.data.image_set import open_set, open_unchecked
+from deit_zoo.data import image_list
+from deit_zoo.data.image_set import open_set, open_unchecked, read_list
 from deit_zoo.data.split import list_images
 from deit_zoo.data.survey import bad_images, copies, inspect, scan, validate
 from support.images import encoded, photo, refused, write
@@ -236,6 +237,17 @@ def test_images_without_class_folders_are_told_of_the_list_near_them(tmp_path: P
         assert "images in it: 2" in without
         table.touch()
         assert refused(lambda folder=folder: list_images(folder, 0.2)) == without + advice  # type: ignore[misc]
+
+
+def test_of_the_files_around_a_list_only_so_many_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = b"id,breed\n0a1b,pug\nmissing,beagle\n"
+    write(tmp_path, {"train/0a1b.png": b"", "labels.csv": table})
+    listed = read_list(tmp_path / "labels.csv")
+    for most, meant in ((image_list.LOOKED_AT, "train/0a1b.png"), (0, "photos/1.jpg")):
+        monkeypatch.setattr(image_list, "LOOKED_AT", most)
+        assert refused(lambda: image_list.check_there(listed)).endswith(f"such as {meant}")
 
 
 def test_a_saved_data_set_without_its_prefix_is_told_it(tmp_path: Path) -> None:
