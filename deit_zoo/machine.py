@@ -15,7 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -150,21 +150,26 @@ def restore_process_state() -> Iterator[None]:
 def shared(context: Callable[P, Iterator[None]]) -> Callable[P, AbstractContextManager[None]]:
     """A context that threads share: the first enters it and the last leaves it, as each by itself
     would put back what another has set."""
-    entered: dict[tuple[int, ...], list[ExitStack]] = {}
+    entered: dict[tuple[int, ...], list[AbstractContextManager[None]]] = {}
 
     @contextmanager
     @wraps(context)
     def within(*args: P.args, **kwargs: P.kwargs) -> Iterator[None]:
-        with _LOCK, ExitStack() as stack:
-            stacks = entered.setdefault(tuple(map(id, args)), [])
-            if not stacks:
-                stack.enter_context(contextmanager(context)(*args, **kwargs))
-            stacks.append(stack.pop_all())
+        with _LOCK:
+            entries = entered.setdefault(tuple(map(id, args)), [])
+            if entries:
+                entries.append(entries[0])
+            else:
+                entry: AbstractContextManager[None] = contextmanager(context)(*args, **kwargs)
+                entry.__enter__()
+                entries.append(entry)
         try:
             yield
         finally:
             with _LOCK:
-                stacks.pop().close()
+                entry = entries.pop()
+                if not entries:
+                    entry.__exit__(None, None, None)
 
     return within
 

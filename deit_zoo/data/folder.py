@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -72,7 +73,12 @@ class FolderSet(ImageSet):
 
     def name_of(self, index: int) -> str:
         """The path of an image."""
-        return str(self.path_of(index))
+        # Not by pathlib, which takes as long as the reading.
+        return os.path.join(self._root, self._paths[index])
+
+    @cached_property
+    def _root(self) -> str:
+        return "" if self.root == Path() else str(self.root)
 
     def bytes_of(self, index: int) -> int:
         """The length of an image's file; 0 of a link to nothing."""
@@ -82,7 +88,7 @@ class FolderSet(ImageSet):
     def read(self, index: int) -> bytes:
         from deit_zoo.data.decode import image_errors
 
-        path = os.path.join(self.root, self._paths[index])
+        path = self.name_of(index)
         with image_errors(path):
             return read_file(path)
 
