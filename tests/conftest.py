@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from support.command import fork_servers
-from support.fork_server import refuse_the_network
+from support.fork_server import make_commands_once, refuse_the_network
 
 pytest_plugins = ["support.hub_fixtures", "support.run_fixtures", "support.typed"]
 
@@ -42,6 +42,7 @@ for name in ("SIGQUIT", "SIGHUP"):
 
 
 refuse_the_network()
+make_commands_once()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ then a length and JSON. The answer is a line with the pid and, in the end, one w
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import importlib.util
 import json
@@ -24,16 +25,17 @@ import tempfile
 import threading
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from support.fork_client import LENGTH_BYTES
 
-# By server, what it imports. What reads the environment when it is imported is left to the child:
-# our command line by way of rich's consoles, and huggingface_hub but for training, where timm
-# imports it.
+# By server, what it imports. What reads the environment when it is imported is left to the child,
+# huggingface_hub but for training, where timm imports it, or made anew in it, as rich's consoles.
 COMMAND_LINE = (
-    *("typer", "rich.progress", "rich.table", "requests", "filelock", "tqdm.auto", "yaml"),
+    *("deit_zoo.cli.app", "typer._adapters", "rich.progress", "rich.table", "requests", "filelock"),
+    *("tqdm.auto", "yaml"),
     # huggingface_hub imports the one or the other.
     *(name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)),
     *("deit_zoo.api", "deit_zoo.zoo", "deit_zoo.manifest", "deit_zoo.results", "deit_zoo.files"),
@@ -60,11 +62,21 @@ def import_all(name: str) -> None:
     for module in IMPORTS[name]:
         importlib.import_module(module)
     assert name == "training" or "huggingface_hub.constants" not in sys.modules
+    if app := sys.modules.get("deit_zoo.cli.app"):
+        make_commands_once()(app.app)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     # Not to be looked through, and so copied, by the garbage collector of every child.
     gc.collect()
     gc.freeze()
+
+
+def make_commands_once() -> Callable[[Any], Any]:
+    """Let typer keep the commands of an app, which it makes anew whenever one is typed."""
+    import typer.main
+
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    return typer.main.get_command
 
 
 def refuse_the_network() -> None:
@@ -194,6 +206,9 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.getppid = lambda: request["parent"] if is_there(request["parent"]) else 1
     sys.path[0] = ""
     tempfile.tempdir = None
+    if console := sys.modules.get("deit_zoo.cli.console"):
+        console.out.__init__()  # type: ignore[misc]
+        console.talk.__init__(stderr=True)  # type: ignore[misc]
     if mark := os.environ.get(NOTED):
         note = Path(sys.argv[1]).with_name(mark) / str(os.getpid())
         note.parent.mkdir(exist_ok=True)
