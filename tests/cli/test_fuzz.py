@@ -140,12 +140,13 @@ def ended(words: list[str], files: Path, folder: Path) -> str:
     return "refused" if isinstance(error, ZooError) else str(done.exit_code)
 
 
-def walk(examples: int, files: Path, folder: Path) -> Counter[str]:
-    """Try so many command lines; how many ended in which way."""
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # a command is no test
+def test_no_command_line_ends_in_a_traceback(files: Path, tmp_path: Path) -> None:
     ends: Counter[str] = Counter()
 
     @settings(
-        max_examples=examples,
+        max_examples=150,
         deadline=None,
         derandomize=True,
         database=None,
@@ -154,20 +155,7 @@ def walk(examples: int, files: Path, folder: Path) -> Counter[str]:
     )
     @given(command_lines())
     def every(words: list[str]) -> None:
-        ends[ended(words, files, folder)] += 1
+        ends[ended(words, files, tmp_path / "here")] += 1
 
     every()
-    print(f"{sum(ends.values())} command lines, tracebacks 0: {dict(ends)}")
-    return ends
-
-
-@pytest.mark.filterwarnings("default")  # a command is no test
-def test_no_command_line_ends_in_a_traceback(files: Path, tmp_path: Path) -> None:
-    ends = walk(25, files, tmp_path / "here")
-    assert len(ends) >= 2  # answers and refusals
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_five_hundred_command_lines_end_in_no_traceback(files: Path, tmp_path: Path) -> None:
-    assert sum(walk(500, files, tmp_path / "here").values()) >= 500
+    assert len(ends) >= 2, ends  # answers and refusals
