@@ -81,28 +81,6 @@ def test_the_wheel_holds_manifest_types_labels_digits_checkpoints_and_logs(wheel
     }
 
 
-USES = """
-import deit_zoo
-from PIL import Image
-
-try:
-    [[best]] = deit_zoo.classify(Image.new("RGB", (8, 8)), topk=1)
-    print(best.label)
-except deit_zoo.errors.DataError as error:
-    print(error)
-for answer in deit_zoo.classify(["a.png", b"..."]):
-    print(answer if isinstance(answer, deit_zoo.errors.DataError) else answer[0].probability)
-"""
-
-
-@pytest.mark.slow
-def test_a_type_checker_lets_a_program_pass_that_uses_the_public_names(tmp_path: Path) -> None:
-    (tmp_path / "uses.py").write_text(USES)
-    command = [sys.executable, "-m", "mypy", str(tmp_path / "uses.py")]  # strict, as ours
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
 def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top.partition("-")[0] for top in tops} == {"deit_zoo"}
