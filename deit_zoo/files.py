@@ -38,6 +38,7 @@ LABELS_FILE, LABEL_FACTS_FILE = "labels.npy", "labels.json"  # of a teacher
 
 # What files of weights are called; which kind one is, its bytes say.
 PICKLE_SUFFIXES = frozenset((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
+EXPORT_SUFFIXES = frozenset((".onnx", ".pt2"))
 WEIGHTS_SUFFIXES = PICKLE_SUFFIXES | {".safetensors"}
 # A JSON document of the zoo's or the Hub's is 100 kB, and nested 8 deep; a configuration of 21,000
 # classes is 2 MB; ReaL's labels are 50,000 lists. A SHA256SUMS has a line a file.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deit_zoo.errors import CheckpointError, FormatError
 from deit_zoo.files import (
+    EXPORT_SUFFIXES,
     INDEX_SUFFIX,
     PICKLE_SUFFIXES,
     OpenedFile,
@@ -197,6 +198,8 @@ def is_pickle(file: Path | OpenedFile) -> bool:
     for sign, what in _NO_WEIGHTS:
         if start.startswith(sign):
             raise CheckpointError(f"{file} holds no weights: it is {what}")
+    if file.suffix in EXPORT_SUFFIXES:
+        raise CheckpointError(f"{file} is an exported model; give the one that it was made of")
     return start.startswith(_PICKLE) or file.suffix in PICKLE_SUFFIXES
 
 

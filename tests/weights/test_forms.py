@@ -83,6 +83,13 @@ def test_what_lies_in_place_of_weights_is_named(
         deit_zoo.create(NAME, checkpoint=file)
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
+def test_an_exported_model_is_called_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(CheckpointError, match="is an exported model; give the one that it was"):
+        deit_zoo.create(str(tmp_path / name), pretrained=True)
+
+
 def test_a_folder_of_transformers_may_hold_a_pickle(state: State, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "pytorch_model.bin")
     torch.save({}, tmp_path / "training_args.bin")
