@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,18 +11,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import deit_zoo
 from deit_zoo.api import export
 from deit_zoo.data.digits import digits
+from deit_zoo.data.transforms import transform_of
 from deit_zoo.errors import CheckpointError, DataError, DifferenceError, ImageSizeError, ZooError
 from deit_zoo.inference import export as exports
 from deit_zoo.inference.export import Export, compare
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import load
+from support.command import ROOT
 
 DISTILLED, CONVNET = "deit_pico_distilled_digits", "convnet_pico_digits"
 
@@ -494,3 +499,19 @@ def test_a_compiled_program_needs_a_compiler(
         "AOTInductor needs a C++ compiler, and no-such-compiler is not on the PATH; install it, "
         "set CXX to another, or leave out --aot"
     )
+
+
+def test_the_page_prepares_an_image_as_classify_does(distilled: ZooModel) -> None:
+    transform = transform_of(distilled)
+    how = json.loads(exports.metadata(distilled, transform)["preprocessing"])
+    page = re.search(
+        r"^def prepare.*?(?=\n\n\n)", (ROOT / "docs/export.md").read_text(), re.M | re.S
+    )
+    assert page is not None
+    names: dict[str, Any] = {"how": how, "np": np, "Image": Image, "ImageOps": ImageOps}
+    exec(page[0], names)
+    pixels = np.random.default_rng(0).integers(0, 256, (328, 27, 3), np.uint8)
+    image = Image.fromarray(pixels)  # so tall that Pillow 13 would take its rows first
+    assert np.abs(names["prepare"](image) - transform(image).numpy()).max() < 1e-5
+    image.getexif()[0x112] = 6
+    assert np.abs(names["prepare"](image) - transform(image).numpy()).max() < 1e-5
