@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,8 +79,6 @@ def serve_(
         )
     if topk > max_topk:
         raise ZooError(f"--topk is {topk} and --max-topk is {max_topk}; give a larger --max-topk")
-    if math.isnan(timeout):
-        raise ZooError("--timeout is nan; give seconds")
     if compile and not fast:
         raise ZooError("--compile is for the optimized copy; type it without --no-fast")
     from deit_zoo.data.bounds import MAX_PIXELS_ENVIRONMENT

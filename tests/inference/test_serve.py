@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from PIL import Image
 
 import deit_zoo as zoo
@@ -30,7 +31,7 @@ from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
 from deit_zoo.inference.classify import predictions
 from deit_zoo.inference.serve import batcher as batching
-from deit_zoo.inference.serve.app import AdmissionControl, Limits, _answers
+from deit_zoo.inference.serve.app import AdmissionControl, Limits, _answers, _parsed
 from deit_zoo.inference.serve.batcher import Batcher
 from support.command import ROOT, Process, deit_zoo, sentence
 
@@ -201,6 +202,11 @@ def test_a_request_without_an_image_says_how_one_is_sent(served: Service) -> Non
     other = served.ask(b"x", "?topk=1&top_k=3")
     told = "'top_k' is not known; /classify?topk=N is all there is"
     assert (other.status_code, other.json()) == (400, {"error": told})
+    for header in ({"Content-Type": "application/json"}, {"Content-Encoding": "gzip"}):
+        done = requests.post(f"{served.url}/classify", b"x", headers=header, timeout=PATIENCE)
+        [kind] = header.values()
+        told = f"{kind!r} is not read; POST the bytes of an image as they are, or a form of files"
+        assert (done.status_code, done.json()) == (415, {"error": told})
     for place in ("predict", "classify/"):  # the last is no redirection, behind TLS to http://
         nothing = requests.post(f"{served.url}/{place}", b"x", timeout=PATIENCE)
         assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)
@@ -223,6 +229,20 @@ def test_a_charset_makes_no_name_that_cannot_be_answered(
         assert (done.status_code, done.json()) == (400, {"error": told})
     else:
         assert (done.status_code, done.json()[0]["image"]) == (200, r"\ud800")
+
+
+def test_a_large_form_is_read_without_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    large = bytes(3 << 20)
+    head = b'--B\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    message = {"type": "http.request", "body": head + large + b"\r\n--B--\r\n"}
+    kind = b"multipart/form-data; boundary=B"
+
+    async def receive() -> dict[str, Any]:
+        return message
+
+    request = Request({"type": "http", "headers": [(b"content-type", kind)]}, receive)
+    assert asyncio.run(_parsed(request, Limits())) == [("a", large)]
 
 
 def test_who_has_only_begun_to_send_takes_no_place_in_the_queue(
@@ -405,9 +425,17 @@ def test_what_nobody_waits_for_any_more_is_let_go(
         until(lambda: len(batcher._ready) == 30)
         assert all(answer.cancel() for answer in late)
         assert not batcher._ready
-    with pytest.raises(HTTPException) as caught:
-        asyncio.run(_answers([("2", files["2"])] * 30, 1, batcher, 0.01))
-    assert caught.value.status_code == 504
+
+    async def asked(leaves: bool) -> None:
+        gone = asyncio.Event()
+        if leaves:
+            gone.set()
+        await _answers([("2", files["2"])] * 30, 1, batcher, 60 if leaves else 0.01, gone.wait)  # type: ignore[arg-type]
+
+    for leaves, status in ((False, 504), (True, 400)):
+        with pytest.raises(HTTPException) as caught:
+            asyncio.run(asked(leaves))
+        assert caught.value.status_code == status
     [last] = batcher.submit([("3", files["3"])], topk=1)
     go_on.set()
     assert [one.result(PATIENCE)[0].label for one in (first, last)] == ["1", "3"]
@@ -420,11 +448,12 @@ def test_a_port_that_is_taken_and_bounds_that_do_not_fit_are_one_sentence() -> N
         port = other.getsockname()[1]
         told = sentence(deit_zoo("serve", MODEL, "--port", port))
         assert told == (
-            f"port {port} of 127.0.0.1 cannot be listened on (address already in use); give "
+            f"port {port} of '127.0.0.1' cannot be listened on (address already in use); give "
             "another --port or --host"
         )
-    told = sentence(deit_zoo("serve", MODEL, "--host", "nosuch.invalid"))
-    assert told.startswith("no machine is called 'nosuch.invalid' here (")
+    for host in ("nosuch.invalid", ""):  # to the system the last is every address
+        told = sentence(deit_zoo("serve", MODEL, "--host", host))
+        assert told.startswith(f"port 8000 of {host!r} cannot be listened on (")
     told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--queue", "8"))
     assert told.startswith("--max-images is 64 and --queue is 8; ")
     told = sentence(deit_zoo("serve", MODEL, "--port", "0", "--topk", "200"))

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -157,7 +158,7 @@ def create_app(
             images = await _received(request, body, limits)
             names = [name for name, _ in images]
             with admission.admit(len(images)):
-                answers = await _answers(images, topk, batcher, limits.timeout)
+                answers = await _answers(images, topk, batcher, limits.timeout, request.receive)
                 # In a thread: what is large would keep the others waiting.
                 good, content = await asyncio.to_thread(_encoded, names, answers)
         metrics.images.labels("answered").inc(good)
@@ -197,20 +198,27 @@ async def _received(request: Request, body: BoundedBody, limits: Limits) -> Imag
 
 
 async def _parsed(request: Request, limits: Limits) -> Images:
-    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+    kind = request.headers.get("content-type", "").lower()
+    coding = request.headers.get("content-encoding", "identity").lower()
+    wrong = "application/json" if kind.startswith("application/json") else coding[:LONGEST_NAME]
+    if wrong != "identity":
+        cure = "POST the bytes of an image as they are, or a form of files"
+        raise HTTPException(415, f"{wrong!r} is not read; {cure}")
+    if not kind.startswith("multipart/"):
         if not (data := await request.body()):
             raise HTTPException(400, "the request is empty; POST the bytes of an image")
         return [("body", data)]
+    most = limits.max_images
+    parser = MultiPartParser(request.headers, request.stream(), max_files=most, max_fields=most)
+    parser.spool_max_size = limits.max_bytes  # in memory, where it is counted; never on a disk
     try:
-        form = await request.form(max_files=limits.max_images, max_fields=limits.max_images)
+        form = await parser.parse()
     except UnicodeError as error:
         raise HTTPException(400, "the form is not in its charset; leave charset= out") from error
-    except AnyHTTPException as error:
-        if error.status_code != 400:
-            raise
-        reason = error.detail.rstrip(".").lower()
-        most = f"send at most {limits.max_images} files, as curl -F images=@FILE does"
-        raise HTTPException(400, f"the form cannot be read ({reason}); {most}") from error
+    except MultiPartException as error:
+        reason = error.message.rstrip(".").lower()
+        cure = f"send at most {most} files, as curl -F images=@FILE does"
+        raise HTTPException(400, f"the form cannot be read ({reason}); {cure}") from error
     images: Images = []
     try:
         for field, value in form.multi_items():
@@ -231,16 +239,25 @@ async def _parsed(request: Request, limits: Limits) -> Images:
 
 
 async def _answers(
-    images: Images, topk: int, batcher: Batcher, timeout: float
+    images: Images, topk: int, batcher: Batcher, timeout: float, receive: Receive
 ) -> list[list[Prediction] | BaseException]:
-    """The classes of each image, or why it has none. 504 where these are not known in time."""
-    answers = [asyncio.wrap_future(answer) for answer in batcher.submit(images, topk)]
+    """The classes of each image, or why it has none. 504 where these are not known in time; none
+    of a client who has gone, which is all that can be received after a request."""
+    submitted = batcher.submit(images, topk)
     images.clear()  # the bytes are held until they are read, and no longer
+    answers = asyncio.gather(*map(asyncio.wrap_future, submitted), return_exceptions=True)
+    gone = asyncio.ensure_future(receive())
     try:
-        return await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), timeout)
-    except asyncio.TimeoutError as error:
+        await asyncio.wait((answers, gone), timeout=timeout, return_when="FIRST_COMPLETED")
+        if answers.done():
+            return answers.result()
+        if gone.done():
+            raise HTTPException(400, "the client has gone")
         problem = f"there was no answer within {timeout:g} seconds; send fewer images at once"
-        raise HTTPException(504, problem) from error
+        raise HTTPException(504, problem)
+    finally:
+        answers.cancel()
+        gone.cancel()
 
 
 def _encoded(

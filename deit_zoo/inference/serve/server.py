@@ -6,9 +6,6 @@ import asyncio
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -80,18 +77,17 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket with its address, on which nobody is let in yet. ZooError where it is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
+        if not host:  # to the system that is every address
+            raise OSError("it is empty")
         if sys.platform != "win32":  # where it would share the port of a service that runs
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()
-        if isinstance(error, socket.gaierror):
-            raise ZooError(
-                f"no machine is called {host!r:.120} here ({reason}); give another --host"
-            ) from error
         raise ZooError(
-            f"port {port} of {host} cannot be listened on ({reason}); give another --port or --host"
+            f"port {port} of {host!r:.120} cannot be listened on ({reason}); give another --port "
+            "or --host"
         ) from error
     return listener
 
@@ -128,8 +124,13 @@ def run(app: FastAPI, listener: socket.socket, *, timeout: float) -> None:
         backlog=Protocol.most // 4,  # let in at one go, before any of them can be let go
     )
     server = uvicorn.Server(config)
-    with _signals_end(server):
-        server.run(sockets=[listener])
+
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # which uvicorn raises again when it is done
+        signal.signal(number, stop)
+    server.run(sockets=[listener])
 
 
 def most_connections() -> int:
@@ -145,25 +146,3 @@ def most_connections() -> int:
         soft = enough if hard < 0 else min(hard, enough)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return min(MOST_CONNECTIONS, soft // 4) if soft >= 0 else MOST_CONNECTIONS
-
-
-@contextmanager
-def _signals_end(server: uvicorn.Server) -> Iterator[None]:
-    """Within it a signal to stop is an end like any other: uvicorn raises it again when it is done.
-
-    It also ends a server that has not begun yet.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        server.should_exit = True
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
