@@ -403,7 +403,7 @@ def test_a_batch_that_the_model_fails_at_does_not_end_it(
 
 
 def test_what_nobody_waits_for_any_more_is_let_go(
-    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = zoo.create(MODEL, pretrained=True)
     sizes: list[int] = []
@@ -441,6 +441,7 @@ def test_what_nobody_waits_for_any_more_is_let_go(
     assert [one.result(PATIENCE)[0].label for one in (first, last)] == ["1", "3"]
     batcher.close()
     assert sizes == [1, 1]
+    assert not caplog.records  # asyncio's, of errors that nobody asked for
 
 
 def test_a_port_that_is_taken_and_bounds_that_do_not_fit_are_one_sentence() -> None:

@@ -256,8 +256,9 @@ async def _answers(
         problem = f"there was no answer within {timeout:g} seconds; send fewer images at once"
         raise HTTPException(504, problem)
     finally:
-        answers.cancel()
         gone.cancel()
+        for answer in submitted:
+            answer.cancel()
 
 
 def _encoded(
