@@ -97,23 +97,23 @@ def test_training_leaves_fresh_gradients(who: str) -> None:
     assert torch.equal(first, run())
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedInputs:
+    """With both graphs."""
+    shared = replace(inputs(TINY), graphs=tmp_path_factory.mktemp("graphs"))
+    assert backends.save_graphs(TINY, shared, [*backends.GRAPHS.values()]) == {}
+    return shared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("graph", ["timm's graph", "our file"])
-def test_runtimes_get_the_same_weights(who: str, graph: str, tmp_path: Path) -> None:
+def test_runtimes_get_the_same_weights(who: str, graph: str, shared: SharedInputs) -> None:
     pytest.importorskip(who)
-    shared = replace(inputs(TINY), graphs=tmp_path)
-    assert backends.save_graphs(TINY, shared, [backends.GRAPHS[graph]]) == {}
     for batch_size in (1, 3):
         case = replace(TINY, batch_size=batch_size)
         backend = backends.built(who, graph, case, replace(shared, images=random_images(case)))
         assert backends.check_logits(backend.run(), expected(case), "float32") < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("who", ["deit_zoo", "timm"])
-def test_a_compiled_model_gets_the_same_weights(who: str) -> None:
-    assert distance(who, "compiled", TINY) < 1e-5
 
 
 def test_a_model_without_a_graph_says_why(tmp_path: Path) -> None:

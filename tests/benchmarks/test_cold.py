@@ -8,6 +8,7 @@ import pytest
 
 from harness.cold import cold_starts, first_prediction
 from harness.timing import ChildError
+from support.command import forked_python
 
 
 def test_the_first_line_is_the_answer_and_the_last_the_peak() -> None:
@@ -22,7 +23,14 @@ def test_a_process_without_an_answer_says_why() -> None:
         first_prediction([sys.executable, "-c", "1 / 0"])
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes have torch already; how long they take is not what is tested."""
+    monkeypatch.setattr(sys, "executable", forked_python("torch"))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_digits_model_starts_alone_where_timm_has_none() -> None:
     found = cold_starts(["deit_pico_digits"], peers=["timm"], rounds=1, threads=1)
     [row] = found["rows"]
@@ -40,6 +48,7 @@ def test_the_digits_model_starts_alone_where_timm_has_none() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_timm_and_ours_predict_the_same() -> None:
     found = cold_starts(["deit_tiny"], peers=["timm", "transformers"], rounds=1, threads=1)
     ours, timm, _ = found["rows"]  # transformers prepares images otherwise
