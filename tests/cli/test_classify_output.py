@@ -155,10 +155,10 @@ def test_what_was_torn_off_is_done_again_and_nothing_twice(
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_5000_images_goes_on_to_each_image_once(
+def test_a_run_killed_in_the_middle_of_2000_images_goes_on_to_each_image_once(
     tmp_path: Path,
 ) -> None:
-    folder, file = write_images(tmp_path / "images", 5000), tmp_path / "answers.parquet"
+    folder, file = write_images(tmp_path / "images", 2000), tmp_path / "answers.parquet"
     words = ["classify", folder, "--model", MODEL, "--output", file]
     partial = tmp_path / "answers.parquet.partial"
     with Process(["-m", "deit_zoo", *map(str, words)]) as running:
@@ -167,12 +167,12 @@ def test_a_run_killed_in_the_middle_of_5000_images_goes_on_to_each_image_once(
         running.kill()
         assert running.wait(PATIENCE) == -signal.SIGKILL
     kept = partial.read_bytes().count(b"\n")
-    assert 0 < kept < 5000
+    assert 0 < kept < 2000
     done = deit_zoo(*words, "--resume")
     assert done.err.startswith(f"{kept:,} images have their answers already\n")
     rows = rows_of(file)
     assert sorted(row["image"] for row in rows) == sorted(map(str, folder.glob("*/*.png")))
-    assert sum(row["error"] is not None for row in rows) == 50
+    assert sum(row["error"] is not None for row in rows) == 20
 
 
 def test_an_output_that_is_there_is_left_alone_or_gone_on_with(

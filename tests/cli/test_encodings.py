@@ -15,8 +15,8 @@ from deit_zoo.data.digits import digits
 from support.images import encoded
 from support.tables import each_row
 
-# Windows' consoles in Western Europe and in the USA, its files, and POSIX without a locale.
-ENCODINGS = ("cp850", "cp437", "cp1252", "ascii")
+# Windows' consoles in the USA, and POSIX without a locale.
+ENCODINGS = ("cp437", "ascii")
 PICO = "deit_pico_digits"
 LABELS = ["猫", "собака"]
 

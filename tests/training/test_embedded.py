@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import deit_zoo
-from deit_zoo.data.digits import write_folder
 from deit_zoo.files import ASSETS, digest
 from deit_zoo.manifest import manifest_record
 from deit_zoo.recipes import RECIPES
@@ -25,13 +22,6 @@ def receipt(name: str) -> dict[str, Any]:
 def log(name: str) -> list[dict[str, Any]]:
     lines = (ASSETS / str(manifest_record(name).log)).read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("embedded") / "digits"
-    write_folder(path)
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,21 +44,3 @@ def test_the_recorded_figure_is_the_last_epoch_of_the_log(name: str) -> None:
     assert len(log(name)) == RECIPES[name].epochs
     assert log(name)[-1]["val_top1"] == pytest.approx(held.top1, abs=1e-3)
     assert receipt(name)["reached"]["top1"] == pytest.approx(held.top1, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "top1"),
-    [
-        ("convnet_pico_digits", 98.333),
-        ("deit_pico_digits", 98.333),
-        ("deit_pico_distilled_digits", 98.611),
-    ],
-)
-def test_a_shipped_checkpoint_reaches_its_recorded_top1(
-    name: str, top1: float, folder: Path
-) -> None:
-    reached = deit_zoo.evaluate(name, folder)
-    assert reached.num_images == 360
-    # One image is 0.28: another processor may round one of them to the other side.
-    assert reached.top1 == pytest.approx(top1, abs=0.3)
-    assert reached.loss == pytest.approx(manifest_record(name).metric.loss, abs=1e-3)  # type: ignore[union-attr]
