@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +12,7 @@ import pytest
 
 from deit_zoo.cli.app import app as app
 from deit_zoo.cli.app import let_the_first_speak
-from support.command import Process, deit_zoo, sentence
+from support.command import deit_zoo, sentence
 from support.typed import Done
 
 MODEL = "deit_pico_distilled_digits"
@@ -241,24 +237,3 @@ def test_of_several_processes_the_first_tells_an_error_and_the_others_wait_for_i
     assert (let_the_first_speak(), waits) == ("error", [])
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (let_the_first_speak(), waits) == ("error of process 3", [10.0])
-
-
-@pytest.mark.slow
-def test_ctrl_c_stops_a_run_and_says_how_it_continues(tmp_path: Path) -> None:
-    command = ["-m", "deit_zoo", "reproduce", "deit_pico_digits", "--gpus", "0"]
-    run = Process(
-        [*command, "--output", str(tmp_path / "run")],
-        server="training",
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    log = tmp_path / "run" / "log.jsonl"
-    while run.poll() is None and not (log.is_file() and log.read_text()):
-        time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "Traceback" not in err
-    typed = shlex.join(["deit-zoo", *command[2:], "--output", str(tmp_path / "run")])
-    assert err.endswith(f"stopped; this continues the run: {typed}\n")

@@ -251,22 +251,6 @@ def test_states_that_were_removed_beside_a_log_are_told_and_nothing_is_trained_a
     assert (run / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
-def test_files_that_are_removed_in_mid_run_are_written_again(
-    tmp_path: Path, digits_folder: Path, on_epoch: Callable[[Callable[[], Any]], None]
-) -> None:
-    output = tmp_path / "run"
-
-    def remove() -> None:
-        (output / "log.jsonl").unlink()
-        (output / "plan.json").unlink()
-
-    on_epoch(remove)
-    begin(output, digits_folder)
-    assert epochs_of(output) == [0, 1]
-    assert (output / "plan.json").is_file()
-
-
 # TensorBoard's own thread fails there, and Python tells of it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_folder_that_is_removed_in_mid_run_is_made_again(
