@@ -38,12 +38,14 @@ class Window:
     def __init__(self, driver: Chrome, address: str) -> None:
         self.driver, self.address = driver, address
 
-    def open(self, path: str = "", *, width: int = 1400, scheme: str = "light") -> None:
-        command = self.driver.execute_cdp_cmd
+    def resize(self, width: int) -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        command("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def open(self, path: str = "", *, width: int = 1400, scheme: str = "light") -> None:
+        self.resize(width)
         feature = {"name": "prefers-color-scheme", "value": scheme}
-        command("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         self.driver.get("about:blank")
         self.driver.get(self.address + path)
 
