@@ -99,7 +99,8 @@ def test_a_copy_in_double_precision_equals_its_model(make: Callable[[], ZooModel
     assert (fast(images) - expected).abs().max() < 1e-10
 
 
-QUICK = {
+# The others differ from these in their sizes alone; test_golden.py has them.
+PUBLISHED = {
     "forward/deit_tiny_patch16_224",
     "forward/deit_tiny_distilled_patch16_224",
     "forward/deit_tiny_distilled_patch16_224@img_size=160,num_classes=37",
@@ -107,9 +108,6 @@ QUICK = {
     "forward/deit_tiny_patch16_LS",
 }
 OTHER_BUILDS = {"forward/deit_small_patch16_18x2_LS", "forward/hmlp_stem_dim192_depth4"}
-# They differ from others in their sizes alone; test_golden.py has them.
-LARGEST = {f"forward/{name}" for name in ("cait_S36", "cait_M36", "deit_large_patch16_LS")}
-LARGEST |= {"forward/deit_base_patch16_384"}
 
 
 @pytest.mark.parametrize("name", sorted(OTHER_BUILDS))
@@ -119,17 +117,9 @@ def test_another_build_than_the_published_is_not_optimized(name: str) -> None:
         deit_zoo.optimize(golden.network(case), "float64", compile=False)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case, id=case["name"], marks=[] if case["name"] in QUICK else [pytest.mark.slow]
-        )
-        for case in golden.cases("forward")
-        if case["name"] not in OTHER_BUILDS | LARGEST
-    ],
-)
-def test_logits_of_a_copy_are_those_of_the_original(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_logits_of_a_copy_are_those_of_the_original(name: str) -> None:
+    [case] = [case for case in golden.cases("forward") if case["name"] == name]
     fast = deit_zoo.optimize(golden.network(case), "float64", compile=False)
     expected = golden.arrays(case)["logits"]
     logits = fast(golden.batch(case).double()).numpy()
@@ -628,23 +618,6 @@ def test_without_a_compiler_nothing_is_compiled(
         )
 
 
-def test_the_compiler_that_cxx_names_is_the_one_that_compiles(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # Torch has read CXX when its configuration was first imported.
-    import torch._inductor.config  # noqa: F401
-
-    compiler = tmp_path / "my-c++"
-    compiler.write_text(f'#!/bin/sh\necho >> {tmp_path}/called\nshift\nexec g++ "$@"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", f"{compiler} wrapped")
-    assert machine.missing_compiler() is None
-    fast = deit_zoo.optimize(small(), "float32")
-    fast(some(small()))
-    assert (tmp_path / "called").is_file()
-
-
 def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     told = deit_zoo.optimize(small(), "float32").extra_repr()
@@ -837,41 +810,44 @@ def test_every_size_of_many_models_is_compiled() -> None:
     assert len(made) == 2 * 2 * compiled.MOST_SIZES
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: deit_zoo.create(DISTILLED, pretrained=True),
-        lambda: small("cait_xxs24_224", depth=2),
-    ],
-    ids=["deit", "cait"],
-)
-def test_a_compiled_copy_gives_the_logits_of_an_eager_one(make: Callable[[], ZooModel]) -> None:
-    model = make()
-    fast, eager = (deit_zoo.optimize(model, "float32", compile=way) for way in (True, False))
-    # Each size takes a minute here; the rest of what becomes of sizes is tested above.
-    for batch in (4, 3):
-        for images in (some(model, batch), pixels_for(model, batch)):
-            torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=1e-4)
-    assert fast.compiled is not None
-    assert {kind: list(sizes) for kind, sizes in fast.compiled.sizes.items()} == {
-        torch.float32: [4],
-        torch.uint8: [4],
-    }
+@pytest.fixture(scope="module")
+def own_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A C++ compiler that notes beside itself that it was called; its headers are compiled once."""
+    compiler = tmp_path_factory.mktemp("compiler") / "my-c++"
+    compiler.write_text(f'#!/bin/sh\necho >> {compiler}.called\nshift\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    return compiler
 
 
+# Each takes half a minute; the rest of what becomes of sizes is tested above.
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_compiled_copies_of_one_architecture_have_their_own_weights() -> None:
-    models = [small(depth=1), small(depth=1)]
-    with torch.no_grad():
-        models[1].get_parameter("head.bias").fill_(7.0)
-    copies = [deit_zoo.optimize(model, "float32") for model in models]
-    images = some(models[0])
-    for _ in range(2):
-        for model, fast in zip(models, copies, strict=True):
-            torch.testing.assert_close(fast(images), model(images).detach(), rtol=0, atol=1e-4)
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "cait_xxs24_224"])
+def test_compiled_copies_give_the_logits_of_eager_ones_by_the_compiler_that_cxx_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, own_compiler: Path
+) -> None:
+    # Torch has read CXX when its configuration was first imported.
+    import torch._inductor.config
+
+    called = own_compiler.with_name("my-c++.called")
+    called.unlink(missing_ok=True)
+    monkeypatch.setenv("CXX", f"{own_compiler} wrapped")
+    assert machine.missing_compiler() is None
+    # Two of one architecture: each has its own weights, and the code is compiled once.
+    for bias in (0.0, 7.0):
+        model = small(name, depth=1)
+        with torch.no_grad():
+            model.get_parameter("head.bias").fill_(bias)
+        fast, eager = (deit_zoo.optimize(model, "float32", compile=way) for way in (True, False))
+        for batch in (4, 3):
+            for images in (some(model, batch), pixels_for(model, batch)):
+                torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=1e-4)
+        assert fast.compiled is not None
+        assert {kind: list(sizes) for kind, sizes in fast.compiled.sizes.items()} == {
+            torch.float32: [4],
+            torch.uint8: [4],
+        }
+    assert called.is_file()
 
 
 def test_a_precision_has_short_names() -> None:

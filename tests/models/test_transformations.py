@@ -70,18 +70,6 @@ def test_stochastic_depth_compiles_to_one_graph(
     torch.testing.assert_close(list(found.values()), list(expected.values()))
 
 
-# Of one network: each takes half a minute, and test_optimize.py has compiled copies of others.
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("build", ["cait_xxs24_224"], indirect=True)
-def test_a_model_compiled_by_inductor_has_the_same_logits(
-    network: ZooModel, images: Tensor
-) -> None:
-    compiled = torch.compile(network, fullgraph=True)
-    with torch.inference_mode():
-        torch.testing.assert_close(compiled(images), network(images), rtol=1e-4, atol=1e-5)
-
-
 def test_an_exported_model_takes_any_batch(network: ZooModel, images: Tensor) -> None:
     dynamic = ({0: torch.export.Dim("batch")},)
     exported = torch.export.export(network, (images,), dynamic_shapes=dynamic).module()
