@@ -242,11 +242,10 @@ def test_a_convnet_is_exported_too(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deit_tiny", "cait_xxs24_224"])
-def test_models_of_imagenet_size_are_exported(name: str, tmp_path: Path) -> None:
-    load.save_model(deit_zoo.create(name), tmp_path / "model.safetensors")
+def test_a_model_of_imagenet_size_is_exported(tmp_path: Path) -> None:
+    load.save_model(deit_zoo.create("deit_tiny"), tmp_path / "model.safetensors")
     done = export(str(tmp_path), tmp_path / "model.onnx")
-    assert (done.model, done.num_images, done.img_size) == (name, 8, (224, 224))
+    assert (done.model, done.num_images, done.img_size) == ("deit_tiny", 8, (224, 224))
     assert done.max_difference < 2e-5
 
 
