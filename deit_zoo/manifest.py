@@ -154,6 +154,18 @@ def manifest_path() -> Path:
     return in_wheel if in_wheel.is_file() else package.parent / FILENAME
 
 
+def timm_images(input_size: tuple[int, int, int], crop_pct: float) -> dict[str, Any]:
+    """How images of this size (channels, height, width) are prepared, as timm states it."""
+    return {
+        "input_size": input_size,
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
+
+
 def manifest_record(name: str) -> Checkpoint:
     """The record of a canonical name. Raises CheckpointError where the manifest has none."""
     path = manifest_path()

@@ -10,7 +10,7 @@ from typing import Any
 from deit_zoo.data.transforms import eval_transform
 from deit_zoo.files import CONFIG_FILE, RECEIPT_FILE, expand_user, read_json, write_whole
 from deit_zoo.labels import Label
-from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, read_manifest
+from deit_zoo.manifest import Checkpoint, read_manifest, timm_images
 from deit_zoo.registry import TRANSFORMERS, ModelSpec
 from deit_zoo.registry.names import is_path, lookup
 
@@ -18,9 +18,7 @@ from deit_zoo.registry.names import is_path, lookup
 _RESIZED = ("patch_size", "embed_dim", "depth", "num_heads")
 # timm's names of the first convolution and of the head, by family.
 _LAYERS = {
-    "deit": ("patch_embed.proj", "head"),
-    "cait": ("patch_embed.proj", "head"),
-    "deit3": ("patch_embed.proj", "head"),
+    **dict.fromkeys(TRANSFORMERS, ("patch_embed.proj", "head")),
     "regnet": ("stem.conv", "head.fc"),
 }
 _REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
@@ -63,14 +61,8 @@ def timm_config(
         if not spec.aliases:
             facts["model_args"] |= {key: spec.arch[key] for key in _RESIZED}
     first_conv, head = _LAYERS.get(spec.family, (None, "head"))
-    facts["pretrained_cfg"] = {
-        "input_size": [3, *size],
+    facts["pretrained_cfg"] = timm_images((3, *size), crop_pct) | {
         "fixed_input_size": fixed,
-        "interpolation": "bicubic",
-        "crop_pct": crop_pct,
-        "crop_mode": "center",
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
         "num_classes": num_classes,
         "first_conv": first_conv,
         "classifier": [head, "head_dist"] if spec.arch.get("distilled") else head,

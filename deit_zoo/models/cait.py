@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deit_zoo.models.deit import Attention
 from deit_zoo.models.layers import (
     DropPath,
     Mlp,
-    PatchEmbed,
-    as_pair,
     init_linear,
     layer_norm,
     new_head,
@@ -48,14 +47,11 @@ class HeadMixing(nn.Linear):
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).view_as(x)
 
 
-class TalkingHeadsAttention(nn.Module):
+class TalkingHeadsAttention(Attention):
     """Self-attention whose heads are mixed linearly before and after the softmax (section 5)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        super().__init__(dim, num_heads)
         self.proj_l = HeadMixing(num_heads, num_heads)
         self.proj_w = HeadMixing(num_heads, num_heads)
 
@@ -175,14 +171,7 @@ class CaiT(ZooModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.img_size = as_pair(img_size)
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
-
-        patch_embed = PatchEmbed(
-            img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
-        )
+        patch_embed = self.cut_patches(img_size, patch_size, in_chans, embed_dim)
         # Parameters stand in upstream's order: optimizer states follow it.
         self.cls_token = new_token(1, 1, embed_dim)
         self.pos_embed = new_token(1, patch_embed.num_patches, embed_dim)
@@ -214,10 +203,6 @@ class CaiT(ZooModel):
     def finish(self, x: Tensor) -> Tensor:
         """The class token, read out of the patches, and these, under the last norm."""
         return self.norm(torch.cat((self.read_class(x), x), dim=1))
-
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits; with `pre_logits` to the class token (B, D)."""
-        return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
 
     def class_token(self, output: Tensor, number: int, norm: bool) -> Tensor:
         """No class token exists among the patches: the (B, D) one that class-attention reads out

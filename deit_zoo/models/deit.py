@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from deit_zoo.models.layers import (
     DropPath,
     Mlp,
-    PatchEmbed,
-    as_pair,
     init_linear,
     layer_norm,
     new_head,
@@ -74,25 +72,9 @@ class Block(nn.Module):
 class Transformer(ZooModel):
     """Prefix tokens and patches through pre-norm blocks: what DeiT and DeiT III have in common."""
 
-    num_prefix_tokens = 1
-    cls_token: nn.Parameter
-    pos_embed: nn.Parameter
-    patch_embed: PatchEmbed
-    norm: nn.LayerNorm
-
     def prefix_tokens(self) -> list[Tensor]:
         """The learned tokens (1, 1, D) in front of the patches, without positions."""
         return [self.cls_token]
-
-    def finish(self, x: Tensor) -> Tensor:
-        """The last norm of all tokens (B, prefix + N, D)."""
-        return self.norm(x)
-
-    def forward_head(
-        self, tokens: Tensor, pre_logits: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Tokens to logits; with `pre_logits` to the class token (B, D)."""
-        return tokens[:, 0] if pre_logits else self.head(tokens[:, 0])
 
 
 class VisionTransformer(Transformer):
@@ -118,15 +100,9 @@ class VisionTransformer(Transformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.img_size = as_pair(img_size)
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
         self.distilled = distilled
         self.num_prefix_tokens = 2 if distilled else 1
-
-        patch_embed = PatchEmbed(
-            img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
-        )
+        patch_embed = self.cut_patches(img_size, patch_size, in_chans, embed_dim)
         # Parameters stand in upstream's order: optimizer states follow it.
         self.cls_token = new_token(1, 1, embed_dim)
         self.pos_embed = new_token(1, self.num_prefix_tokens + patch_embed.num_patches, embed_dim)

@@ -21,8 +21,6 @@ from deit_zoo.models import deit
 from deit_zoo.models.layers import (
     DropPath,
     Mlp,
-    PatchEmbed,
-    as_pair,
     init_linear,
     layer_norm,
     new_head,
@@ -42,12 +40,20 @@ class Block(deit.Block):
         drop_path_rate: float,
     ) -> None:
         super().__init__(dim, num_heads, mlp_ratio, drop_path_rate)
+        self.register_load_state_dict_pre_hook(rename_gains)  # type: ignore[no-untyped-call]
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
         return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)), branch=1)
+
+
+def rename_gains(block: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Take the gains by timm's names too, which `deit_zoo.save` gives them in files."""
+    for number in (1, 2):
+        if (gain := state.pop(f"{prefix}ls{number}.gamma", None)) is not None:
+            state[f"{prefix}gamma_{number}"] = gain
 
 
 class ParallelBlock(nn.Module):
@@ -132,13 +138,7 @@ class LayerScaleTransformer(deit.Transformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.img_size = as_pair(img_size)
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-
-        patch_embed: Any = PatchEmbed(
-            img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
-        )
+        patch_embed: Any = self.cut_patches(img_size, patch_size, in_chans, embed_dim)
         if hmlp_stem:
             if patch_size != 16:
                 raise ZooError(f"the hMLP stem makes patches of 16 pixels, not of {patch_size}")

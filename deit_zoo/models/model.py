@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deit_zoo.errors import CheckpointError, ZooError, whole_number
 from deit_zoo.labels import as_names
+from deit_zoo.manifest import manifest_record, timm_images
 from deit_zoo.models.layers import PatchEmbed, as_pair, new_head, num_outputs, resize_pos_embed
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ZooModel(nn.Module):
     a sigmoid of its own. `crop_pct` is its evaluation crop where it is not the published one.
     """
 
-    __jit_unused_properties__ = ("labels", "num_classes", "num_features")
+    __jit_unused_properties__ = ("labels", "num_classes", "num_features", "pretrained_cfg")
     spec: ModelSpec | None = None
     checkpoint: Checkpoint | None = None
     _labels: tuple[str, ...] | None = None
@@ -41,11 +42,13 @@ class ZooModel(nn.Module):
     crop_pct: float | None = None
     adapted: tuple[str, ...] = ()
     grad_checkpointing = False
+    num_prefix_tokens = 1
     global_pool = "token"  # as timm calls what the head reads; a convnet's is "avg"
     embed_dim: int
     img_size: tuple[int, int]
     patch_size: int
     patch_embed: PatchEmbed
+    cls_token: nn.Parameter
     pos_embed: nn.Parameter
     blocks: nn.ModuleList
     norm: nn.Module
@@ -78,6 +81,21 @@ class ZooModel(nn.Module):
         """The width of the pooled features, as timm calls it."""
         return self.embed_dim
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How its images are prepared, where timm's `resolve_model_data_config` looks for it."""
+        crop_pct = self.crop_pct or manifest_record(spec_of(self).name).crop_pct
+        return timm_images((in_chans_of(self), *self.img_size), crop_pct)
+
+    def cut_patches(
+        self, img_size: int | Sequence[int], patch_size: int, in_chans: int, embed_dim: int
+    ) -> PatchEmbed:
+        """The layer that makes patches; the model's sizes are its."""
+        self.img_size, self.patch_size, self.embed_dim = as_pair(img_size), patch_size, embed_dim
+        return PatchEmbed(
+            img_size=self.img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim
+        )
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
@@ -95,7 +113,7 @@ class ZooModel(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """What the last block gives to all tokens after the last norm."""
-        raise NotImplementedError
+        return cast(Tensor, self.norm(x))
 
     def forward_intermediates(
         self,
@@ -211,8 +229,8 @@ class ZooModel(nn.Module):
     def forward_head(
         self, tokens: Tensor, pre_logits: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Tokens to logits, or to the pooled features (B, D) that the head would read."""
-        raise NotImplementedError
+        """Tokens to logits; with `pre_logits` to the class token (B, D)."""
+        return tokens[:, 0] if pre_logits else cast(Tensor, self.head(tokens[:, 0]))
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head, or both heads of a distilled model."""
@@ -235,7 +253,11 @@ class ZooModel(nn.Module):
         """What `torch.jit.script` compiles: a trace, since scripts know but a part of Python."""
         if self.training:
             raise ZooError("torch.jit.script takes a model that predicts; call model.eval() first")
-        return Scriptable(self)
+        shape, where = (2, in_chans_of(self), *self.img_size), next(self.parameters())
+        image = torch.zeros(shape, device=where.device, dtype=where.dtype)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of checks that a trace leaves out
+            return nn.Sequential(torch.jit.trace(self, image))  # type: ignore[no-untyped-call]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing it: memory for time."""
@@ -264,21 +286,6 @@ class ZooModel(nn.Module):
             if number in layers:
                 outputs[number] = x
         return outputs
-
-
-class Scriptable(nn.Module):
-    """What torch.jit.script is given of a model: its trace, for any batch of its image size."""
-
-    def __init__(self, model: ZooModel) -> None:
-        super().__init__()
-        shape, where = (2, in_chans_of(model), *model.img_size), next(model.parameters())
-        image = torch.zeros(shape, device=where.device, dtype=where.dtype)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of checks that a trace leaves out
-            self.traced = torch.jit.trace(model, image)  # type: ignore[no-untyped-call]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.traced(x)
 
 
 def pick_layers(layers: int | Sequence[int], depth: int) -> list[int]:

@@ -169,6 +169,9 @@ def test_a_file_saved_from_timm_loads_here(name: str, tmp_path: Path) -> None:
     ours = deit_zoo.create(name, checkpoint=tmp_path / "theirs.safetensors")
     state = ours.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in theirs_as_ours(theirs).items())
+    assigned = deit_zoo.create(name, device="meta")
+    assigned.load_state_dict(theirs.state_dict(), assign=True)
+    assert all(torch.equal(value, state[key]) for key, value in assigned.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])

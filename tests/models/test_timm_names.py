@@ -38,6 +38,17 @@ def test_the_width_of_features_has_timms_name(name: str) -> None:
     assert model(torch.zeros(1, 3, *size, device="meta")).shape == (1, model.num_features)
 
 
+@each_row("name", ["deit_base_384", *NAMES, *DIGITS])
+def test_timm_prepares_images_as_the_models_own_transform_does(name: str) -> None:
+    model = deit_zoo.create(name, device="meta")
+    config, own = timm.data.resolve_model_data_config(model), deit_zoo.transform(model)
+    assert config == {
+        "input_size": (3, *own.img_size),
+        "crop_mode": "center",
+        **{key: getattr(own, key) for key in ("crop_pct", "interpolation", "mean", "std")},
+    }
+
+
 @each_row("name", NAMES)
 @torch.inference_mode()
 def test_intermediates_are_those_of_timm(name: str) -> None:
