@@ -224,7 +224,7 @@ def create(
             "18x2", where each has two branches; "hmlp" for patches made in three steps.
         drop_path_rate: stochastic depth, in training.
         device, dtype: where the parameters live ("auto" is the best that is there) and how they
-            are stored; float32 on the CPU.
+            are stored; float32 on torch's default device.
 
     Raises:
         UnknownModelError: no model has this name.
@@ -251,8 +251,9 @@ def create(
         dtype = getattr(torch, dtype, dtype)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as bfloat16")
+    device = torch.get_default_device() if device is None else device
     is_meta = str(device) == "meta"  # without memory, for shapes alone
-    device = torch.device("meta") if is_meta else usable_device("cpu" if device is None else device)
+    device = torch.device("meta") if is_meta else usable_device(device)
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}

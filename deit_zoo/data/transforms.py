@@ -23,7 +23,7 @@ from deit_zoo.errors import DataError, ImageSizeError, is_real
 from deit_zoo.machine import without_warnings
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, manifest_record
 from deit_zoo.models.layers import as_pair
-from deit_zoo.models.model import ZooModel, in_chans_of, spec_of
+from deit_zoo.models.model import ZooModel, in_chans_of, spec_of, unwrapped
 from deit_zoo.registry import ModelSpec
 
 _DECODING = Lock()
@@ -89,6 +89,7 @@ def transform_of(
     model: ZooModel, img_size: int | Sequence[int] | None = None, crop_pct: float | None = None
 ) -> EvalTransform:
     """That of a model, at its image size and with its crop unless others are given."""
+    model = unwrapped(model)
     spec, num = spec_of(model), in_chans_of(model)
     if num != len(IMAGENET_MEAN):
         raise ImageSizeError(

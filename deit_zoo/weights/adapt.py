@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,8 +142,9 @@ def normalized_alike(
             f"the weights are for images of mean {mean} and std {std}; both must be {RGB} numbers, "
             "and those of std above 0"
         )
-    theirs = [torch.tensor(values, dtype=torch.float64).expand(RGB) for values in (mean, std)]
-    ours = [torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+    numbers = partial(torch.tensor, dtype=torch.float64, device="cpu")  # as the weights are
+    theirs = [numbers(values).expand(RGB) for values in (mean, std)]
+    ours = [numbers(values) for values in (IMAGENET_MEAN, IMAGENET_STD)]
     if all(map(torch.allclose, ours, theirs)):
         return ()
     if conv != PATCH_EMBED:  # its border of zeros would be of another colour
@@ -185,7 +187,7 @@ def with_patch_size(filters: Tensor, patch_size: int) -> Tensor:
     """Square filters (D, C, p, p) for patches of another size: the least-squares answer to a
     resized patch, timm's `resample_patch_embed`."""
     own = filters.shape[-1]
-    basis = torch.eye(own * own).reshape(own * own, 1, own, own)
+    basis = torch.eye(own * own, device="cpu").reshape(own * own, 1, own, own)
     resized = F.interpolate(basis, (patch_size, patch_size), mode="bicubic", antialias=True)
     inverse = torch.linalg.pinv(resized.reshape(own * own, patch_size * patch_size))
     flat = filters.float().flatten(2) @ inverse.T  # (D, C, p²) -> (D, C, p'²)

@@ -141,9 +141,9 @@ def _from_url(name: str, source: Source) -> KnownFile:
         cache.make_folder(converted.parent)
 
         # Imports torch, which nothing else here needs.
-        from deit_zoo.weights.formats import convert_pickle
+        from deit_zoo.weights.formats import read_state, write_tensors
 
-        sha256 = convert_pickle(original, converted, original_sha256)
+        sha256 = write_tensors(read_state(original, sha256=original_sha256).tensors, converted)
         cache.share(converted, but=~0o644)
     except OSError as error:
         parts = (error.filename, error.strerror or error)

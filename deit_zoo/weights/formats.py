@@ -345,15 +345,12 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
 
 
 def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, Tensor]:
-    """A model's tensors as they are saved: under the keys of timm's model of that name."""
+    """A model's tensors as they are saved: under the keys of timm's model of that name, without the
+    words that stand in them for layers which are compiled one by one."""
+    state = {name: state[key] for name, key in _without_wrappers(state).items()}
     if spec is None or spec.family != "deit3":
         return state
     return {_OWN_GAIN.sub(r"\1.ls\2.gamma", key): value for key, value in state.items()}
-
-
-def convert_pickle(file: Path, converted: Path, sha256: str | None = None) -> str:
-    """Write a `.pth`, of this digest if one is given, as safetensors. Returns the new digest."""
-    return write_tensors(read_state(file, sha256=sha256).tensors, converted)
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> str:

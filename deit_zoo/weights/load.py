@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -34,7 +33,6 @@ from deit_zoo.files import (
     digest,
     expand_user,
     verify,
-    write_whole,
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
@@ -47,11 +45,16 @@ from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
 from deit_zoo.weights.formats import StateDict, leading_word, read_state, to_file_keys
-from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
+from deit_zoo.weights.metadata import facts_of, labels_of, read_metadata, write_with_facts
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 _HEADS = ("head.", "head_dist.")
 _POOLERS = ("pooler.", "vit.pooler.", "deit.pooler.")  # of transformers, before no class head
+# What tells weights that no model here can take, and what to do about it.
+_FOREIGN = (
+    (".lora_", "it holds an adapter of PEFT's: save what model.merge_and_unload() gives"),
+    ("fc_norm.", "its head reads the mean of all patches, and no model's here does"),
+)
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 # The proofs of what lies in the package or in a cache, where a file is written once.
 _WRITTEN_ONCE = ("pinned", "hub digest", "prefix")
@@ -238,17 +241,17 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
     """
     own: ZooModel = unwrapped(model)
     facts = facts_of(own) | metadata
-    state = own.state_dict()
+    state = to_file_keys(own.state_dict(), own.spec)
     _check_savable(own, state, facts)
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for key, value in to_file_keys(state, own.spec).items():
+    for key, value in state.items():
         tensor = value.detach().cpu().contiguous()
         # Two names of one tensor are two tensors in the file.
         start = tensor.untyped_storage().data_ptr()
         stored[key] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    write_whole(file, to_bytes(stored, metadata=as_metadata(facts)))
+    write_with_facts(file, stored, facts)
     return digest(file)
 
 
@@ -286,14 +289,20 @@ def _is_one_headed(tensors: dict[str, Tensor]) -> bool:
 
 def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Raises CheckpointError for what `create` could not load."""
-    if any(value.is_meta for value in state.values()):
-        raise CheckpointError("the model is on the meta device and has no weights; load them first")
     if any(hasattr(value, "full_tensor") for value in state.values()):  # a DTensor
         raise CheckpointError(
             "the model's weights are shared out among processes, as by FSDP; gather them by "
             "torch's get_model_state_dict with full_state_dict=True, and load them into a model of "
             "create, which can be saved"
         )
+    kinds = {type(value) for value in state.values()}
+    if other_kinds := sorted(kind.__name__ for kind in kinds - {Tensor, nn.Parameter}):
+        raise CheckpointError(
+            f"the model's weights are held as {other_kinds[0]}, as by quantizing, and files are of "
+            "plain tensors; save the model before that, or torch.save(model.state_dict(), FILE)"
+        )
+    if any(value.is_meta for value in state.values()):
+        raise CheckpointError("the model is on the meta device and has no weights; load them first")
     if (names := facts.get("labels")) is not None:
         as_names(names, model.num_classes)
     if model.spec is None:
@@ -302,7 +311,7 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
         own = model.spec.build(num_classes=model.num_classes)
     if _is_one_headed(state):
         own.register_module("head_dist", None)
-    if other := sorted(own.state_dict().keys() ^ state.keys()):
+    if other := sorted(to_file_keys(own.state_dict(), model.spec).keys() ^ state.keys()):
         shown = ", ".join(other[:4]) + (f" and {len(other) - 4} more" if len(other) > 4 else "")
         raise CheckpointError(
             f"the model has other tensors than {model.spec.name} ({shown}), so its file could not "
@@ -363,6 +372,9 @@ def _spelled(key: str) -> str:
 
 
 def _advice(missing: list[str], unexpected: list[str], state: StateDict) -> str:
+    for sign, advice in _FOREIGN:
+        if any(sign in key for key in unexpected):
+            return advice
     if missing and all(key.startswith("missing head") for key in missing) and not unexpected:
         return "it has no head: give num_classes=N for a fresh one, or 0 for features"
     if word := leading_word(state.names):

@@ -27,7 +27,7 @@ import deit_zoo
 import golden
 from deit_zoo.errors import CheckpointError
 from deit_zoo.models.model import ZooModel
-from deit_zoo.weights.formats import convert_pickle
+from deit_zoo.weights.formats import read_state, write_tensors
 from deit_zoo.weights.load import read_tensors
 from support.command import run_python
 from support.machine import NAME, ROOT, sha256
@@ -39,6 +39,10 @@ State = dict[str, Tensor]
 def state() -> State:
     """The weights of a small model."""
     return golden.filled(deit_zoo.create(NAME, device="meta")).state_dict()
+
+
+def converted(pth: Path, file: Path) -> str:
+    return write_tensors(read_state(pth).tensors, file)
 
 
 def same(first: State, second: State) -> bool:
@@ -200,13 +204,13 @@ def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Pat
             tmp_path / "a.pth",
             _use_new_zipfile_serialization=zipped,
         )
-        digests.add(convert_pickle(tmp_path / "a.pth", tmp_path / "a.safetensors"))
+        digests.add(converted(tmp_path / "a.pth", tmp_path / "a.safetensors"))
         assert same(load_file(tmp_path / "a.safetensors"), state)
     assert digests == {sha256((tmp_path / "a.safetensors").read_bytes())}
     code = (
         "import sys; from pathlib import Path\n"
-        "from deit_zoo.weights.formats import convert_pickle\n"
-        "print(convert_pickle(Path(sys.argv[1]), Path(sys.argv[2])))"
+        "from deit_zoo.weights.formats import read_state, write_tensors\n"
+        "print(write_tensors(read_state(Path(sys.argv[1])).tensors, Path(sys.argv[2])))"
     )
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
     done = run_python(["-c", code, *arguments], cwd=ROOT)
@@ -216,9 +220,8 @@ def test_the_same_pth_is_converted_to_the_same_bytes(state: State, tmp_path: Pat
 def test_tensors_that_share_memory_or_lie_across_are_converted(tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     torch.save({"model": {"a": weight, "b": weight, "c": weight.T}}, tmp_path / "a.pth")
-    convert_pickle(tmp_path / "a.pth", tmp_path / "a.safetensors")
-    converted = load_file(tmp_path / "a.safetensors")
-    assert same(converted, {"a": weight, "b": weight, "c": weight.T})
+    converted(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    assert same(load_file(tmp_path / "a.safetensors"), {"a": weight, "b": weight, "c": weight.T})
 
 
 # transformers' keys, written down from its documentation; `{}` is the number of a block.

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -200,9 +201,19 @@ def test_a_missing_tensor_is_named(changed: Callable[[Change], Path]) -> None:
     )
 
 
-def test_an_unexpected_tensor_is_named(changed: Callable[[Change], Path]) -> None:
-    path = changed(lambda tensors: tensors.update(extra=torch.zeros(1)))
-    with pytest.raises(CheckpointError, match="does not fit deit_tiny: unexpected extra; give"):
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("extra", "give the model"),
+        ("fc_norm.bias", "its head reads the mean"),
+        ("blocks.0.attn.qkv.lora_A.weight", "it holds an adapter of PEFT's: save what"),
+    ],
+)
+def test_an_unexpected_tensor_is_named_with_what_it_means(
+    key: str, advice: str, changed: Callable[[Change], Path]
+) -> None:
+    path = changed(lambda tensors: tensors.update({key: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=f"deit_tiny: unexpected {key}; {advice}"):
         deit_zoo.create("deit_tiny", checkpoint=path)
 
 
@@ -397,6 +408,8 @@ def test_a_saved_file_says_what_it_is(file: Path, tmp_path: Path) -> None:
         "img_size": [32, 64],
         "top1": 71.5,
     }
+    with safe_open(tmp_path / "a.safetensors", "pt") as stored:
+        assert stored.metadata()["format"] == "pt"  # which transformers 4 and accelerate ask for
 
 
 def test_metadata_that_is_no_object_is_refused(tmp_path: Path) -> None:
@@ -470,6 +483,16 @@ def test_dtype_is_that_of_every_parameter(file: Path) -> None:
 def test_device_is_that_of_every_parameter(file: Path) -> None:
     model = deit_zoo.create("deit_tiny", checkpoint=file, device="meta", num_classes=7)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_model_is_made_on_torchs_default_device_and_adapted_whatever_that_is(file: Path) -> None:
+    other = {"patch_size": 32, "device": "cpu"}
+    expected = deit_zoo.create("deit_tiny", checkpoint=file, **other)
+    with torch.device("meta"):
+        made = deit_zoo.create("deit_tiny", checkpoint=file), deit_zoo.create("deit_tiny")
+        adapted = deit_zoo.create("deit_tiny", checkpoint=file, **other)
+    assert {value.device.type for model in made for value in model.parameters()} == {"meta"}
+    assert torch.equal(adapted.patch_embed.proj.weight, expected.patch_embed.proj.weight)
 
 
 def test_a_random_model_takes_dtype_and_device() -> None:

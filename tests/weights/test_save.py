@@ -31,6 +31,10 @@ from support.machine import NAME
 DISTILLED = "deit_pico_distilled_digits"
 
 
+class Int8Tensor(torch.Tensor):
+    """As torchao puts one in the place of a weight."""
+
+
 def tuned(**options: Any) -> ZooModel:
     return deit_zoo.create(NAME, pretrained=True, **{"num_classes": 3} | options)
 
@@ -44,7 +48,13 @@ def saved(model: nn.Module, folder: Path) -> ZooModel:
     return deit_zoo.create(checkpoint=folder / "mine.safetensors")
 
 
+def compiled_blocks(model: Any) -> Any:
+    model.blocks = nn.ModuleList(torch.compile(block, backend="eager") for block in model.blocks)
+    return model
+
+
 WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled block by block": compiled_blocks,
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "parallel": nn.DataParallel,
     "compiled and parallel": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
@@ -55,8 +65,10 @@ WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("how", list(WRAPPED))
 def test_a_wrapped_model_is_saved_as_the_one_inside(how: str, tmp_path: Path) -> None:
     model = tuned()
-    loaded = saved(WRAPPED[how](model), tmp_path)
     expected = model.state_dict()
+    wrapped = WRAPPED[how](model)
+    assert deit_zoo.transform(wrapped) == deit_zoo.transform(model)
+    loaded = saved(wrapped, tmp_path)
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(loaded.state_dict()[key], expected[key]) for key in expected)
 
@@ -83,6 +95,9 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> 
     model = tuned()
     parametrizations.weight_norm(model.blocks[0].mlp.fc1)
     with pytest.raises(CheckpointError, match=r"other tensors than deit_pico_digits \(blocks\.0\."):
+        weights.save(model, tmp_path / "mine.safetensors")
+    model.norm.weight = nn.Parameter(torch.ones(80).as_subclass(Int8Tensor))
+    with pytest.raises(CheckpointError, match="weights are held as Int8Tensor, as by quantizing"):
         weights.save(model, tmp_path / "mine.safetensors")
     assert list(tmp_path.iterdir()) == []
 
