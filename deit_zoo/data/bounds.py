@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import chain
 from threading import Condition
 from typing import NoReturn
 
@@ -32,20 +30,20 @@ OF_ROW = 16  # and of a row, whose address Pillow keeps
 HELD = {"AVIF": 2, "HEIF": 2, "JPEG2000": 5, "WEBP": 3.3}
 OF_COEFFICIENT, OF_SAMPLE, OF_BYTES = 2, 2, 1
 SLOWER = 8  # times fewer pixels may an image have that Pillow decodes in Python
-# ICO, ICNS and BLP hold files of other formats, which Pillow decodes before it says how large they
-# are: PNG, JPEG 2000 and JPEG, whose sizes stand behind these.
-CONTAINERS = (b"\0\0\1\0", b"icns", b"BLP1")
-_SIZES_INSIDE = (
-    re.compile(rb"(?:IHDR|ihdr)(?=(.{4})(.{4}))", re.DOTALL),
-    re.compile(rb"\xffO\xffQ(?=.{4}(.{4})(.{4}))", re.DOTALL),
-    re.compile(rb"\xff[\xc0-\xcf]\0[\x0b\x11\x14]\x08(?=(..)(..))", re.DOTALL),
-)
-MOST_INSIDE = 2048 * 2048  # pixels; the largest icon that a system shows has 1024 x 1024
 # A file is read in so many parts, or in parts of a KiB (libpng's chunks take three of 8): some
 # Python runs at each.
 MOST_READS, OF_PART = 100_000, 1 << 10
-# Of a JPEG file: libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS).
-START_OF_SCAN, MOST_SCANS = b"\xff\xda", 500
+# Of a JPEG file, libjpeg-turbo's own bound for files of others (TJFLAG_LIMITSCANS); of a PPM of
+# text, Pillow copies what is left at each comment.
+START_OF_SCAN, MOST_TIMES = b"\xff\xda", 500
+# A JPEG 2000 file says of all bands (COD) or of one (COC) their levels, blocks and precincts, by
+# powers of two, and behind its own sides those of its tiles. openjpeg holds over 500 bytes of each.
+_BLOCKS = re.compile(
+    rb"\xff(?:R\0.(.)....|S\0..(.))([\0-\x20])([\0-\x08])([\0-\x08])[\0-\x3f][\0\1](.{0,33})",
+    re.DOTALL,
+)
+_TILES = re.compile(rb"\xffO\xffQ.{4}(.{4})(.{4}).{8}(.{4})(.{4})", re.DOTALL)
+SMALLEST_BLOCK = 4  # of 16 pixels a side; tiles and precincts have bands, of half their sides
 
 
 def max_pixels() -> int:
@@ -54,18 +52,6 @@ def max_pixels() -> int:
     if not text.replace("_", "").isdecimal():
         raise DataError(f"{MAX_PIXELS_ENVIRONMENT} is {text!r}; give a number of pixels")
     return int(text)
-
-
-def check_inside(content: bytes) -> None:
-    """Raises DataError for an icon or a texture that holds the file of a large image."""
-    if content.startswith(CONTAINERS):
-        for inside in chain.from_iterable(size.finditer(content) for size in _SIZES_INSIDE):
-            pixels = math.prod(int.from_bytes(side, "big") for side in inside.groups())
-            if pixels > MOST_INSIDE:
-                raise DataError(
-                    f"inside are {pixels:,} pixels, where {MOST_INSIDE:,} are the most; save it "
-                    "as PNG"
-                )
 
 
 class CountedReads(BytesIO):
@@ -125,7 +111,8 @@ if hasattr(os, "register_at_fork"):
 def checked_memory(image: ImageFile) -> int:
     """The bytes that decoding takes. Raises DataError where these, or the time, have no bound."""
     pixels = image.width * image.height
-    by_python = any(tile[0] in Image.DECODERS for tile in image.tile)
+    decoders = {tile[0] for tile in image.tile}
+    by_python = not decoders.isdisjoint(Image.DECODERS)
     in_scans = isinstance(image, JpegImageFile) and _in_several_scans(image)
     of_pixel = BYTES.get(image.mode[:4], 4) + OF_RGB + _held(image, by_python, in_scans)
     memory = int(pixels * of_pixel) + 2 * OF_ROW * image.height
@@ -139,9 +126,27 @@ def checked_memory(image: ImageFile) -> int:
             f"{image.width}x{image.height} pixels of {image.format} take minutes, where {most:,} "
             "pixels are the most; save it as PNG"
         )
-    if in_scans and _content(image).count(START_OF_SCAN) > MOST_SCANS:
-        raise DataError(f"over {MOST_SCANS} scans, which take minutes; save it anew")
+    sign, what = (START_OF_SCAN, "scans") if in_scans else (b"#", "comments")
+    if (in_scans or "ppm_plain" in decoders) and _content(image).count(sign) > MOST_TIMES:
+        raise DataError(f"over {MOST_TIMES} {what}, which take minutes; save it anew")
+    if "jpeg2k" in decoders and _smallest_block(_content(image)) < SMALLEST_BLOCK:
+        raise DataError("its blocks of under 16 pixels take gigabytes; save it anew, or as PNG")
     return memory
+
+
+def _smallest_block(content: bytes) -> int:
+    """The shortest side of a JPEG 2000 file's blocks, as a power of two."""
+    sides = [SMALLEST_BLOCK]
+    for all_style, style, levels, width, height, precincts in _BLOCKS.findall(content):
+        sides += [width[0] + 2, height[0] + 2]
+        if (all_style + style)[0] & 1:  # it states precincts, of the smallest level first
+            for smaller, own in enumerate(precincts[: levels[0] + 1], start=1):
+                sides += [(own & 15) + levels[0] - smaller, (own >> 4) + levels[0] - smaller]
+    for numbers in _TILES.findall(content):
+        width, height, *tile = (int.from_bytes(number, "big") for number in numbers)
+        parts = ((width, tile[0]), (height, tile[1]))
+        sides += [side.bit_length() - 2 for whole, side in parts if side < whole]
+    return min(sides)
 
 
 def _held(image: ImageFile, by_python: bool, in_scans: bool) -> float:
@@ -150,9 +155,11 @@ def _held(image: ImageFile, by_python: bool, in_scans: bool) -> float:
     if isinstance(image, JpegImageFile):
         return OF_COEFFICIENT * bands if in_scans else 0
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags, whole = image.tag_v2, image.height
-        rows = tags.get(TiffImagePlugin.ROWSPERSTRIP, tags.get(TiffImagePlugin.TILELENGTH, whole))
-        return OF_SAMPLE * bands * min(1, rows / whole)
+        tags, (width, height) = image.tag_v2, image.size
+        held = width * min(height, tags.get(TiffImagePlugin.ROWSPERSTRIP, height))
+        if TiffImagePlugin.TILEWIDTH in tags:  # whole, however small the image is
+            held = tags[TiffImagePlugin.TILEWIDTH] * tags[TiffImagePlugin.TILELENGTH]
+        return OF_SAMPLE * bands * held / (width * height)
     return HELD.get(image.format or "", OF_BYTES if by_python else 0) * bands
 
 

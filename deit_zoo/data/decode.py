@@ -20,7 +20,6 @@ from deit_zoo.data.bounds import (
     MAX_PIXELS_ENVIRONMENT,
     MEMORY,
     CountedReads,
-    check_inside,
     checked_memory,
     max_pixels,
 )
@@ -178,7 +177,6 @@ def open_header(source: Path | bytes, name: str) -> ImageFile:
         raise UnidentifiedImageError("it is empty")
     try:
         with error_context(name):
-            check_inside(content)
             return Image.open(CountedReads(content), formats=decodable())
     except UnidentifiedImageError as error:
         if reason := undecodable(content[:HEAD]):

@@ -1,8 +1,8 @@
 """Which files are images: the raster formats that Pillow decodes, and what their names end in.
 
-None that starts another program (EPS), draws (WMF) or holds something else (PDF, MPEG, HDF5) is an
-image here, whatever it is called. The table is the same on every machine, so a folder is too: an
-image whose decoder is missing is no file to leave out, but one to name.
+None that starts another program (EPS), draws (WMF), holds something else (PDF) or is of games and
+machines of the past (BLP, ICO, PCX) is an image here, whatever it is called. The table is the same
+on every machine, so a folder is too: an image whose decoder is missing is one to name.
 """
 
 from __future__ import annotations
@@ -24,28 +24,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
     "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
     "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
-    "BLP": (".blp",),
-    "CUR": (".cur",),
-    "DCX": (".dcx",),
-    "DDS": (".dds",),
-    "FITS": (".fit", ".fits"),
-    "FLI": (".flc", ".fli"),
-    "FTEX": (".ftc", ".ftu"),
-    "GBR": (".gbr",),
-    "ICNS": (".icns",),
-    "ICO": (".ico",),
-    "IM": (".im",),
-    "MSP": (".msp",),
-    "PCD": (".pcd",),
-    "PCX": (".pcx",),
-    "PIXAR": (".pxr",),
     "PSD": (".psd",),
     "QOI": (".qoi",),
-    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
-    "SUN": (".ras",),
     "TGA": (".icb", ".tga", ".vda", ".vst"),
-    "XBM": (".xbm",),
-    "XPM": (".xpm",),
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # What files of these formats call themselves, and what would decode them.

@@ -16,9 +16,12 @@ from deit_zoo.data.survey import bad_images
 from support.images import encoded, refused, write
 from support.tables import each_row
 
-# Pillow's formats that are no raster images, that start a program (Ghostscript for EPS), or whose
-# decoder somebody else must bring.
-NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
+# Pillow's formats that are no raster images, that start a program (Ghostscript for EPS), whose
+# decoder somebody else must bring, or that hold no photographs and many a way to halt a process.
+OF_THE_PAST = {"DCX", "FITS", "FLI", "GBR", "IM", "MSP", "PCD", "PCX", "PIXAR", "SGI", "SUN"}
+OF_SCREENS = {"BLP", "CUR", "DDS", "FTEX", "ICNS", "ICO", "XBM", "XPM"}
+NO_RASTER = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
+NO_IMAGES = NO_RASTER | OF_THE_PAST | OF_SCREENS
 ADVICE = "which nothing here decodes; type: pip install pillow-heif"
 # The first bytes of a photograph of an iPhone.
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic" + bytes(64)

@@ -251,24 +251,60 @@ def test_decoding_takes_no_more_memory_than_is_counted(
     assert memory_for(file, tmp_path, how) < counted + 40
 
 
+def test_an_icon_is_no_image_whatever_it_is_called() -> None:
+    # Pillow decodes what is inside before it says how large that is: of 319 bytes 2 GB.
+    head = b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 1 << 20, 22)
+    told = refused(lambda: open_image(head + grey(), "a.png", reading="upright"))
+    assert told.startswith("a.png cannot be read as an image (its format is not known)")
+
+
+def test_a_tiny_tiff_of_one_huge_tile_is_refused_by_the_header() -> None:
+    # Of 2 MB packed by deflate 16x16 pixels took 2 GB, of which none was counted.
+    tags = {
+        256: 16,
+        257: 16,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: 32768,
+        323: 32768,
+        324: 8,
+        325: 1,
+    }
+    rows = (struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    whole = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(rows) + bytes(4)
+    told = refused(lambda: open_image(whole, "a.tif", reading="upright"))
+    assert told.startswith("a.tif: 16x16 pixels of L take 2.1 GB; give a smaller image")
+
+
 @pytest.mark.parametrize(
-    ("head", "kind"),
+    ("how", "is_read"),
     [
-        (b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 1 << 20, 22), "PNG"),
-        (b"icns" + struct.pack(">I4sI", 1 << 20, b"ic10", 1 << 20), "JPEG2000"),
-        (b"BLP1" + bytes(24) + struct.pack("<I60xI60xI", 160, 1 << 20, 0), "JPEG"),
+        ({"precinct_size": (64, 64)}, True),  # of which each smaller level has half the side
+        ({"tile_size": (64, 64), "codeblock_size": (16, 16)}, True),
+        ({"precinct_size": (16, 16), "codeblock_size": (8, 8)}, False),
+        ({"codeblock_size": (4, 4)}, False),
+        ({"tile_size": (16, 16)}, False),
     ],
 )
-def test_a_large_image_inside_an_icon_or_a_texture_is_not_decoded(head: bytes, kind: str) -> None:
-    # Of 319 bytes one took 2 GB, whatever the icon states.
-    size = ">HH" if kind == "JPEG" else ">II"
-    content = head + encoded(Image.new("RGB", (64, 64)), kind).replace(
-        struct.pack(size, 64, 64), struct.pack(size, 9000, 9000)
-    )
-    told = refused(lambda: open_image(content, "a.ico", reading="upright"))
-    assert told == (
-        "a.ico: inside are 81,000,000 pixels, where 4,194,304 are the most; save it as PNG"
-    )
+def test_a_jpeg_2000_file_of_very_small_blocks_is_refused(
+    how: dict[str, Any], is_read: bool
+) -> None:
+    # openjpeg holds over 500 bytes of each: a file of 4 MB took 8 GB and more.
+    content = encoded(Image.new("RGB", (200, 100)), "JPEG2000", **how)
+    if is_read:
+        assert open_image(content, "a.jp2", reading="upright").size == (200, 100)
+    else:
+        told = refused(lambda: open_image(content, "a.jp2", reading="upright"))
+        assert told.startswith("a.jp2: its blocks of under 16 pixels take gigabytes")
+
+
+def test_a_ppm_of_text_with_very_many_comments_is_refused() -> None:
+    comments = b"P1 4 4\n" + b"#\n" * 501  # of 9 MB one took an hour
+    told = refused(lambda: open_image(comments + b"1 " * 16, "a.pbm", reading="upright"))
+    assert told == "a.pbm: over 500 comments, which take minutes; save it anew"
+    assert open_image(comments[:-2] + b"1 " * 16, "a.pbm", reading="upright").size == (4, 4)
 
 
 def test_a_file_that_is_read_in_very_many_parts_is_refused() -> None:
