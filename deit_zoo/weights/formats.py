@@ -40,6 +40,7 @@ from deit_zoo.weights.proof import known_file
 
 EMA = "ema"  # the word for weights that were averaged, whatever a file calls them
 
+SHARED = 4  # tensors that may have the same numbers, as tied weights and their averages do
 HEADER_BYTES = 8 << 20  # of safetensors: 100 for a tensor, and the names of classes
 # What the first bytes of a file say it is. A safetensors file has its length there.
 _PICKLE = (b"PK\x03\x04", b"\x80")
@@ -263,6 +264,7 @@ def _chosen(
 
 def _check_stored(state: dict[str, Tensor], file: OpenedFile) -> None:
     """Raises CheckpointError for tensors whose numbers do not all lie in the file."""
+    stored: dict[int, int] = {}
     for key, value in state.items():
         plain = value.layout is torch.strided and not (value.is_nested or value.is_quantized)
         if not plain or value.device.type != "cpu":
@@ -281,6 +283,12 @@ def _check_stored(state: dict[str, Tensor], file: OpenedFile) -> None:
                 f"{file} says that {key!r:.80} is {tuple(value.shape)}, but holds fewer numbers "
                 "than that; save it with .contiguous()"
             )
+        stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    # Two names of one tensor are two in what is made of them.
+    if sum(value.nbytes for value in state.values()) > SHARED * sum(stored.values()):
+        raise CheckpointError(
+            f"{file} names the same numbers over {SHARED} times; save each tensor once"
+        )
 
 
 def leading_word(names: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ class _Value:
     size: int = 1
     text: str = ""  # a text's own, or the name of what was asked for
     items: Sequence[_Value] | None = None  # of a tuple
-    is_made: bool = False  # by a function
+    is_made: bool = False  # by a function, or a number beyond 64 bits
 
 
 def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None:
@@ -93,6 +93,10 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
             _check_call(items[0], items[1], where, allowed)
         if name == "BUILD" and items[0].is_made:
             raise _unbounded("a state that a function makes", where)
+        if name.startswith("SETITEM") and any(
+            key.is_made or key.items is not None for key in items[::2]
+        ):  # of which many can have one hash, or each be nested without end
+            raise _unbounded("a key that is neither text nor a plain number", where)
         if name.startswith("TUPLE"):
             stack.append(_Value(size + 1, items=items))
         elif name in ("REDUCE", "NEWOBJ", "BINPERSID"):
@@ -103,6 +107,8 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
 
 def _literal(name: str, argument: object) -> _Value:
     text = argument if isinstance(argument, str) else ""
+    if isinstance(argument, int) and argument.bit_length() > 64:
+        return _Value(is_made=True)
     if name == "GLOBAL":
         module, _, qualname = text.partition(" ")
         if (module, qualname) in NAME_MAPPING:

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from tarfile import is_tarfile
 from typing import IO, Any
-from zipfile import ZIP_STORED, ZipFile, is_zipfile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 
@@ -93,11 +93,13 @@ def read_pickled(file: Path | OpenedFile) -> Any:
     would take more memory than it, or has not the CRC-32 that it states."""
     try:
         with _ALLOWANCE, torch.serialization.safe_globals(_SAFE), open(file, "rb") as stream:
-            for pickled in _pickles_in(file, stream):
+            is_zip = stream.read(4) == b"PK\3\4"  # as torch knows one
+            stream.seek(0)
+            for pickled in _pickles_in(file, stream, is_zip):
                 scan_pickle(pickled, str(file), _allowed_names())
             stream.seek(0)
             # By its path torch maps a file, but takes one of this suffix for what it is not.
-            mapped = is_zipfile(file) and file.suffix != ".safetensors"
+            mapped = is_zip and file.suffix != ".safetensors"
             source: Any = file if mapped else stream
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
@@ -128,13 +130,13 @@ def _allowed_names() -> set[str]:
     }
 
 
-def _pickles_in(file: Path | OpenedFile, stream: IO[bytes]) -> Iterator[IO[bytes]]:
+def _pickles_in(file: Path | OpenedFile, stream: IO[bytes], is_zip: bool) -> Iterator[IO[bytes]]:
     """The pickles that torch.load would read, each of them begun."""
-    if is_zipfile(file):
+    if is_zip:
         with ZipFile(file) as archive:
             _check_parts(archive, file)
             for part in archive.infolist():
-                if part.filename.endswith("data.pkl"):
+                if part.orig_filename.lower().endswith("data.pkl"):  # as torch finds it
                     yield BytesIO(archive.read(part))
     elif is_tarfile(file):
         raise ValueError("it is laid out as a tar archive")  # torch would look for others in it
@@ -152,7 +154,9 @@ def _check_parts(archive: ZipFile, file: Path | OpenedFile) -> None:
             f"{file} is a packed archive, or a program as TorchScript saves it; give a file of "
             "the model's state_dict()"
         )
-    if sum(part.file_size for part in parts) > os.stat(file).st_size:
+    begin = min((part.header_offset for part in parts), default=0)
+    # Torch would find another list of parts where there is more around them.
+    if begin or archive.comment or sum(part.file_size for part in parts) > os.stat(file).st_size:
         raise ValueError("its parts overlap, or reach beyond it")
     for part in parts:
         if part.CRC == 0:  # torch was told not to compute it

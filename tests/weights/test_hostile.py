@@ -186,6 +186,29 @@ def test_parts_that_share_their_bytes_are_not_read_again_and_again(tmp_path: Pat
     refused(tmp_path / "a.pth", r"is not a whole PyTorch file \(its parts overlap, or reach")
 
 
+def test_a_pickle_that_torch_finds_by_another_way_is_scanned_too(tmp_path: Path) -> None:
+    torch.save({"args": {doubled(3): 1}}, tmp_path / "a.pth")
+    whole = (tmp_path / "a.pth").read_bytes()
+    bomb = "a key that is neither text nor"
+    (tmp_path / "b.pth").write_bytes(whole.replace(b"data.pkl", b"DATA.PKL"))
+    refused(tmp_path / "b.pth", bomb)
+    (tmp_path / "c.pth").write_bytes(whole[:30] + whole)  # what lists torch's parts is elsewhere
+    refused(tmp_path / "c.pth", "is not a whole PyTorch file")
+    # An old pickle with an archive behind it.
+    torch.save({"args": {doubled(3): 1}}, tmp_path / "d", _use_new_zipfile_serialization=False)
+    torch.save({}, tmp_path / "e")
+    both = (tmp_path / "d").read_bytes() + (tmp_path / "e").read_bytes()
+    (tmp_path / "d.safetensors").write_bytes(both)
+    refused(tmp_path / "d.safetensors", bomb)
+
+
+def test_numbers_that_many_tensors_have_are_not_multiplied(tmp_path: Path) -> None:
+    # Joined to query, key and value, or written apart: 4 MB became 5 GB.
+    one = torch.zeros(4, 4)
+    torch.save({f"layers.{n}.weight": one for n in range(5)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "names the same numbers over 4 times; save each tensor once")
+
+
 class Call:
     """What its unpickling calls, with what."""
 
@@ -225,6 +248,8 @@ BOMBS = {
     "a slow encoding": (Call(codecs.encode, "x", "punycode"), REFUSED),
     "one text in many": ([Call(codecs.encode, "x" * 9999, "latin1")] * 2, IGNORED),
     "a tuple doubled": ({"a": doubled(40)}, AGAIN),
+    "keys of one hash": ({(1 << 61) - 1 << 61: 1}, "a key that is neither text nor"),
+    "a key that is nested": ({doubled(3): 1}, "a key that is neither text nor"),
     "a text a thousand times": (
         (lambda text: [Call(codecs.encode, text, "latin1") for _ in range(999)])("x" * 9999),
         AGAIN,
