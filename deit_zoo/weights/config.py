@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from deit_zoo.errors import CheckpointError
-from deit_zoo.files import CONFIG_FILE, PREPROCESSOR_FILE, read_json, verify
+from deit_zoo.files import CONFIG_FILE, PREPROCESSOR_FILE, read_json
 from deit_zoo.labels import SEVERAL_LABELS, folders, labels
 from deit_zoo.models.layers import LAYER_NORM_EPS
 from deit_zoo.registry import MODELS, TRANSFORMERS, ModelSpec
 from deit_zoo.registry.names import lookup
+from deit_zoo.weights.cache import verified
 from deit_zoo.weights.metadata import check_facts
 from deit_zoo.weights.proof import known_file
 
@@ -43,10 +44,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read(file: Path, facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    if (sha256 := known_file(file).sha256) is not None:
-        verify(file, sha256)
     try:
-        config = read_json(file)
+        with verified(file, known_file(file).sha256) as same:
+            config = read_json(same)
         if not isinstance(config, dict):
             raise ValueError("it is no object")
         return facts_of(config)

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 import deit_zoo
+from deit_zoo import files
 from deit_zoo.errors import CheckpointError, FormatError, IntegrityError
 from deit_zoo.files import ASSETS, digest, is_inside, read_sums
 from deit_zoo.hub.verify import listed_files, verify_file
 from deit_zoo.weights import cache, load
+from deit_zoo.weights.config import read_config
 
 NAME = "deit_pico_digits"
 RIGHT = (ASSETS / f"{NAME}.safetensors").read_bytes()
@@ -293,6 +295,25 @@ def test_a_file_that_is_replaced_after_it_was_hashed_is_not_the_one_that_is_mapp
     assert digest(file) == sha256(WRONG)
     with pytest.raises(IntegrityError):
         load.read_state(known.path, sha256=known.sha256)
+
+
+def test_a_configuration_that_is_replaced_after_it_was_hashed_is_not_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, bad = tmp_path / "config.json", tmp_path / "bad"
+    for path, classes in ((file, '["cat", "dog"]'), (bad, '["dog", "cat"]')):
+        path.write_text(f'{{"architecture": "x", "label_names": {classes}}}')
+    (tmp_path / "SHA256SUMS").write_text(f"{digest(file)}  config.json\n")
+
+    def digest_and_swap(path: Any) -> str:
+        found = digest(path)
+        if bad.exists():
+            bad.replace(file)
+        return found
+
+    monkeypatch.setattr(files, "digest", digest_and_swap)
+    monkeypatch.setenv("DEIT_ZOO_VERIFY", "always")
+    assert read_config(tmp_path)["labels"] == ["cat", "dog"]
 
 
 def test_a_link_that_is_swapped_to_and_fro_never_gives_wrong_bytes(
