@@ -208,11 +208,11 @@ def _check_redirect(response: requests.Response, url: str) -> None:
     location = response.headers["Location"]
     try:
         target, first = urlsplit(urljoin(response.url, location)), urlsplit(url)
-        is_web = target.scheme in ("http", "https") and target.port != 0 and target.hostname
+        is_web = target.scheme in ("https", first.scheme) and target.port != 0 and target.hostname
     except ValueError:
         is_web = None
     if not is_web:
-        reason = f"{location!r}, which is no address of the web"
+        reason = f"{location!r}, which is no address of the web, or not encrypted as its own"
     elif is_private(str(target.hostname)) and not is_private(str(first.hostname)):
         reason = f"{target.hostname}, which is in a private network"
     else:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -96,6 +97,16 @@ def test_a_redirect_out_of_the_web_is_refused_at_once(location: str, told: str) 
     with server(redirect(location)) as url, pytest.raises(web.RefusedError) as caught:
         body_of(url)
     assert told in str(caught.value)
+
+
+def test_a_redirect_from_an_encrypted_address_to_a_plain_one_is_refused() -> None:
+    answer = requests.Response()
+    answer.status_code, answer.url, answer.raw = 302, "https://h/a", BytesIO()
+    answer.headers["Location"] = "https://h/b"
+    web._check_redirect(answer, answer.url)
+    answer.headers["Location"] = "http://h/b"
+    with pytest.raises(web.RefusedError, match=r"'http://h/b', which is .* not encrypted as its"):
+        web._check_redirect(answer, answer.url)
 
 
 def test_a_redirect_from_a_public_address_to_a_private_one_is_refused(
