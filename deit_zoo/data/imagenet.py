@@ -20,6 +20,7 @@ from deit_zoo.machine import require_extra
 VAL_NAME = "ILSVRC2012_val_{:08}"
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SOLUTION = "LOC_val_solution.csv"
+KIT_BYTES = 1 << 24  # of a file of the kit, which is packed: the largest has 0.4 MB
 # What sorts the validation images, the first that lies beside them.
 LABEL_FILES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION)
 
@@ -85,7 +86,7 @@ def _kit_file(kit: Path, name: str) -> bytes:
                 if member.isfile() and Path(member.name).name == name:
                     stream = archive.extractfile(member)
                     assert stream is not None, "a file has content"
-                    return stream.read()
+                    return stream.read(KIT_BYTES)
     raise FileNotFoundError(f"no {name} in it")
 
 

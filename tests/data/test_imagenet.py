@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from deit_zoo.data.imagenet import validation_labels
+from deit_zoo.data.imagenet import KIT_BYTES, META, _kit_file, validation_labels
 from deit_zoo.errors import MissingExtraError
 from support.imagenet import kit_files, solution_csv, write_tar
 from support.images import refused, write
@@ -79,3 +81,11 @@ def test_without_scipy_the_command_that_installs_it_is_said(
     assert str(caught.value) == (
         "meta.mat of the development kit needs scipy; type: pip install 'deit_zoo[train]'"
     )
+
+
+def test_of_a_file_of_the_kit_that_unpacks_without_end_little_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "kit.tar.gz", "w:gz", compresslevel=1) as kit:
+        member = tarfile.TarInfo(f"kit/{META}")
+        member.size = KIT_BYTES + 1
+        kit.addfile(member, BytesIO(bytes(member.size)))
+    assert len(_kit_file(tmp_path / "kit.tar.gz", META)) == KIT_BYTES
