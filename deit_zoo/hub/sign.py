@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import CheckpointError, IntegrityError
+from deit_zoo.errors import CheckpointError, IntegrityError, words_of
 from deit_zoo.files import read_bytes, read_json
 from deit_zoo.machine import require_extra
 
@@ -32,8 +32,8 @@ def sign(folder: Path, private_key: Path) -> Path:
         config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
     except Exception as error:  # whatever the library makes of a key
         raise CheckpointError(
-            f"{folder} could not be signed with {private_key} ({_reason(error)}); give a private "
-            "key in PEM form, as of `openssl ecparam -name prime256v1 -genkey -noout`"
+            f"{folder} could not be signed with {private_key} ({words_of(error):.200}); give a "
+            "private key in PEM form, as of `openssl ecparam -name prime256v1 -genkey -noout`"
         ) from error
     return signature
 
@@ -56,7 +56,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
         config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # whatever the library makes of a forged signature
         raise IntegrityError(
-            f"{folder} is not what was signed with the key of {public_key} ({_reason(error)})"
+            f"{folder} is not what was signed with the key of {public_key} ({words_of(error):.200})"
         ) from error
 
 
@@ -65,8 +65,3 @@ def _hashing(signature: Path) -> Any:
 
     config = model_signing.hashing.Config()
     return config.set_ignored_paths(paths=[signature], ignore_git_paths=False)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return f"{text.splitlines()[0]:.200}"
