@@ -8,6 +8,7 @@ Messages land in logs and in reports of bugs, so none shows a password or what g
 import operator
 import os
 import re
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -64,6 +65,12 @@ def reason_of(error: BaseException) -> str:
     """The same of an operating system's error without the file, which is named beside it."""
     reason = error.strerror if isinstance(error, OSError) else None
     return reason[:1].lower() + reason[1:] if reason else words_of(error)
+
+
+def first_of(names: Sequence[object], most: int = 8) -> str:
+    """The first of names in a sentence, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 class ZooError(Exception):

@@ -26,6 +26,7 @@ from deit_zoo.cli.options import (
 from deit_zoo.cli.program import Commands
 from deit_zoo.errors import DataError
 from deit_zoo.files import writing
+from deit_zoo.recipes.recipe import count
 from deit_zoo.terminal import one_line
 
 IMAGENET = "imagenet"
@@ -114,7 +115,7 @@ def prepare_(
         )
     talk.print(
         f"{len(splits['train']):,} training and {len(splits['val']):,} validation images of "
-        f"{_count(len(splits['train'].classes), 'class')} are in {escape(str(output))}; to decode "
+        f"{count(len(splits['train'].classes), 'class')} are in {escape(str(output))}; to decode "
         f"them all, type: deit-zoo data check {escape(shlex.quote(str(output)))}"
     )
 
@@ -164,7 +165,7 @@ def check_(
         if same := copies(*sets):
             talk.print(same, markup=False)
     except KeyboardInterrupt:
-        talk.print(f"stopped; {_count(len(bad), 'bad image')} so far")
+        talk.print(f"stopped; {count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None
     if as_json:
         parts = {name: asdict(split) | {"images": split.images} for name, split in splits.items()}
@@ -172,7 +173,7 @@ def check_(
         print_json({"data": data, **parts, "problem": problem, "bad": files})
     if problem:
         print_error(problem)
-    images = _count(sum(split.images for split in splits.values()), "image")
+    images = count(sum(split.images for split in splits.values()), "image")
     talk.print(f"{images} read, {len(bad):,} bad")
     if bad or problem:
         raise typer.Exit(1)
@@ -225,8 +226,3 @@ def benchmark_(
     out.print()
     for need in needs:
         out.print(need.sentence())
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}{plural}"

@@ -22,19 +22,13 @@ from deit_zoo.data.archives import (
     read_at,
     whole_archive,
 )
-from deit_zoo.data.folder import SPLIT_FOLDERS, has_hidden_part, is_image
+from deit_zoo.data.folder import SPLIT_OF, has_hidden_part, is_image
 from deit_zoo.data.image_file import check_length
 from deit_zoo.data.imagenet import SOLUTION, VAL_NAME, read_solution, validation_labels
 from deit_zoo.errors import DataError
 
 # Listing is waiting for a disk, for the most part: threads wait at the same time.
 LISTERS = 16
-# "test" validates only where nothing else does. In letters of any case, as of folders.
-SPLIT_OF = {
-    name: "test" if name.startswith("test") else split
-    for split, names in SPLIT_FOLDERS.items()
-    for name in names
-}
 LABEL_SUFFIX = ".cls"
 LONGEST_LABEL, LONGEST_NUMBER = 1024, 18
 

@@ -25,14 +25,13 @@ from deit_zoo.data.archive_index import (
     stamp,
 )
 from deit_zoo.data.archive_layout import (
-    SPLIT_OF,
     Progress,
     Rows,
     list_archives,
     list_imagenet_train,
     list_imagenet_val,
 )
-from deit_zoo.data.folder import is_hidden, is_image, listing_errors
+from deit_zoo.data.folder import SPLIT_OF, is_hidden, is_image, listing_errors, split_named
 from deit_zoo.data.imagenet import LABEL_FILES, label_file_in
 from deit_zoo.data.images import MissingSplitError
 from deit_zoo.data.remote import fetch, files_at, is_remote
@@ -42,8 +41,6 @@ SUFFIXES = (".tar", ".zip")
 # What packs a whole archive into one stream, in which no member can be reached by itself.
 STREAMS = (".tgz", ".gz", ".bz2", ".xz", ".zst")
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-# By a word in its name an archive tells its split; "test" validates where nothing else does.
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -145,10 +142,7 @@ def _word(archive: str, data: str) -> str | None:
     """The split that an archive's name tells, or the folder in which it lies in the data's."""
     folder, _, name = archive.rpartition("/")
     inside = folder.rpartition("/")[2] if folder != data.rstrip("/") and archive != data else ""
-    for text in (name, inside):
-        if match := _WORD.search(text):
-            return SPLIT_OF[match[1].lower()]
-    return None
+    return split_named(name) or split_named(inside)
 
 
 def _addresses(data: str) -> list[str]:

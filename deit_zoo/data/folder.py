@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,13 @@ SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test", "testing"),
 }
-SPLIT_NAMES = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
+# "test" validates only where nothing else does. In letters of any case.
+SPLIT_OF = {
+    name: "test" if name.startswith("test") else split
+    for split, names in SPLIT_FOLDERS.items()
+    for name in names
+}
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -143,7 +150,8 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
 
 def lists_near(root: Path) -> str:
     """What to type where images have no class folders and a list lies in or beside their folder."""
-    lists = sorted(root.glob("[!.]*.[ct]sv")) or sorted(root.parent.glob("[!.]*.[ct]sv"))
+    places = (root, root.parent) if root.is_dir() else ()
+    lists = next(filter(None, (sorted(place.glob("[!.]*.[ct]sv")) for place in places)), [])
     names = " or ".join(map(str, lists[:3]))
     return f"; or give the list of files and labels: {names}" if names else ""
 
@@ -167,7 +175,7 @@ def split_folder(root: Path, split: str) -> Path | None:
     with listing_errors(), os.scandir(root) as entries:
         names = [e.name for e in entries if not is_hidden(e.name) and e.is_dir()]
     folders = {name.lower(): root / name for name in sorted(names)}
-    others = [folder for name, folder in folders.items() if name not in SPLIT_NAMES]
+    others = [folder for name, folder in folders.items() if name not in SPLIT_OF]
     for name in SPLIT_FOLDERS[split]:
         folder = folders.get(name)
         if folder is None or (
@@ -178,6 +186,12 @@ def split_folder(root: Path, split: str) -> Path | None:
         if not is_test or len(folders) == 1 or split_folder(root, "train") is not None:
             return folder
     return None
+
+
+def split_named(name: str) -> str | None:
+    """The split that a word in a name tells: train, val or test."""
+    word = _SPLIT_WORD.search(name)
+    return word and SPLIT_OF[word[1].lower()]
 
 
 def _begins_with_images(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_zoo.data.archive_set import ArchiveSet
-from deit_zoo.data.folder import FolderSet, wrong_classes
+from deit_zoo.data.folder import FolderSet, check_utf8, wrong_classes
 from deit_zoo.data.images import Strings
 from deit_zoo.data.table import TableSet, split_address
 from deit_zoo.errors import DataError
@@ -218,6 +218,7 @@ def check_there(images: ImageList) -> None:
     paths, root = [image.path for image in images.images], images.root
     if images.data or not paths or any(os.path.exists(root / path) for path in paths):
         return
+    check_utf8(paths[0], f"the name of a file in {images.file}", "save it as CSV UTF-8")
     near = islice(root.rglob("*"), LOOKED_AT)
     alike = (str(file) for file in near if file.suffix and file.stem == Path(paths[0]).stem)
     meant = next((path_from(root, file) for file in alike), "photos/1.jpg")

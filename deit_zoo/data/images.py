@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-_NAMES = ("folder", "name")  # of a label
-
-
 class MissingSplitError(DataError):
     """A data set has no split of that name; it may have another."""
 
@@ -31,7 +28,8 @@ def reading_of(classes: Iterable[str]) -> Reading:
     Its classes are called by their synsets or, on the Hub, in words.
     """
     names, published = sorted(classes), labels("imagenet1k")
-    synsets, words = (sorted(getattr(label, key) for label in published) for key in _NAMES)
+    synsets = sorted(label.folder for label in published)
+    words = sorted(label.name for label in published)
     return "upstream" if names in (synsets, words) else "upright"
 
 

@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from unicodedata import normalize
 
-from deit_zoo.data.folder import SPLIT_FOLDERS, check_utf8, is_image
+from deit_zoo.data.folder import SPLIT_FOLDERS, SPLIT_OF, check_utf8, is_image
 from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage, path_from
 from deit_zoo.data.table import split_address
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, first_of
 
 _FIRST_DELIMITER = re.compile(r'[\r\n ]*(?:"(?:[^"]|"")*"|[^"\t,;\r\n]*)([\t,;])')
 _LABELS = ("label", "labels", "class", "target")  # what a column of labels is called
@@ -33,7 +33,6 @@ FORM = (
     "a file's name first, then one column of labels (with | between several) or a column of 0 and "
     "1 for each class, and split where the file says which are for validation"
 )
-SHOWN = 8  # numbers of rows in a sentence
 Columns = dict[str, Sequence[str]]
 
 
@@ -80,16 +79,18 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
         if own or several
     ]
     if without := [number for _, own, number in kept.values() if not (own or several)]:
-        notes.append(f"rows of {file} left out, which have no label: {_shown(without)}")
+        notes.append(f"rows of {file} left out, which have no label: {first_of(without)}")
     if several and (others := [image.path for image in images if len(of_file[image.path][1]) != 1]):
         notes.append(
             f"images of {file} with no label or several: {len(others):,} of {len(images):,}, "
             f"first {others[0]}"
         )
     seen = {name for _, own, _ in kept.values() for name in own}
+    if joined := _joined(seen):
+        notes.append(f"labels of {file} may be several in one ({joined!r}): put | between such")
     unseen = tuple(name for name in classes if name not in seen)
     if unseen and not several:
-        notes.append(f"classes of {file} that no image has: {', '.join(unseen[:SHOWN])}")
+        notes.append(f"classes of {file} that no image has: {first_of(unseen)}")
     return ImageList(
         root=root,
         file=str(file),
@@ -160,9 +161,11 @@ def _called(word: str, columns: Columns) -> str:
 
 
 def _path(root: Path, name: str) -> str:
-    """Where a file lies, from the root on; Windows may have written its name with backslashes."""
-    by_windows = "\\" in name and not (root / name).exists()
-    name = name.replace("\\", "/") if by_windows else name
+    """Where a file lies, from the root on; Windows or a Mac may have written its name otherwise."""
+    if ("\\" in name or not name.isascii()) and not (root / name).exists():
+        name = name.replace("\\", "/")
+        forms = (normalize(form, name) for form in ("NFC", "NFD"))
+        name = next((form for form in forms if (root / form).exists()), name)
     return path_from(root, name) if os.path.isabs(name) else Path(name).as_posix()
 
 
@@ -183,19 +186,23 @@ def _labels(
             for row in zip(*marks, strict=True)
         ], [normalize("NFC", name) for name in columns]
     name = chosen or own or next(iter(columns))
-    for measure, cells in (columns if several_columns else {name: columns[name]}).items():
-        numbers = [cell for cell in cells if cell.lower() not in _NO_NUMBER]
-        if kind := _kind_of_numbers(numbers, chosen is not None):
-            advice = f", or type --label-column {measure} if these are" * (kind == "whole")
-            raise DataError(
-                f"column {measure!r} of {file} holds numbers such as {numbers[0]}, "
-                "and regression is not learned here: a model says which classes an image shows; "
-                f"give classes, such as ranges of the number{advice}"
-            )
+    read = {
+        name: [cell for cell in columns[name] if cell.lower() not in _NO_NUMBER]
+        for name in (columns if several_columns else (name,))
+    }
+    kinds = {name: _kind_of_numbers(cells, chosen is not None) for name, cells in read.items()}
+    if all(kinds.values()):
+        advice = f", or type --label-column {name} if these are" * (kinds[name] == "whole")
+        raise DataError(
+            f"column {name!r} of {file} holds numbers such as {read[name][0]}, "
+            "and regression is not learned here: a model says which classes an image shows; "
+            f"give classes, such as ranges of the number{advice}"
+        )
     if chosen is None and len(columns) > 1:
+        meant = next(name for name, kind in kinds.items() if not kind)
         raise DataError(
             f"{file} has the columns {', '.join(columns)} beside the files; say which holds the "
-            f"labels by typing --label-column {name}"
+            f"labels by typing --label-column {meant}"
         )
     return [
         {label.strip() for label in re.split(r"[|;]", cell) if label.strip()}
@@ -223,6 +230,14 @@ def _names(cells: Sequence[str]) -> Iterable[str]:
     return (_WHOLE.sub(r"\1", cell) if all(whole) else normalize("NFC", cell) for cell in cells)
 
 
+def _joined(labels: Iterable[str]) -> str | None:
+    """The longest label, where all are made of fewer words than there are labels, as in a list."""
+    words = {label: set(re.findall(r"[^][{}\s,'\"]+", label)) for label in sorted(labels)}
+    longest = max(words, key=lambda label: len(words[label]), default="")
+    is_list = len(set().union(*words.values())) < len(words) and len(words[longest]) > 1
+    return longest if is_list else None
+
+
 def _splits(
     file: Path, numbers: Sequence[int], words: Sequence[str]
 ) -> tuple[list[str], list[str]]:
@@ -231,29 +246,20 @@ def _splits(
     Those of `test` are for validation where no others are.
     """
     words = [word.lower() for word in words]
-    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
-    for_val = {word for word in words if split_of.get(word) == "val"}
-    tests = {word for word in for_val if word.startswith("test")}
-    if tests < for_val:
-        split_of |= {word: word for word in tests}
-    splits = [split_of.get(word, word) for word in words]
+    splits = [SPLIT_OF.get(word, word) for word in words]
+    if "val" not in splits:
+        splits = ["val" if split == "test" else split for split in splits]
     if SPLIT_FOLDERS.keys().isdisjoint(splits):
         said = ", ".join(sorted(set(words)))
         raise DataError(f"the column split of {file} says {said}; it must say train and val")
     left: dict[str, list[int]] = {}
-    for number, split in zip(numbers, splits, strict=True):
+    for number, word, split in zip(numbers, words, splits, strict=True):
         if split not in SPLIT_FOLDERS:
-            left.setdefault(split, []).append(number)
+            left.setdefault(word, []).append(number)
     return splits, [
-        f"rows of {file} left out, whose split is {word!r}: {_shown(rows)}"
+        f"rows of {file} left out, whose split is {word!r}: {first_of(rows)}"
         for word, rows in left.items()
     ]
-
-
-def _shown(rows: Sequence[int]) -> str:
-    """The numbers of rows, the first of many."""
-    more = f" and {len(rows) - SHOWN:,} more" * (len(rows) > SHOWN)
-    return ", ".join(map(str, rows[:SHOWN])) + more
 
 
 def _size(file: Path) -> int:

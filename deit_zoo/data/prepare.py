@@ -170,15 +170,10 @@ def _expected_bytes(images: ImageSet, size: int | None) -> float:
 
 def _repeated_names(images: ImageSet) -> set[int]:
     """The images before which another of their class has their name, as in two shards."""
-    seen: set[tuple[int, str]] = set()
-    repeated = set()
+    first: dict[tuple[int, str], int] = {}
     for index in range(len(images)):
-        if name := _own_name(images, index):
-            key = (images.label_of(index), name)
-            if key in seen:
-                repeated.add(index)
-            seen.add(key)
-    return repeated
+        first.setdefault((images.label_of(index), _own_name(images, index)), index)
+    return set(range(len(images))).difference(first.values())
 
 
 def _own_name(images: ImageSet, index: int) -> str:

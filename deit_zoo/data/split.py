@@ -20,7 +20,7 @@ from deit_zoo.data.image_set import (
     open_unchecked,
     read_list,
 )
-from deit_zoo.errors import DataError, is_real
+from deit_zoo.errors import DataError, first_of, is_real
 
 _STAT_THREADS = 16  # they wait for a disk
 
@@ -37,10 +37,8 @@ def list_images(data: str | Path, val_share: float | None = None) -> ImageList:
     root = Path(absolute(data))
     if val_share is not None:
         typed = Path(data)
-        if not typed.is_dir() or split_folder(typed, "val") is not None:
-            raise DataError(
-                f"--val-share parts a folder of class folders, and {data} is none; leave it out"
-            )
+        if split_folder(typed, "val") is not None:
+            raise DataError(_is_parted(data))
         typed = split_folder(typed, "train") or typed  # or all of it
         class_folders(typed)  # named as it was typed where there is none
         folder = FolderSet(root / typed.relative_to(data))
@@ -186,9 +184,8 @@ def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[L
     """The images of groups, which are called so, in two splits: a share of each group apart."""
     val: set[str] = set()
     if few := [(name, len(images)) for name, images in groups.items() if len(images) < 2]:
-        named = ", ".join(f"{name} holds {'1 image' if n else '0 images'}" for name, n in few[:8])
-        more = f", and {len(few) - 8:,} more classes 1 or 0" if len(few) > 8 else ""
-        raise DataError(f"{named}{more}; to keep some apart there must be 2 or more in each class")
+        named = first_of([f"{name} holds {'1 image' if n else '0 images'}" for name, n in few])
+        raise DataError(f"{named}; to keep some apart there must be 2 or more in each class")
     for images in groups.values():
         files = sorted(images, key=_draw)
         num_val = min(max(round(val_share * len(files)), 1), len(files) - 1)

@@ -29,6 +29,7 @@ from deit_zoo.data.folder import (
     lists_near,
     part_folder,
     path_parts,
+    split_named,
     stat_of,
     suffix_of,
     walk,
@@ -40,7 +41,7 @@ from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecke
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.prefetch import ordered_map, prefetch
 from deit_zoo.data.table import PartName, SplitName
-from deit_zoo.errors import DataError, words_of
+from deit_zoo.errors import DataError, first_of, words_of
 
 # Listing a folder is waiting for a disk: threads wait at the same time.
 LISTERS = 16
@@ -176,7 +177,7 @@ def inspect(
             return {part: split}, _problem_within(f"{data}/{split.name}", split)
         is_heap = kind_of(data) == "folder" and FlatSet.fits(Path(data))
         problem = _problem_within(str(data), split)
-        return {part: split}, problem if problem or is_heap else _of_one_class(str(data), split)
+        return {part: split}, problem if problem or is_heap else _no_classes(str(data), split)
     raise missing
 
 
@@ -298,11 +299,18 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
     for split in (train, val):
         if problem := _problem_within(f"{data}/{split.name}", split):
             return problem
-    return _of_one_class(data, train)
+    return _no_classes(data, train)
 
 
-def _of_one_class(data: str, split: Split) -> str | None:
-    """The sentence about a single class, which may be a folder around the data set."""
+def _no_classes(data: str, split: Split) -> str | None:
+    """The sentence about folders that are no classes: called as splits, or one around all."""
+    near = lists_near(Path(data))
+    as_splits = {name: word for name in split.classes if (word := split_named(name))}
+    if len({*as_splits.values()}) > 1 and 2 * len(as_splits) > len(split.classes):
+        return (
+            f"the classes of {data} are named as splits ({', '.join(as_splits)}); give train/ and "
+            f"val/, each with one folder of images per class{near}"
+        )
     if len(split.classes) > 1 or split.several is not None:
         return None
     [name] = split.classes
@@ -313,7 +321,6 @@ def _of_one_class(data: str, split: Split) -> str | None:
             f"{data} holds one folder, {name}, so one class; its own folders may be classes "
             f"(such as {min(folders)}): give {inner}"
         )
-    near = lists_near(Path(data)) if inner.is_dir() else ""
     return f"{data} has one class, {name!r}, and a model tells classes apart; give 2 or more{near}"
 
 
@@ -332,10 +339,11 @@ def _without_images(split: Split) -> list[str]:
 
 def class_remarks(*splits: Split) -> list[str]:
     """What is worth knowing of the classes of splits: which look alike, and which have no image."""
-    alike: dict[str, list[str]] = {}
-    for name in splits[0].classes:
+    classes, alike = list(splits[0].classes), dict[str, list[str]]()
+    for name in classes:
         alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
-    sentences = [
+    sentences = [f"{len(classes):,} classes: {first_of(classes)}"] * (len(classes) > 1)
+    sentences += [
         f"classes that differ in case, blanks or the form of letters alone: "
         f"{', '.join(map(ascii, names))}"
         for names in alike.values()
@@ -434,7 +442,7 @@ def _scan_folder(root: Path, progress: Callable[[int], None], before: int) -> Sp
                 classes[name] = listing.images
             progress(before + files)
     return Split(
-        name=root.name,
+        name=root.absolute().name,
         newest=newest,
         classes=classes,
         others=files - sum(classes.values()),

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from deit_zoo.data.folder import SPLIT_NAMES
+from deit_zoo.data.folder import SPLIT_OF
 from deit_zoo.data.images import ImageSet
 from deit_zoo.errors import DataError
 from deit_zoo.labels import labels
@@ -121,7 +121,7 @@ def split_address(data: str) -> tuple[str, dict[str, str]]:
 
 def check_split_column(data: str, words: Collection[Any]) -> None:
     """Raises DataError for rows of which each says its split, which is not read."""
-    if not SPLIT_NAMES.isdisjoint(map(str, words)):
+    if not SPLIT_OF.keys().isdisjoint(map(str, words)):
         raise DataError(
             f"{data} has a column split, which is read of a CSV alone; write the rows of each to a "
             "file of their own, train.parquet and validation.parquet"

@@ -22,7 +22,7 @@ from deit_zoo.data.image_set import ImageSet, are_numbers, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
-from deit_zoo.errors import DataError, ZooError
+from deit_zoo.errors import DataError, ZooError, first_of
 from deit_zoo.machine import shared
 from deit_zoo.manifest import LocalCheckpoint, Reading
 from deit_zoo.models.model import ZooModel, spec_of
@@ -211,7 +211,9 @@ def accumulate(
         nothing = keep(np.zeros((0, num_classes)), np.zeros(0, dtype=np.int64))
         kept = np.zeros((len(dataset), nothing.shape[1]))
     if skipped:
-        tell(_sentence_on(skipped, dataset))
+        names = first_of([dataset.images.name_of(index) for index in skipped], 3)
+        count = f"{len(skipped):,} of {len(dataset):,} validation images"
+        tell(f"{count} cannot be read ({names}); the figures are of the others")
     top1, top5, num_judged, loss = sums.tolist()
     figures = (top1, top5, num_judged, float(done), loss, float(len(skipped)))
     return np.concatenate([figures, kept.ravel()])
@@ -229,14 +231,6 @@ def count_right(logits: Tensor, labels: Tensor, dataset: EvalDataset) -> Sums:
         losses = cross_entropy(exact[counts], mask.numpy()[counts])
     right = correct[:, 0].sum(), correct.any(axis=1).sum(), counts.sum()
     return np.array([*right, losses.sum()], dtype=np.float64)
-
-
-def _sentence_on(skipped: Sequence[int], dataset: EvalDataset) -> str:
-    """What a process says of the images that it could not read."""
-    names = [dataset.images.name_of(index) for index in skipped]
-    more = ", ..." if len(names) > 3 else ""
-    count = f"{len(names):,} of {len(dataset):,} validation images"
-    return f"{count} cannot be read ({', '.join(names[:3])}{more}); the figures are of the others"
 
 
 def all_logits(logits: Sums, labels: NDArray[np.int64]) -> Sums:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.errors import redact
+from deit_zoo.errors import first_of, redact
 from deit_zoo.files import ASSETS
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
 
@@ -135,5 +135,4 @@ def _of_file(model: ModelInfo, local: LocalCheckpoint) -> Iterator[Row]:
     size = model.img_size
     yield "images", f"{size} px" if isinstance(size, int) else f"{size[0]}x{size[1]} px"
     if model.labels is not None:
-        more = f" and {len(model.labels) - 8:,} more" if len(model.labels) > 8 else ""
-        yield "classes", f"{len(model.labels):,}: {', '.join(model.labels[:8])}{more}"
+        yield "classes", f"{len(model.labels):,}: {first_of(model.labels)}"

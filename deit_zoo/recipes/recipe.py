@@ -302,7 +302,7 @@ def shown(value: Any) -> str:
 
 def count(number: int, noun: str) -> str:
     """A number of things in words: 1 step, 2 steps."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun[-1] == 's' else 's'}"
 
 
 def duration(seconds: float) -> str:

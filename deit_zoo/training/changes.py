@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deit_zoo.errors import RecipeError
+from deit_zoo.errors import RecipeError, first_of
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe, differences, shown
@@ -37,8 +37,7 @@ def check_changes(output: Path, former: Plan, recipe: Recipe) -> None:
         if name not in allowed
     ]
     if others:
-        left = len(others) - MOST_NAMED
-        named = ", ".join(others[:MOST_NAMED]) + (f", and {left} more" if left > 0 else "")
+        named = first_of(others, MOST_NAMED)
         may = f"; it may go on with another {', '.join(allowed)}" if allowed else ""
         advice = ""
         if former.recipe.data == "folder" and (output / MODEL_FILE).is_file():  # it has ended

@@ -193,9 +193,7 @@ def for_survey(
     plan, several = for_several_labels(plan, train, chosen)
     plan, elsewhere = for_its_set(plan, survey)
     plan, sentence = fitted(plan, train.images, chosen)
-    more = f" and {len(classes) - 8:,} more" if len(classes) > 8 else ""
-    named = f"{len(classes):,} classes: {', '.join(classes[:8])}{more}"
-    remarks = (several, named, *class_remarks(train, survey.val), elsewhere, sentence)
+    remarks = (several, *class_remarks(train, survey.val), elsewhere, sentence)
     return plan, [remark for remark in remarks if remark]
 
 

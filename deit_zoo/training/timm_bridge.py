@@ -27,7 +27,7 @@ from deit_zoo.augment.draws import Augment, Draws, Operation
 from deit_zoo.augment.record import NO_OPERATION, OPERATIONS, Box, Layer
 from deit_zoo.augment.three_augment import ThreeAugment
 from deit_zoo.data.transforms import resize
-from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError
+from deit_zoo.errors import CheckpointError, DownloadError, OfflineError, RecipeError, first_of
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD, Source
 from deit_zoo.models.layers import as_pair
@@ -126,10 +126,9 @@ def with_weights(name: str, tensors: Mapping[str, Tensor], file: Path) -> TimmMo
         if key not in state or key not in tensors or state[key].shape != tensors[key].shape
     )
     if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise CheckpointError(
-            f"{file} does not fit timm's {name}: {shown} are missing, unexpected or of another "
-            "shape; give the architecture that it was saved of"
+            f"{file} does not fit timm's {name}: {first_of(wrong, 4)} are missing, unexpected or "
+            "of another shape; give the architecture that it was saved of"
         )
     network.load_state_dict(dict(tensors), strict=True)
     return _described(network, file)

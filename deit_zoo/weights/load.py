@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deit_zoo.errors import CheckpointError
+from deit_zoo.errors import CheckpointError, first_of
 from deit_zoo.files import (
     ASSETS,
     CONFIG_FILE,
@@ -312,10 +312,10 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
     if _is_one_headed(state):
         own.register_module("head_dist", None)
     if other := sorted(to_file_keys(own.state_dict(), model.spec).keys() ^ state.keys()):
-        shown = ", ".join(other[:4]) + (f" and {len(other) - 4} more" if len(other) > 4 else "")
         raise CheckpointError(
-            f"the model has other tensors than {model.spec.name} ({shown}), so its file could not "
-            "be loaded again; merge what was wrapped around its layers, or keep its state_dict()"
+            f"the model has other tensors than {model.spec.name} ({first_of(other, 4)}), so its "
+            "file could not be loaded again; merge what was wrapped around its layers, or keep its "
+            "state_dict()"
         )
 
 

@@ -93,6 +93,7 @@ def test_classes_that_differ_exit_1_after_every_image_was_read(folder: Path) -> 
     done = data("check", folder)
     assert (done.status, done.out) == (1, f"{folder}/val/5/0.png\tzero bytes\n")
     assert done.err.splitlines()[2:] == [
+        "10 classes: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more",
         f"error: the classes of {folder} differ: 1 in train/ only (such as '4'); give train and "
         "val the same classes",
         "30 images read, 1 bad",
@@ -228,7 +229,7 @@ def test_ctrl_c_stops_a_check_without_a_traceback(folder: Path) -> None:
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (130, "")
-    assert err.splitlines()[2:] == ["stopped; 1 bad image so far"]
+    assert err.splitlines()[3:] == ["stopped; 1 bad image so far"]
 
 
 def test_each_stage_of_loading_is_measured(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_evaluate_shows_the_recorded_figures_beside_the_measured(tmp_path: Path)
 def test_a_dry_run_prints_the_plan_of_eight_gpus() -> None:
     done = deit_zoo("reproduce", "deit_s", "--gpus", "8", "--dry-run")
     assert done.status == 0
-    assert "300 epochs of 1251 steps, 427,008 different images, each shown 3 times" in done.out
+    assert "300 epochs of 1,251 steps, 427,008 different images, each shown 3 times" in done.out
     assert "1024 = 8 replicas x 128" in done.out
 
 

@@ -190,7 +190,7 @@ def test_splits_are_known_in_letters_of_any_case(tmp_path: Path) -> None:
         (folder / "a").rename(folder / train)
         (folder / "b").rename(folder / val)
         assert [open_set(folder, split).classes for split in ("train", "val")] == [["x", "y"]] * 2
-        assert refused(lambda: list_images(folder, 0.5)).endswith("is none; leave it out")
+        assert refused(lambda: list_images(folder, 0.5)).endswith("for validation; leave it out")
         archive = shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
         assert len(open_set(archive, "val")) == 2
         (folder / train).rename(folder / "a")

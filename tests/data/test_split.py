@@ -142,7 +142,8 @@ def test_a_folder_of_class_folders_is_refused_with_what_to_type(photos: Path) ->
 def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path) -> None:
     (photos / "val").mkdir()
     assert refused(photos) == (
-        f"--val-share parts a folder of class folders, and {photos} is none; leave it out"
+        f"--val-share parts images that are not parted, and {photos} says which are for "
+        "validation; leave it out"
     )
 
 

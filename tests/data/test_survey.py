@@ -109,6 +109,29 @@ def test_one_class_is_refused_and_what_lies_in_it_is_named(tmp_path: Path) -> No
     assert inspect(wrapped)[1] == message
 
 
+@pytest.mark.parametrize("names", [("train_images", "test_images"), ("seg_train", "seg_test", "x")])
+def test_folders_that_are_named_as_splits_are_no_classes(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    files = {f"{name}/{number}.png": photo("red") for name in names for number in (1, 2)}
+    heap = write(tmp_path / "heap", files | {"train.csv": b""})
+    (tmp_path / "packed").mkdir()
+    packed = shutil.make_archive(str(tmp_path / "packed" / "heap"), "zip", heap)
+    advice = "give train/ and val/, each with one folder of images per class"
+    for data, near in (
+        (packed, ""),
+        (str(heap), f"; or give the list of files and labels: {heap}/"),
+    ):
+        problem = str(inspect(data)[1])
+        assert problem.startswith(f"the classes of {data} are named as splits ({min(names)}, ")
+        assert f"); {advice}{near}" in problem
+        assert refused(lambda data=data: validate(data, images=list_images(data, 0.5))) == problem  # type: ignore[misc]
+    station = dict.fromkeys(
+        ("train station/1.png", "test tube/1.png", "cup/1.png", "dog/1.png"), b""
+    )
+    assert inspect(write(tmp_path / "things", station))[1] is None
+
+
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_a_folder_without_both_splits_is_refused(folder: Path, missing: str) -> None:
     (folder / missing).rename(folder / "other")
@@ -168,10 +191,13 @@ def test_unusual_images_are_good(
     assert list(bad_images(open_unchecked(tmp_path, "val"), workers=1)) == []
 
 
-def test_a_data_set_that_lacks_a_split_is_looked_at_all_the_same(folder: Path) -> None:
+def test_a_data_set_that_lacks_a_split_is_looked_at_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert {*inspect(folder)[0]} == {"train", "val"}
-    train = inspect(folder / "train")
-    assert train[0]["all"].images == 3
+    monkeypatch.chdir(folder / "train")
+    for train in (inspect(folder / "train"), inspect(".")):
+        assert (train[0]["all"].name, train[0]["all"].images) == ("train", 3)
     (folder / "val").rename(folder / "kept")
     (folder / "kept").rename(folder.parent / "val")
     splits, problem = inspect(folder)

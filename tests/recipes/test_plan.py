@@ -249,7 +249,7 @@ def test_the_plan_of_deit_base_reads_as_the_paper_does() -> None:
     assert plan_of().lines() == [
         ("recipe", "deit_base, arXiv:2012.12877, Table 9"),
         ("data", "imagenet1k, 1,281,167 training images of 224 px"),
-        ("length", "300 epochs of 1251 steps, 427,008 different images, each shown 3 times"),
+        ("length", "300 epochs of 1,251 steps, 427,008 different images, each shown 3 times"),
         ("batch", "1024 = 8 replicas x 128, one to a process"),
         (
             "layout",
@@ -342,7 +342,7 @@ def test_a_plan_of_two_stages_says_what_is_trained_first() -> None:
         "deit_base, 300 epochs at 224 px: its published weights"
     )
     assert lines_of(RECIPES["deit_base_distilled_384"])["first stage"] == (
-        "deit_base_distilled_1000ep, 1000 epochs at 224 px: trained before, "
+        "deit_base_distilled_1000ep, 1,000 epochs at 224 px: trained before, "
         "in the folder of its name beside this run's"
     )
     trained = replace(RECIPES["deit_base_384"], init_from="runs/mine")

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.metrics import average_precision_score
 
 import deit_zoo
 from deit_zoo.data.digits import digits
-from deit_zoo.data.image_list import read_split
+from deit_zoo.data.image_list import check_there, read_split
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.label_file import read_labels
 from deit_zoo.data.prepare import write_tree
@@ -139,6 +140,40 @@ def test_a_file_as_excel_saves_it_is_read(tmp_path: Path) -> None:
         assert images.classes == ["hund", "katze"]
 
 
+def test_a_file_is_found_in_whichever_form_its_letters_are_written(tmp_path: Path) -> None:
+    forms = [normalize(form, "b\u00e4r.png") for form in ("NFC", "NFD")]
+    for listed_as, lies_as in (forms, forms[::-1]):
+        folder = tmp_path / str(len(lies_as))
+        file = listed(folder / "labels.csv", "file,label", f"sub\\{listed_as},bear")
+        (folder / "sub").mkdir()
+        (folder / "sub" / lies_as).write_bytes(b"bear")
+        assert open_set(file, "all").read(0) == b"bear"
+    (tmp_path / "1252.csv").write_bytes("file;label\nb\u00e4r.png;bear\n".encode("cp1252"))
+    assert refused(lambda: check_there(read_labels(tmp_path / "1252.csv"))) == (
+        f"the name of a file in {tmp_path}/1252.csv is not UTF-8 ('b\\udce4r.png'); save it as CSV "
+        "UTF-8"
+    )
+
+
+@each_row(
+    ("labels", "longest"),
+    [
+        (("cat", "dog", "cat, dog"), "cat, dog"),
+        (("clear road", "clear road water", "road", "water road"), "clear road water"),
+        (("[]", "['cat']", "['dog']", "['cat', 'dog']"), "['cat', 'dog']"),
+        (("red fox", "grey fox", "red panda"), None),
+        (("+", "-", "C", "C++", "[x]"), None),
+    ],
+)
+def test_labels_that_may_be_several_in_one_are_told(
+    labels: tuple[str, ...], longest: str | None, tmp_path: Path
+) -> None:
+    rows = [f'{number}.png,"{label}"' for number, label in enumerate(labels)]
+    file = listed(tmp_path / "labels.csv", "file,label", *rows)
+    told = f"labels of {file} may be several in one ({longest!r}): put | between such"
+    assert read_labels(file).ignored == (told if longest else "")
+
+
 def test_each_label_of_two_images_is_in_both_splits(tmp_path: Path) -> None:
     rows = [f"{n}.png,{'|'.join(filter(None, ('all', f'rare{n // 2}')))}" for n in range(12)]
     file = listed(tmp_path / "labels.csv", "file,tags", *rows, "12.png,all|single", "13.png,")
@@ -174,6 +209,7 @@ def test_a_class_that_few_images_or_none_show_stops_no_training(tmp_path: Path) 
     survey = validate(str(file), images=images)
     assert [counts["rare"] for counts in (survey.train.classes, survey.val.classes)] == [1, 0]
     assert class_remarks(survey.train, survey.val) == [
+        "4 classes: none, odd, rare, third",
         "no image of train shows 1 of the 4 classes (such as 'none'), which are not learned",
         "no image of val shows 2 of the 4 classes (such as 'none'), which are not measured",
     ]
@@ -215,7 +251,7 @@ def test_classes_that_look_alike_are_told_and_one_label_in_two_forms_is_one_clas
     [split] = inspect(listed(tmp_path / "labels.csv", "file,label", *rows))[0].values()
     assert len(split.classes) == 6
     alike = "classes that differ in case, blanks or the form of letters alone: "
-    assert class_remarks(split) == [f"{alike}'Cat', 'cat'", f"{alike}'big cat', 'big\\xa0 cat'"]
+    assert class_remarks(split)[1:] == [f"{alike}'Cat', 'cat'", f"{alike}'big cat', 'big\\xa0 cat'"]
     whole = ("file,label", "a.png,1", "b.png,1.0", "c.png,0")
     assert read_labels(listed(tmp_path / "whole.csv", *whole)).classes == ["0", "1"]
 
@@ -271,6 +307,7 @@ def test_a_file_with_one_label_for_each_image_is_as_class_folders(
         (("file,tags", "a.png,cat,dog"), "row 2 of FILE has not the 2 columns of the first"),
         (("file,tag,split", "a.png,cat,0"), "column split of FILE says 0; it must say train and"),
         (("file,label,fold", "a.png,1,1", "b.png,0,0"), "by typing --label-column label"),
+        (("file,age,sort", "a.png,80.5,nv", "b.png,,mel"), "by typing --label-column sort"),
         (("file,target,is_valid", "a.png,1,True", "b.png,0,"), "by typing --label-column target"),
         (("file;mm", "a.png;0,5", "b.png;NA", "c.png;1 024,25"), "column 'mm' of FILE holds numb"),
         (("file,share", "a.png,5%", "b.png,7.5 %"), "column 'share' of FILE holds numbers such as"),
