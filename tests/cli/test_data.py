@@ -64,6 +64,7 @@ def test_a_good_folder_exits_0_and_lists_nothing(whole: Path) -> None:
             "",
             "train       20 images in 10 classes (2 each)\n"
             "val         10 images in 10 classes (1 each)\n"
+            "10 classes: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\n"
             "30 images read, 0 bad\n",
         )
 
@@ -169,6 +170,7 @@ def test_imagenets_archives_are_prepared_and_checked(tmp_path: Path) -> None:
         "",
         "train       2 images in 2 classes (1 each)\n"
         "val         3 images in 2 classes (1 to 2 each)\n"
+        "2 classes: n01440764, n02119789\n"
         "5 images read, 0 bad\n",
     )
 
