@@ -33,12 +33,12 @@ from deit_zoo.labels import labels
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.recipe import IMAGENET_TRAIN
 
-SIZE = (500, 375)
+SIZE, SMALL = (500, 375), (64, 48)
 SCENES, FALL, QUALITY = 8, 1.3, 92  # with which a file has about 80 kB
 PER_CLASS = {"train": 20, "val": 1}
 # For a CPU: an image of each class, as small as a model can be.
 TINY = (
-    "--set epochs=2",
+    "--set epochs=1",
     "--set img_size=32",
     "--set batch_size=64",
     "--set replicas=2",
@@ -53,7 +53,7 @@ Report = Callable[..., None]  # of the rows so far, and what else the file holds
 
 def digits(arguments: argparse.Namespace, report: Report) -> None:
     """The embedded digits, by the shipped recipe, to the verdict."""
-    options = ["--set epochs=2"] if arguments.tiny else []
+    options = ["--set epochs=1"] if arguments.tiny else []
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         output = Path(folder) / "run"
@@ -78,7 +78,8 @@ def epoch(arguments: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         started = time.perf_counter()
-        size = photographs(data, {"train": 1, "val": 1} if arguments.tiny else PER_CLASS)
+        few = ({"train": 1, "val": 1}, SMALL)
+        size = photographs(data, *(few if arguments.tiny else (PER_CLASS, SIZE)))
         made = {"file_bytes": size, "making_seconds": time.perf_counter() - started}
         options = [f"--data {data}", *(TINY if arguments.tiny else ("--set epochs=4",))]
         images = len(list((data / "train").glob("*/*")))
@@ -154,28 +155,28 @@ def log_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def photographs(data: Path, per_class: dict[str, int]) -> int:
+def photographs(data: Path, per_class: dict[str, int], size: tuple[int, int]) -> int:
     """ImageNet's folders with so many files each, made in all cores; the mean size of a file."""
     folders = [label.folder for label in labels("imagenet1k")]
     tasks = [
-        (number, [data / split / name / f"{image}.jpg" for image in range(count)])
+        (number, size, [data / split / name / f"{image}.jpg" for image in range(count)])
         for split, count in per_class.items()
         for number, name in enumerate(folders)
     ]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         sizes = list(pool.map(write_photographs, tasks, chunksize=25))
-    return sum(sizes) // sum(len(files) for _, files in tasks)
+    return sum(sizes) // sum(len(files) for *_, files in tasks)
 
 
-def write_photographs(task: tuple[int, list[Path]]) -> int:
+def write_photographs(task: tuple[int, tuple[int, int], list[Path]]) -> int:
     """Files of one class, and the bytes of all."""
-    number, files = task
+    number, size, files = task
     generator = np.random.default_rng(number)
-    scene = landscape(number % SCENES)
+    scene = landscape(number % SCENES, size)
     files[0].parent.mkdir(parents=True)
     for file in files:
-        left, top = (int(generator.integers(side)) for side in SIZE)
-        view = scene.crop((left, top, left + SIZE[0], top + SIZE[1]))
+        left, top = (int(generator.integers(side)) for side in size)
+        view = scene.crop((left, top, left + size[0], top + size[1]))
         with io.BytesIO() as stream:
             view.save(stream, "JPEG", quality=QUALITY)
             file.write_bytes(stream.getvalue())
@@ -183,10 +184,10 @@ def write_photographs(task: tuple[int, list[Path]]) -> int:
 
 
 @cache
-def landscape(number: int) -> Image.Image:
+def landscape(number: int, size: tuple[int, int]) -> Image.Image:
     """Twice as wide and as high as a photograph: noise whose amplitude falls with its frequency."""
     generator = np.random.default_rng(number)
-    width, height = 2 * SIZE[0], 2 * SIZE[1]
+    width, height = 2 * size[0], 2 * size[1]
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(7):
         few = (width >> octave) + 1, (height >> octave) + 1
