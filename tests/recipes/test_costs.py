@@ -19,6 +19,11 @@ TOLD = {
     "deit_base": [(8 * 53, 300, "V100", "published"), (16 * 37, 300, "V100", "published")],
     "deit_base_384": [(8 * 20, 25, "V100", "published")],
     "deit_base_distilled_1000ep": [(1410, 1000, "V100", "derived")],
+    "deit3_small_pretrain_21k": [(3304, 240, "V100", "derived")],
+    "deit3_medium_pretrain_21k": [(3365, 240, "V100", "derived")],
+    "deit3_base_pretrain_21k": [(4761, 240, "V100", "derived")],
+    "deit3_large_pretrain_21k": [(12749, 240, "V100", "derived")],
+    "deit3_huge_pretrain_21k": [(13311, 90, "V100", "derived")],
 }
 
 
@@ -110,10 +115,15 @@ def test_a_cost_that_nobody_published_is_unknown(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"img_size": 160}, {"model": "deit_small"}, {"data": "folder"}, {"name": "mine"}]
+    "change",
+    [
+        *({"img_size": 160}, {"model": "deit_small"}, {"data": "folder"}, {"name": "mine"}),
+        # A deeper network, another stem, and each image through the network twice.
+        *({"blocks": "18x2"}, {"stem": "hmlp"}, {"cosub": True}),
+    ],
 )
 def test_a_cost_of_something_else_is_unknown(change: dict[str, object]) -> None:
-    recipe = replace(RECIPES["deit_base"], **change)  # type: ignore[arg-type]
+    recipe = replace(RECIPES["deit3_small"], **change)  # type: ignore[arg-type]
     assert estimate(recipe, 8) == ["unknown: nobody published it"]
 
 
