@@ -3,23 +3,24 @@ ImageNet-21k none was published, and what stands in for it is in `assumed`.
 
 Small trains at its size. The others train smaller, and then for 20 epochs at theirs, by DeiT's
 augmentation. With ImageNet-21k it is 240 epochs there and 50 on ImageNet-1k. A replica is a GPU of
-the command. Drop-path is the same in every block (code).
+the command. Drop-path is the same in every block (code). What is not said is DeiT's, by whose code
+these were trained.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from deit_zoo.recipes.recipe import Recipe
+from deit_zoo.recipes.deit import DEIT_BASE
 
 README = "README_revenge.md"
 LIKE_BASE = "no spread is published; that of deit_base is used"
 LIKE_SMALL = "no spread is published; that of deit_small is used"
 
-SMALL = Recipe(
+SMALL = replace(
+    DEIT_BASE,
     name="deit3_small",
     source=README,
-    data="imagenet1k",
     img_size=224,  # README
     epochs=800,  # README
     batch_size=2048,  # README
@@ -31,7 +32,8 @@ SMALL = Recipe(
     clip_grad=1.0,  # FusedLAMB's own
     warmup_epochs=5,  # README
     warmup_lr=1e-6,  # README
-    min_lr=1e-5,  # code
+    schedule="cosine",  # code
+    ema_decay=None,  # issue #203: not used; the code keeps an average and never measures it
     loss="binary_cross_entropy",  # README
     drop_path_rate=0.05,  # README
     label_smoothing=0.0,  # README
