@@ -110,24 +110,24 @@ def with_each(words: list[str]) -> list[str]:
 
 def with_fields(words: list[str]) -> list[str]:
     """`--lr 0.001` of a command that trains as `--set lr=0.001`: a field of the recipe, or of the
-    machine, that has no option of its own."""
+    machine, that has no option of its own, or a word that is like one, for the sentence on it."""
     if not words or words[0] not in ("reproduce", "finetune", "teacher-labels"):
         return words
-    from deit_zoo.recipes.plan import ELSEWHERE, field_names
+    from deit_zoo.recipes.plan import nearest_field
 
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     own = {option for parameter in command.params for option in parameter.opts}
-    fields = {*field_names(), *ELSEWHERE}  # of these the sentence has our name
     typed, rest = [], iter(words)
     for word in rest:
         option, sign, value = word.partition("=")
         field = option.removeprefix("--").replace("-", "_")
-        if not word.startswith("--") or option in own or field not in fields:
+        is_own = not word.startswith("--") or option in own
+        if is_own or (near := nearest_field(field, own)) is None:
             typed.append(word)
         elif (value := value if sign else next(rest, "")) and not value.startswith("--"):
             typed += ["--set", f"{field}={value}"]
         else:
-            raise ZooError(f"{option} has no value; type --set {field}=VALUE")
+            raise ZooError(f"{option} has no value; type --set {near}=VALUE")
     return typed
 
 

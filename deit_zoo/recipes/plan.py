@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -46,6 +47,8 @@ OPTIONS = ("device", "gpus", "nodes", "output", "processes", "workers")
 ELSEWHERE = {"learning_rate": "lr", "bs": "batch_size", "wd": "weight_decay"}
 ELSEWHERE |= {"opt": "optimizer", "aa": "rand_augment", "reprob": "random_erasing"}
 ELSEWHERE |= {"input_size": "img_size", "ema": "ema_decay", "teacher_model": "teacher"}
+ELSEWHERE |= {"warmup": "warmup_epochs", "grad_clip": "clip_grad", "src": "random_crop"}
+ELSEWHERE |= {"finetune": "init_from", "attn_only": "freeze", "temperature": "tau"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,16 +347,22 @@ def field_names() -> tuple[str, ...]:
     return (*(name for name in type_hints(Recipe) if name not in FIXED), *SETTINGS)
 
 
+def nearest_field(name: str, options: Collection[str] = ()) -> str | None:
+    """The field whose name is most like this; None where none is, or one of the options is more."""
+    names = {field: field for field in field_names()} | ELSEWHERE | dict.fromkeys(options)
+    words = {re.sub("[-_]", "", word): field for word, field in names.items()}
+    near = get_close_matches(re.sub("[-_]", "", name.lower()), words, n=1, cutoff=0.7)
+    return words[near[0]] if near else None
+
+
 def _check_name(name: str) -> None:
     """Raises RecipeError for an option, and where no field is called so, with the nearest."""
     if name in OPTIONS:
         raise RecipeError(f"--set {name}=: {name} is an option of its own; type --{name}")
-    fields_by_name = {field: field for field in field_names()}
-    if name in fields_by_name:
+    if name in field_names():
         return
-    names = {word.replace("_", ""): field for word, field in (fields_by_name | ELSEWHERE).items()}
-    near = get_close_matches(name.lower().replace("_", "").replace("-", ""), names, n=1, cutoff=0.7)
-    advice = f"did you mean {names[near[0]]}?" if near else FIELDS_SHOWN
+    near = nearest_field(name)
+    advice = f"did you mean {near}?" if near else FIELDS_SHOWN
     raise RecipeError(f"no field of a recipe that can be set is called {name!r}; {advice}")
 
 

@@ -574,6 +574,8 @@ def test_a_short_imagenet_is_remarked() -> None:
         ("epoch=3", "epochs"),
         ("learning_rate=0.1", "lr"),
         ("bs=64", "batch_size"),
+        ("finetune=first.pth", "init_from"),
+        ("warmup=5", "warmup_epochs"),
     ],
 )
 def test_a_field_that_is_nearly_right_gets_the_nearest(change: str, near: str) -> None:
