@@ -173,7 +173,7 @@ def manifest_record(name: str) -> Checkpoint:
     if name not in records:
         raise CheckpointError(
             f"{path} has no checkpoint for {name!r}; create({name!r}) without pretrained=True "
-            "gives random weights"
+            "gives random weights, and docs/adding.md says what a record of it is"
         )
     return records[name]
 

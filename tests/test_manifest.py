@@ -724,7 +724,7 @@ def test_the_chosen_manifest_is_the_only_one(write: Write, monkeypatch: pytest.M
         manifest_record("deit_base")
     assert str(caught.value) == (
         f"{file} has no checkpoint for 'deit_base'; create('deit_base') without pretrained=True "
-        "gives random weights"
+        "gives random weights, and docs/adding.md says what a record of it is"
     )
 
 

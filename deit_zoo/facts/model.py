@@ -121,8 +121,9 @@ def sources(record: Checkpoint) -> Iterator[Row]:
         yield f"from {source.kind}", address
         if source.kind == "hub":
             yield "  commit", source.revision or "not known: the newest is taken"
-        digest = source.sha256 or f"{source.sha256_prefix}…"
-        yield "  SHA-256", PROOFS[source.proof].format(digest)
+        prefix = source.sha256_prefix or ""
+        whole = source.sha256 or (prefix if len(prefix) == 64 else None)
+        yield "  SHA-256", whole or PROOFS[source.proof].format(f"{prefix}…")
     yield "licence", record.license
     yield "origin", record.origin + (f", {record.paper}" if record.paper else "")
 

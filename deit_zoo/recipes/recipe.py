@@ -185,7 +185,6 @@ class Recipe:
                 f"mixup pairs images, so the batch of a replica must be even, not "
                 f"{self.batch_size // self.replicas}; change batch_size or replicas"
             )
-
         if self.repeated_aug > self.batch_size:
             raise RecipeError(
                 f"repeated_aug is {self.repeated_aug:,}; an image is shown at most as often as a "
@@ -216,7 +215,6 @@ class Recipe:
                 "m, n, mmax, inc, p, mstd and t such as rand-m9-mstd0.5-inc1, or original for "
                 "AutoAugment's policy"
             )
-
         if self.three_augment and (self.rand_augment is not None or self.random_erasing):
             raise RecipeError(
                 "three_augment is true, which takes the place of RandAugment and of erasing; type "

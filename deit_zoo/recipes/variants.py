@@ -52,22 +52,19 @@ HARD = dict(
 )
 # What a row leaves as it is, and whose spread it takes.
 ELSE = {
-    "deit_tiny": "Table 9",
-    "deit_small": "Table 9",
-    "deit_base": "Table 9",
     "deit_base_384": "README_deit.md, fine-tuning at 384",
     "deit_base_distilled": "Table 9 and section 4",
     "deit_base_distilled_384_300ep": "as deit_base_distilled_384_300ep",
 }
-OF_TABLE_3 = "arXiv:2012.12877, Table 3 and section 4; else Table 9"
 LIKE = {"deit_base_distilled": "deit_base", "deit_base_distilled_384_300ep": "deit_base_384"}
 
 
 def _row(base: Recipe, table: str = TABLE_8, **changes: Any) -> Recipe:
     """A recipe with the `changes` of a table's row, among them its name and the figure there."""
+    where = f"{table} and section 4" if table == TABLE_3 else table
     facts = {
         "variant_of": base.architecture,
-        "source": f"{table}; else {ELSE[base.name]}",
+        "source": f"{where}; else {ELSE.get(base.name, 'Table 9')}",
         "top1_source": table,
         "band_source": f"no spread is published; that of {LIKE.get(base.name, base.name)} is used",
     }
@@ -239,7 +236,6 @@ RECIPES = (
         table=TABLE_3,
         **SOFT,
         assumed={"kl_reduction": UNNAMED, "replicas": OWN_CUT},
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_TINY,
@@ -247,8 +243,6 @@ RECIPES = (
         top1=74.3,
         table=TABLE_3,
         **HARD,
-        assumed={"replicas": OWN_CUT},
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_SMALL,
@@ -257,7 +251,6 @@ RECIPES = (
         table=TABLE_3,
         **SOFT,
         assumed={"kl_reduction": UNNAMED, "replicas": OWN_CUT},
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_SMALL,
@@ -265,8 +258,6 @@ RECIPES = (
         top1=80.9,
         table=TABLE_3,
         **HARD,
-        assumed={"replicas": OWN_CUT},
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_BASE,
@@ -275,7 +266,6 @@ RECIPES = (
         table=TABLE_3,
         **SOFT,
         assumed={"kl_reduction": UNNAMED},
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_BASE,
@@ -283,7 +273,6 @@ RECIPES = (
         top1=83.0,
         table=TABLE_3,
         **HARD,
-        source=OF_TABLE_3,
     ),
     _row(
         DEIT_BASE_384,
@@ -309,7 +298,6 @@ RECIPES = (
         top1=81.9,
         table=TABLE_2,
         teacher="deit_base",  # Table 2
-        assumed={"replicas": OWN_CUT},
     ),
     _row(
         DEIT_BASE_DISTILLED,
@@ -317,7 +305,6 @@ RECIPES = (
         top1=83.1,
         table=TABLE_2,
         teacher="regnety_160_deit",  # Table 2: the default, of which Table 3 prints 83.4
-        assumed={"replicas": OWN_CUT},
     ),
     _row(
         DEIT_BASE_DISTILLED_384_300,
