@@ -3,8 +3,7 @@ ImageNet-21k none was published, and what stands in for it is in `assumed`.
 
 Small trains at its size. The others train smaller, and then for 20 epochs at theirs, by DeiT's
 augmentation. With ImageNet-21k it is 240 epochs there and 50 on ImageNet-1k. A replica is a GPU of
-the command. Drop-path is the same in every block (code). What is not said is DeiT's, by whose code
-these were trained.
+the command. Drop-path is the same in every block (code). The rest is DeiT's, whose code it is.
 """
 
 from __future__ import annotations
