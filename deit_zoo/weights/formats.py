@@ -224,8 +224,8 @@ def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[
     if raw and averaged:
         key = (usual or raw)[0]
         warnings.warn(
-            f"{file} holds averaged weights ({averaged[0]}) beside those as trained ({key}), which "
-            f"are taken; give weights={EMA!r} for the averaged ones",
+            f"{file} holds averaged weights ({spelled(averaged[0])}) beside those as trained "
+            f"({spelled(key)}), which are taken; give weights={EMA!r} for the averaged ones",
             stacklevel=2,
         )
     candidates = usual[:1] or raw or averaged
@@ -235,6 +235,11 @@ def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[
             f"{file} holds weights under {shown}; say which by weights={candidates[0]!r}"
         )
     return states[candidates[0]]
+
+
+def spelled(key: str) -> str:
+    """A key of somebody's file, as a part of a line."""
+    return key if key.isprintable() and len(key) <= 100 else f"{key!r:.100}"
 
 
 def _chosen(

@@ -44,7 +44,7 @@ from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
-from deit_zoo.weights.formats import StateDict, leading_word, read_state, to_file_keys
+from deit_zoo.weights.formats import StateDict, leading_word, read_state, spelled, to_file_keys
 from deit_zoo.weights.metadata import facts_of, labels_of, read_metadata, write_with_facts
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
@@ -339,7 +339,7 @@ def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
     own, tensors = model.state_dict(), state.tensors
     missing = [f"missing {key}" for key in sorted(own.keys() - tensors.keys())]
     unexpected = [
-        f"unexpected {_spelled(state.names.get(key, key))}"
+        f"unexpected {spelled(state.names.get(key, key))}"
         for key in sorted(tensors.keys() - own.keys())
     ]
     both = [(key, tensors[key], own[key]) for key in sorted(own.keys() & tensors.keys())]
@@ -364,11 +364,6 @@ def _check_fit(model: ZooModel, state: StateDict, file: Path) -> None:
         f"{file} does not fit {name}: {', '.join(shown)}{f' and {left} more' if left else ''}; "
         + _advice(missing, unexpected, state)
     )
-
-
-def _spelled(key: str) -> str:
-    """A key of somebody's file, as a part of a line."""
-    return key if key.isprintable() and len(key) <= 100 else f"{key!r:.100}"
 
 
 def _advice(missing: list[str], unexpected: list[str], state: StateDict) -> str:

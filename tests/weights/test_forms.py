@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import deit_zoo
 import golden
 from deit_zoo.errors import CheckpointError
+from deit_zoo.weights.formats import spelled
 from support.machine import NAME
 
 State = dict[str, Tensor]
@@ -177,7 +178,9 @@ def other(state: State) -> State:
     return {key: value + 1 for key, value in state.items()}
 
 
-@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "ema", "EMA", "swa_state_dict"])
+@pytest.mark.parametrize(
+    "key", ["model_ema", "state_dict_ema", "ema", "EMA", "swa_state_dict", "\x1b[2J.ema"]
+)
 def test_averaged_weights_are_told_of_and_taken_by_their_name(
     key: str, state: State, tmp_path: Path
 ) -> None:
@@ -185,9 +188,10 @@ def test_averaged_weights_are_told_of_and_taken_by_their_name(
     torch.save({"model": state, key: prefixed("module.", other(state))}, file)
     with pytest.warns(UserWarning, match="averaged") as caught:
         assert holds(file, state)
+    assert "\x1b" not in str(caught[0].message)
     assert str(caught[0].message) == (
-        f"{file} holds averaged weights ({key}) beside those as trained (model), which are taken; "
-        "give weights='ema' for the averaged ones"
+        f"{file} holds averaged weights ({spelled(key)}) beside those as trained (model), "
+        "which are taken; give weights='ema' for the averaged ones"
     )
     assert holds(file, other(state), weights="ema")
     assert holds(file, other(state), weights=key)
