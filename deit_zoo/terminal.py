@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from html import escape as html_escape
 from typing import Any
 
@@ -52,7 +52,8 @@ class Terminal(Console):
             self.width = WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Console does, but of a text only what can be read; secrets do not go to stderr."""
+        """As Console does, but of a text only what can be read; secrets do not go to stderr, and
+        nobody dies of talk that a full disk or a closed pipe does not take."""
         hide = redact if self.stderr else str
         objects = tuple(printable(hide(one)) if isinstance(one, str) else one for one in objects)
         if self.is_terminal and "soft_wrap" not in options:
@@ -60,7 +61,8 @@ class Terminal(Console):
                 self._fitted(one, options.get("markup")) if isinstance(one, str) else one
                 for one in objects
             )
-        super().print(*objects, **options)
+        with suppress(OSError) if self.stderr else nullcontext():
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """Whoever reads has read enough: the command says what that means, not rich."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import StringIO
 
@@ -27,6 +28,18 @@ def test_a_terminal_breaks_between_words_and_leaves_a_long_path_whole() -> None:
         "/a/path/that/is/longer/than/the/screen",
         "and sleeps",
     ]
+
+
+def test_talk_that_nobody_takes_ends_nothing_and_data_does() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for place, error in ((writer, BrokenPipeError), ("/dev/full", OSError)):
+        stream = open(place, "w")  # noqa: SIM115
+        Terminal(stderr=True, file=stream).print(SENTENCE)
+        with pytest.raises(error):
+            Terminal(file=stream).print(SENTENCE)
+        with pytest.raises(error):
+            stream.close()
 
 
 def test_a_program_without_streams_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def end_output(status: str | int | None) -> str | int | None:
         except OSError as error:
             # Python would try again at its end, and show a traceback.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if not isinstance(error, BrokenPipeError):
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
                 print_error(f"{stream.name} cannot be written ({error.strerror})")
                 status = status or 2
     return status

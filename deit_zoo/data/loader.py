@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deit_zoo.distributed import how_it_ended
 from deit_zoo.errors import ZooError
+from deit_zoo.terminal import Terminal
 
 DYING_SECONDS = 5  # on a busy machine
 LOOK_SECONDS = 10.0  # between two looks at whether a worker is stopped
@@ -89,7 +90,7 @@ class Loader:
             stopped = {worker.pid for worker in self.workers if _is_stopped(worker.pid)}
             for pid in stopped - reported:
                 sentence = "is stopped, and what it reads is waited for; type: kill -CONT"
-                print(f"loader worker {pid} {sentence} {pid}", file=sys.stderr)
+                Terminal(stderr=True).print(f"loader worker {pid} {sentence} {pid}")
             reported = stopped
 
     @contextmanager

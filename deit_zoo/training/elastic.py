@@ -16,7 +16,6 @@ import sys
 import tempfile
 import uuid
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from deit_zoo.files import MODEL_FILE, RECEIPT_FILE, read_json, write_whole
 from deit_zoo.machine import world_size
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.results import Evaluation
+from deit_zoo.terminal import Terminal
 from deit_zoo.training import heartbeat
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.run_lock import run_lock
@@ -213,7 +213,7 @@ def main() -> None:
 
     # Not before: a library that is loaded from a slow disk lets no other thread run meanwhile.
     heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
-    say = partial(print, file=sys.stderr)
+    say = Terminal(stderr=True).print
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts and os.environ["RANK"] == "0":
         count = f"restart {restarts} of {RESTARTS}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from deit_zoo.files import is_running, machine_key
+from deit_zoo.terminal import Terminal
 
 if TYPE_CHECKING:
     from deit_zoo.distributed import DistributedContext
@@ -99,11 +99,11 @@ def _kill(file: Path) -> None:
             alive = False
     except Timeout:
         alive = True
+    with suppress(PermissionError):  # on Windows it is open
+        file.unlink()  # whoever else looks has nothing to tell then
     if alive and is_running(int(pid)):
         silence = f"gives no sign of life for {SILENT_SECONDS:g} seconds; it is killed"
-        print(f"process {rank} {silence}", file=sys.stderr)
+        Terminal(stderr=True).print(f"process {rank} {silence}")
         with suppress(ProcessLookupError):
             # The second ends it on Windows.
             os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))
-    with suppress(OSError):
-        file.unlink()
