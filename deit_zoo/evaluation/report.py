@@ -19,7 +19,7 @@ from deit_zoo.data.folder import is_hidden
 from deit_zoo.errors import DataError
 from deit_zoo.evaluation.answers import Answers, LabelAnswers
 from deit_zoo.evaluation.report_pictures import draw_confusion, draw_mistakes, short
-from deit_zoo.files import write_whole
+from deit_zoo.files import write_whole, writing
 
 PAGE, PREDICTIONS = "index.html", "predictions.parquet"
 SHEETS = {"val": "mistakes.png", "train": "mistakes-train.png"}
@@ -41,24 +41,17 @@ def prepare_folder(folder: Path, *, parquet: bool = False) -> None:
     require_matplotlib()
     if parquet:
         require_extra("hfds", PREDICTIONS, "pyarrow")
-    try:
+    with writing(folder, "--report"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{folder} is no folder that a report can be written to ({error.strerror}); give "
-            "another as --report"
-        ) from error
 
 
 def check_report_folder(folder: Path) -> None:
     """Raises DataError for a folder that holds others' files: those of a report are replaced."""
     page = folder / PAGE
     own = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
-    if (
-        not own
-        and folder.is_dir()
-        and (present := sorted(name for name in os.listdir(folder) if not is_hidden(name)))
-    ):
+    names = os.listdir(folder) if folder.is_dir() else []
+    present = sorted(name for name in names if not is_hidden(name))
+    if present and not own:
         raise DataError(
             f"{folder} holds other files ({', '.join(present[:3])}), which are left alone; give a "
             "new or empty folder, or one of an earlier report, as --report"

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from deit_zoo.data.survey import most_unreadable
 from deit_zoo.errors import DataError, RecipeError, ZooError
-from deit_zoo.files import LOG_FILE
+from deit_zoo.files import LOG_FILE, writing
 from deit_zoo.recipes.plan import Plan, epoch_images
 from deit_zoo.runs.json_lines import first_lines
 from deit_zoo.training.logger import full_disk_as_error
@@ -148,7 +149,8 @@ class CheckpointManager:
     def save(self) -> None:
         """Begin to write a state, unless it holds a number that is not finite.
 
-        A full disk is reported, costs nothing, and the last states stay.
+        A full disk is reported, costs nothing, and the last states stay. Without a first state the
+        run ends: nothing would continue it.
         """
         self.saved_at = time.monotonic()
         if not self.state.group.is_main:
@@ -274,7 +276,8 @@ class CheckpointManager:
             epoch, step = divmod(trouble.back_to, steps)
             hold = TrainPosition(epoch=epoch, step=step)
         try:
-            save_state(self.output, position, tensors, self.plan.recipe.digest, hold)
+            with nullcontext() if position.epoch or position.step else writing(self.output):
+                save_state(self.output, position, tensors, self.plan.recipe.digest, hold)
         except OSError as error:
             self.tell(
                 f"the state after epoch {position.epoch}, step {position.step} could not be "

@@ -198,7 +198,7 @@ def test_a_report_that_cannot_be_made_is_refused_at_once(
     tmp_path: Path, digits_folder: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file is no folder that a report can be written to \("):
+    with pytest.raises(DataError, match=r"file cannot be written \(.*\); give another --report$"):
         deit_zoo.evaluate(PICO, digits_folder, report=tmp_path / "file")
 
 

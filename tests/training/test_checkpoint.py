@@ -322,13 +322,15 @@ def test_bad_images_are_counted_anew_in_every_epoch(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_and_the_states_before_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path)
+    run, first = Run(tmp_path), Run(tmp_path)
     run.finish_epoch()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "save_state", full)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); give"):
+        first.save()  # before a step: nothing would continue the run
     run.step()
     run.save()
     assert run.told == [
