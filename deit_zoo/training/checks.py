@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from deit_zoo.data.image_list import SPLIT_FILE
 from deit_zoo.errors import DataError, MissingExtraError, RecipeError
-from deit_zoo.files import PLAN_FILE
 from deit_zoo.labels import labels
 from deit_zoo.machine import check_gpus
 from deit_zoo.recipes.plan import Plan
@@ -15,7 +15,7 @@ from deit_zoo.registry import MODELS
 from deit_zoo.training.changes import check_changes
 from deit_zoo.training.job import read_job
 from deit_zoo.training.run_data import check_states, has_begun, is_run
-from deit_zoo.training.run_lock import LOCK_FILE, OWNER_FILE
+from deit_zoo.training.run_lock import OWNER_FILE
 
 DATA_FOLDER = "data"  # the embedded digits, in a run's own
 _EXTRA = ("timm", "matplotlib", "tensorboard")
@@ -97,10 +97,10 @@ def check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise RecipeError(f"--resume is {resume!r}; it must be auto or never")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file; give a folder as --output")
-    # The digits are written before the plan, and a process may be killed between the two.
+    # Left by a process that was killed before it wrote its plan; a lock and half a file are hidden.
     names = {path.name for path in output.iterdir()} if output.exists() else set()
-    temporary = (f".{DATA_FOLDER}.", f".{PLAN_FILE}.", LOCK_FILE, OWNER_FILE)
-    if all(name == DATA_FOLDER or name.startswith(temporary) for name in names):
+    begun = {DATA_FOLDER, SPLIT_FILE} if OWNER_FILE in names else {DATA_FOLDER}
+    if all(name in begun or name.startswith(".") for name in names):
         return
     if not is_run(output):
         raise DataError(f"{output} holds files that are no run; give an empty folder as --output")

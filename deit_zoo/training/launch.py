@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit_zoo.errors import DataError, RecipeError, ZooError
-from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user
+from deit_zoo.errors import RecipeError, ZooError
+from deit_zoo.files import PLAN_FILE, RECEIPT_FILE, expand_user, writing
 from deit_zoo.machine import check_processes, require_extra, usable_device, world_size
 from deit_zoo.recipes import find_recipe
 from deit_zoo.recipes.first_stage import resolve_init_from, trained_first
@@ -256,7 +256,7 @@ def run_plan(
         check_outside(output, data)
 
     def prepare(stack: ExitStack) -> Job:
-        try:
+        with writing(output):
             if plan.nodes == 1:
                 stack.enter_context(run_lock(output, tell))
             if fit is None:  # before the digits are written there
@@ -277,11 +277,6 @@ def run_plan(
             forget_failed_start(output, job)
             output.mkdir(parents=True, exist_ok=True)
             job.write(output)
-        except OSError as error:
-            raise DataError(
-                f"{output} cannot be written ({error.strerror}); give a folder that you may write "
-                "to, on a disk with room, as --output"
-            ) from error
         say(job)
         return job
 

@@ -311,7 +311,7 @@ def test_an_output_may_begin_with_the_sign_of_home(
 
 def test_an_output_with_foreign_files_is_refused(output: Path) -> None:
     output.mkdir()
-    (output / "thesis.tex").touch()
+    (output / "split.csv").touch()  # of no killed start, which had an owner
     assert refused(DataError, output=output) == (
         f"{output} holds files that are no run; give an empty folder as --output"
     )
@@ -337,10 +337,18 @@ def test_a_job_that_was_left_is_read_again(output: Path) -> None:
     assert (held["data"], held["fingerprint"]) == (job.data, job.fingerprint)
 
 
-@pytest.mark.parametrize("held", ["data", ".data.4711"])
-def test_a_run_with_the_digits_alone_in_its_folder_may_begin(output: Path, held: str) -> None:
-    # It was killed between the digits and the plan, or while they were written.
-    (output / held).mkdir(parents=True)
+@pytest.mark.parametrize(
+    "held",
+    [
+        *(("data",), (".data.4711",), (".owner.json", "split.csv", ".plan.json.4711")),
+        *(("..owner.json.4711",), (".nfs0001",)),
+    ],
+)
+def test_what_a_process_left_that_was_killed_before_its_plan_is_begun_anew(
+    output: Path, held: tuple[str, ...]
+) -> None:
+    for name in held:
+        (output / name).mkdir(parents=True)
     check_output(output, RECIPES["deit_pico_digits"], "auto")
 
 
@@ -374,8 +382,7 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "run"
     assert refused(DataError, output=output) == (
-        f"{output} cannot be written (Not a directory); give a folder that you may write to, on a "
-        "disk with room, as --output"
+        f"{output} cannot be written (Not a directory); give another --output"
     )
 
 
