@@ -115,7 +115,13 @@ def init_distributed(
         torch.cuda.set_device(own_device)
     die_with_parent(os.getppid() if parent is None else parent)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise ZooError(
+            f"the {size} processes do not meet ({str(error).splitlines()[0]}); set MASTER_ADDR of "
+            "all of them to the first one's host, and MASTER_PORT to a port that is free there"
+        ) from error
     try:
         yield DistributedContext(device=own_device, rank=dist.get_rank(), size=size)
     finally:

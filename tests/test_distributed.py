@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from deit_zoo.distributed import DistributedContext, how_it_ended, init_distributed
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, ZooError
 
 # A parent that starts a child which watches it, tells the child's number, and waits.
 FAMILY = """
@@ -53,6 +54,17 @@ def test_alone_an_error_is_raised_as_it_is() -> None:
 
     with pytest.raises(DataError, match=r"^no image$"):
         DistributedContext(device=torch.device("cpu")).run_on_main(fail)
+
+
+def test_a_port_that_another_run_has_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        port = str(other.getsockname()[1])
+        world = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        for name, value in world.items():
+            monkeypatch.setenv(name, value)
+        sentence = rf"^the 2 processes do not meet \(.*\b{port}\b.*\); set MASTER_ADDR"
+        with pytest.raises(ZooError, match=sentence), init_distributed("cpu"):
+            pass
 
 
 @pytest.mark.parametrize("world", [{}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "8"}])

@@ -149,8 +149,7 @@ class CheckpointManager:
     def save(self) -> None:
         """Begin to write a state, unless it holds a number that is not finite.
 
-        A full disk is reported, costs nothing, and the last states stay. Without a first state the
-        run ends: nothing would continue it.
+        A full disk is reported, costs nothing, and the last states stay; the first must be written.
         """
         self.saved_at = time.monotonic()
         if not self.state.group.is_main:

@@ -18,7 +18,7 @@ from deit_zoo.recipes.recipe import count
 
 REQUEUE = 75  # EX_TEMPFAIL: what a run exits with when it was asked to stop
 WARNING_SECONDS = 300
-FIRST_PORT, PORTS = 20_000, 20_000  # of jobs that share a node, each by its number
+FIRST_PORT, PORTS, STEPS_APART = 20_000, 20_000, 1_009  # of jobs and steps that share a node
 HOURS = 24  # that a job asks for; it is queued again at their end
 
 
@@ -89,7 +89,8 @@ def set_rank_variables(processes: int) -> None:
         return
     env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
     env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
-    env.setdefault("MASTER_PORT", str(FIRST_PORT + int(env["SLURM_JOB_ID"]) % PORTS))
+    number = int(env["SLURM_JOB_ID"]) + STEPS_APART * int(env.get("SLURM_STEP_ID", 0))
+    env.setdefault("MASTER_PORT", str(FIRST_PORT + number % PORTS))
 
 
 def first_host(nodes: str) -> str:

@@ -596,11 +596,16 @@ def test_variables_of_torchrun_that_do_not_fit_are_refused(
     )
 
 
-def test_a_task_of_srun_is_a_rank_with_torchruns_variables(bare: pytest.MonkeyPatch) -> None:
-    set_all(bare, slurm(1, 45_678) | {"SLURM_STEP_NODELIST": "node[07-08]"})
+@pytest.mark.parametrize(
+    ("step", "port"), [({}, "25678"), ({"SLURM_STEP_ID": "2"}, "27696")], ids=["no step", "step 2"]
+)
+def test_a_task_of_srun_is_a_rank_with_torchruns_variables_and_its_steps_port(
+    bare: pytest.MonkeyPatch, step: dict[str, str], port: str
+) -> None:
+    set_all(bare, slurm(1, 45_678) | {"SLURM_STEP_NODELIST": "node[07-08]"} | step)
     assert elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    assert [os.environ[name] for name in names] == ["1", "1", "2", "node07", "25678"]
+    assert [os.environ[name] for name in names] == ["1", "1", "2", "node07", port]
 
 
 @pytest.mark.parametrize(
