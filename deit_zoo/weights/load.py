@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,6 +34,7 @@ from deit_zoo.files import (
     digest,
     expand_user,
     verify,
+    write_whole,
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
@@ -45,7 +47,7 @@ from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
 from deit_zoo.weights.formats import StateDict, leading_word, read_state, spelled, to_file_keys
-from deit_zoo.weights.metadata import facts_of, labels_of, read_metadata, write_with_facts
+from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
 _HEADS = ("head.", "head_dist.")
@@ -251,7 +253,7 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
         start = tensor.untyped_storage().data_ptr()
         stored[key] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    write_with_facts(file, stored, facts)
+    write_whole(file, to_bytes(stored, metadata=as_metadata(facts)))
     return digest(file)
 
 

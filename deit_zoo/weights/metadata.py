@@ -9,17 +9,16 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor
 
 from deit_zoo.errors import CheckpointError, FormatError
-from deit_zoo.files import as_record, parse_json, writing_whole
+from deit_zoo.files import as_record, parse_json
 from deit_zoo.labels import folders
 from deit_zoo.manifest import Reading
 from deit_zoo.models.model import ZooModel
 from deit_zoo.weights import cache
 from deit_zoo.weights.formats import is_index, is_pickle, not_whole
 
+# The one metadata key: with two, safetensors writes them in random order and bytes differ.
 METADATA_KEY = "deit_zoo"
 # Far beyond any image that a model was made for; the sizes of what is built are made of it.
 LARGEST_SIZE = 1 << 16
@@ -61,12 +60,8 @@ def read_metadata(file: Path, sha256: str | None = None) -> dict[str, Any]:
         raise not_whole(same, error) from error
 
 
-def write_with_facts(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and facts as safetensors, and that they are PyTorch's, without which
-    transformers 4 and accelerate take no file. Whole or not at all.
-
-    Raises CheckpointError for facts that could not be read again.
-    """
+def as_metadata(facts: dict[str, Any]) -> dict[str, str]:
+    """Facts as a file holds them. Raises CheckpointError for what could not be read again."""
     try:
         text = json.dumps(facts, sort_keys=True)
         _parse(text)
@@ -74,17 +69,7 @@ def write_with_facts(file: Path, tensors: dict[str, Tensor], facts: dict[str, An
         raise CheckpointError(
             f"the metadata could not be read again ({error}); give texts and finite numbers"
         ) from error
-    data = memoryview(to_bytes(tensors))
-    start = 8 + int.from_bytes(data[:8], "little")
-    # Of two keys, safetensors would draw the order anew each time, and bytes would differ.
-    header = {"__metadata__": {METADATA_KEY: text, "format": "pt"}} | json.loads(
-        bytes(data[8:start])
-    )
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8 bytes
-    with writing_whole(file) as stream:
-        stream.write(len(head).to_bytes(8, "little") + head)
-        stream.write(data[start:])
+    return {METADATA_KEY: text}
 
 
 def facts_of(model: ZooModel) -> dict[str, Any]:

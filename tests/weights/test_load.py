@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -408,8 +407,6 @@ def test_a_saved_file_says_what_it_is(file: Path, tmp_path: Path) -> None:
         "img_size": [32, 64],
         "top1": 71.5,
     }
-    with safe_open(tmp_path / "a.safetensors", "pt") as stored:
-        assert stored.metadata()["format"] == "pt"  # which transformers 4 and accelerate ask for
 
 
 def test_metadata_that_is_no_object_is_refused(tmp_path: Path) -> None:
