@@ -150,7 +150,7 @@ def _write(question: Question, file: Path, resume: bool) -> int:
     else:
         settings |= settings_of_name(question.model, question.topk)
     if (num_unreadable := num_unreadable_of(file, settings)) is not None:
-        talk.print(f"{file} is complete: {_said(len(names), num_unreadable)}")
+        talk.print(f"{escape(str(file))} is complete: {_said(len(names), num_unreadable)}")
         return num_unreadable
     if network is None:
         network = load_network(question.model, chosen_device(question.device), question.fast)
@@ -165,7 +165,7 @@ def _write(question: Question, file: Path, resume: bool) -> int:
                 answers.add(name, answer)
             answers.keep()
         answers.finish()
-    talk.print(f"{file}: {_said(len(answers.done), answers.num_unreadable)}")
+    talk.print(f"{escape(str(file))}: {_said(len(answers.done), answers.num_unreadable)}")
     return answers.num_unreadable
 
 

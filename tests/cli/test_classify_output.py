@@ -178,7 +178,7 @@ def test_a_run_killed_in_the_middle_of_2000_images_goes_on_to_each_image_once(
 def test_an_output_that_is_there_is_left_alone_or_gone_on_with(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, folder = tmp_path / "answers.csv", images / "a"
+    file, folder = tmp_path / "answers[red].csv", images / "a"
     assert put(folder, file) == 0
     before = file.read_bytes()
     again = refused(lambda: put(folder, file))
