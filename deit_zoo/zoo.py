@@ -252,8 +252,7 @@ def create(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ZooError(f"dtype is {dtype!r}; give a floating one of torch, such as bfloat16")
     device = torch.get_default_device() if device is None else device
-    is_meta = str(device) == "meta"  # without memory, for shapes alone
-    device = torch.device("meta") if is_meta else usable_device(device)
+    device = torch.device("meta") if str(device) == "meta" else usable_device(device)
     dtype = torch.float32 if dtype is None else dtype
     shape: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size}
     shape |= {"patch_size": patch_size, "in_chans": in_chans}

@@ -83,8 +83,11 @@ class ZooModel(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How its images are prepared, where timm's `resolve_model_data_config` looks for it."""
-        crop_pct = self.crop_pct or manifest_record(spec_of(self).name).crop_pct
+        """How its images are prepared, where timm looks for it; no attribute while not known."""
+        try:
+            crop_pct = self.crop_pct or manifest_record(spec_of(self).name).crop_pct
+        except CheckpointError as error:  # torch's tracer asks for all attributes
+            raise AttributeError(*error.args) from error
         return timm_images((in_chans_of(self), *self.img_size), crop_pct)
 
     def cut_patches(
@@ -309,16 +312,14 @@ def unwrapped(model: Any) -> Any:
     """The model inside what torch.compile, DataParallel, DDP or an average put around it."""
     while isinstance(model, nn.Module):
         children = dict(model.named_children())  # a traced model's _modules is no dict
-        inner = children.get("_orig_mod") or children.get("module")
-        if inner is None:
+        if (inner := children.get("_orig_mod") or children.get("module")) is None:
             break
         model = inner
     return model
 
 
 def spec_of(model: Any) -> ModelSpec:
-    spec = getattr(model, "spec", None)
-    if spec is None:
+    if (spec := getattr(model, "spec", None)) is None:
         raise CheckpointError(
             f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
             "are not known; make it with create(name)"
