@@ -207,6 +207,8 @@ def test_a_request_without_an_image_says_how_one_is_sent(served: Service) -> Non
         [kind] = header.values()
         told = f"{kind!r} is not read; POST the bytes of an image as they are, or a form of files"
         assert (done.status_code, done.json()) == (415, {"error": told})
+    plain = {"Content-Encoding": ""}
+    assert requests.post(served.url + "/classify", b"x", headers=plain).status_code == 422
     for place in ("predict", "classify/"):  # the last is no redirection, behind TLS to http://
         nothing = requests.post(f"{served.url}/{place}", b"x", timeout=PATIENCE)
         assert (nothing.status_code, "POST images to /classify" in nothing.text) == (404, True)

@@ -199,7 +199,7 @@ async def _received(request: Request, body: BoundedBody, limits: Limits) -> Imag
 
 async def _parsed(request: Request, limits: Limits) -> Images:
     kind = request.headers.get("content-type", "").lower()
-    coding = request.headers.get("content-encoding", "identity").lower()
+    coding = (request.headers.get("content-encoding") or "identity").lower()
     wrong = "application/json" if kind.startswith("application/json") else coding[:LONGEST_NAME]
     if wrong != "identity":
         cure = "POST the bytes of an image as they are, or a form of files"
