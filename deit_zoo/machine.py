@@ -157,12 +157,10 @@ def shared(context: Callable[P, Iterator[None]]) -> Callable[P, AbstractContextM
     def within(*args: P.args, **kwargs: P.kwargs) -> Iterator[None]:
         with _LOCK:
             entries = entered.setdefault(tuple(map(id, args)), [])
-            if entries:
-                entries.append(entries[0])
-            else:
-                entry: AbstractContextManager[None] = contextmanager(context)(*args, **kwargs)
+            entry = entries[0] if entries else contextmanager(context)(*args, **kwargs)
+            if not entries:
                 entry.__enter__()
-                entries.append(entry)
+            entries.append(entry)
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from html import escape as html_escape
 from typing import Any
 
@@ -61,8 +61,12 @@ class Terminal(Console):
                 self._fitted(one, options.get("markup")) if isinstance(one, str) else one
                 for one in objects
             )
-        with suppress(OSError) if self.stderr else nullcontext():
+        try:
             super().print(*objects, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            del self._buffer[:]  # rich would write it again before whatever comes next
 
     def on_broken_pipe(self) -> None:
         """Whoever reads has read enough: the command says what that means, not rich."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from io import StringIO
@@ -40,6 +41,18 @@ def test_talk_that_nobody_takes_ends_nothing_and_data_does() -> None:
             Terminal(file=stream).print(SENTENCE)
         with pytest.raises(error):
             stream.close()
+
+
+def test_what_was_not_taken_is_not_said_again_before_each_sentence_that_follows() -> None:
+    class Full(StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = Full()
+    talk = Terminal(stderr=True, file=stream)
+    for sentence in ("one", "two", "three"):
+        talk.print(sentence)
+    assert stream.getvalue().split() == ["one", "two", "three"]
 
 
 def test_a_program_without_streams_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

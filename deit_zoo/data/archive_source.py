@@ -142,7 +142,8 @@ def _word(archive: str, data: str) -> str | None:
     """The split that an archive's name tells, or the folder in which it lies in the data's."""
     folder, _, name = archive.rpartition("/")
     inside = folder.rpartition("/")[2] if folder != data.rstrip("/") and archive != data else ""
-    return split_named(name) or split_named(inside)
+    told = split_named(name) or split_named(inside)
+    return told and told[0]
 
 
 def _addresses(data: str) -> list[str]:

@@ -188,10 +188,10 @@ def split_folder(root: Path, split: str) -> Path | None:
     return None
 
 
-def split_named(name: str) -> str | None:
-    """The split that a word in a name tells: train, val or test."""
-    word = _SPLIT_WORD.search(name)
-    return word and SPLIT_OF[word[1].lower()]
+def split_named(name: str) -> tuple[str, str] | None:
+    """The split that a word in a name tells (train, val or test), and the name's other letters."""
+    word, others = _SPLIT_WORD.search(name), _SPLIT_WORD.sub("", name).lower()
+    return word and (SPLIT_OF[word[1].lower()], "".join(filter(str.isalpha, others)))
 
 
 def _begins_with_images(folder: Path) -> bool:

@@ -231,11 +231,12 @@ def _names(cells: Sequence[str]) -> Iterable[str]:
 
 
 def _joined(labels: Iterable[str]) -> str | None:
-    """The longest label, where all are made of fewer words than there are labels, as in a list."""
+    """The longest label, where all are made of fewer words than there are labels, as in a list, and
+    another is a part of it: `red fox` and `grey wolf` are kinds, and no lists."""
     words = {label: set(re.findall(r"[^][{}\s,'\"]+", label)) for label in sorted(labels)}
     longest = max(words, key=lambda label: len(words[label]), default="")
-    is_list = len(set().union(*words.values())) < len(words) and len(words[longest]) > 1
-    return longest if is_list else None
+    parts = [own for own in words.values() if own and own < words[longest]]
+    return longest if parts and len(set().union(*words.values())) < len(words) else None
 
 
 def _splits(

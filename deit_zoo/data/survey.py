@@ -305,8 +305,9 @@ def _problem(data: str, train: Split, val: Split) -> str | None:
 def _no_classes(data: str, split: Split) -> str | None:
     """The sentence about folders that are no classes: called as splits, or one around all."""
     near = lists_near(Path(data))
-    as_splits = {name: word for name in split.classes if (word := split_named(name))}
-    if len({*as_splits.values()}) > 1 and 2 * len(as_splits) > len(split.classes):
+    as_splits = {name: told for name in split.classes if (told := split_named(name))}
+    others = [letters for _, letters in {*as_splits.values()}]  # train_images and test_images
+    if len({*others}) < len(others) and 2 * len(as_splits) > len(split.classes):
         return (
             f"the classes of {data} are named as splits ({', '.join(as_splits)}); give train/ and "
             f"val/, each with one folder of images per class{near}"

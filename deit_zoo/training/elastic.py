@@ -213,7 +213,7 @@ def main() -> None:
 
     # Not before: a library that is loaded from a slow disk lets no other thread run meanwhile.
     heartbeat.beat(Path(sys.argv[3]), os.environ["RANK"])
-    say = Terminal(stderr=True).print
+    say = Terminal(stderr=True, markup=False).print
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if restarts and os.environ["RANK"] == "0":
         count = f"restart {restarts} of {RESTARTS}"

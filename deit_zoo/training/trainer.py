@@ -67,15 +67,10 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     Raises Interrupted, with a state on disk, where the run was asked to stop.
     """
     plan, recipe = job.plan, job.plan.recipe
-    own = Terminal(stderr=True)
-    console = Terminal(stderr=True, quiet=not group.is_main)
-
-    def say(sentence: str) -> None:  # what is true of the run: the first process says it
-        console.print(sentence, markup=False)
-
-    def tell(sentence: str) -> None:  # what this process alone knows
-        (console if group.is_main else own).print(sentence, markup=False)
-
+    console = Terminal(stderr=True, markup=False, quiet=not group.is_main)
+    # Of what is true of the run the first process speaks; of what it alone knows, each.
+    say = console.print
+    tell = say if group.is_main else Terminal(stderr=True, markup=False).print
     set_machine(plan)
     with handle_signals(say) as stop:
         data = job.source(output)

@@ -161,7 +161,7 @@ def test_a_file_is_found_in_whichever_form_its_letters_are_written(tmp_path: Pat
         (("cat", "dog", "cat, dog"), "cat, dog"),
         (("clear road", "clear road water", "road", "water road"), "clear road water"),
         (("[]", "['cat']", "['dog']", "['cat', 'dog']"), "['cat', 'dog']"),
-        (("red fox", "grey fox", "red panda"), None),
+        (("red fox", "grey fox", "red wolf", "grey wolf", "blue fox", "blue wolf"), None),
         (("+", "-", "C", "C++", "[x]"), None),
     ],
 )
