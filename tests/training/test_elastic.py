@@ -11,6 +11,7 @@ import random
 import re
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -566,6 +567,27 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def set_all(patch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
     for name, value in values.items():
         patch.setenv(name, value)
+
+
+def test_of_several_nodes_too_a_lock_is_taken_over_with_the_whole_name_of_its_folder(
+    bare: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*_: object) -> None:
+        raise ArithmeticError
+
+    output = tmp_path / "run[red]"
+    output.mkdir()
+    plan = make_plan("deit_pico_digits", gpus=0, nodes=2)
+    Job(plan=plan, data=str(tmp_path), fingerprint={}).write(output)
+    owner = {"host": "elsewhere", "pid": 1, "since": "yesterday"}
+    (output / ".owner.json").write_text(json.dumps(owner), encoding="utf-8")
+    unwatched = str(output / "plan.json")
+    bare.setattr(sys, "argv", ["-c", str(output), str(os.getppid()), unwatched])
+    set_all(bare, {"RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"})
+    bare.setattr("deit_zoo.training.trainer.train", ended)
+    with pytest.raises(ArithmeticError):
+        elastic.main()
+    assert f"the run in {output} had no end (process 1 on elsewhere" in capsys.readouterr().err
 
 
 def test_torchruns_process_is_a_rank(bare: pytest.MonkeyPatch) -> None:
