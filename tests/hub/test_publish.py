@@ -89,8 +89,9 @@ def test_timm_builds_every_published_model_from_its_configuration(
     name: str, tmp_path: Path
 ) -> None:
     spec = MODELS[name]
-    config = publish.config(spec, manifest_record(name))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = json.dumps(publish.config(spec, manifest_record(name)))
+    config = json.loads(text)
+    (tmp_path / "config.json").write_text(text)
     with torch.device("meta"):
         theirs = timm.create_model(f"local-dir:{tmp_path}")
         ours = spec.build(in_chans=3, drop_path_rate=0.0)
