@@ -142,8 +142,8 @@ def _word(archive: str, data: str) -> str | None:
     """The split that an archive's name tells, or the folder in which it lies in the data's."""
     folder, _, name = archive.rpartition("/")
     inside = folder.rpartition("/")[2] if folder != data.rstrip("/") and archive != data else ""
-    told = split_named(name) or split_named(inside)
-    return told and told[0]
+    split, _ = split_named(name) or split_named(inside) or (None, "")
+    return split
 
 
 def _addresses(data: str) -> list[str]:

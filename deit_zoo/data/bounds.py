@@ -156,10 +156,10 @@ def _held(image: ImageFile, by_python: bool, in_scans: bool) -> float:
         return OF_COEFFICIENT * bands if in_scans else 0
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags, (width, height) = image.tag_v2, image.size
-        held = width * min(height, tags.get(TiffImagePlugin.ROWSPERSTRIP, height))
+        pixels_held = width * min(height, tags.get(TiffImagePlugin.ROWSPERSTRIP, height))
         if TiffImagePlugin.TILEWIDTH in tags:  # whole, however small the image is
-            held = tags[TiffImagePlugin.TILEWIDTH] * tags[TiffImagePlugin.TILELENGTH]
-        return OF_SAMPLE * bands * held / (width * height)
+            pixels_held = tags[TiffImagePlugin.TILEWIDTH] * tags[TiffImagePlugin.TILELENGTH]
+        return OF_SAMPLE * bands * pixels_held / (width * height)
     return HELD.get(image.format or "", OF_BYTES if by_python else 0) * bands
 
 

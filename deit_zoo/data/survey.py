@@ -340,7 +340,8 @@ def _without_images(split: Split) -> list[str]:
 
 def class_remarks(*splits: Split) -> list[str]:
     """What is worth knowing of the classes of splits: which look alike, and which have no image."""
-    classes, alike = list(splits[0].classes), dict[str, list[str]]()
+    classes = list(splits[0].classes)
+    alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
     sentences = [f"{len(classes):,} classes: {first_of(classes)}"] * (len(classes) > 1)
