@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"://((?:(?!://)\S)+)")
 _PASSWORD = re.compile(r"[^/?#@:'\"<>]+:(?!\d+[/?#])")
 _NO_PATH = re.compile(r"[^/?#'\"<>]*")
 # What an address asks by: a presigned one is a key to its file.
-_QUERY = re.compile(r"(?i)(\?|%3f|[#;](?=[^'\"<>]{,99}=))((?:=['\"<]|[^'\"<>])*[^\s'\"<>.,:;)\]}])")
+_QUERY = re.compile(r"(?i)(\?|%3f|[#;](?=[^'\"<>#;]*=))((?:=['\"<]|[^'\"<>])*[^\s'\"<>.,:;)\]}])")
 _NAMES = r"signature|sig|credential|token|secret|passw(?:or)?d|pwd|(?:api|access|account)[_-]?key"
 # Each reads a text in one go, however it looks.
 _SECRETS = (

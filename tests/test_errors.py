@@ -21,6 +21,7 @@ from deit_zoo.errors import CheckpointError, redact
         ('{"url": "https://h/x?sig=SECRET", "a": 1}', '{"url": "https://h/x?***", "a": 1}'),
         ("with url: /cdn/x?Signature=SECRET (Caused by", "with url: /cdn/x?*** (Caused by"),
         ("https://h/x#access_token=SECRET", "https://h/x#***"),
+        (f"https://h/x#a;{'k' * 150}=SECRET", "https://h/x#a;***"),
         ("size 100 ((…)ture=SECRET&X-Amz-Credential=SECRET).", "size 100 (***)."),
         ("at (…)SECRET of", "at (…)*** of"),
         ("X-Amz-Credential=SECRET", "X-Amz-Credential=***"),
