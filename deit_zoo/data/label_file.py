@@ -16,7 +16,14 @@ from functools import cache
 from pathlib import Path
 from unicodedata import normalize
 
-from deit_zoo.data.folder import SPLIT_FOLDERS, SPLIT_OF, check_utf8, is_image
+from deit_zoo.data.folder import (
+    SPLIT_FOLDERS,
+    SPLIT_OF,
+    Ignored,
+    check_utf8,
+    images_under,
+    is_image,
+)
 from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage, path_from
 from deit_zoo.data.table import split_address
 from deit_zoo.errors import DataError, first_of
@@ -46,8 +53,8 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     place, chosen = split_address(str(data))
     file = Path(place)
     numbers, columns = _columns(file)
-    named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
-    column = chosen.get("image") or _called("file", columns) or next(named, next(iter(columns)))
+    root, real_folder = file.resolve().parent, cache(os.path.realpath)
+    column, found = _files(root, columns, chosen.get("image"))
     if (files := columns.pop(column, None)) is None:
         raise DataError(f"{file} has no column {column!r}; give one of {', '.join(columns)}")
     words, label = columns.pop(_called("split", columns), None), chosen.get("label")
@@ -55,13 +62,15 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     splits, notes = _splits(file, numbers, words) if words else ([ALL] * len(files), [])
     if label and (others := [name for name in columns if name != label]):
         notes.append(f"columns of {file} not read: {', '.join(others)}")
-    root, real_folder = file.resolve().parent, cache(os.path.realpath)
+    if less := next(filter(found.get, files), None):
+        notes.append(f"{file} names files by less than their place: {found[less]} by {less!r}")
     first_name: dict[tuple[str, str], str] = {}  # of a file in its folder, without links
     of_file: dict[str, tuple[str, set[str], int]] = {}  # with its first row
     for number, name, split, its in zip(numbers, files, splits, labels, strict=True):
         if not name:
             raise DataError(f"row {number} of {file} names no file; give its name, or leave it out")
-        folder, last = os.path.split(os.path.join(root, path := _path(root, name)))
+        path = found.get(name) or _path(root, name)
+        folder, last = os.path.split(os.path.join(root, path))
         path = first_name.setdefault((real_folder(folder), last), path)
         other, known, _ = of_file.setdefault(path, (split, set(), number))
         if other != split:
@@ -158,6 +167,34 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
 def _called(word: str, columns: Columns) -> str:
     """The column of this name, in letters of any case; empty where there is none."""
     return next((name for name in columns if name.casefold() == word), "")
+
+
+def _files(root: Path, columns: Columns, chosen: str | None) -> tuple[str, dict[str, str]]:
+    """The column that names files, and where those lie that it names by less than their place.
+
+    Many lists leave out endings, or the folder below theirs. What several files may be is left.
+    """
+    named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
+    column = chosen or _called("file", columns) or next(named, None)
+    candidates = [column] if column else list(columns)
+    names = {candidate: columns.get(candidate, ()) for candidate in candidates}
+    if any(os.path.exists(root / _path(root, name)) for name in names[candidates[0]] if name):
+        return candidates[0], {}
+    wanted = {_one_form(name): name for cells in names.values() for name in cells}
+    places: dict[str, list[str]] = {}
+    for path in images_under(root, ".", Ignored()):
+        parts = _one_form(path).split("/")
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        for less in {*ends, *(os.path.splitext(end)[0] for end in ends)} & wanted.keys():
+            places.setdefault(wanted[less], []).append(path)
+    found = {name: its[0] for name, its in places.items() if len(its) == 1}
+    telling = (name for name in candidates if not found.keys().isdisjoint(names[name]))
+    return next(telling, candidates[0]), found
+
+
+def _one_form(name: str) -> str:
+    """A file's name as any system may have written it."""
+    return normalize("NFC", name.replace("\\", "/"))
 
 
 def _path(root: Path, name: str) -> str:
