@@ -1,8 +1,10 @@
 # Two commands: `make demo` shows the main job, `make test` proves it. Each installs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core; one that has nothing more to do takes tests of another.
-PARALLEL := --numprocesses auto --dist worksteal
+# One process more than there are cores, since some tests wait; one that has nothing more to do takes
+# tests of another.
+PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PARALLEL := --numprocesses $(PROCESSES) --dist worksteal
 DEMO := demo
 # Of everybody in benchmarks: with one, two processes of a shared machine do not meet.
 THREADS ?= 1

@@ -279,7 +279,7 @@ def test_a_list_may_name_files_without_their_ending_or_their_folder(
 ) -> None:
     # As Kaggle's do. A name that two files have is found of neither.
     both = ["photos/train/0a1b.png", "photos/train/0a1c.png"]
-    write(tmp_path, {name: b"" for name in [*both, "other/train/2.png"]})
+    write(tmp_path, dict.fromkeys([*both, "other/train/2.png"], b""))
     for name, found in (("0a1b", both), ("2", both[1:])):
         (file := tmp_path / "labels.csv").write_text(rows.format(name))
         write(tmp_path, {"photos/train/2.png": b""})

@@ -12,6 +12,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
 
 from deit_zoo.facts.recipe import fields_of_recipe
 from deit_zoo.facts.speed import PUBLISHED
@@ -246,13 +247,18 @@ def test_text_can_be_read_in_light_and_in_dark(page: Page, scheme: str) -> None:
 
 
 def test_a_screen_reader_is_told_what_everything_is(page: Page) -> None:
+    def spoken_in(driver: Chrome) -> list[tuple[str, str]]:
+        nodes = driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        return [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node["ignored"]
+        ]
+
     page.open("#deit_tiny")
-    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    spoken = [
-        (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in nodes
-        if not node["ignored"]
-    ]
+    # The browser makes the tree when it has time.
+    WebDriverWait(page.driver, 60).until(lambda driver: len(spoken_in(driver)) > 1)
+    spoken = spoken_in(page.driver)
     roles = {role for role, _ in spoken}
     named = {"button", "combobox", "searchbox", "spinbutton", "image", "link", "article", "region"}
     assert [role for role, name in spoken if role in named and not name.strip()] == []

@@ -295,12 +295,18 @@ def test_an_answer_that_is_not_the_file_is_no_file(status: bytes, tmp_path: Any)
 def test_a_redirect_that_is_refused_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    pauses: list[threading.Thread] = []
+    real = time.sleep
+
+    def sleep(seconds: float) -> None:
+        pauses.append(threading.current_thread())
+        real(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
     refused = pytest.raises(download.UnavailableError, match="no address of the web")
     with server(redirect("file:///etc/passwd")) as url, refused:
         download.download(url, tmp_path / "file")
-    assert pauses == []
+    assert threading.current_thread() not in pauses
 
 
 def test_a_body_without_end_does_not_fill_the_disk(
