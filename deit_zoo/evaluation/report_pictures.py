@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # More classes than these, and their counts or names would be too small to read.
 WITH_COUNTS, WITH_NAMES = 25, 60
 COLUMNS = 6
+CELL, SIDE = (2.0, 2.5), 1.8  # inches: an image with its lines, and its longer side
 LONGEST = 22  # characters of a name in a picture
 
 
@@ -51,16 +52,24 @@ def draw_mistakes(images: SplitAnswers, captions: Sequence[tuple[int, Sequence[s
     """Images by their numbers, as PNG, each below its lines and above the name of its file."""
     columns = min(COLUMNS, len(captions))
     rows = -(-len(captions) // columns)
-    figure = new_figure(max(2.0 * columns, 4.0), 2.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.axis("off")
-    for panel, (number, lines) in zip(panels[: len(captions)], captions, strict=True):
+    width, height = max(columns * CELL[0], 4.0), rows * CELL[1]
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    # All on one panel, in inches from the upper left: one for each takes a hundred times as long.
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.axis("off")
+    for place, (number, lines) in enumerate(captions):
+        row, column = divmod(place, columns)
+        middle, bottom = (column + 0.5) * width / columns, (row + 1) * CELL[1] - 0.1
         image = images.open(number)
         image.thumbnail((320, 320))
-        panel.imshow(image)
+        wide, high = (SIDE * side / max(image.size) for side in image.size)
+        extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - high)
+        panel.imshow(image, extent=extent, aspect="auto")
         name = short(os.path.basename(images.name_of(number)))
-        panel.set_title("\n".join([*lines, name]), fontsize=8)
+        text = "\n".join([*lines, name])
+        panel.text(middle, bottom - high - 0.05, text, ha="center", va="bottom", fontsize=8)
+    panel.set(xlim=(0, width), ylim=(height, 0))
     return png_of(figure)
 
 
