@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deit_zoo.errors import DataError, UnknownModelError, ZooError, as_text, check_whole
+from deit_zoo.files import expand_user
 from deit_zoo.machine import plain_torch, restore_process_state
 from deit_zoo.manifest import manifest_record
 from deit_zoo.registry.names import resolve
@@ -494,7 +495,7 @@ def _data(data: str | os.PathLike[str]) -> str:
 
 
 def _path(key: str, path: str | os.PathLike[str]) -> Path:
-    return Path(as_text(key, path, "a path", DataError))
+    return expand_user(as_text(key, path, "a path", DataError))
 
 
 @restore_process_state()
@@ -591,11 +592,12 @@ def finetune(
 
     >>> deit_zoo.finetune("deit_small", "photos", "runs/photos", epochs=10).reached.top1
     """
+    from deit_zoo.recipes.plan import settings
     from deit_zoo.training import finetune as training
 
     expected = f"{NAME_OR_PATH}, such as deit_zoo.save(model, FILE) writes"
     name, typed = as_text("name", name, expected, UnknownModelError), _as_typed(changes)
-    own = training.recipe_for(name, recipe).name
+    own = training.recipe_for(name, recipe, settings(typed)[0]).name
     return training.finetune(
         name,
         data=training.data_of(name) if data is None else _data(data),

@@ -102,6 +102,13 @@ def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
             "is of type VisionTransformer",
         ),
         (lambda folder: deit_zoo.finetune(folder / "none", folder), "none. does not exist"),
+        # Whose patches are of 14 pixels: only the size of the caller lets it be built.
+        (
+            lambda folder: deit_zoo.finetune(
+                "deit3_huge", folder / "none", folder, recipe="imagenet384", img_size=378
+            ),
+            "none does not exist",
+        ),
     ],
 )
 def test_what_is_no_field_and_no_model_is_refused(

@@ -22,7 +22,7 @@ def teacher_share(recipe: Recipe) -> float | None:
     A backward pass costs two forward passes.
     """
     student, teacher = MODELS.get(recipe.architecture), lookup(str(recipe.teacher))
-    if student is None or teacher is None:
+    if student is None or teacher is None or recipe.blocks is not None:
         return None
     if not recipe.img_size == student.img_size == teacher.img_size:
         return None

@@ -233,7 +233,7 @@ class Plan(Settings):
     def _memory(self) -> str:
         """What is known before a step: in float32 the weights, their gradients and moments."""
         spec = MODELS.get(self.recipe.architecture)
-        if spec is None:
+        if spec is None or self.recipe.blocks is not None:  # then of another number than published
             return ""
         copies = 3 if self.recipe.optimizer == "sgd" else 4
         copies += self.recipe.ema_decay is not None

@@ -63,8 +63,12 @@ def keep_best(
     """
     file, sums = output / BEST_FOLDER / MODEL_FILE, output / BEST_FOLDER / SUMS_FILE
     before = best_epoch(output)
-    if before is None and file.exists():
-        tell(f"{file} is torn or altered, or of no epoch in {LOG_FILE}: it is the best no more")
+    finite = [e["number"] for e in _epochs(output) if e["loss"] is not None]
+    if before is None and (file.exists() or any(earlier < number for earlier in finite)):
+        tell(
+            f"{file} is gone, torn or altered, or of no epoch in {LOG_FILE}: the best of those "
+            "before is lost"
+        )
     epoch = {"number": number, **{key: getattr(reached, key) for key in reached.names}}
     better = before is None or _worth(epoch) > _worth(before)
     if not better or not math.isfinite(reached.loss):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as _binary
 
-from deit_zoo.training.losses import Outputs
+from deit_zoo.training.losses import Outputs, binary_cross_entropy
 from deit_zoo.training.micro_batches import Mix
 
 
@@ -36,10 +36,8 @@ class Cosub:
 
     def __call__(self, outputs: Outputs, _taught: Tensor | None, targets: Tensor) -> Tensor:
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        labels = targets[::2]
-        if self.binary:
-            labels = labels.gt(0.0).to(targets.dtype)
-        one, two = logits[::2], logits[1::2]
-        of_labels = _binary(one, labels) + _binary(two, labels)
+        labels, one, two = targets[::2], logits[::2], logits[1::2]
+        base = binary_cross_entropy if self.binary else _binary
+        of_labels = base(one, labels) + base(two, labels)
         of_each_other = _binary(one, two.detach().sigmoid()) + _binary(two, one.detach().sigmoid())
         return (of_labels + of_each_other) / 4

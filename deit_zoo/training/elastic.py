@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ def is_rank(plan: Plan) -> bool:
     set_rank_variables(plan.processes)
     size, but = world_size(), None
     if size is not None and size != plan.processes:
-        but = f"--gpus and --nodes ask for {plan.processes}"
+        option = "--gpus" if plan.device == "cuda" else "--processes"
+        but = f"{option} and --nodes ask for {plan.processes}"
     elif size not in (None, 1) and "MASTER_ADDR" not in os.environ:
         but = "MASTER_ADDR is not set"
     if but is not None:
@@ -219,9 +220,10 @@ def main() -> None:
         count = f"restart {restarts} of {RESTARTS}"
         say(f"a process died; all begin again from the last state ({count})")
     job = read_job(output)
-    with init_distributed(job.plan.device, launcher) as group:
-        several = group.is_main and job.plan.nodes > 1  # else the launcher has the lock
+    with ExitStack() as stack:
         try:
+            group = stack.enter_context(init_distributed(job.plan.device, launcher))
+            several = group.is_main and job.plan.nodes > 1  # else the launcher has the lock
             with run_lock(output, say) if several else nullcontext():
                 train(job, output, group)
             if group.is_main:

@@ -124,6 +124,7 @@ class MetricLogger:
         if self.active and (self.reached is None or position < self.reached):
             self.keep_log(lines)
             self._each(lambda tracker: tracker.go_to(*position))
+            self.best = None  # which an epoch that was given up may have been
             for row in rows_of_log(self.lines, self.log):
                 self._keep_best(counted(row)[1])
         self.reached = position
@@ -181,6 +182,9 @@ class MetricLogger:
                 figures += f"  {status.sentence(plan_differences(self.plan))}"
             self._line(f"epoch {number}/{recipe.epochs}  {figures}")
         self.keep_log([*self.lines, to_line(record)])
+        if self.meter.steps:  # those after them were left out
+            steps = self.meter.flush()
+            self._each(lambda tracker: tracker.log_steps(steps))
         self._each(lambda tracker: tracker.log_epoch(record))
 
     def _keep_best(self, figure: float | None) -> None:

@@ -64,9 +64,7 @@ def epoch_order(
     generator = torch.Generator().manual_seed(epoch)
     order = torch.randperm(num_images, generator=generator) if shuffle else torch.arange(num_images)
     needed = replicas * count
-    # The sampler pads with its first images to a multiple of the replicas.
-    order = order[: -(-needed // repeats)].repeat_interleave(repeats)
-    order = torch.cat((order, order[: max(0, needed - len(order))]))[:needed]
+    order = order[: -(-needed // repeats)].repeat_interleave(repeats)[:needed]
     return order.view(count, replicas).t().numpy()
 
 

@@ -182,7 +182,8 @@ def forget_failed_start(output: Path, job: Job) -> None:
     if has_begun(output) or not is_run(output):
         return
     former = read_job(output)
-    if former.plan.recipe.digest != job.plan.recipe.digest or former.images != job.images:
+    before = former.plan.recipe.digest, former.images, former.fingerprint
+    if before != (job.plan.recipe.digest, job.images, job.fingerprint):
         shutil.rmtree(output / FOLDER, ignore_errors=True)
         for name in (STEPS_FILE, SPLIT_FILE, PLAN_FILE):
             (output / name).unlink(missing_ok=True)

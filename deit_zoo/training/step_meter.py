@@ -34,6 +34,7 @@ class StepMeter:
         their norms; `last_loss` and `grad_norm` are this step's own.
         """
         self.steps += 1
+        self.last = step
         if step.finite:
             self.losses.append(step.loss)
             self.norms.append(step.grad_norm)
@@ -41,7 +42,11 @@ class StepMeter:
         ends_epoch = done == self.plan.steps_per_epoch
         if step.finite and done % self.plan.log_steps and not ends_epoch:
             return None
-        now, start = self.stats, self.start
+        return self.flush()
+
+    def flush(self) -> dict[str, Any]:
+        """What a line says of the steps since the line before, of which there are some."""
+        now, start, step = self.stats, self.start, self.last
         seconds = max(now.seconds - start.seconds, 1e-9)
         record = {
             "epoch": self.epoch,

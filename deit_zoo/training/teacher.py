@@ -85,8 +85,10 @@ def check(recipe: Recipe) -> None:
     """Raises what says that a recipe's teacher cannot be had, without loading or fetching it."""
     if recipe.teacher is not None:
         loader_of(recipe)
+        is_address = "hf://" in recipe.teacher or _HUB.match(recipe.teacher)
         path = recipe.teacher.partition("@")[2] or recipe.teacher
-        if path.startswith(_PATHS) or Path(path).suffix in WEIGHTS_SUFFIXES:
+        is_file = path.startswith(_PATHS) or Path(path).suffix in WEIGHTS_SUFFIXES
+        if is_file and not is_address:
             open_local(path)
 
 

@@ -17,7 +17,13 @@ from deit_zoo.data.images import class_counts
 from deit_zoo.data.jpeg import SIMPLEJPEG
 from deit_zoo.data.loader import WorkersDiedError
 from deit_zoo.distributed import DistributedContext
-from deit_zoo.evaluation.accuracy import IN_PROCESS, EvalDataset, accumulate, evaluation_of
+from deit_zoo.evaluation.accuracy import (
+    IN_PROCESS,
+    EvalDataset,
+    accumulate,
+    evaluation_of,
+    oom_as_error,
+)
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
@@ -72,7 +78,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     say = console.print
     tell = say if group.is_main else Terminal(stderr=True, markup=False).print
     set_machine(plan)
-    with handle_signals(say) as stop:
+    batch = plan.micro_batch or plan.replica_batch
+    with handle_signals(say) as stop, oom_as_error(batch, group.device):
         data = job.source(output)
         images = open_images(data, "train", expected_classes(recipe), group, plan.reading)
         if images.note:

@@ -158,11 +158,29 @@ def test_a_fine_tuning_has_a_script_too_in_a_new_folder(tmp_path: Path, folder: 
     [
         ("regnet_y", "teacher is 'regnet_y', which neither the zoo nor timm knows; give a name"),
         ("./nowhere", "nowhere"),
+        ("nowhere.safetensors", "checkpoint 'nowhere.safetensors' does not exist; give "),
+        ("deit_pico_digits@a/b.pth", "checkpoint 'a/b.pth' does not exist; give "),
     ],
 )
 def test_a_dry_run_refuses_a_teacher_that_cannot_be_had(teacher: str, told: str) -> None:
     changes = ("--set", f"teacher={teacher}", "--set", "distillation=hard")
     assert told in sentence(deit_zoo(*PICO, *changes, "--dry-run", server="training"))
+
+
+@each_row(
+    "teacher",
+    [
+        "hf://me/t/model.safetensors",
+        "hf://me/t@main/model.safetensors",
+        "deit_pico_digits@hf://me/t/model.safetensors",
+    ],
+)
+def test_a_dry_run_fetches_no_teacher(teacher: str) -> None:
+    # Whoever fetched one would be refused here, where there is no network.
+    changes = ("--set", f"teacher={teacher}", "--set", "distillation=hard")
+    done = deit_zoo(*PICO, *changes, "--dry-run", server="training")
+    assert (done.status, done.err) == (0, "")
+    assert f"hard from {teacher}, " in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize("words", [("--lr", "0.005", "--log-steps=7"), ("--lr=0.005",)])

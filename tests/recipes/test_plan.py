@@ -460,6 +460,16 @@ def test_a_plan_says_what_is_unusual() -> None:
     )
 
 
+def test_of_a_network_of_more_blocks_no_figure_of_the_published_one_is_told() -> None:
+    taught = changed(RECIPES["deit3_small"], ["distillation=hard", "teacher=regnety_160_deit"])
+    lines = lines_of(taught, teacher_labels="labels")
+    assert lines["memory"].startswith("0.4 GB in each process ")  # 22,059,496 parameters
+    assert " of the multiply-accumulates are saved" in lines["teacher labels"]
+    deeper = lines_of(replace(taught, blocks="36"), teacher_labels="labels")
+    assert "memory" not in deeper
+    assert "multiply-accumulates" not in deeper["teacher labels"]
+
+
 def test_a_plan_of_few_images_says_that_an_epoch_is_all_of_them() -> None:
     recipe = replace(DEIT_BASE, batch_size=96, repeated_aug=1)
     lines = dict(plan_of(recipe, processes=1, num_images=100).lines())

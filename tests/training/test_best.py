@@ -147,7 +147,10 @@ def test_best_weights_of_an_epoch_that_the_log_has_not_are_none_and_the_next_tak
     keep_best(output, deit_zoo.create(PICO), number, reached, {}, told.append)
     [sentence], best = told, best_epoch(output)
     assert sentence.endswith(
-        "is torn or altered, or of no epoch in log.jsonl: it is the best no more"
+        "is gone, torn or altered, or of no epoch in log.jsonl: the best of those before is lost"
     )
     assert best is not None
     assert best["loss"] == reached.loss
+    shutil.rmtree(output / "best")
+    keep_best(output, deit_zoo.create(PICO), number + 1, reached, {}, told.append)
+    assert told == [sentence, sentence]

@@ -380,16 +380,29 @@ def test_a_process_that_dies_every_time_ends_the_run_in_one_sentence(
     assert tree.members() == {}
 
 
+NO_TEACHER = ("--set", "distillation=hard", "--set", "teacher=deit_zoo_has_no_such_teacher")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "env", "told"),
+    [
+        (NO_TEACHER, {}, "teacher is 'deit_zoo_has_no_such_teacher', which neither "),
+        ((), {"GLOO_SOCKET_IFNAME": "nosuch"}, "the 2 processes do not meet ("),
+    ],
+    ids=["teacher", "network"],
+)
 def test_an_error_that_every_process_meets_is_one_sentence_and_nothing_is_tried_again(
-    begin: Callable[..., Tree], place: Path
+    begin: Callable[..., Tree],
+    tmp_path: Path,
+    words: tuple[str, ...],
+    env: dict[str, str],
+    told: str,
 ) -> None:
-    teacher = ("--set", "distillation=hard", "--set", "teacher=deit_zoo_has_no_such_teacher")
-    tree = begin(place / "teacher", "--processes", "2", *teacher)
-    told = "error: teacher is 'deit_zoo_has_no_such_teacher', which neither "
-    assert error_of(tree).startswith(told)
+    tree = begin(tmp_path, "--processes", "2", *words, **env)
+    assert error_of(tree).startswith(f"error: {told}")
     assert "begin again" not in tree.stderr
-    assert not (place / "teacher" / elastic.EXIT_STATUS_FILE).exists()
+    assert not (tmp_path / elastic.EXIT_STATUS_FILE).exists()
 
 
 @pytest.mark.slow
@@ -603,15 +616,19 @@ def test_a_world_size_that_is_no_number_is_another_launchers(bare: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("size", "but"),
-    [("4", "--gpus and --nodes ask for 2"), ("2", "MASTER_ADDR is not set")],
+    ("size", "gpus", "but"),
+    [
+        ("4", 0, "--processes and --nodes ask for 2"),
+        ("4", 2, "--gpus and --nodes ask for 2"),
+        ("2", 0, "MASTER_ADDR is not set"),
+    ],
 )
 def test_variables_of_torchrun_that_do_not_fit_are_refused(
-    bare: pytest.MonkeyPatch, size: str, but: str
+    bare: pytest.MonkeyPatch, size: str, gpus: int, but: str
 ) -> None:
     set_all(bare, {"RANK": "0", "WORLD_SIZE": size})
     with pytest.raises(RecipeError) as caught:
-        elastic.is_rank(make_plan("deit_pico_digits", gpus=0, processes=2))
+        elastic.is_rank(make_plan("deit_pico_digits", gpus=gpus, processes=None if gpus else 2))
     assert str(caught.value) == (
         f"RANK and WORLD_SIZE={size} say that torchrun started {size} processes, but {but}; make "
         "the two agree, or unset both variables where torchrun did not start this"

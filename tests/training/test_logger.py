@@ -313,9 +313,11 @@ def test_a_run_that_goes_back_over_an_epoch_cuts_the_log_too(tmp_path: Path) -> 
     with Screen(tmp_path).watch as watch:
         for epoch in (0, 1, 2):
             begin(watch, epoch, EpochStats())
-            watch.epoch(record(epoch))
+            watch.epoch(record(epoch, 50.0 + epoch))
         begin(watch, 1, EpochStats(step=4))
-        assert logged(tmp_path) == [0]
+        assert (logged(tmp_path), watch.best) == ([0], 50.0)
+        begin(watch, 0, EpochStats())
+        assert (logged(tmp_path), watch.best) == ([], None)
 
 
 @pytest.mark.usefixtures("unknown")

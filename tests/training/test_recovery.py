@@ -151,6 +151,10 @@ def test_a_weight_that_the_last_step_of_an_epoch_spoils_is_neither_measured_nor_
     ) in capsys.readouterr().err.splitlines()
     assert skipped(tmp_path) == [0, 2, 0]
     assert_finite(tmp_path)
+    # Each epoch has its last line, also where its last steps are left out.
+    lines = [strict_json(row) for row in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    covered = [[row[key] for key in ("epoch", "step", "steps", "skipped")] for row in lines]
+    assert covered == [[0, 7, 8, 0], [1, 5, 6, 2], [2, 7, 8, 0]]
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,13 @@ import csv
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -20,8 +23,13 @@ from deit_zoo.errors import DataError
 from deit_zoo.training.finetune import finetune
 from deit_zoo.training.job import Job, read_job
 from deit_zoo.training.launch import reproduce
+from deit_zoo.training.state_files import position_of, states
+from support.command import Done
+from support.runs import train, words_of
 
 PICO = "deit_pico_digits"
+# Of a recipe on a folder, an epoch.
+FEW = ("data=folder", "epochs=1", "batch_size=4", "replicas=1", "warmup_epochs=0")
 
 
 def write(folder: Path, classes: str, count: int) -> Path:
@@ -112,6 +120,24 @@ def test_what_a_failed_start_left_binds_no_other_recipe(
         finetune(PICO, data=cats, output=tmp_path / "out", val_share=0.5, workers=0, say=fail)
     job = read_job(tmp_path / "out")
     assert (job.plan.recipe.epochs, job.val_share) == (50, 0.5)
+
+
+def test_a_start_that_was_killed_before_its_first_step_binds_no_other_archive(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    for name, classes in (("two", "01"), ("three", "789")):
+        for split in ("train", "val"):
+            write(tmp_path / name / split, classes, 6)
+    two, three = (
+        Path(shutil.make_archive(str(tmp_path / name), "tar", tmp_path / name))
+        for name in ("two", "three")
+    )
+    output = tmp_path / "out"
+    dead = command(*words_of(FEW, output, two), before='at_call(run.MetricLogger, "step", 0)')
+    assert dead.status == -signal.SIGKILL, dead.err
+    assert [position_of(file) for file in states(output)] == [(0, 0)]
+    train(FEW, output, three)
+    assert deit_zoo.create(PICO, checkpoint=output).labels == ("7", "8", "9")
 
 
 def test_a_finished_run_is_of_the_data_that_it_began_with(tmp_path: Path, cats: Path) -> None:
@@ -224,6 +250,32 @@ def test_many_unreadable_images_are_refused_before_the_start(tmp_path: Path, cat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["a table", "an archive", "archives"])
+def test_who_measures_on_members_hears_which_of_them_were_learned(
+    form: str, tmp_path: Path, cats: Path
+) -> None:
+    data, files = tmp_path / "data", sorted(cats.rglob("*.png"))
+    data.mkdir()
+    if form == "a table":
+        images = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        names = [file.parent.name for file in files]
+        columns = {"image": images, "name": names, "by": ["Ann"] * len(files)}
+        parquet.write_table(pa.table(columns), data / "x.parquet")
+        data = data / "x.parquet,label=name"
+    else:
+        packed = {"0": cats} if form == "an archive" else {name: cats / name for name in "01"}
+        for name, folder in packed.items():
+            with ZipFile(data / f"{name}.zip", "w") as archive:
+                for file in folder.rglob("*.png"):
+                    archive.write(file, file.relative_to(cats))
+    tune(tmp_path / "out", data)
+    for measured in (data, data / "1.zip")[: 2 if form == "archives" else 1]:
+        told: list[str] = []
+        deit_zoo.evaluate(str(tmp_path / "out"), measured, say=told.append)
+        count = "16 of these 20" if measured == data else "8 of these 10"
+        assert told[-1].startswith(f"{count} images are those that the model learned from, so ")
+
+
 @pytest.mark.parametrize(("images", "most"), [(1, 3), (120, 3), (4_000, 4), (1_281_167, 1281)])
 def test_a_run_can_do_without_three_images_or_a_thousandth(images: int, most: int) -> None:
     assert most_unreadable(images) == most
@@ -234,9 +286,8 @@ def test_a_recipe_on_a_folder_keeps_its_list_too(tmp_path: Path, cats: Path) -> 
     cats.rename(tmp_path / "parted" / "train")
     (tmp_path / "parted" / "train" / "1" / "empty.png").touch()
     told: list[str] = []
-    changes = ["data=folder", "epochs=1", "batch_size=4", "replicas=1", "warmup_epochs=0"]
     output, data = tmp_path / "out", tmp_path / "parted"
-    typed: dict[str, Any] = {"gpus": 0, "data": data, "changes": changes, "workers": 0}
+    typed: dict[str, Any] = {"gpus": 0, "data": data, "changes": FEW, "workers": 0}
     reproduce(PICO, output=output, tell=told.append, **typed)
     assert len(told) == 2
     assert "byte for byte" in told[1]  # val/ is of the first digits too
