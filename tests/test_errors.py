@@ -1,13 +1,19 @@
-"""What is never told: passwords, tokens, and what gives access to a file at its address."""
+"""What an error never tells, such as passwords and tokens, and that it reaches any process."""
 
 from __future__ import annotations
 
+import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from deit_zoo.errors import CheckpointError, redact
+import deit_zoo
+from deit_zoo.errors import CheckpointError, ZooError, redact
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,22 @@ def test_a_long_text_is_read_in_one_go() -> None:
         f"for one in {pieces}: redact(one * 100_000 + '://' + one * 100_000)"
     )
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+
+
+def subclasses(of: type[ZooError]) -> Iterator[type[ZooError]]:
+    yield of
+    for kind in of.__subclasses__():
+        yield from subclasses(kind)
+
+
+def test_every_error_reaches_another_process_and_is_made_anew_of_its_sentence() -> None:
+    root = Path(deit_zoo.__file__).parent
+    for file in root.rglob("*.py"):
+        if re.search(r"^class \w+\(\w*Error", file.read_text(encoding="utf-8"), re.MULTILINE):
+            import_module(".".join(file.relative_to(root.parent).with_suffix("").parts))
+    kinds = {*subclasses(ZooError)}
+    assert {"UnknownFormatError", "WorkersDiedError"} <= {kind.__name__ for kind in kinds}
+    for kind in kinds:
+        error = kind("it is so; do this")
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), str(error)) == (kind, str(error), "it is so; do this")

@@ -108,7 +108,8 @@ def _imagenet(root: Path, split: str) -> _Source:
             f"{root} holds no {LABEL_FILES[0]}, which sorts the images of {IMAGENET_VAL}; put it "
             f"there, or Kaggle's {LABEL_FILES[-1]}"
         )
-    return _Source([archive], [labels], partial(list_imagenet_val, archive, labels))
+    kit = [file for file in (labels, *sorted(labels.rglob("*"))) if file.is_file()]
+    return _Source([archive], kit, partial(list_imagenet_val, archive, labels))
 
 
 def _is_imagenet(path: Path) -> bool:

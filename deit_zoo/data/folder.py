@@ -162,6 +162,8 @@ def check_utf8(name: str, what: str, advice: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{what} is not UTF-8 ({name!a}); {advice}") from error
+    if "\r" in name:  # which ends a row where older Pythons read a CSV
+        raise DataError(f"{what} holds a line's end ({name!a}); rename it")
 
 
 def split_folder(root: Path, split: str) -> Path | None:

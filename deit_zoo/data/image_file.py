@@ -19,10 +19,13 @@ MOST_BYTES = 8 * MAX_PIXELS  # of a file, as of four channels of 16 bits
 
 
 class UnreadableError(DataError):
-    """A file is none that can be decoded here; `reason` says why, and what would help."""
+    """A file is none that can be decoded here; `reason` says why, and what would help.
 
-    def __init__(self, name: object, reason: str) -> None:
-        super().__init__(f"{name} is {reason}")
+    Pickle and torch make it anew from its sentence alone.
+    """
+
+    def __init__(self, name: object, reason: str = "") -> None:
+        super().__init__(f"{name} is {reason}" if reason else str(name))
         self.reason = reason
 
 

@@ -153,8 +153,10 @@ class MemberSet(ListSet):
         images = {image.path: image for image in of.of(split)}
         for path in (self._paths[index] for index in range(len(self))):
             number, image = number_of.get(path, -1), images[path]
-            there = (members.classes[members.label_of(number)], members.bytes_of(number))
-            if number < 0 or there != image[1:3]:
+            if number < 0 or image[1:3] != (
+                members.classes[members.label_of(number)],
+                members.bytes_of(number),
+            ):
                 raise DataError(
                     f"{members.root / path} is not what it was when the run began; give the run "
                     f"the {of.data} that it began with"

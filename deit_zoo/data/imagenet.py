@@ -28,7 +28,7 @@ LABEL_FILES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION
 def label_file_in(folder: Path) -> Path | None:
     """What sorts the validation images, where it lies in a folder."""
     files = (folder / name for name in LABEL_FILES)
-    return next((file for file in files if file.is_file() or file.is_dir()), None)
+    return next((file for file in files if file.exists()), None)
 
 
 def validation_labels(source: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _columns(file: Path) -> tuple[list[int], Columns]:
     if wrong := next((number for number, row in rows if len(row) != len(heading)), None):
         raise DataError(f"row {wrong} of {file} has not the {len(heading)} columns of the first")
     columns = list(zip(heading, zip(*(row for _, row in rows), strict=True), strict=bool(rows)))
-    columns = [(name, cells) for name, cells in columns if any(cells) or not rows]
+    columns = [(name, cells) for name, cells in columns if any(cells)]
     if len(columns) > 2 and not columns[0][0] and all(map(str.isdecimal, columns[0][1])):
         del columns[0]  # the index of pandas
     names = [name for name, _ in columns]
@@ -178,7 +178,7 @@ def _files(root: Path, columns: Columns, chosen: str | None) -> tuple[str, dict[
     column = chosen or _called("file", columns) or next(named, None)
     candidates = [column] if column else list(columns)
     names = {candidate: columns.get(candidate, ()) for candidate in candidates}
-    if any(os.path.exists(root / _path(root, name)) for name in names[candidates[0]] if name):
+    if any(os.path.isfile(root / _path(root, name)) for name in names[candidates[0]] if name):
         return candidates[0], {}
     wanted = {_one_form(name): name for cells in names.values() for name in cells}
     places: dict[str, list[str]] = {}
@@ -188,8 +188,7 @@ def _files(root: Path, columns: Columns, chosen: str | None) -> tuple[str, dict[
         for less in {*ends, *(os.path.splitext(end)[0] for end in ends)} & wanted.keys():
             places.setdefault(wanted[less], []).append(path)
     found = {name: its[0] for name, its in places.items() if len(its) == 1}
-    telling = (name for name in candidates if not found.keys().isdisjoint(names[name]))
-    return next(telling, candidates[0]), found
+    return max(candidates, key=lambda name: len(found.keys() & names[name])), found
 
 
 def _one_form(name: str) -> str:

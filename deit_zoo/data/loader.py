@@ -33,10 +33,13 @@ _END = object()
 
 
 class WorkersDiedError(ZooError):
-    """Processes that read for a loader ended before their work: how each, and what would help."""
+    """Processes that read for a loader ended before their work: how each, and what would help.
 
-    def __init__(self, ends: str, advice: str) -> None:
-        super().__init__(f"{ends}; {advice}")
+    Pickle makes it anew from its sentence alone.
+    """
+
+    def __init__(self, ends: str, advice: str = "") -> None:
+        super().__init__(f"{ends}; {advice}" if advice else ends)
         self.ends, self.advice = ends, advice
 
 

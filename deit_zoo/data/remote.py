@@ -126,7 +126,9 @@ def _look(url: str) -> _File:
     files, path = _file_system(url)
     try:
         facts = files.info(path)
-        state = {"size": facts.get("size"), "state": files.ukey(path), "md5": _md5_of(facts)}
+        # fsspec takes what lies at https:// for unchanging.
+        tag = (facts.get("ETag") or facts.get("Last-Modified")) if url.startswith("http") else None
+        state = {"size": facts.get("size"), "state": tag or files.ukey(path), "md5": _md5_of(facts)}
     except Exception as error:
         raise _not_fetched(url, error) from error
     folder, _, name = url.rpartition("/")

@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from deit_zoo.data.archive_set import ArchiveSet
 from deit_zoo.data.decode import error_context
 from deit_zoo.data.folder import class_folders, part_folder, split_folder
 from deit_zoo.data.image_list import SPLIT_FILE, is_split, read_split
-from deit_zoo.data.image_set import ImageSet, are_numbers, kind_of, open_set
+from deit_zoo.data.image_set import ImageSet, absolute, are_numbers, kind_of, open_set
 from deit_zoo.data.images import MissingSplitError, class_counts
 from deit_zoo.data.loader import Loader
 from deit_zoo.data.survey import most_unreadable
+from deit_zoo.data.table import TableSet, split_address
 from deit_zoo.errors import DataError, ZooError, first_of
 from deit_zoo.machine import shared
 from deit_zoo.manifest import LocalCheckpoint, Reading
@@ -116,12 +118,19 @@ def note_on_learned(model: ZooModel, images: ImageSet) -> str:
     file = weights.path.parent / SPLIT_FILE if isinstance(weights, LocalCheckpoint) else Path()
     if not (file.is_file() and is_split(file)):
         return ""
-    run, measured = read_split(file), [images.name_of(n) for n in range(len(images))]
-    # Of a million images that were learned, only what may be one of these is looked at on the disk.
-    names = set(map(os.path.basename, measured))
-    paths = (run.root / image.path for image in run.of("train"))
-    learned = {os.path.realpath(path) for path in paths if path.name in names}
-    count = sum(os.path.realpath(path) in learned for path in measured if learned)
+    run, numbers = read_split(file), range(len(images))
+    place = images.data if isinstance(images, TableSet) else images.where
+    is_the_runs = split_address(absolute(place))[0] == split_address(run.data)[0]
+    if is_the_runs and isinstance(images, ArchiveSet | TableSet):
+        learned = {image.path for image in run.of("train")}
+        count = sum(images.path_in_root(number) in learned for number in numbers)
+    else:
+        measured = [images.name_of(number) for number in numbers]
+        # Of a million that were learned, only what may be one of these is looked at on the disk.
+        names = set(map(os.path.basename, measured))
+        paths = (run.root / image.path for image in run.of("train"))
+        learned = {os.path.realpath(path) for path in paths if path.name in names}
+        count = sum(os.path.realpath(path) in learned for path in measured if learned)
     if not count:
         return ""
     return (
@@ -130,13 +139,18 @@ def note_on_learned(model: ZooModel, images: ImageSet) -> str:
     )
 
 
-def folder_classes(data: str | Path) -> list[str]:
-    """The classes of which a validation set has images; none where they go by their order."""
+def folder_classes(data: str | Path, model: Sequence[str]) -> list[str]:
+    """The classes of which a validation set has images; none where all are the model's, or go by
+    their order."""
     kind = kind_of(data)
     if kind == "folder":
         return class_folders(validation_folder(Path(data)))
     if kind == "heap":
         return []
+    if kind == "table":
+        with suppress(DataError):  # few images need not say by their numbers how many classes are
+            validation_set(data, model, several=True)
+            return []
     images = validation_set(data, several=True)
     if kind == "list":
         return [name for name, count in class_counts(images).items() if count]
@@ -261,6 +275,8 @@ def evaluation_of(sums: Sums, dataset: EvalDataset) -> Evaluation:
         mask = dataset.label_mask(torch.arange(len(dataset)), logits.shape[1]).numpy()
         by_class = map(average_precision, logits[read].T, mask[read].T)
         precisions = [precision for precision in by_class if precision is not None]
+        if not precisions:
+            raise DataError("no image that can be read has a label; mend those that have")
         mean_ap = 100.0 * sum(precisions) / len(precisions)
     return Evaluation(
         top1=100.0 * top1 / max(num_judged, 1.0),

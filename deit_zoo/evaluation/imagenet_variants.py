@@ -115,7 +115,7 @@ def _own_classes(
 ) -> tuple[ImageSet, tuple[int, ...] | None]:
     """Images of the model's own classes, or of some, and which compete: all of one's own, of
     published classes those that have images."""
-    present = set(folder_classes(data))
+    present = set(folder_classes(data, folders))
     some = [folder for folder in folders if folder in present]
     subset = None
     is_published = tuple(folders) in map(published_folders, ("imagenet1k", "digits"))

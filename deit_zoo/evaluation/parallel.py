@@ -229,7 +229,7 @@ def _exchange(
         process.stdin.flush()
         while isinstance(message := pickle.load(process.stdout), int):
             messages.put((rank, message))
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError):  # it died, or was ended
+    except Exception:  # it died, was ended, or replied what nobody can read
         message = None
     messages.put((rank, message))
 

@@ -233,23 +233,26 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _parquet(rows: Sequence[Sequence[Any]]) -> bytes:
-    """A table with numbers as numbers, where all of a column are."""
+    """A table of images: the split, the file, its class or labels and the prediction, as texts, and
+    then numbers."""
     import pyarrow as pa
     from pyarrow import parquet
 
     heading, *body = rows
-    columns = [_numbers(column) for column in zip(*body, strict=True)]
+    kinds = [_texts] * 4 + [_numbers] * (len(heading) - 4)
+    columns = [pa.array(kind(cells)) for kind, *cells in zip(kinds, *body, strict=True)]
     sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_arrays([*map(pa.array, columns)], names=heading), sink)
+    parquet.write_table(pa.Table.from_arrays(columns, names=heading), sink)
     return sink.getvalue()
 
 
 def _numbers(cells: Sequence[Any]) -> Sequence[Any]:
-    """Numbers where all are, else texts in UTF-8; of a file's name another byte is as `\\xe9`."""
-    try:
-        return [cell if isinstance(cell, int) else float(cell) for cell in cells]
-    except ValueError:
-        return [os.fsencode(str(cell)).decode("utf-8", "backslashreplace") for cell in cells]
+    return [cell if isinstance(cell, int) else float(cell) for cell in cells]
+
+
+def _texts(cells: Sequence[str]) -> Sequence[str]:
+    """Texts in UTF-8; of a file's name another byte is as `\\xe9`."""
+    return [os.fsencode(cell).decode("utf-8", "backslashreplace") for cell in cells]
 
 
 def _page(title: str, shown: Contents) -> str:

@@ -113,14 +113,15 @@ def draw(points: Sequence[Point], where: str) -> bytes:
         f"{hardware}\n{source}": {name: speed for name, speed in speeds.items() if name in top1}
         for (hardware, source), speeds in PUBLISHED.items()
     }
-    families = [family for family in TITLES if any(point.family == family for point in points)]
+    own = {point.family for point in points}
+    families = [name for name in (*TITLES, *sorted(own - TITLES.keys())) if name in own]
     width = max(len(families), 2)  # in panels
     parts = [width, 1.2] if any(known.values()) else [width]
     figure = new_figure(3.4 * sum(parts), 5.6)
     here, *elsewhere = figure.subfigures(1, len(parts), squeeze=False, width_ratios=parts)[0]
     panels = here.subplots(1, len(families), sharex=True, sharey=True, squeeze=False)[0]
     for panel, family in zip(panels, families, strict=True):
-        panel.set_title(TITLES[family], loc="left")
+        panel.set_title(TITLES.get(family, family), loc="left")
         draw_series(panel, [point for point in points if point.family == family])
         others = [point for point in points if point.family != family]
         panel.scatter(

@@ -169,6 +169,7 @@ class OptimizedModel(nn.Module):
         super().__init__()
         self.spec, self.checkpoint, self.labels = model.spec, model.checkpoint, model.labels
         self.problem_type, self.crop_pct = model.problem_type, model.crop_pct
+        self.reading = model.reading
         self.img_size, self.num_classes = model.img_size, model.num_classes
         self.embed_dim = model.embed_dim
         self.precision = kind

@@ -20,11 +20,13 @@ from PIL import Image
 import deit_zoo
 from deit_zoo.cli.evaluate import judge, print_report, published_for, report_of
 from deit_zoo.data.digits import write_folder
+from deit_zoo.data.formats import decodable
 from deit_zoo.manifest import manifest_path
 from deit_zoo.results import Evaluation
 from deit_zoo.weights.load import save_model
 from deit_zoo.zoo import info
 from support.command import Process, forked_python, run_python
+from support.images import HEIC
 
 MODEL = "deit_pico_digits"
 COMMAND = ["-m", "deit_zoo", "evaluate"]
@@ -75,6 +77,19 @@ def test_two_processes_print_the_same_data(digits: Path) -> None:
     assert (row["model"], row["labels"], row["reached"]) == (MODEL, None, True)
     assert (row["num_images"], row["num_judged"]) == (360, 360)
     assert row["source"] == "deit-zoo reproduce deit_pico_digits --gpus 0"
+
+
+@pytest.mark.skipif("HEIF" in decodable(), reason="pillow-heif is here")
+def test_an_image_that_a_process_cannot_decode_is_one_sentence(
+    digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits / "val", tmp_path / "data")
+    bad = sorted((tmp_path / "data" / "9").iterdir())[-1]
+    bad.write_bytes(HEIC)
+    done = evaluate(MODEL, "--data", tmp_path / "data", "--processes", 2)
+    assert (done.returncode, done.stdout) == (2, "")
+    advice = "which nothing here decodes; type: pip install pillow-heif"
+    assert done.stderr == f"error: {bad} is a HEIC image, {advice}\n"
 
 
 def test_a_figure_that_falls_short_exits_1(digits: Path, claiming: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ from deit_zoo.evaluation.accuracy import validation_set
 from deit_zoo.training.checks import check_classes
 from deit_zoo.training.launch import recipe_for
 from support.archives import CLASSES, FILES, FORMS, imagenet, one_tar, part, shards, stored_zip
-from support.imagenet import solution_csv, write_tar
+from support.imagenet import kit_files, solution_csv, write_tar
 from support.images import encoded, photo, refused, write
 from support.tables import each_row
 
@@ -97,6 +97,20 @@ def test_kaggles_table_sorts_imagenets_validation_images_too(tmp_path: Path) -> 
     table = solution_csv(["n02", "n10", "n01", "n02", "n10"])
     write(tmp_path, {"LOC_val_solution.csv": table})
     assert content(open_set(tmp_path, "val")) == before
+
+
+def test_an_unpacked_kit_sorts_imagenets_validation_images_and_its_changes_are_seen(
+    tmp_path: Path,
+) -> None:
+    imagenet(tmp_path)
+    before, labels = content(open_set(tmp_path, "val")), ["n02", "n10", "n01", "n02", "n10"]
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for changed in (False, True):
+        kit = kit_files(["n10", "n01", "n02"], labels[::-1] if changed else labels)
+        write(tmp_path, {name: file for name, file in kit.items() if not name.endswith("/")})
+        for file in (tmp_path / "ILSVRC2012_devkit_t12").rglob("*.txt"):
+            os.utime(file, (int(changed), int(changed)))
+        assert (content(open_set(tmp_path, "val")) != before) == changed
 
 
 @pytest.mark.parametrize("form", ["stored_zip", "deflated_zip", "one_tar"])

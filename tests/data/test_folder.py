@@ -12,11 +12,12 @@ from torchvision.datasets import ImageFolder
 
 import deit_zoo
 from deit_zoo.data.folder import FolderSet, class_folders
+from deit_zoo.data.formats import decodable
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.split import list_images
 from deit_zoo.data.survey import scan, validate
 from deit_zoo.evaluation.accuracy import validation_set
-from support.images import photo, refused, write
+from support.images import HEIC, photo, refused, write
 from support.tables import each_row
 
 
@@ -77,13 +78,35 @@ def test_a_set_travels_to_another_process(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_in_an_evaluation_is_one_sentence(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b"not found",
+            "cannot be read as an image (its format is not known); give a whole JPEG, PNG, WebP, "
+            "GIF, BMP or TIFF file",
+        ),
+        pytest.param(
+            HEIC,
+            "is a HEIC image, which nothing here decodes; type: pip install pillow-heif",
+            marks=pytest.mark.skipif("HEIF" in decodable(), reason="pillow-heif is here"),
+        ),
+    ],
+    ids=["no image", "HEIC"],
+)
+def test_a_bad_image_in_an_evaluation_is_one_sentence(
+    tmp_path: Path, content: bytes, reason: str, workers: int
+) -> None:
     write(tmp_path, {f"val/{digit}/1.png": photo("red") for digit in range(10)})
-    write(tmp_path, {"val/4/1.png": b"not found"})
+    write(tmp_path, {"val/4/1.png": content})
     told = refused(lambda: deit_zoo.evaluate("deit_pico_digits", tmp_path, workers=workers))
-    assert told == (
-        f"{tmp_path}/val/4/1.png cannot be read as an image (its format is not known); give a "
-        "whole JPEG, PNG, WebP, GIF, BMP or TIFF file"
+    assert told == f"{tmp_path}/val/4/1.png {reason}"
+
+
+def test_a_class_folder_whose_name_ends_in_a_carriage_return_is_refused(folder: Path) -> None:
+    (folder / "train" / "red").rename(folder / "train" / "red\r")
+    assert refused(lambda: open_set(folder, "train")) == (
+        f"the name of a class folder of {folder}/train holds a line's end ('red\\r'); rename it"
     )
 
 

@@ -13,7 +13,7 @@ from deit_zoo.data.folder import is_image
 from deit_zoo.data.formats import FORMATS, IMAGE_SUFFIXES, decodable, undecodable
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.survey import bad_images
-from support.images import encoded, refused, write
+from support.images import HEIC, encoded, refused, write
 from support.tables import each_row
 
 # Pillow's formats that are no raster images, that start a program (Ghostscript for EPS), whose
@@ -23,8 +23,6 @@ OF_SCREENS = {"BLP", "CUR", "DDS", "FTEX", "ICNS", "ICO", "XBM", "XPM"}
 NO_RASTER = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
 NO_IMAGES = NO_RASTER | OF_THE_PAST | OF_SCREENS
 ADVICE = "which nothing here decodes; type: pip install pillow-heif"
-# The first bytes of a photograph of an iPhone.
-HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic" + bytes(64)
 
 
 def test_every_ending_that_pillow_knows_is_an_image_or_known_to_be_none() -> None:

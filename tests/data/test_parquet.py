@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from deit_zoo.data.parquet import ParquetSet
 from deit_zoo.data.split import check_split
 from deit_zoo.data.survey import bad_images, inspect, validate
 from deit_zoo.errors import DataError
-from support.images import photo, refused
+from support.images import encoded, photo, refused
 
 FEATURES = {
     "image": {"_type": "Image"},
@@ -299,18 +299,24 @@ def test_labels_of_a_table_are_read_as_those_of_a_csv(tmp_path: Path) -> None:
         label("a", "b", "a", split=["train", "val", "val"])
 
 
-def test_a_table_of_some_of_the_models_classes_is_measured(tmp_path: Path) -> None:
-    names = dict(zip("0123456789", "abcdefghij", strict=True))
-    chosen = [(image, label) for image, label in list(digits())[:20] if label in "124"]
-    rows = {"label": [names[label] for _, label in chosen], "image": []}
-    for image, _ in chosen:
-        image.save(file := BytesIO(), "png")
-        rows["image"].append({"bytes": file.getvalue(), "path": None})
-    write_parquet(tmp_path / "x.parquet", pa.table(rows))
+@pytest.mark.parametrize(
+    ("labels", "shown", "said"),
+    [
+        ("abcdefghij", "124", "FILE has 3 of the model's 10 classes, and no image of another"),
+        (range(10), "9", ""),  # fewer images than the largest label
+        (range(1, 11), "0358", ""),
+        (range(1, 11), "39", ""),  # without the first class
+    ],
+)
+def test_a_table_of_some_of_the_models_classes_is_measured(
+    labels: Sequence[Any], shown: str, said: str, tmp_path: Path
+) -> None:
+    chosen = [(image, digit) for image, digit in list(digits())[:20] if digit in shown]
+    rows: dict[str, list[Any]] = {"label": [labels[int(digit)] for _, digit in chosen]}
+    images = [{"bytes": encoded(image), "path": None} for image, _ in chosen]
+    write_parquet(tmp_path / "x.parquet", pa.table(rows | {"image": images}))
     model, told = deit_zoo.create("deit_pico_digits", pretrained=True), []
-    model.labels = tuple(names.values())
+    model.labels = tuple(map(str, labels))
     reached = deit_zoo.evaluate(model, tmp_path / "x.parquet", say=told.append)
-    assert (reached.num_images, reached.top1) == (len(chosen), 100.0)
-    assert told == [
-        f"{tmp_path}/x.parquet has 3 of the model's 10 classes, and no image of another"
-    ]
+    assert (reached.num_images, reached.top1) == (2 * len(shown), 100.0)
+    assert told == ([said.replace("FILE", f"{tmp_path}/x.parquet")] if said else [])

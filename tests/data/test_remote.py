@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,17 +33,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Server(NamedTuple):
-    """A server of the files in a folder: what it was asked for, and what it does not tell."""
+    """A server of the files in a folder: what it was asked for, cuts short, and tags."""
 
     url: str
     folder: Path
     sent: list[str]
     cut: set[str]
+    tags: dict[str, str]
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     folder, sent, cut = Path(shards(tmp_path / "served", FILES)), [], set()
+    tags: dict[str, str] = {}
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
@@ -51,6 +54,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
         def do_GET(self) -> None:
             sent.append(self.path)
             super().do_GET()
+
+        def end_headers(self) -> None:
+            if self.path in tags:
+                self.send_header("ETag", tags[self.path])
+            super().end_headers()
 
         def copyfile(self, source: Any, outputfile: Any) -> None:
             content = source.read()
@@ -62,7 +70,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
         thread = Thread(target=served.serve_forever, daemon=True)
         thread.start()
-        yield Server(f"http://127.0.0.1:{served.server_port}", folder, sent, cut)
+        yield Server(f"http://127.0.0.1:{served.server_port}", folder, sent, cut, tags)
         served.shutdown()
         thread.join()
 
@@ -117,6 +125,22 @@ def test_a_shard_that_is_another_by_now_is_fetched_again(bucket: str, tmp_path: 
     after = content(open_set(bucket, "train"))
     assert (len(before), len(after)) == (12, 12)
     assert len(set(before)) > len(set(after))
+
+
+@pytest.mark.parametrize("tag", ["ETag", "Last-Modified"])
+def test_a_shard_of_the_same_size_with_another_tag_is_fetched_again(
+    server: Server, tag: str
+) -> None:
+    first, second = (server.folder / f"x-train-00{number}.tar" for number in range(2))
+    assert first.stat().st_size == second.stat().st_size
+    found = []
+    for content_of, state in ((first, 0), (second, 10), (second, 10)):
+        first.write_bytes(content_of.read_bytes())
+        os.utime(first, (state, state) if tag == "Last-Modified" else (0, 0))
+        server.tags.update({f"/{first.name}": f'"{state}"'} if tag == "ETag" else {})
+        found.append(content(open_set(f"{server.url}/{PATTERN}", "train")))
+    assert [len(set(images)) for images in found] == [12, 8, 8]
+    assert sorted(server.sent) == [f"/x-train-00{number}.tar" for number in (0, 0, 1, 2)]
 
 
 def test_a_shard_that_breaks_off_is_refused_and_fetched_whole_the_next_time(

@@ -272,12 +272,14 @@ def test_images_without_class_folders_are_told_of_the_list_near_them(tmp_path: P
         "name;breed\ntrain\\{};pug\ntrain\\0a1c;beagle\n",
         "lesion,image,label\n7,train/{}.png,pug\n8,train/0a1c.png,beagle\n",
         "lesion,image,label\n7,{},pug\n8,0a1c,beagle\n",
+        "breed,id\npug,{}\nbeagle,0a1c\n",
     ],
 )
 def test_a_list_may_name_files_without_their_ending_or_their_folder(
     rows: str, tmp_path: Path
 ) -> None:
     # As Kaggle's do. A name that two files have is found of neither.
+    (tmp_path / "pug").mkdir()  # no file that a list names
     both = ["photos/train/0a1b.png", "photos/train/0a1c.png"]
     write(tmp_path, dict.fromkeys([*both, "other/train/2.png"], b""))
     for name, found in (("0a1b", both), ("2", both[1:])):
@@ -287,6 +289,15 @@ def test_a_list_may_name_files_without_their_ending_or_their_folder(
         assert [image.path for image in images.images if image.path in both] == found
         assert images.classes == ["beagle", "pug"]
         assert f"{file} names files by less than their place: {found[0]} by " in images.ignored
+
+
+def test_the_column_that_names_the_most_files_is_theirs(tmp_path: Path) -> None:
+    write(tmp_path, {f"train/{number}.png": b"" for number in range(4)})
+    (file := tmp_path / "labels.csv").write_text("label,id\n1,0\n0,1\n1,2\n0,3\n")
+    images = read_list(file).images
+    assert [(image.path, image.class_name) for image in images] == [
+        (f"train/{number}.png", str(1 - number % 2)) for number in range(4)
+    ]
 
 
 def test_of_the_files_around_a_list_only_so_many_are_looked_at(

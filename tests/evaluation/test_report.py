@@ -137,6 +137,15 @@ def test_the_predictions_are_also_parquet_with_numbers_as_numbers(
     assert not (tmp_path / "report" / "predictions.parquet").exists()
 
 
+def test_classes_that_are_numbers_are_texts_in_parquet(answers: Answers, tmp_path: Path) -> None:
+    answers.classes = ["007", "7", "70"]
+    write_report(tmp_path / "report", "pets", [answers], parquet=True)
+    table = parquet.read_table(tmp_path / "report" / "predictions.parquet")
+    assert table["class"].to_pylist() == ["007"] * 3 + ["7"] * 2 + ["70"]
+    assert table["predicted"].to_pylist() == ["007", "7", "007", "7", "7", "007"]
+    assert [str(kind) for kind in table.schema.types] == ["string"] * 4 + ["double"] * 2 + ["int64"]
+
+
 def test_a_mistake_whose_name_is_no_utf_8_is_drawn_and_in_parquet_too(
     answers: Answers, tmp_path: Path
 ) -> None:

@@ -67,8 +67,10 @@ def test_a_model_without_a_figure_has_no_place_on_the_curve(tmp_path: Path) -> N
     assert sentence(done) == f"no top-1 of {PICO[0]} is known, so it has no place on the curve"
 
 
-@pytest.mark.parametrize("names", [(), PICO])
-def test_the_picture_takes_models_of_either_data_set(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [(), PICO, ("convnet_pico_digits",)])
+def test_the_picture_takes_models_of_either_data_set_and_of_any_family(
+    names: tuple[str, ...],
+) -> None:
     top1 = speed.top1_of_models()
     points = [
         curve.Point(

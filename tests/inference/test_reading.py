@@ -175,7 +175,9 @@ def test_an_older_file_with_labels_keeps_its_reading(tmp_path: Path) -> None:
     file = tmp_path / "older.safetensors"
     model = deit_zoo.create("deit_pico_digits", num_classes=2)
     weights.load.save_model(model, file, labels=["a", "b"])
-    assert reading_for(deit_zoo.create("deit_pico_digits", checkpoint=file)) == "upstream"
+    again = deit_zoo.create("deit_pico_digits", checkpoint=file)
+    assert reading_for(again) == "upstream"
+    assert reading_for(deit_zoo.optimize(again, "float32", compile=False)) == "upstream"
 
 
 def test_a_reading_that_there_is_not_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 from deit_zoo.errors import DataError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+# The first bytes of a photograph of an iPhone.
+HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic" + bytes(64)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

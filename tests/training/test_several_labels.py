@@ -386,6 +386,19 @@ def test_an_image_that_is_skipped_is_in_no_figure(tagged: Path, run: Path, tmp_p
     assert figures[0] == pytest.approx(figures[1])
 
 
+def test_where_no_image_with_a_label_can_be_read_there_is_no_mean(tmp_path: Path) -> None:
+    for number, (image, _) in enumerate(list(digits())[:3]):
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").touch()
+    rows = (*(f"{number}.png," for number in range(3)), "broken.png,big|even|round")
+    images = open_set(listed(tmp_path / "labels.csv", "file,tags", *rows), "all")
+    model = deit_zoo.create(PICO, num_classes=3)
+    dataset = EvalDataset(images, deit_zoo.transform(model), by_class=True, skips=True)
+    assert refused(lambda: accuracy(model, dataset, batch_size=4, workers=0)) == (
+        "no image that can be read has a label; mend those that have"
+    )
+
+
 def test_more_processes_than_batches_measure_what_one_measures(run: Path, tagged: Path) -> None:
     model = deit_zoo.create(checkpoint=run)
     images = EvalDataset(

@@ -22,7 +22,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deit_zoo.errors import DataError
+from deit_zoo.errors import DataError, words_of
 from deit_zoo.inference.serve.batcher import Batcher, Images
 from deit_zoo.inference.serve.metrics import FORMAT, Metrics
 from deit_zoo.results import Prediction
@@ -215,8 +215,8 @@ async def _parsed(request: Request, limits: Limits) -> Images:
         form = await parser.parse()
     except UnicodeError as error:
         raise HTTPException(400, "the form is not in its charset; leave charset= out") from error
-    except MultiPartException as error:
-        reason = error.message.rstrip(".").lower()
+    except (MultiPartException, ValueError) as error:  # older starlettes let the parser's through
+        reason = words_of(error).lower()
         cure = f"send at most {most} files, as curl -F images=@FILE does"
         raise HTTPException(400, f"the form cannot be read ({reason}); {cure}") from error
     images: Images = []
