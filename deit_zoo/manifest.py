@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deit_zoo.errors import CheckpointError, FormatError, redact
-from deit_zoo.files import is_inside, read_json
+from deit_zoo.files import expand_user, is_inside, read_json
 from deit_zoo.registry import MODELS
 
 SCHEMA_VERSION = 1
@@ -148,7 +148,7 @@ class LocalCheckpoint:
 def manifest_path() -> Path:
     """The manifest in force: the user's, the wheel's, or the checkout's."""
     if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen)
+        return expand_user(chosen)
     package = Path(__file__).resolve().parent
     in_wheel = package / FILENAME
     return in_wheel if in_wheel.is_file() else package.parent / FILENAME

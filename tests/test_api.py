@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from deit_zoo.errors import (
     ZooError,
 )
 from deit_zoo.labels import folders
+from deit_zoo.manifest import manifest_path
 from deit_zoo.models.model import ZooModel
 from deit_zoo.registry import MODELS
 from support.tables import each_row
@@ -719,6 +721,23 @@ def test_evaluate_names_the_class_folders_that_are_wrong(
     with pytest.raises(DataError) as caught:
         deit_zoo.evaluate(colours, data)
     assert str(caught.value) == sentence.replace("DATA", str(data))
+
+
+def test_the_home_of_a_path_is_filled_in_by_every_function(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(manifest_path(), home / "manifest.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("DEIT_ZOO_MANIFEST", "~/manifest.json")
+    assert deit_zoo.fetch("deit_pico_digits", "~/carried") == home / "carried"
+    assert {result.problem for result in deit_zoo.verify("~/carried")} == {None}
+    deit_zoo.save(deit_zoo.create("deit_pico_digits"), "~/a.safetensors")
+    assert (home / "a.safetensors").is_file()
+    with pytest.raises(DataError, match=f"^{home}/carried holds other files"):
+        deit_zoo.evaluate("deit_pico_digits", data, report="~/carried")
 
 
 def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from deit_zoo.cli.classify import stdin_image
 from deit_zoo.cli.console import check_output, chosen_device, print_json, say_model, talk
 from deit_zoo.cli.options import (
     Device,
@@ -60,7 +60,7 @@ def attention_(
         raise DataError(
             f"{image} is no file; give an image file, a URL, or - and its bytes on stdin"
         )
-    source = sys.stdin.buffer.read() if image == "-" else image
+    source = stdin_image() if image == "-" else image
     network = create(
         model,
         pretrained=True,

@@ -201,16 +201,26 @@ def _lines(name: str, classes: Sequence[Prediction]) -> str:
     return "\n".join((f"[bold]{escape(one_line(name))}[/]", *lines))
 
 
+def stdin_image() -> bytes:
+    """The one image that stdin holds. Raises DataError where it does not end."""
+    from deit_zoo.data.image_file import MOST_BYTES
+
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise DataError(f"stdin holds over {MOST_BYTES / 1e9:.1f} GB; give one image")
+    return content
+
+
 def _listed(argument: str) -> Iterator[Named]:
     """The images that an argument means, none of them read but stdin."""
     from deit_zoo.cli.evaluate import note
     from deit_zoo.data.folder import images_of
-    from deit_zoo.data.image_file import MOST_BYTES
 
     if argument == "-":
-        content = sys.stdin.buffer.read(MOST_BYTES + 1)
-        endless = DataError(f"stdin holds over {MOST_BYTES / 1e9:.1f} GB; give one image")
-        yield "stdin", content if len(content) <= MOST_BYTES else endless
+        try:
+            yield "stdin", stdin_image()
+        except DataError as error:
+            yield "stdin", error
         return
     for image in images_of(argument, note):
         if isinstance(image, DataError):

@@ -206,7 +206,7 @@ def _folders() -> Iterator[Line]:
         ("cache", cache.folder(), cache.CACHE_ENVIRONMENT),
         ("Hub's cache", hub_folder(), "HF_HOME"),
     ):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         todo = None
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             todo = f"it cannot be written to: set {variable} to a folder that can"
@@ -228,7 +228,7 @@ def _carried() -> Iterator[Line]:
 
     if named := os.environ.get(WEIGHTS_ENVIRONMENT):
         names = [name for name, record in read_manifest().items() if place_of(record) == "carried"]
-        missing = [folder for folder in carried_folders("") if not folder.is_dir()]
+        missing = [folder for folder in carried_folders("") if not os.path.isdir(folder)]
         for reason in unreadable_records(read_manifest()):
             yield Line(name="carried", found=reason, todo="carry it anew", wrong=True)
         found, todo = f"{', '.join(names) or 'no weights'} in {named}", None

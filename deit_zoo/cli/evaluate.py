@@ -273,7 +273,8 @@ def run_evaluation(name: str, data: str, **options: Any) -> Evaluation:
             f"torchrun started {started} processes here, but {typed} are asked for; make the two "
             "agree"
         )
-    kind = usable_device(device).type if typed is None else "cuda" if gpus else "cpu"
+    on_cpu = gpus == 0 or processes is not None
+    kind = "cuda" if gpus else "cpu" if on_cpu else usable_device(device).type
     with init_distributed(kind) as group:
         return evaluate(name, data, group=group, **options | {"device": None})
 

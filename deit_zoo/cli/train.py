@@ -329,7 +329,8 @@ def teacher_labels_(
             f"the labels in {output} are not all known: some images of {data} cannot be read, and "
             "what is said of those in their place is not kept; `deit-zoo data check` lists them"
         )
-    out.print(f"{output} has the labels of {plan.recipe.epochs:,} epochs, SHA-256 {sha256}")
+    has = f"has the labels of {plan.recipe.epochs:,} epochs, SHA-256 {sha256}"
+    out.print(f"{escape(str(output))} {has}")
     words = ["deit-zoo", "reproduce", plan.recipe.name, "--teacher-labels", str(output)]
     words += ["--data", data] if data is not None else []
     words += [word for change in changes or () for word in ("--set", change)]

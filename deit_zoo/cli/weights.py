@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -199,24 +200,28 @@ def publish_(
 
     def build(folder: Path) -> list[Path]:
         if is_labels:
-            files = build_labels(expand_user(name), repo, folder)
-        elif is_run:
-            files = build_run(expand_user(name), repo, folder, license)
-        else:
-            files = publish.build(title, repo, folder)
-        return files if sign is None else [*files, sign_folder(folder, sign)]
+            return build_labels(expand_user(name), repo, folder)
+        if is_run:
+            return build_run(expand_user(name), repo, folder, license)
+        return publish.build(title, repo, folder)
 
-    if dry_run:
-        folder = output or Path("publish") / title
-        for file in build(folder):
-            out.print(escape(str(file)))
-        talk.print(f"nothing was uploaded; without --dry-run these files become {repo}")
-        return
-    publish.check_rights(repo)
+    if not dry_run:
+        publish.check_rights(repo)
     with TemporaryDirectory() as temporary:
-        folder = output or Path(temporary) / title
-        build(folder)
-        out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
+        folder = output or (Path("publish") if dry_run else Path(temporary)) / title
+        files = build(folder)
+        try:
+            if sign is not None:
+                files = [*files, sign_folder(folder, sign)]
+            if not dry_run:
+                out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
+                return
+        except (ZooError, KeyboardInterrupt):
+            shutil.rmtree(folder)  # so that the same may be typed again
+            raise
+    for file in files:
+        out.print(escape(str(file)))
+    talk.print(f"nothing was uploaded; without --dry-run these files become {repo}")
 
 
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:

@@ -57,9 +57,10 @@ def check_free(name: str, folder: Path) -> None:
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     present = {filename for filename in names if not filename.startswith(f".{_TEMPORARY}.")}
     if present and not (present <= set(FOLDER_FILES) and _recorded_name(folder) == name):
+        others = sorted(present - set(FOLDER_FILES)) or sorted(present)
         raise CheckpointError(
-            f"{folder} holds other files ({', '.join(sorted(present)[:3])}); give a new or empty "
-            "folder as --to"
+            f"{folder} holds other files ({', '.join(others[:3])}); give a new or empty folder as "
+            "--to"
         )
 
 

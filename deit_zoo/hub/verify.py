@@ -18,6 +18,7 @@ from deit_zoo.files import (
     SUMS_FILE,
     WEIGHTS_SUFFIXES,
     digest,
+    expand_user,
 )
 from deit_zoo.manifest import Checkpoint, manifest_record, read_manifest
 from deit_zoo.registry.names import is_path, resolve
@@ -111,7 +112,7 @@ def _check_confined(path: Path, folder: Path) -> None:
 
 def files_of(name: str) -> list[CachedFile]:
     """The files of a model, or of a folder that is given by its path, or holds such folders."""
-    path = Path(name)
+    path = expand_user(name)
     if is_path(name) or (path.is_dir() and path.name != name):
         inner = {record.parent for record in path.glob(f"*/{RECORD_FILE}")}
         inner |= {path / one for one in read_manifest() if (path / one).is_dir()}  # half copied too

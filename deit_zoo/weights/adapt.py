@@ -30,7 +30,7 @@ from deit_zoo.registry import ModelSpec
 
 RGB = 3
 PATCH_EMBED, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
-_FIRST_CONVS = (PATCH_EMBED, "stem.weight", "stem.conv.weight")
+_FIRST_CONVS = (PATCH_EMBED, "patch_embed.proj.0.weight", "stem.weight", "stem.conv.weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

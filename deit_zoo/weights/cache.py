@@ -56,8 +56,8 @@ class KnownFile:
     proof: str
 
 
-def check(file: Path, sha256: str) -> None:
-    """Raises IntegrityError with both digests unless the file has this SHA-256."""
+def check(file: Path, sha256: str | None) -> None:
+    """Raises IntegrityError with both digests unless the file has this SHA-256; as `verified`."""
     with verified(file, sha256):
         pass
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError
+from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, ZooError
 from deit_zoo.files import CONFIG_FILE, WEIGHT_FILES, digest, digest_of_blob, is_inside
 from deit_zoo.manifest import Checkpoint, Source, is_repo_id
 from deit_zoo.weights import cache
@@ -92,7 +92,7 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
     )
 
 
-def _cached_file(record: Checkpoint) -> tuple[KnownFile | None, IntegrityError | None]:
+def _cached_file(record: Checkpoint) -> tuple[KnownFile | None, ZooError | None]:
     """The verified file if it is on this machine, without a request; or what is wrong with it."""
     wrong = None
     for source in record.sources:
@@ -103,18 +103,18 @@ def _cached_file(record: Checkpoint) -> tuple[KnownFile | None, IntegrityError |
     return None, wrong
 
 
-def _checked(file: KnownFile | None) -> tuple[KnownFile | None, IntegrityError | None]:
-    """The file if it has the digest that it must have, or what is wrong with it.
+def _checked(file: KnownFile | None) -> tuple[KnownFile | None, ZooError | None]:
+    """The file if it can be read and has the digest that it must have, or what is wrong with it.
 
     The Hub's cache names a small file by the SHA-1 that git gives it: so it is known too.
     """
     try:
-        if file is not None and file.sha256 is not None:
+        if file is not None:
             cache.check(file.path, file.sha256)
-        elif file is not None and SHA1.fullmatch(name := file.path.resolve().name):
-            sha256 = digest_of_blob(file.path, name)
-            return replace(file, sha256=sha256, proof="hub digest"), None
-    except IntegrityError as error:
+            if file.sha256 is None and SHA1.fullmatch(name := file.path.resolve().name):
+                sha256 = digest_of_blob(file.path, name)
+                return replace(file, sha256=sha256, proof="hub digest"), None
+    except (IntegrityError, CheckpointError) as error:
         return None, error
     return file, None
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from deit_zoo.errors import IntegrityError
+from deit_zoo.errors import CheckpointError, IntegrityError
 from deit_zoo.files import digest, digest_of_blob, write_whole
 from deit_zoo.manifest import Source
 from deit_zoo.weights import cache, hub_answers, web
@@ -114,6 +114,8 @@ def checked_download(source: Source, where: str) -> KnownFile:
             actual = digest(path)
             _drop(path)
             continue
+        except (CheckpointError, OSError) as error:  # another user's, who keeps it
+            raise UnavailableError(str(error)) from error
         if source.sha256 is None:
             known = asdict(Recorded(commit=stated.commit, sha256=sha256))
             for revision in {source.revision, stated.commit}:

@@ -102,12 +102,13 @@ def is_there(file: Path) -> bool:
 
 
 def _is_cached(name: str, source: Source) -> bool:
-    if source.kind == "hub":
-        commit = source.revision or "*"
-        repository = repository_folder(str(source.repo_id))
-        files = repository.glob(f"snapshots/{commit}/{source.filename}")
-        return any(file.is_file() for file in files)  # a link whose blob is gone is none
-    with contextlib.suppress(ZooError):  # a user without a home has no cache
+    # A user without a home has no cache, nor has one who may not look into it.
+    with contextlib.suppress(ZooError, OSError):
+        if source.kind == "hub":
+            commit = source.revision or "*"
+            repository = repository_folder(str(source.repo_id))
+            files = repository.glob(f"snapshots/{commit}/{source.filename}")
+            return any(file.is_file() for file in files)  # a link whose blob is gone is none
         digest = (source.sha256_prefix or "")[:12]
         digest += (12 - len(digest)) * "[0-9a-f]"
         return any((folder() / "converted").glob(f"{name}-{digest}.safetensors"))

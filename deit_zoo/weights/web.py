@@ -90,7 +90,7 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
     """The pause in seconds that a server asks for, by a number or a date, within reason."""
     try:
         seconds = Retry().parse_retry_after(headers["Retry-After"])
-    except (KeyError, InvalidHeader):
+    except (KeyError, InvalidHeader, ValueError, OverflowError):  # or a date beyond year 9999
         return None
     return min(seconds, LONGEST_PAUSE)
 

@@ -48,6 +48,14 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
         ("deit-zoo list >&-", "stdout is closed"),
         ("deit-zoo list --json >/dev/full", "No space left on device"),
         pytest.param(f"deit-zoo classify - --model {MODEL} <&-", "stdin", marks=pytest.mark.slow),
+        *(
+            pytest.param(
+                f"head -c 1500M /dev/zero | deit-zoo {command} - --model {MODEL}",
+                "stdin holds over 1.4 GB; give one image",
+                marks=pytest.mark.slow,
+            )
+            for command in ("classify", "attention")
+        ),
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_one_sentence(line: str, told: str) -> None:

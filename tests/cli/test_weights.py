@@ -253,7 +253,10 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     (tmp_path / "run" / "model.safetensors").write_bytes(b"trained for a week")
     (tmp_path / "file").touch()
+    typed("fetch", NAME, "--to", "carried")
+    (tmp_path / "carried" / "notes.txt").write_text("keep")
     for name, message in (
+        ("carried", "carried holds other files (notes.txt); give a new or empty folder as --to"),
         ("mine", "mine holds other files (notes.txt); give a new or empty folder as --to"),
         ("run", "run holds other files (model.safetensors); give a new or empty folder as --to"),
         ("file", "file is a file; give a folder as --to"),

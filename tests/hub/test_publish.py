@@ -214,12 +214,13 @@ def test_a_token_without_rights_is_one_sentence(
 ) -> None:
     hub.fail("POST", "/api/repos/create", times=9, status=status)
     environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_reads_only"}
-    done = deit_zoo("weights", "publish", NAME, "--repo", REPO, env=environment)
-    assert sentence(done) == (
+    arguments = ("weights", "publish", NAME, "--repo", REPO, "--output", tmp_path / "kept")
+    assert sentence(deit_zoo(*arguments, env=environment)) == (
         f"the Hub refused to write {REPO} ({status}); set HF_TOKEN to a token with write access "
         "to org, or give another --repo"
     )
     assert hub.repositories == {}
+    assert not (tmp_path / "kept").exists()  # so that the same may be typed again
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,7 @@ def test_a_token_without_rights_is_one_sentence(
     [
         (["--repo", "pico"], "--repo is 'pico'; give ORG/NAME"),
         (["--repo", REPO, "--output", "full"], "full exists already; remove it"),
+        (["--repo", REPO, "--output", "a", "--sign", "no.pem"], "could not be signed with no.pem"),
     ],
 )
 def test_a_wrong_word_is_answered_in_one_sentence(
@@ -236,4 +238,4 @@ def test_a_wrong_word_is_answered_in_one_sentence(
     (tmp_path / "full" / "file").touch()
     done = deit_zoo("weights", "publish", NAME, "--dry-run", *arguments, env={}, cwd=tmp_path)
     assert told in sentence(done)
-    assert [file.name for file in tmp_path.iterdir()] == ["full"]
+    assert [file.name for file in tmp_path.rglob("*")] == ["full", "file"]

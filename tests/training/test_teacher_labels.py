@@ -110,6 +110,17 @@ def test_labels_are_the_same_by_any_number_of_processes_and_without_a_student(
     assert seen[-1] == (2 * STEPS, 2 * STEPS)
 
 
+def test_labels_that_are_all_known_are_told_by_the_folder_as_it_is_called(
+    kept: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(kept / "labels", tmp_path / "[b]labels")
+    words = ("teacher-labels", STUDENT, "--data", data, "--output", "[b]labels", "--gpus", 0)
+    changes = (word for change in CHANGES for word in ("--set", change))
+    done = deit_zoo_command(*words, *changes, cwd=tmp_path)
+    digest = sha256(kept / "labels" / LABELS_FILE)
+    assert done.out == f"[b]labels has the labels of 2 epochs, SHA-256 {digest}\n", done.err
+
+
 def test_only_what_is_not_known_is_asked_of_the_teacher(
     kept: Path, data: Path, tmp_path: Path
 ) -> None:

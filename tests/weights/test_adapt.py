@@ -44,6 +44,18 @@ def test_a_grey_image_answers_in_one_channel_as_in_three(name: str) -> None:
         torch.testing.assert_close(one(grey), three(grey.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.parametrize(("own", "asked"), [(1, None), (3, 1)])
+def test_a_stem_of_several_steps_takes_one_channel_too(
+    own: int, asked: int | None, tmp_path: Path
+) -> None:
+    model = deit_zoo.create("deit3_small", blocks="1", stem="hmlp", img_size=32, in_chans=own)
+    deit_zoo.save(model, tmp_path / "a.safetensors")
+    one = deit_zoo.create(checkpoint=tmp_path / "a.safetensors", in_chans=asked)
+    grey = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(one(grey), model.eval()(grey.expand(-1, own, -1, -1)))
+
+
 def test_more_channels_than_three_that_are_equal_answer_as_three_do() -> None:
     # The filters' sum stays: 6 channels are the three, twice, at half the weight.
     grey = torch.rand(2, 1, 16, 16)

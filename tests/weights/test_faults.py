@@ -27,7 +27,7 @@ import deit_zoo
 from deit_zoo.errors import CheckpointError
 from deit_zoo.weights.fetch import fetch_address
 from support.hub_server import HubServer
-from support.machine import FILE, PTH, REPO, Machine, hub_source, sha256, told, url_source
+from support.machine import FILE, NAME, PTH, REPO, Machine, hub_source, sha256, told, url_source
 
 FOR_EVER = float("inf")
 
@@ -398,7 +398,10 @@ def test_the_hub_gets_the_pause_it_asks_for_within_reason_and_a_second(
     assert methods(pinned.hub) == ["HEAD", "GET", "GET"]
 
 
-@pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("100000", 300.0), ("soon", 1.0)])
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [("7", 7.0), ("100000", 300.0), ("soon", 1.0), ("Fri, 31 Dec 99999 23:59:59 GMT", 1.0)],
+)
 def test_a_url_gets_the_pause_it_asks_for_within_reason(
     asked: str, pause: float, machine: Machine, url: str, pth: bytes
 ) -> None:
@@ -928,6 +931,77 @@ def test_a_carried_folder_that_is_shut_is_named_instead_of_passed_over(
         f"{base / 'deit_pico_digits'} cannot be read (permission denied); let its owner open it by "
         "chmod -R a+rX, or take it out of DEIT_ZOO_WEIGHTS\n"
     )
+
+
+TYPED = """
+import sys
+from deit_zoo.cli import main
+sys.argv[1:] = {words}
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["list", NAME, "--json"], 0, '"here": null'),
+        (["doctor", "--no-network", "--json"], 1, "set DEIT_ZOO_CACHE to a folder that can"),
+    ],
+    ids=["list", "doctor"],
+)
+def test_folders_that_a_user_may_not_look_into_end_no_command_that_only_looks(
+    words: list[str], status: int, told: str, shelf: Machine, url: str
+) -> None:
+    shelf.publish(hub_source(), url_source(url))
+    shut = shelf.folder / "shut"
+    shut.mkdir(mode=0o600)
+    names = {"HF_HOME": "hf", "DEIT_ZOO_CACHE": "zoo", "DEIT_ZOO_WEIGHTS": "carried"}
+    folders = {variable: str(shut / name) for variable, name in names.items()}
+    process = shelf.start(AS_ANYONE + TYPED.format(words=words), server="torch", **folders)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err, told in out) == (status, "", True), out
+
+
+def test_a_file_that_a_user_may_not_read_is_a_reason_and_the_next_source_is_asked(
+    shelf: Machine, url: str, pth: bytes, weights: bytes
+) -> None:
+    file = Path(shelf.fetch()["file"])
+    file.resolve().chmod(0o200)
+    answer = shelf.fetch(before=AS_ANYONE)
+    assert answer["error"] == "DownloadError"
+    reason = f"the Hub's org/pico: {file} cannot be read (Permission denied)"
+    assert reason in answer["message"]
+    commit = shelf.hub.repositories[REPO].refs["main"]
+    pinned = hub_source(revision=commit, sha256=sha256(weights))
+    shelf.publish(pinned, url_source(url, sha256(pth)[:8]))
+    assert shelf.fetch(before=AS_ANYONE)["sha256"] == sha256(weights)
+
+
+ADDRESS = """
+from deit_zoo.errors import ZooError
+from deit_zoo.weights.fetch import fetch_address
+try:
+    print(fetch_address({text!r}).path)
+except ZooError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", [FILE, "config.json"])  # a large file and a small one
+def test_a_file_of_an_address_that_a_user_may_not_read_is_one_sentence(
+    name: str, shelf: Machine
+) -> None:
+    commit = shelf.hub.commit(REPO, {"config.json": b"{}"})
+    code = ADDRESS.format(text=f"hf://{REPO}@{commit}/{name}")
+    file = Path(shelf.start(code).communicate(timeout=100)[0].strip())
+    file.resolve().chmod(0o200)
+    shutil.rmtree(shelf.zoo_cache, ignore_errors=True)
+    for offline in "01":
+        process = shelf.start(AS_ANYONE + code, HF_HUB_OFFLINE=offline)
+        out, err = process.communicate(timeout=100)
+        assert (process.returncode, err, out.count("\n")) == (0, "", 1)
+        assert str(file) in out
+        assert "Permission denied" in out
 
 
 def replaced(blob: Path) -> None:

@@ -56,7 +56,9 @@ def body_of(url: str, **options: Any) -> bytes:
 
 
 def redirect(location: str) -> bytes:
-    return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    # Else the client may ask again by a connection that is being closed.
+    head = "HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0"
+    return f"{head}\r\nLocation: {location}\r\n\r\n".encode()
 
 
 @pytest.fixture
