@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One process more than there are cores, since some tests wait; one that has nothing more to do takes
 # tests of another.
-PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PROCESSES ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL := --numprocesses $(PROCESSES) --dist worksteal
 DEMO := demo
 # Of everybody in benchmarks: with one, two processes of a shared machine do not meet.

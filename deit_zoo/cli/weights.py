@@ -217,7 +217,7 @@ def publish_(
                 out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
                 return
         except (ZooError, KeyboardInterrupt):
-            shutil.rmtree(folder)  # so that the same may be typed again
+            shutil.rmtree(folder, ignore_errors=True)  # so that the same may be typed again
             raise
     for file in files:
         out.print(escape(str(file)))

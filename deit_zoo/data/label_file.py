@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from unicodedata import normalize
 
@@ -180,9 +181,14 @@ def _files(root: Path, columns: Columns, chosen: str | None) -> tuple[str, dict[
     names = {candidate: columns.get(candidate, ()) for candidate in candidates}
     if any(os.path.isfile(root / _path(root, name)) for name in names[candidates[0]] if name):
         return candidates[0], {}
-    wanted = {_one_form(name): name for cells in names.values() for name in cells}
+    cells = chain.from_iterable(names.values())
+    wanted = {_one_form(name): name for name in cells if not os.path.isabs(name)}
     places: dict[str, list[str]] = {}
-    for path in images_under(root, ".", Ignored()):
+    try:
+        paths = images_under(root, ".", Ignored()) if wanted else []
+    except DataError:  # of what cannot be listed below; that no file is there will be told
+        paths = []
+    for path in paths:
         parts = _one_form(path).split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         for less in {*ends, *(os.path.splitext(end)[0] for end in ends)} & wanted.keys():

@@ -90,10 +90,11 @@ class TableSet(ImageSet):
             numbers = [number_of.get(value) for value in values]
         there = [number for number in numbers if number is not None]
         most = max(there, default=-1) + 1
-        counted = [str(number) for number in range(1, max(most, len(model) + 1))]
         from_one = min(there, default=0) == 1 and "0" not in model and len(model) in (0, most - 1)
-        if not names and (from_one or (sorted(model) == sorted(counted) and 0 not in there)):
-            names = counted
+        counted = [str(number) for number in range(1, len(model) + 1)]
+        is_counted = set(model) == set(counted) and most <= len(model) + 1 and 0 not in there
+        if not names and (from_one or is_counted):
+            names = counted or [str(number) for number in range(1, most)]
             numbers = [None if number is None else number - 1 for number in numbers]
         if not names and most > max(len(numbers), len(model)):
             raise DataError(

@@ -331,12 +331,13 @@ def cross_entropy(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArr
 
 
 @contextmanager
-def oom_as_error(batch_size: int, device: torch.device) -> Iterator[None]:
+def oom_as_error(
+    batch_size: int, device: torch.device, cure: str = "give a smaller batch size"
+) -> Iterator[None]:
     """Within it, a GPU's want of memory is one sentence."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ZooError(
-            f"a batch of {batch_size} does not fit into the memory of {device}; give a smaller "
-            "batch size"
+            f"a batch of {batch_size} does not fit into the memory of {device}; {cure}"
         ) from error

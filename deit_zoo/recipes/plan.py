@@ -289,7 +289,7 @@ class Plan(Settings):
         on_gpu = self.device == "cuda"
         auto = "bf16 where the GPU has it, else fp16" if on_gpu else "fp32"
         compiled = on_gpu if self.compile is None else self.compile
-        same = self.deterministic or self.device == "cpu"
+        same = self.device == "cpu" or (self.deterministic and on_gpu)
         return (
             f"{auto if self.precision == 'auto' else self.precision}; "
             f"{'compiled' if compiled else 'not compiled'}; "

@@ -302,10 +302,10 @@ class TrainLoader:
         return images, labels, [number - 1 for number in bad.tolist() if number]
 
     def _to_device(self, values: Tensor) -> Tensor:
-        """Values there, without waiting for what its stream has still to do."""
-        if self.stream is not None:
-            values = values.pin_memory()
-        return values.to(self.group.device, non_blocking=True)
+        """Values there; on CUDA without waiting for what its stream has still to do."""
+        if self.stream is None:
+            return values.to(self.group.device)
+        return values.pin_memory().to(self.group.device, non_blocking=True)
 
     def end_workers(self) -> None:
         """Another epoch starts new ones."""

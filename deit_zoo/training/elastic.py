@@ -231,6 +231,8 @@ def main() -> None:
         except Interrupted as interrupted:
             write_exit_status(output, signal=interrupted.number)
         except ZooError as error:
+            if "by peer" in str(error.__cause__):  # who died while all met
+                os._exit(EXIT_PEER_LOST)
             # First, so that the others, who lose this one, find it.
             write_exit_status(output, error=[type(error).__name__, str(error)])
             os._exit(1)

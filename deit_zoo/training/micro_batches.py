@@ -140,7 +140,7 @@ class MicroBatches:
             masks = masks.pin_memory().to(self.device, non_blocking=True)
         for drop_path, own in zip(self.drop_paths, masks, strict=True):
             if drop_path.masks is None or drop_path.masks.shape != own.shape:
-                drop_path.masks = torch.empty_like(own)
+                drop_path.masks = torch.empty_like(own, device=self.device)
             drop_path.masks.copy_(own)
 
 

@@ -63,7 +63,7 @@ def snapshot(state: TrainState) -> dict[str, Tensor]:
     copies = {}
     for key, value in state_tensors(state).items():
         copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        copies[key] = copy.copy_(value, non_blocking=True)
+        copies[key] = copy.copy_(value, non_blocking=value.is_cuda)
     if state.group.device.type == "cuda":
         torch.cuda.current_stream().synchronize()
     return copies

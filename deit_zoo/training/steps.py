@@ -119,7 +119,7 @@ class StepSums:
         counts = torch.tensor([len(self.bad), *requests], dtype=dtype)
         measured = torch.stack((self.loss, grad_norm.to(dtype), (~finite).to(dtype)))
         self.sums = self.group.all_reduce(
-            torch.cat((measured, counts.to(self.loss.device, non_blocking=True)))
+            torch.cat((measured, counts.to(self.loss.device, non_blocking=self.loss.is_cuda)))
         )
         self.on_cpu = self.sums
         if self.group.device.type == "cuda":

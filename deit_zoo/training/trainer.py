@@ -78,8 +78,9 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     say = console.print
     tell = say if group.is_main else Terminal(stderr=True, markup=False).print
     set_machine(plan)
-    batch = plan.micro_batch or plan.replica_batch
-    with handle_signals(say) as stop, oom_as_error(batch, group.device):
+    batch = plan.micro_batch or plan.replica_batch * plan.replicas_per_process
+    cure = f"type --set micro_batch={plan.replica_batch}, or a smaller batch_size"
+    with handle_signals(say) as stop, oom_as_error(batch, group.device, cure):
         data = job.source(output)
         images = open_images(data, "train", expected_classes(recipe), group, plan.reading)
         if images.note:

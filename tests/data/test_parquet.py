@@ -295,6 +295,8 @@ def test_labels_of_a_table_are_read_as_those_of_a_csv(tmp_path: Path) -> None:
     assert ParquetSet(str(file), "all", list("wxyz")).label_of(0) == 2  # whose first no image has
     assert ParquetSet(str(file), "all", list("xyz")).label_of(0) == 1
     assert label("a", "b", "a", split=["x", "y", "z"]).classes == ["a", "b"]
+    with pytest.raises(DataError, match="has the label 3,000,000,000 and 3 images"):
+        label(3_000_000_000, 2, 3)
     with pytest.raises(DataError, match="has a column split, which is read of a CSV alone; write"):
         label("a", "b", "a", split=["train", "val", "val"])
 

@@ -311,6 +311,15 @@ def test_of_the_files_around_a_list_only_so_many_are_looked_at(
         assert refused(lambda: image_list.check_there(listed))[:-3].endswith(f"such as {meant}")
 
 
+def test_what_cannot_be_listed_below_a_list_hides_not_that_its_files_are_missing(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, {"labels.csv": b"id,breed\n0a1b,pug\n0a1c,beagle\n"})
+    (tmp_path / "circle").symlink_to(tmp_path)
+    listed = read_list(tmp_path / "labels.csv")
+    assert refused(lambda: image_list.check_there(listed)).startswith("none of the 2 files that")
+
+
 def test_a_saved_data_set_without_its_prefix_is_told_it(tmp_path: Path) -> None:
     write(tmp_path, {"dataset_dict.json": b"{}", "train/state.json": b"{}"})
     for look in (inspect, list_images):

@@ -20,7 +20,7 @@ from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
 from deit_zoo.training.loop import TrainState, train_one_epoch
 from deit_zoo.training.losses import Outputs, supervised
-from deit_zoo.training.micro_batches import Batch, active_drop_paths
+from deit_zoo.training.micro_batches import Batch, MicroBatches, active_drop_paths
 from deit_zoo.training.optim import Ema, optimizer_for
 from deit_zoo.training.steps import EpochStats, NotFinite, Requests, StepResult
 from support.tables import each_row
@@ -109,6 +109,26 @@ def broken_at(*steps: int, value: float = float("nan")) -> Criterion:
         return loss * value if replica and step in steps else loss
 
     return criterion
+
+
+def test_masks_lie_where_the_model_does_on_any_kind_of_device() -> None:
+    # One without memory stands for a Mac's GPU, where images and masks of two devices do not meet.
+    device = torch.device("meta")
+    model = deit_zoo.create("deit_pico_digits", drop_path_rate=0.1, device=device).train()
+    passes = MicroBatches(
+        model=model,
+        mix=lambda images, targets: (images, targets),
+        batches=iter(batches_of(1)),
+        replicas=range(1),
+        per_pass=1,
+        key=(0, 0),
+        device=device,
+    )
+    [part] = passes.of_step(0)
+    paths = active_drop_paths(model)
+    assert paths
+    assert {path.masks.device for path in paths if path.masks is not None} == {device}
+    assert model(part.images).device == device
 
 
 def test_two_replicas_are_one_step_over_both_batches() -> None:
