@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -190,24 +191,25 @@ def test_none_at_all_is_a_usage_error(option: str, folder: Path) -> None:
     assert deit_zoo("classify", folder, "--model", MODEL, option, "0").status == 2
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs pipes with names")
 def test_a_batch_is_printed_before_the_next_is_read_and_ctrl_c_waits_for_no_thread(
     many: Path,
 ) -> None:
-    # An image without an end in the second batch: the thread that reads it hangs for ever.
-    os.mkfifo(many / "05.pipe.png")
-    running = Process(
-        [*COMMAND, many, "--batch-size", "4", "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stdout is not None
-    shown = [running.stdout.readline() for _ in range(8)]
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
+    # In the second batch an address whose server never answers: the thread that asks it waits.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/05.png"
+        files = [many / f"{number:02d}.png" for number in range(4)]
+        running = Process(
+            [*COMMAND, *files, address, "--batch-size", "4", "--workers", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stdout is not None
+        shown = [running.stdout.readline() for _ in range(8)]
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
     assert (running.returncode, out, err) == (130, "", "stopped\n")
-    assert shown[::2] == [f"{many}/{number:02d}.png\n" for number in range(4)]
+    assert shown[::2] == [f"{file}\n" for file in files]
     assert [line.split()[-1] for line in shown[1::2]] == ["4", "5", "6", "7"]
 
 
