@@ -55,7 +55,7 @@ def draw_mistakes(images: SplitAnswers, captions: Sequence[tuple[int, Sequence[s
     width, height = max(columns * CELL[0], 4.0), rows * CELL[1]
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    # All on one panel, in inches from the upper left: one for each takes a hundred times as long.
+    # All on one panel, in inches from the upper left: one for each takes thrice as long.
     panel = figure.add_axes((0, 0, 1, 1))
     panel.axis("off")
     for place, (number, lines) in enumerate(captions):

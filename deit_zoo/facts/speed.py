@@ -11,8 +11,13 @@ from deit_zoo.registry import ModelSpec
 # Okabe and Ito's colours, which are told apart by the colour-blind too.
 COLOURS = {"deit": "#0072B2", "cait": "#D55E00", "deit3": "#009E73", "convnet": "#CC79A7"}
 OTHER = "#777777"
-TITLES = {"deit": "DeiT", "cait": "CaiT", "deit3": "DeiT III", "convnet": "ConvNet"}
-TITLES |= {"regnet": "RegNetY (the teacher)"}
+TITLES = {
+    "deit": "DeiT",
+    "cait": "CaiT",
+    "deit3": "DeiT III",
+    "convnet": "ConvNet",
+    "regnet": "RegNetY (the teacher)",
+}
 # Images per second that others measured: (hardware, source) and the speed of each model.
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, float]] = {
     ("V100, float32", "arXiv:2012.12877, Table 5"): {
