@@ -55,7 +55,7 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     file = Path(place)
     numbers, columns = _columns(file)
     root, real_folder = file.resolve().parent, cache(os.path.realpath)
-    column, found = _files(root, columns, chosen.get("image"))
+    column, place_of = _files(root, columns, chosen.get("image"))
     if (files := columns.pop(column, None)) is None:
         raise DataError(f"{file} has no column {column!r}; give one of {', '.join(columns)}")
     words, label = columns.pop(_called("split", columns), None), chosen.get("label")
@@ -63,14 +63,14 @@ def read_labels(data: str | Path, *, several: bool = False) -> ImageList:
     splits, notes = _splits(file, numbers, words) if words else ([ALL] * len(files), [])
     if label and (others := [name for name in columns if name != label]):
         notes.append(f"columns of {file} not read: {', '.join(others)}")
-    if less := next(filter(found.get, files), None):
-        notes.append(f"{file} names files by less than their place: {found[less]} by {less!r}")
+    if less := next(filter(place_of.get, files), None):
+        notes.append(f"{file} names files by less than their place: {place_of[less]} by {less!r}")
     first_name: dict[tuple[str, str], str] = {}  # of a file in its folder, without links
     of_file: dict[str, tuple[str, set[str], int]] = {}  # with its first row
     for number, name, split, its in zip(numbers, files, splits, labels, strict=True):
         if not name:
             raise DataError(f"row {number} of {file} names no file; give its name, or leave it out")
-        path = found.get(name) or _path(root, name)
+        path = place_of.get(name) or _path(root, name)
         folder, last = os.path.split(os.path.join(root, path))
         path = first_name.setdefault((real_folder(folder), last), path)
         other, known, _ = of_file.setdefault(path, (split, set(), number))
@@ -178,23 +178,24 @@ def _files(root: Path, columns: Columns, chosen: str | None) -> tuple[str, dict[
     named = (name for name, cells in columns.items() if all(map(is_image, filter(None, cells))))
     column = chosen or _called("file", columns) or next(named, None)
     candidates = [column] if column else list(columns)
-    names = {candidate: columns.get(candidate, ()) for candidate in candidates}
-    if any(os.path.isfile(root / _path(root, name)) for name in names[candidates[0]] if name):
+    cells_of = {candidate: columns.get(candidate, ()) for candidate in candidates}
+    if any(os.path.isfile(root / _path(root, cell)) for cell in cells_of[candidates[0]] if cell):
         return candidates[0], {}
-    cells = chain.from_iterable(names.values())
-    wanted = {_one_form(name): name for name in cells if not os.path.isabs(name)}
+    cells = chain.from_iterable(cells_of.values())
+    cell_of_form = {_one_form(cell): cell for cell in cells if not os.path.isabs(cell)}
     places: dict[str, list[str]] = {}
     try:
-        paths = images_under(root, ".", Ignored()) if wanted else []
+        paths = images_under(root, ".", Ignored()) if cell_of_form else []
     except DataError:  # of what cannot be listed below; that no file is there will be told
         paths = []
     for path in paths:
         parts = _one_form(path).split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        for less in {*ends, *(os.path.splitext(end)[0] for end in ends)} & wanted.keys():
-            places.setdefault(wanted[less], []).append(path)
-    found = {name: its[0] for name, its in places.items() if len(its) == 1}
-    return max(candidates, key=lambda name: len(found.keys() & names[name])), found
+        for less in {*ends, *(os.path.splitext(end)[0] for end in ends)} & cell_of_form.keys():
+            places.setdefault(cell_of_form[less], []).append(path)
+    place_of = {cell: paths[0] for cell, paths in places.items() if len(paths) == 1}
+    most = max(candidates, key=lambda candidate: len(place_of.keys() & cells_of[candidate]))
+    return most, place_of
 
 
 def _one_form(name: str) -> str:
