@@ -348,14 +348,18 @@ def verify(file: Path | OpenedFile, sha256: str) -> None:
         )
 
 
-def digest(file: Path | OpenedFile, advance: Callable[[int], None] = lambda count: None) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; `advance` is called with each count read."""
-    sha256 = hashlib.sha256()
+def digest(
+    file: Path | OpenedFile,
+    advance: Callable[[int], None] = lambda count: None,
+    kind: str = "sha256",
+) -> str:
+    """The digest of a file's bytes, in hexadecimal; `advance` is called with each count read."""
+    found = hashlib.new(kind, usedforsecurity=False)
     with open(file, "rb") as stream:
         while chunk := stream.read(1 << 20):
-            sha256.update(chunk)
+            found.update(chunk)
             advance(len(chunk))
-    return sha256.hexdigest()
+    return found.hexdigest()
 
 
 def digest_of_blob(file: Path, git_sha1: str | None) -> str:

@@ -5,7 +5,7 @@ The ImageNet names are WordNet 3.0 lemmas (Princeton University); the order is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from reprlib import repr as shortened
@@ -36,18 +36,28 @@ def labels(kind: str) -> tuple[Label, ...]:
     raise DataError(f"no labels are named {kind!r}; there are imagenet1k and digits")
 
 
+def in_words(classes: Collection[str]) -> bool:
+    """Whether classes are ImageNet-1k's in its order, named in words as on the Hub, but for a few:
+    two of its classes are called crane, and a data set may not repeat a name."""
+    published = labels("imagenet1k")
+    same = sum(name == label.name for name, label in zip(classes, published, strict=False))
+    return len(classes) == len(published) and same > 0.9 * len(published)
+
+
 def as_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    """The names of a model's classes, in their order, which no dict and no set says.
+    """The names of a model's classes, in their order, which no dict and no set says; numpy's and
+    pandas' too.
 
     Raises CheckpointError where they are not one for each.
     """
-    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    if not is_list or len(names) != num_classes:
+    listed = names.tolist() if hasattr(names, "tolist") else names
+    is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
+    if not (is_list and len(listed) == num_classes and all(isinstance(n, str) for n in listed)):
         raise CheckpointError(
             f"labels are {shortened(names)}, but the model has {num_classes} classes; give a list "
             "of one name for each, in their order"
         )
-    return tuple(names)
+    return tuple(listed)
 
 
 @cache

@@ -31,7 +31,10 @@ SHARED_MB = 256  # what a loader's workers leave their images in
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 EXTRAS = {
     "train": ("timm", "matplotlib", "tensorboard"),
-    "export": ("onnx", "onnxscript"),
+    "hfds": ("datasets",),
+    "remote": ("fsspec", "s3fs", "gcsfs", "aiohttp"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }
 
 
@@ -258,16 +261,22 @@ def _hub() -> Line:
         return Line(name="Hub", found="cannot be asked", todo=str(error), wrong=True)
     from huggingface_hub import hf_hub_url
 
+    from deit_zoo.weights.download import UnavailableError
+    from deit_zoo.weights.hub_answers import check_from_now_on
+
     if constants.HF_HUB_OFFLINE:
         return Line(name="Hub", found="not asked, for HF_HUB_OFFLINE is set")
     began = time.perf_counter()
     try:
+        check_from_now_on()
         address = hf_hub_url(HUB_REPO, "config.json")
         trusted = os.environ.get("SSL_CERT_FILE") or True  # as huggingface_hub's client does
         answer = requests.head(address, timeout=HUB_SECONDS, verify=trusted)
         # Both are the Hub's own; a proxy, or the page of a hotel, has neither.
         is_hub = {"x-repo-commit", "x-error-code"} & {name.lower() for name in answer.headers}
         problem = None if is_hub else f"answers {answer.status_code}, not as a Hub does"
+    except UnavailableError as error:
+        problem = f"cannot be asked ({error})"
     except OSError as error:  # requests' own, or just that: no file of certificates
         problem = f"cannot be reached ({error if type(error) is OSError else type(error).__name__})"
     endpoint = redact(constants.ENDPOINT)  # these lines go into reports of bugs

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from deit_zoo.cli.console import Bar, out, print_error, print_json, print_table, talk
-from deit_zoo.cli.options import AsJson, NameOrRun, complete_name, example, path, path_option
+from deit_zoo.cli.options import AsJson, complete_name, example, path, path_option
 from deit_zoo.cli.program import Commands
 from deit_zoo.errors import IntegrityError, ZooError
 from deit_zoo.files import LABEL_FACTS_FILE, expand_user
@@ -170,10 +170,19 @@ def pin_(
     "publish", epilog=example("weights publish runs/photos --repo me/photos --dry-run")
 )
 def publish_(
-    name: NameOrRun,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model by any of its names, a run's folder, or a folder of a teacher's labels.",
+            autocompletion=complete_name,
+        ),
+    ],
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the Hub.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Leave the folder; no upload.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private, not public.")
     ] = False,
     output: Annotated[
         Path | None, path_option("A new folder to keep its files in [--dry-run: publish/NAME].")
@@ -205,6 +214,7 @@ def publish_(
             return build_run(expand_user(name), repo, folder, license)
         return publish.build(title, repo, folder)
 
+    becomes = f"{repo}, a {'private' if private else 'public'} repository if it is new"
     if not dry_run:
         publish.check_rights(repo)
     with TemporaryDirectory() as temporary:
@@ -214,14 +224,16 @@ def publish_(
             if sign is not None:
                 files = [*files, sign_folder(folder, sign)]
             if not dry_run:
-                out.print(publish.upload(folder, repo, title, "dataset" if is_labels else "model"))
+                kind = "dataset" if is_labels else "model"
+                out.print(publish.upload(folder, repo, title, kind, private))
+                talk.print(escape(f"these files became {becomes}"))
                 return
         except (ZooError, KeyboardInterrupt):
             shutil.rmtree(folder, ignore_errors=True)  # so that the same may be typed again
             raise
     for file in files:
         out.print(escape(str(file)))
-    talk.print(f"nothing was uploaded; without --dry-run these files become {repo}")
+    talk.print(escape(f"nothing was uploaded; without --dry-run these files become {becomes}"))
 
 
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:

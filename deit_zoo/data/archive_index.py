@@ -26,7 +26,7 @@ from deit_zoo.data.archives import open_descriptor
 from deit_zoo.data.folder import path_parts
 from deit_zoo.data.images import Strings, narrow
 from deit_zoo.errors import DataError, DownloadError, FormatError
-from deit_zoo.files import as_record, open_regular, parse_json, write_whole
+from deit_zoo.files import as_record, open_regular, parse_json
 from deit_zoo.weights import cache
 from deit_zoo.weights.cache import Sha256
 
@@ -227,10 +227,8 @@ def save_index(key: str, index: ArchiveIndex) -> None:
         ends=index.names.ends,
         **index.columns._asdict(),
     )
-    file = _file(key)
     with suppress(OSError, FormatError):
-        cache.make_folder(file.parent)
-        write_whole(file, content.getvalue())
+        cache.write_shared(_file(key), content.getvalue())
 
 
 def load_index(key: str, archives: Sequence[Stamp]) -> ArchiveIndex | None:

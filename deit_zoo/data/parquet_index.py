@@ -19,7 +19,6 @@ from typing import Any
 from deit_zoo.data.archive_index import Stamp, listed_once
 from deit_zoo.data.parquet_pages import Place, UnknownPageError, inflate_piece, places
 from deit_zoo.errors import FormatError
-from deit_zoo.files import write_whole
 from deit_zoo.weights import cache
 
 FORMAT = 2
@@ -53,8 +52,7 @@ def _keep(file: Path, index: Any) -> Any:
     content = BytesIO()
     np.save(content, index)
     with suppress(OSError, FormatError):
-        cache.make_folder(file.parent)
-        write_whole(file, content.getvalue())
+        cache.write_shared(file, content.getvalue())
         index = map_index(file)
     return index
 

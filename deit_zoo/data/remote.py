@@ -11,14 +11,16 @@ import base64
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from deit_zoo.data.image_file import check_length
+from deit_zoo.data.prefetch import ordered_map
 from deit_zoo.errors import DataError, MissingExtraError, words_of
-from deit_zoo.files import expand_user, temporary_in
+from deit_zoo.files import digest, expand_user, temporary_in
 from deit_zoo.terminal import Bar
 from deit_zoo.version import USER_AGENT
 from deit_zoo.weights import cache
@@ -108,18 +110,35 @@ def files_at(url: str) -> list[str]:
 
 def fetch(urls: Sequence[str]) -> list[Path]:
     """The files at these addresses in the zoo's cache, fetched where they are not there yet."""
-    with ThreadPoolExecutor(FETCHERS) as pool:
-        files = list(pool.map(_look, urls))
-        missing = [file for file in files if not file.is_fetched()]
-        if missing:
-            key = hashlib.sha256("\n".join(urls).encode()).hexdigest()[:16]
-            with cache.one_at_a_time(f"archives-{key}"):
-                missing = [file for file in missing if not file.is_fetched()]
-                total = sum(file.size or 0 for file in missing)
-                _check_space(total)
-                with Bar(f"{len(missing):,} archives", size=total) as bar:
-                    list(pool.map(partial(_fetch, advance=bar.advance), missing))
+    files = [*ordered_map(urls, _look, threads=FETCHERS, ahead=FETCHERS)]
+    missing = [file for file in files if not file.is_fetched()]
+    if missing:
+        key = hashlib.sha256("\n".join(urls).encode()).hexdigest()[:16]
+        with cache.one_at_a_time(f"archives-{key}"):
+            missing = [file for file in missing if not file.is_fetched()]
+            total = sum(file.size or 0 for file in missing)
+            _check_space(total)
+            with Bar(f"{len(missing):,} archives", size=total) as bar:
+                _fetch_all(missing, bar.advance)
     return [file.path for file in files]
+
+
+def _fetch_all(files: Sequence[_File], advance: Callable[[int], None]) -> None:
+    """Get files side by side. After an error or Ctrl-C the others end at their next piece."""
+    stopped = Event()
+
+    def counted(size: int) -> None:
+        if stopped.is_set():
+            raise DataError("another file could not be fetched")
+        advance(size)
+
+    fetch_one = partial(_fetch, advance=counted)
+    with closing(ordered_map(files, fetch_one, threads=FETCHERS, ahead=FETCHERS)) as fetched:
+        try:
+            for _ in fetched:
+                pass
+        finally:
+            stopped.set()
 
 
 def _look(url: str) -> _File:
@@ -149,6 +168,7 @@ def _fetch(file: _File, *, advance: Callable[[int], None]) -> None:
         cache.make_folder(file.path.parent)
         files.get_file(path, str(temporary), callback=callback)
         _check(file, temporary)
+        cache.share(temporary, but=~0o644)
         temporary.replace(file.path)
     except DataError:
         raise
@@ -164,7 +184,7 @@ def _check(file: _File, temporary: Path) -> None:
     size, md5 = temporary.stat().st_size, file.state["md5"]
     if file.size not in (None, size):
         problem = f"{size:,} bytes came, and {file.size:,} were announced"
-    elif md5 and _md5(temporary) != md5:
+    elif md5 and digest(temporary, kind="md5") != md5:
         problem = f"its MD5 is not {md5}, which was announced"
     else:
         return
@@ -177,14 +197,6 @@ def _md5_of(facts: dict[str, Any]) -> str | None:
     """
     stated = facts.get("md5Hash")
     return base64.b64decode(stated).hex() if stated else None
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_space(total: int) -> None:

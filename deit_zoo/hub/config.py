@@ -26,6 +26,8 @@ _REGNET_FEATURES = 3024  # RegNetY-16GF's last stage (arXiv:2003.13678)
 
 def timm_name(spec: ModelSpec) -> str | None:
     """The architecture by which timm builds this model; None where it has none."""
+    if (spec.blocks, spec.stem) != (None, "linear"):
+        return None
     for alias in spec.aliases:
         if "." in alias:
             return alias.split(".")[0]

@@ -59,23 +59,32 @@ def build(name: str, repo_id: str, folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def upload(folder: Path, repo_id: str, name: str, kind: str = "model") -> str:
+def upload(
+    folder: Path, repo_id: str, name: str, kind: str = "model", private: bool = False
+) -> str:
     """Make the repository where there is none and upload the folder. Returns the commit's URL.
 
-    Raises ZooError where no token is set or its owner may not write there.
+    Raises ZooError where no token is set or its owner may not write there, or where a repository
+    that is to be `private` is there and public.
     """
     check_rights(repo_id)
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     try:
         with hub_error_context(Source(kind="hub", repo_id=repo_id), "main"):
-            api.create_repo(repo_id, repo_type=kind, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                repo_type=kind,
-                folder_path=folder,
-                commit_message=f"{name}, published by deit_zoo {__version__}",
-            )
-            return str(commit.commit_url)
+            # None is what the organization has set for new ones, and that is public unless changed.
+            api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+            if not private or api.repo_info(repo_id, repo_type=kind).private:
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    repo_type=kind,
+                    folder_path=folder,
+                    commit_message=f"{name}, published by deit_zoo {__version__}",
+                )
+                return str(commit.commit_url)
+        refusal = ZooError(
+            f"{repo_id} is there and public, so nothing was uploaded; make it private in its "
+            "settings, or give another --repo"
+        )
     except UnavailableError as error:
         refusal = _refusal(repo_id, error)
     raise refusal  # not from the error: its traceback would show whole addresses

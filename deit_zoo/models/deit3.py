@@ -11,6 +11,7 @@ Shapes: B batch, N tokens (class and patches), D embedding, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -51,9 +52,9 @@ class Block(deit.Block):
 
 def rename_gains(block: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Take the gains by timm's names too, which `deit_zoo.save` gives them in files."""
-    for number in (1, 2):
-        if (gain := state.pop(f"{prefix}ls{number}.gamma", None)) is not None:
-            state[f"{prefix}gamma_{number}"] = gain
+    for number, branch in product((1, 2), ("", "_1")):  # the second of a parallel block
+        if (gain := state.pop(f"{prefix}ls{number}.gamma{branch}", None)) is not None:
+            state[f"{prefix}gamma_{number}{branch}"] = gain
 
 
 class ParallelBlock(nn.Module):
@@ -68,6 +69,7 @@ class ParallelBlock(nn.Module):
         drop_path_rate: float,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(rename_gains)  # type: ignore[no-untyped-call]
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.gamma_1_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale_init))

@@ -138,11 +138,16 @@ def read_record(kind: str, key: str, record: type[T]) -> T | None:
 
 def write_record(kind: str, key: str, record: dict[str, Any]) -> None:
     """Record something under a key, where the cache can be written to."""
+    content = json.dumps(record | {"key": key}, sort_keys=True) + "\n"
     with contextlib.suppress(OSError, ZooError):
-        file = _record_file(kind, key)
-        make_folder(file.parent)
-        write_whole(file, (json.dumps(record | {"key": key}, sort_keys=True) + "\n").encode())
-        share(file, but=~0o644)
+        write_shared(_record_file(kind, key), content.encode())
+
+
+def write_shared(file: Path, content: bytes) -> None:
+    """Write a file of the cache, whole, for those that the cache is open to."""
+    make_folder(file.parent)
+    write_whole(file, content)
+    share(file, but=~0o644)
 
 
 def make_folder(place: Path, but: int = 0) -> None:

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from deit_zoo.errors import CheckpointError, DownloadError, IntegrityError, OfflineError, ZooError
 from deit_zoo.files import CONFIG_FILE, WEIGHT_FILES, digest, digest_of_blob, is_inside
@@ -88,7 +88,8 @@ def fetch_checkpoint(record: Checkpoint) -> KnownFile:
                 raise IntegrityError("; before it: ".join([str(error), *reasons])) from None
     raise DownloadError(
         f"the weights of {record.name} could not be had from any source "
-        f"({'; '.join(reasons)}); mend one of these and try again, or on another machine {carry}"
+        f"({'; '.join(reasons)}); put one of these right and try again, or on another machine "
+        f"{carry}"
     )
 
 
@@ -207,13 +208,15 @@ def fetch_config(text: str, weights: Path, filename: str = CONFIG_FILE) -> None:
 
 def _source_of(text: str) -> Source:
     """What an address means; without a file where none is named. Raises CheckpointError."""
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
+    # As huggingface_hub spells revisions: these with their slashes, any other with %2F for each.
+    revisions = r"refs/pr/\d+|refs/convert/[\w.-]+|[^/]+"
+    match = re.fullmatch(rf"hf://([^/@]+/[^/@]+)(?:@({revisions}))?(?:/(.+))?", text)
     if match is None:
         raise CheckpointError(
             f"checkpoint {text!r} is no Hub address; write hf://ORG/REPO, "
             "hf://ORG/REPO@REVISION or hf://ORG/REPO@REVISION/FILE"
         )
-    repo_id, revision, filename = match.groups()
+    repo_id, revision, filename = match[1], unquote(match[2] or ""), match[3]
     check_repo_id(repo_id)
     for part in filter(None, (revision, filename)):
         if not is_inside(part):

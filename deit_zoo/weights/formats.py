@@ -3,7 +3,8 @@
 What a file is, its first bytes say, whatever it is called. Training scripts put the weights under
 one key among others, averaged ones beside them; wrappers (DataParallel, torch.compile, Lightning)
 put a word before each tensor's key. transformers' DeiT and ViT have another key layout, with
-queries, keys and values apart; timm's DeiT III calls its LayerScale `ls1.gamma`.
+queries, keys and values apart, and mmpretrain's has its own; timm's DeiT III calls its LayerScale
+`ls1.gamma`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _WRAPPER = re.compile(
 )
 # The tensor by which a model is known: what stands before its key stands before every key.
 _FIRST = re.compile(
-    r"(.*?)(?:patch_embed\.proj|stem|stem\.conv"
+    r"(.*?)(?:patch_embed\.proj(?:\.0|ection)?|stem|stem\.conv"
     r"|(?:(?:vit|deit)\.)?embeddings\.patch_embeddings\.projection)\.weight"
 )
 _NUM_AVERAGED = "n_averaged"  # torch's AveragedModel counts in it
@@ -86,6 +87,19 @@ _TRANSFORMERS = (
     (r"(?:cls_)?classifier\.(weight|bias)", r"head.\1"),
     (r"distillation_classifier\.(weight|bias)", r"head_dist.\1"),
 )
+# mmpretrain's ViT, DeiT and DeiT III, with their heads or without.
+_MM_LAYER = r"(?:backbone\.)?layers\.(\d+)\."
+_MMPRETRAIN = (
+    (r"backbone\.(cls_token|dist_token|pos_embed)", r"\1"),
+    (r"(?:backbone\.)?patch_embed\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
+    (_MM_LAYER + r"ln([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
+    (_MM_LAYER + r"attn\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
+    (_MM_LAYER + r"ffn\.layers\.0\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    (_MM_LAYER + r"ffn\.layers\.1\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    (_MM_LAYER + r"(?:attn|ffn)\.gamma([12])\.weight", r"blocks.\1.gamma_\2"),
+    (r"(?:backbone\.)?ln1\.(weight|bias)", r"norm.\1"),
+    (r"head\.layers\.(head|head_dist)\.(weight|bias)", r"\1.\2"),
+)
 _PROJECTION = re.compile(
     _LAYER + r"attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.(weight|bias)"
 )
@@ -98,10 +112,14 @@ _TIMM_GAIN = re.compile(r"(blocks\.\d+)\.ls([12])\.gamma")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateDict:
-    """A file's tensors under the zoo's keys, and for each the key that the file has."""
+    """A file's tensors under the zoo's keys, and for each the key that the file has.
+
+    `part` names what lies under the word before the keys of a model among others.
+    """
 
     tensors: dict[str, Tensor]
     names: dict[str, str]
+    part: str = ""
 
 
 def read_state(file: Path, weights: str | None = None, sha256: str | None = None) -> StateDict:
@@ -110,7 +128,8 @@ def read_state(file: Path, weights: str | None = None, sha256: str | None = None
     Where `sha256` is given, they are those of the very file that was found to have it.
 
     `weights` is "ema" for averaged ones, a key of the file, or the word that its tensors' keys
-    begin with. Warns where averaged weights lie beside those that are taken.
+    begin with, as KEY.WORD where those under several keys do. Warns where averaged weights lie
+    beside those that are taken.
     Raises CheckpointError where the file is not whole, holds more than data, or no such weights;
     IntegrityError where it has another digest.
     """
@@ -121,11 +140,17 @@ def read_state(file: Path, weights: str | None = None, sha256: str | None = None
                 f"{file} holds no state dict, neither at its top nor under 'model'; give a "
                 "checkpoint"
             )
-        state = _as_trained(states, same) if weights is None else _chosen(states, weights, same)
+        # What has no first layer, such as the centre of a loss, is no network.
+        states = {key: one for key, one in states.items() if _is_network(one)} or states
+        groups = _groups(states)
+        chosen = _as_trained(states, same) if weights is None else _chosen(groups, weights, same)
+        state = groups[chosen]
         names = _without_wrappers(state)
+        word = leading_word(names).split(".")[0]
+        part = next((name for name in (f"{chosen}.{word}", word) if word and name in groups), "")
         _check_stored(state, same)
         tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
-    return StateDict(tensors=tensors, names=names)
+    return StateDict(tensors=tensors, names=names, part=part)
 
 
 def _states_of(file: OpenedFile) -> dict[str, dict[str, Tensor]]:
@@ -217,7 +242,7 @@ def _state_dicts(content: Any, key: str = "", depth: int = 2) -> Iterator[tuple[
             yield from _state_dicts(value, f"{key}.{inner}" if key else str(inner), depth - 1)
 
 
-def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[str, Tensor]:
+def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> str:
     averaged = [key for key in states if _AVERAGED.fullmatch(key)]
     raw = [key for key in states if key not in averaged]
     usual = [key for key in ("", *_STATE_KEYS) if key in raw]
@@ -234,7 +259,7 @@ def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> dict[
         raise CheckpointError(
             f"{file} holds weights under {shown}; say which by weights={candidates[0]!r}"
         )
-    return states[candidates[0]]
+    return candidates[0]
 
 
 def spelled(key: str) -> str:
@@ -242,12 +267,10 @@ def spelled(key: str) -> str:
     return key if key.isprintable() and len(key) <= 100 else f"{key!r:.100}"
 
 
-def _chosen(
-    states: dict[str, dict[str, Tensor]], weights: str, file: OpenedFile
-) -> dict[str, Tensor]:
-    """The weights of one name: under it in the file, or with it before their keys."""
-    groups = dict(states)
-    for state in states.values():
+def _groups(states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """All weights by the names that mean them: what they lie under, or a word before their keys."""
+    parts: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for under, state in states.items():
         names = _without_wrappers(state)
         for word in dict.fromkeys(name.split(".")[0] for name in names):
             part = {
@@ -255,11 +278,24 @@ def _chosen(
                 for name, key in names.items()
                 if name.startswith(f"{word}.")
             }
-            if any(_FIRST.fullmatch(name) for name in part):
-                groups.setdefault(word, part)
-    for key, state in groups.items():
+            if _is_network(part):
+                parts.setdefault(word, {})[under] = part
+    groups = dict(states)
+    for word, found in parts.items():
+        for under, part in found.items():
+            is_alone = len(found) == 1 and word not in states
+            groups.setdefault(word if is_alone else f"{under}.{word}", part)
+    return groups
+
+
+def _is_network(state: dict[str, Tensor]) -> bool:
+    return any(map(_FIRST.fullmatch, _without_wrappers(state)))
+
+
+def _chosen(groups: dict[str, dict[str, Tensor]], weights: str, file: OpenedFile) -> str:
+    for key in groups:
         if key == weights or (weights == EMA and _AVERAGED.fullmatch(key)):
-            return state
+            return key
     there = ", ".join(repr(key) for key in groups if key)
     raise CheckpointError(
         f"{file} holds no weights of the name {weights!r}; "
@@ -314,11 +350,14 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict[str, Tensor]:
-    """The same tensors under the zoo's keys: transformers' and timm's layouts are translated.
+    """The same tensors under the zoo's keys: the layouts of transformers, mmpretrain and timm are
+    translated.
 
     Raises CheckpointError for two tensors that would be one.
     """
     is_transformers = any(key.startswith(("deit.", "vit.", "embeddings.")) for key in state)
+    is_mmpretrain = any("patch_embed.projection." in key for key in state)
+    patterns = _TRANSFORMERS if is_transformers else _MMPRETRAIN if is_mmpretrain else ()
     tensors: dict[str, Tensor] = {}
     source_of: dict[str, str] = {}
     projections: dict[str, dict[str, str]] = {}
@@ -332,7 +371,7 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
         return ours
 
     for key, value in state.items():
-        ours = _TIMM_GAIN.sub(r"\1.gamma_\2", key)
+        ours = theirs = _TIMM_GAIN.sub(r"\1.gamma_\2", key)
         if is_transformers:
             theirs = re.sub(
                 r"^(?:deit\.|(?=(?:embeddings|encoder|layers|layernorm)\.))", "vit.", ours
@@ -342,10 +381,10 @@ def to_zoo_keys(state: dict[str, Tensor], where: str = "the state dict") -> dict
                 claimed(f"blocks.{block}.attn.{part}.{kind}", key)
                 projections.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[part] = key
                 continue
-            for pattern, replacement in _TRANSFORMERS:
-                if re.fullmatch(pattern, theirs):
-                    ours = re.sub(pattern, replacement, theirs)
-                    break
+        for pattern, replacement in patterns:
+            if re.fullmatch(pattern, theirs):
+                ours = re.sub(pattern, replacement, theirs)
+                break
         tensors[claimed(ours, key)] = value
     for ours, parts in projections.items():
         claimed(ours, next(iter(parts.values())))
@@ -366,11 +405,20 @@ def to_file_keys(state: dict[str, Tensor], spec: ModelSpec | None) -> dict[str, 
     return {_OWN_GAIN.sub(r"\1.ls\2.gamma", key): value for key, value in state.items()}
 
 
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> str:
-    """Write tensors as safetensors, the same bytes for the same tensors. Returns the SHA-256."""
-    # Copied, because safetensors holds no tensor that shares its memory with another.
-    own = {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
-    }
-    write_whole(file, to_bytes(own))
+def write_tensors(
+    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> str:
+    """Write safetensors, whole or not at all: the same bytes for the same tensors and metadata.
+
+    Returns the SHA-256.
+    """
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        # Two names of one tensor are two tensors in the file.
+        start = tensor.untyped_storage().data_ptr()
+        own[key] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    write_whole(file, to_bytes(own, metadata=metadata))
     return digest(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import get_session
 
-from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause
+from deit_zoo.weights.download import UnavailableError
+from deit_zoo.weights.web import LONGEST_PAUSE, asked_pause, reason_of
 
 # As huggingface_hub reads them.
 _COMMIT, _ETAGS = "X-Repo-Commit", ("X-Linked-ETag", "ETag")
@@ -23,12 +25,26 @@ def check_from_now_on() -> None:
     It makes one after an error, in a fork, or where somebody closes its session. What makes them is
     replaced in place: `set_client_factory` would end what other threads are fetching. A version
     that calls it otherwise has the client checked that it has now.
+    Raises UnavailableError where it can make none of what the environment says.
     """
     own: Any = sys.modules[get_session.__module__]
     factory = getattr(own, "_GLOBAL_CLIENT_FACTORY", None)  # a private name
     if factory is not None and not isinstance(factory, _CheckedClients):
         own._GLOBAL_CLIENT_FACTORY = _CheckedClients(factory)
-    _checked(get_session())
+    try:
+        client = get_session()
+    except ImportError as error:
+        raise UnavailableError(
+            "a SOCKS proxy needs two more packages: pip install socksio pysocks"
+        ) from error
+    except OSError as error:
+        file = os.environ.get("SSL_CERT_FILE")
+        raise UnavailableError(f"no certificates in SSL_CERT_FILE={file} ({error})") from error
+    except ValueError as error:
+        raise UnavailableError(
+            f"{reason_of(error)}: give a proxy as http://, https://, socks5:// or socks5h://"
+        ) from error
+    _checked(client)
 
 
 @dataclass(frozen=True, slots=True)

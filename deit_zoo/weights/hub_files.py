@@ -173,11 +173,20 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def _drop(file: Path) -> None:
-    """Remove a wrong file of the Hub's cache; what a link there leads to elsewhere is not ours."""
+    """Remove a wrong file of the Hub's cache; what a link there leads to elsewhere is not ours.
+
+    Raises UnavailableError where it is another user's, who alone can remove it.
+    """
     target = Path(os.path.realpath(file))
-    file.unlink(missing_ok=True)
-    if target.is_relative_to(os.path.realpath(constants.HF_HUB_CACHE)):
-        target.unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+        if target.is_relative_to(os.path.realpath(constants.HF_HUB_CACHE)):
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{file} is wrong and cannot be removed ({error.strerror}); let its owner remove it, "
+            "or set HF_HOME to a folder of your own"
+        ) from error
 
 
 def has_no_file(error: UnavailableError) -> bool:

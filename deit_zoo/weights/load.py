@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -31,10 +30,8 @@ from deit_zoo.files import (
     RECORD_FILE,
     WEIGHT_FILES,
     WEIGHTS_SUFFIXES,
-    digest,
     expand_user,
     verify,
-    write_whole,
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
@@ -43,10 +40,16 @@ from deit_zoo.models.model import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec
 from deit_zoo.registry.names import is_path, resolve
 from deit_zoo.weights import cache
-from deit_zoo.weights.adapt import adapt, normalized_alike, own_shape
+from deit_zoo.weights.adapt import Shape, adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
-from deit_zoo.weights.formats import StateDict, leading_word, read_state, spelled, to_file_keys
+from deit_zoo.weights.formats import (
+    StateDict,
+    read_state,
+    spelled,
+    to_file_keys,
+    write_tensors,
+)
 from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
@@ -56,6 +59,10 @@ _POOLERS = ("pooler.", "vit.pooler.", "deit.pooler.")  # of transformers, before
 _FOREIGN = (
     (".lora_", "it holds an adapter of PEFT's: save what model.merge_and_unload() gives"),
     ("fc_norm.", "its head reads the mean of all patches, and no model's here does"),
+    (
+        "encoder_layer_",
+        "its keys are torchvision's, which are not read; give weights of timm's or transformers'",
+    ),
 )
 FACTORIES = (torch.empty, torch.full, torch.ones, torch.zeros, torch.tensor)
 # The proofs of what lies in the package or in a cache, where a file is written once.
@@ -111,6 +118,11 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
             if weights is not None and (file / weights / MODEL_FILE).is_file():
                 file, weights = file / weights, None
             file = _file_in(file)
+        if "://" in str(path):
+            raise CheckpointError(
+                f"checkpoint {str(path)!r:.300} is an address, and none are taken but "
+                "hf://ORG/REPO; fetch the file, by curl -LO ADDRESS, and give it"
+            )
         if not os.path.isfile(file):
             raise CheckpointError(
                 f"checkpoint {str(path)!r:.300} does not exist; give a .safetensors or .pth file, "
@@ -137,10 +149,11 @@ def spec_for(model: str) -> ModelSpec:
 
 def spec_of_file(local: LocalCheckpoint, given: str | os.PathLike[str]) -> ModelSpec:
     """The model that a file, or a configuration beside it, says that it is of."""
-    if "name" not in local.metadata:
+    if local.metadata.get("name") is None:
         raise CheckpointError(
-            f"{local.path} does not say which model it is; give create(NAME, "
-            f"checkpoint={os.fspath(given)!r})"
+            f"{local.path} does not say which model it is; in Python give create(NAME, "
+            f"checkpoint={os.fspath(given)!r}), and deit_zoo.save(model, 'FILE.safetensors') makes "
+            "of that a file which every command takes"
         )
     return resolve(str(local.metadata["name"]))
 
@@ -197,17 +210,8 @@ def load_checkpoint(
             del tensors[key]
     own = own_shape(spec, tensors, metadata, img_size)
     shape = own.changed(img_size, patch_size, in_chans)
-    options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
-    if shape.patch_size is not None:
-        options["patch_size"] = shape.patch_size
-    with _Unfilled():
-        model: ZooModel = spec.build(
-            num_classes=0 if headless else own_classes or spec.num_classes,
-            drop_path_rate=drop_path_rate,
-            **options,
-        )
-    if _is_one_headed(tensors):
-        model.register_module("head_dist", None)
+    built_classes = 0 if headless else own_classes or spec.num_classes
+    model = _built(spec, tensors, shape, built_classes, drop_path_rate)
     model.adapted = (*normalized_alike(spec, tensors, metadata), *adapt(spec, tensors, own, shape))
     if "resizing" in metadata:
         model.adapted += (
@@ -221,13 +225,33 @@ def load_checkpoint(
     if num_classes not in (None, own_classes):
         model.reset_classifier(num_classes)
         model.labels = None
-    elif "labels" in metadata:
-        model.labels = labels_of(metadata, model.num_classes, file)
-    # Older models of one's own do not say how their images were decoded: as upstream's.
-    model.reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
-    if num_classes in (None, own_classes):
+    else:
+        if "labels" in metadata:
+            model.labels = labels_of(metadata, model.num_classes, file)
+        # Older models of one's own do not say how their images were decoded: as upstream's.
+        model.reading = metadata.get("reading", "upstream" if "labels" in metadata else None)
         model.problem_type = metadata.get("problem_type")
     return model.eval()
+
+
+def _built(
+    spec: ModelSpec,
+    tensors: dict[str, Tensor],
+    shape: Shape,
+    num_classes: int,
+    drop_path_rate: float = 0.0,
+) -> ZooModel:
+    """The network that takes tensors of this shape, without memory."""
+    options: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans}
+    if shape.patch_size is not None:
+        options["patch_size"] = shape.patch_size
+    with _Unfilled():
+        model: ZooModel = spec.build(
+            num_classes=num_classes, drop_path_rate=drop_path_rate, **options
+        )
+    if _is_one_headed(tensors):
+        model.register_module("head_dist", None)
+    return model
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -243,18 +267,11 @@ def save_model(model: nn.Module, file: Path, **metadata: Any) -> str:
     """
     own: ZooModel = unwrapped(model)
     facts = facts_of(own) | metadata
-    state = to_file_keys(own.state_dict(), own.spec)
+    if (names := facts.get("labels")) is not None:
+        facts["labels"] = as_names(names, own.num_classes)
+    state, text = to_file_keys(own.state_dict(), own.spec), as_metadata(facts)
     _check_savable(own, state, facts)
-    stored: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key, value in state.items():
-        tensor = value.detach().cpu().contiguous()
-        # Two names of one tensor are two tensors in the file.
-        start = tensor.untyped_storage().data_ptr()
-        stored[key] = tensor.clone() if start in seen else tensor
-        seen.add(start)
-    write_whole(file, to_bytes(stored, metadata=as_metadata(facts)))
-    return digest(file)
+    return write_tensors(state, file, text)
 
 
 class _Unfilled(TorchFunctionMode):
@@ -305,20 +322,27 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
         )
     if any(value.is_meta for value in state.values()):
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
-    if (names := facts.get("labels")) is not None:
-        as_names(names, model.num_classes)
     if model.spec is None:
         return
-    with _Unfilled():
-        own = model.spec.build(num_classes=model.num_classes)
-    if _is_one_headed(state):
-        own.register_module("head_dist", None)
-    if other := sorted(to_file_keys(own.state_dict(), model.spec).keys() ^ state.keys()):
+    stated = facts_of(model)
+    for key in ("name", "img_size", "blocks", "stem"):  # by which a model is built
+        if facts.get(key) != stated.get(key):
+            raise CheckpointError(
+                f"{key} is {facts[key]!r:.80}, but files say by it how the model is built, which "
+                f"is {stated.get(key)!r}; leave it out, or give it another name"
+            )
+    own = _built(model.spec, state, own_shape(model.spec, state, facts, None), model.num_classes)
+    expected = _shapes(to_file_keys(own.state_dict(), model.spec))
+    if other := sorted({key for key, _ in expected ^ _shapes(state)}):
         raise CheckpointError(
             f"the model has other tensors than {model.spec.name} ({first_of(other, 4)}), so its "
-            "file could not be loaded again; merge what was wrapped around its layers, or keep its "
-            "state_dict()"
+            "file could not be loaded again; give layers back the sizes that they had, merge what "
+            "was wrapped around them, or keep its state_dict()"
         )
+
+
+def _shapes(state: dict[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(key, value.shape) for key, value in state.items()}
 
 
 def _fill(model: ZooModel, tensors: dict[str, Tensor], dtype: torch.dtype, *, copy: bool) -> None:
@@ -374,6 +398,6 @@ def _advice(missing: list[str], unexpected: list[str], state: StateDict) -> str:
             return advice
     if missing and all(key.startswith("missing head") for key in missing) and not unexpected:
         return "it has no head: give num_classes=N for a fresh one, or 0 for features"
-    if word := leading_word(state.names):
-        return f"give weights={word.split('.')[0]!r} for what lies under that word alone"
+    if state.part:
+        return f"give weights={state.part!r} for what lies under that word alone"
     return "give the model and the img_size that it was saved of"

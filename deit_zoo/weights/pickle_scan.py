@@ -55,8 +55,10 @@ class _Value:
     is_made: bool = False  # by a function, or a number beyond 64 bits
 
 
-def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None:
+def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> set[str]:
     """Read the opcodes of one pickle, as torch's unpickler would. It may call what is `allowed`.
+
+    Returns the names of the classes and functions that it mentions, but for kinds of tensors.
 
     Raises CheckpointError where what it makes does not follow from its size, UnpicklingError where
     it calls anything else, and other errors for what is no whole pickle.
@@ -64,6 +66,7 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
     stack: list[_Value] = []
     marks: list[list[_Value]] = []
     memo: dict[object, _Value] = {}
+    named: set[str] = set()
     start, spelled = stream.tell(), 0
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
@@ -81,6 +84,8 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
                 stack.append(memo[argument])
             elif name not in ("PROTO", "STOP"):
                 stack.append(_literal(name, argument))
+                if name == "GLOBAL":
+                    named.add(stack[-1].text)
             continue
         size = sum(item.size for item in items)
         spelled += size
@@ -91,6 +96,8 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
             )
         if name in ("REDUCE", "NEWOBJ"):
             _check_call(items[0], items[1], where, allowed)
+            if items[0].text == _FROM_TYPE and items[1].items:
+                named.discard(items[1].items[1].text)
         if name == "BUILD" and items[0].is_made:
             raise _unbounded("a state that a function makes", where)
         if name.startswith("SETITEM") and any(
@@ -103,6 +110,7 @@ def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> None
             stack.append(_Value(size + 1, is_made=True))
         else:
             stack[-1].size += size
+    return named
 
 
 def _literal(name: str, argument: object) -> _Value:

@@ -23,7 +23,7 @@ def test_a_machine_in_order_is_exit_0(tmp_path: Path) -> None:
     names = [line.split("  ")[0] for line in done.out.splitlines() if not line.startswith(" ")]
     assert list(dict.fromkeys(names)) == [  # several GPUs have a line each
         *("deit_zoo", "Python", "torch", "GPU", "computes", "cores", "compiler"),
-        *("extra train", "extra export", "loading"),
+        *("extra train", "extra hfds", "extra remote", "extra export", "extra serve", "loading"),
         *("cache", "Hub's cache", "shared memory", "Hub"),
     ]
     assert "answers in" in done.out.splitlines()[-1]
@@ -60,6 +60,19 @@ def test_certificates_that_are_not_there_are_told_among_the_other_lines(tmp_path
     environment |= {"HF_HUB_OFFLINE": "0", "SSL_CERT_FILE": str(tmp_path / "none.pem")}
     done = deit_zoo("doctor", "--json", env=environment)
     assert str(tmp_path / "none.pem") in json.loads(done.out)[-1]["found"]
+
+
+def test_a_proxy_that_the_hubs_client_cannot_take_is_told_among_the_other_lines(
+    tmp_path: Path,
+) -> None:
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path) | {"ALL_PROXY": "socks://me:SECRET@127.0.0.1:1080/"}
+        done = deit_zoo("doctor", "--json", env=environment)
+    [line] = [line for line in json.loads(done.out) if line["name"] == "Hub"]
+    assert (done.status, line["wrong"]) == (1, True)
+    assert "cannot be asked (Unknown scheme for proxy URL" in line["found"]
+    assert line["found"].endswith("give a proxy as http://, https://, socks5:// or socks5h://)")
+    assert "SECRET" not in done.out + done.err
 
 
 @pytest.mark.parametrize(

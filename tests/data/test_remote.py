@@ -6,8 +6,12 @@ import base64
 import hashlib
 import os
 import shutil
+import signal
+import stat
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -117,6 +121,21 @@ def test_only_who_wants_the_same_archives_waits_for_who_fetches_them(
     assert len(list((cache / "locks").glob("archives*.lock"))) == 2
 
 
+def test_archives_and_their_indexes_are_for_whom_the_cache_is_for_whatever_the_umask(
+    server: Server, cache: Path
+) -> None:
+    cache.mkdir()
+    cache.chmod(0o2770)
+    before = os.umask(0o077)
+    try:
+        open_set(f"{server.url}/{PATTERN}", "train")
+    finally:
+        os.umask(before)
+    for kind in ("archives", "indexes"):
+        files = [file for file in (cache / kind).rglob("*") if file.is_file()]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
+
+
 def test_a_shard_that_is_another_by_now_is_fetched_again(bucket: str, tmp_path: Path) -> None:
     before = content(open_set(bucket, "train"))
     files = fsspec.filesystem("memory")
@@ -215,3 +234,35 @@ def test_the_package_for_an_address_is_an_extra(monkeypatch: pytest.MonkeyPatch)
     told = str(caught.value)
     assert told.startswith("s3://bucket/train.tar needs a package of its own (")
     assert told.endswith("); type: pip install 'deit_zoo[remote]'")
+
+
+def test_ctrl_c_ends_every_download_and_leaves_nothing_of_them(tmp_path: Path, cache: Path) -> None:
+    pieces = []
+
+    class Endless(SimpleHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 30))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with suppress(OSError):  # until nobody listens
+                while len(pieces) < 400:
+                    self.wfile.write(bytes(1 << 14))
+                    pieces.append(self.path)
+                    if len(pieces) == 20:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.05)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            open_set(f"http://127.0.0.1:{http.server_port}/{{000..003}}.tar", "train")
+        assert len(pieces) < 200
+        http.shutdown()
+    assert len({*pieces}) == 4
+    assert [file for file in (cache / "archives").rglob("*") if file.is_file()] == []

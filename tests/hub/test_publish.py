@@ -154,6 +154,13 @@ def test_a_card_can_be_written_for_every_record(name: str) -> None:
     assert ("```bibtex" in card.text) == (record.paper is not None)
 
 
+def test_a_card_of_deit_iii_says_so() -> None:
+    record = manifest_record("deit3_small")
+    context = dict(spec=MODELS["deit3_small"], record=record, repo_id="org/a", sha256="0" * 64)
+    card = model_card(context | dict(timm_name=None, recipe=None, receipt=None, curve=False))
+    assert "\n\nDeiT III ([arXiv:2204.07118]" in card
+
+
 def test_a_card_shows_no_password_and_no_key() -> None:
     record = manifest_record(NAME)
     url = "https://me:PASSWORD@host/pico.pth?X-Amz-Signature=SIGNATURE"
@@ -197,6 +204,31 @@ def test_an_upload_is_a_commit_that_deit_zoo_and_timm_load(hub: HubServer, tmp_p
         "print(torch.allclose(ours(x), theirs(x), atol=1e-5), ours.checkpoint.sha256)\n"
     )
     assert python(code, env=environment).split() == ["True", manifest_record(NAME).sha256]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_dry_run_says_whether_a_new_repository_is_public(private: bool, tmp_path: Path) -> None:
+    words = ("weights", "publish", NAME, "--repo", REPO, "--dry-run", *["--private"][:private])
+    done = deit_zoo(*words, env={"DEIT_ZOO_CACHE": str(tmp_path / "zoo")}, cwd=tmp_path)
+    kind = "private" if private else "public"
+    assert done.err.endswith(f"these files become {REPO}, a {kind} repository if it is new\n")
+
+
+def test_a_private_repository_is_made_so_and_none_that_is_public_is_filled(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    environment = hub.environment(tmp_path) | {"HF_TOKEN": TOKEN}
+    words = ("weights", "publish", NAME, "--repo", REPO, "--private")
+    assert deit_zoo(*words, env=environment).status == 0
+    assert hub.repositories[REPO].private
+    assert deit_zoo(*words, env=environment).status == 0  # again, into the same
+    hub.repositories[REPO].private = False
+    before = dict(hub.repositories[REPO].refs)
+    assert sentence(deit_zoo(*words, env=environment)) == (
+        f"{REPO} is there and public, so nothing was uploaded; make it private in its settings, or "
+        "give another --repo"
+    )
+    assert hub.repositories[REPO].refs == before
 
 
 def test_without_a_token_nothing_is_sent(hub: HubServer, tmp_path: Path) -> None:

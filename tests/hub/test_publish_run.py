@@ -220,6 +220,24 @@ def test_a_forged_receipt_is_one_sentence(
         build_run(former, REPO, tmp_path / "published")
 
 
+def test_a_run_of_another_build_is_no_model_of_timms(tmp_path: Path) -> None:
+    model = zoo.create("deit3_small", blocks="1x2", stem="hmlp", img_size=32, num_classes=2)
+    (tmp_path / "run").mkdir()
+    sha256 = zoo.save(model, tmp_path / "run" / "model.safetensors", labels=["cat", "dog"])
+    receipt = {
+        "reached": {"top1": 50.0, "loss": 0.7, "num_images": 8},
+        "plan": {"num_images": 24, "recipe": {"epochs": 1, "source": "a test"}},
+        "sha256": {"model.safetensors": sha256},
+    }
+    (tmp_path / "run" / "receipt.json").write_text(json.dumps(receipt))
+    build_run(tmp_path / "run", REPO, tmp_path / "published")
+    card = ModelCard.load(tmp_path / "published" / "README.md")
+    assert (card.data.library_name, "import timm" in card.text) == ("deit_zoo", False)
+    assert "DeiT III (deit3_small)" in card.text
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    assert config["architecture"] == "deit3_small"  # which timm has not
+
+
 def test_a_log_that_is_not_the_one_of_the_receipt_is_not_published(
     run: Path, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def at(self, revision: str) -> str | None:
         """The commit of a revision; None where there is none."""
@@ -250,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.status:
             answer = Answer(status=fault.status, headers=fault.headers, body=fault.body or b"")
         else:
-            answer = self._answer(path, content)
+            answer = self._answer(urlsplit(self.path).path, content)
         self._send(answer, fault, request)
 
     def _content(self) -> bytes:
@@ -300,9 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, content: bytes) -> Answer:
         for method, pattern, answer in _ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, path)):
-                return answer(self, *match.groups(), content)
-        if self.command in ("GET", "HEAD") and path in self.hub.files:
-            return self._file(self.hub.files[path])
+                # A revision may have slashes, which are quoted.
+                return answer(self, *(part and unquote(part) for part in match.groups()), content)
+        if self.command in ("GET", "HEAD") and unquote(path) in self.hub.files:
+            return self._file(self.hub.files[unquote(path)])
         return Answer(status=404)
 
     def _file(self, data: bytes, headers: dict[str, str] | None = None) -> Answer:
@@ -371,7 +373,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for name, data in sorted(repository.commits[commit].items())
         ]
-        return _json({"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings})
+        facts = {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings}
+        return _json(facts | {"private": repository.private})
 
     def _create(self, content: bytes) -> Answer:
         asked = json.loads(content)
@@ -379,6 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
         exists = repo_id in self.hub.repositories
         if not exists:
             self.hub.commit(repo_id, {".gitattributes": b""})
+            is_private = asked.get("private") or asked.get("visibility") == "private"
+            self.hub.repositories[repo_id].private = bool(is_private)
         return _json(
             {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id}, 409 if exists else 200
         )

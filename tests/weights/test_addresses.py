@@ -69,6 +69,22 @@ def test_the_weights_that_there_are_get_the_names_of_the_configuration(
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    ("revision", "spelled"), [("refs/pr/1", "refs/pr/1"), ("feature/a", "feature%2Fa")]
+)
+@pytest.mark.parametrize("file", ["", "/model.safetensors"])
+def test_a_revision_with_a_slash_is_spelled_as_huggingface_hub_does(
+    file: str, revision: str, spelled: str, hub: HubServer, state: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = {name: state[name] for name in ("model.safetensors", "config.json")}
+    hub.commit(REPO, files, revision)
+    expected = ["deit_tiny", ["cat", "dog"], 2, 0.875]
+    assert created(hub, tmp_path, f"hf://{REPO}@{spelled}{file}") == expected
+    offline = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "1"}
+    code = CODE.replace("ADDRESS", repr(f"hf://{REPO}@{spelled}{file}"))
+    assert json.loads(python(code, env=offline)) == expected
+
+
 def test_a_repository_without_a_configuration_is_asked_for_it_once(
     hub: HubServer, state: dict[str, bytes], tmp_path: Path
 ) -> None:

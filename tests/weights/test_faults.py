@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from hashlib import md5
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,32 @@ def test_the_next_source_serves_when_one_refuses(
     machine.publish(hub_source(), url_source(url, sha256(pth)[:8]))
     assert machine.fetch(HF_ENDPOINT=closed)["sha256"] == sha256(weights)
     assert methods(machine.hub) == ["GET"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        pytest.param(
+            "ALL_PROXY",
+            "socks5://127.0.0.1:1080",
+            "a SOCKS proxy needs two more packages: pip install socksio pysocks",
+            marks=pytest.mark.skipif(find_spec("socksio") is not None, reason="socksio is here"),
+        ),
+        (
+            "ALL_PROXY",
+            "socks://127.0.0.1:1080/",
+            "URL('socks://127.0.0.1:1080/'): give a proxy as http://, https://, socks5://",
+        ),
+        ("SSL_CERT_FILE", "/none.pem", "no certificates in SSL_CERT_FILE=/none.pem ("),
+    ],
+)
+def test_what_the_hubs_client_cannot_be_made_of_is_a_reason_and_the_next_source_serves(
+    variable: str, value: str, reason: str, machine: Machine, url: str, pth: bytes, weights: bytes
+) -> None:
+    machine.environment[variable] = value
+    assert reason in machine.fetch()["message"]
+    machine.publish(hub_source(), url_source(url, sha256(pth)[:8]))
+    assert machine.fetch()["sha256"] == sha256(weights)
 
 
 # A connection that breaks.
@@ -593,7 +620,7 @@ def test_what_the_hub_has_not_got_is_named_after_one_request(
     where = changed.get("repo_id", REPO)
     assert answer["message"].startswith(
         f"the weights of deit_pico_digits could not be had from any source (the Hub's {where}: "
-        f"{reason}); mend one of these and try again"
+        f"{reason}); put one of these right and try again"
     )
     assert (methods(machine.hub), answer["pauses"]) == (["HEAD"], [])
     machine.publish(hub_source())
@@ -711,7 +738,7 @@ def test_a_full_disk_keeps_the_part_of_a_url_and_the_next_call_continues_it(
     by_url: Machine, weights: bytes, pth: bytes
 ) -> None:
     answer = by_url.fetch(before=SMALL_DISK)
-    assert f"{PTH}: File too large); mend one" in answer["message"]
+    assert f"{PTH}: File too large); put one" in answer["message"]
     (part,) = by_url.zoo_cache.rglob("*.part")
     assert part.stat().st_size == 600_000
     works(by_url, weights)
@@ -877,6 +904,23 @@ def test_a_cache_that_cannot_be_written_to_is_named_where_a_file_must_be_fetched
         f"{shelf.zoo_cache}); set DEIT_ZOO_CACHE to a folder that can",
     )
     assert shelf.hub.requests == []
+
+
+def test_a_wrong_file_that_only_its_owner_can_remove_is_no_end_of_the_other_sources(
+    shelf: Machine, url: str, pth: bytes, weights: bytes
+) -> None:
+    commit = shelf.hub.repositories[REPO].refs["main"]
+    source = hub_source(revision=commit, sha256=sha256(weights))
+    shelf.publish(source)
+    file = Path(shelf.fetch()["file"])
+    file.resolve().write_bytes(bytes(len(weights)))
+    lock_down(shelf.hf_cache)
+    assert (
+        f"the Hub's org/pico: {file} is wrong and cannot be removed (Permission denied); let its "
+        "owner remove it, or set HF_HOME" in shelf.fetch(before=AS_ANYONE)["message"]
+    )
+    shelf.publish(source, url_source(url, sha256(pth)[:8]))
+    assert shelf.fetch(before=AS_ANYONE)["sha256"] == sha256(weights)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="files of another user are made by root alone")

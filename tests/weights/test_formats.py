@@ -315,6 +315,46 @@ def test_a_key_that_transformers_alone_has_is_named(tmp_path: Path) -> None:
         deit_zoo.create("deit_tiny", checkpoint=tmp_path)
 
 
+def as_mmpretrain(state: State) -> State:
+    """Our tensors under the keys of mmpretrain's ViT, DeiT and DeiT III with their class heads, as
+    its tools/model_converters/deit3_to_mmpretrain.py writes them."""
+    words = (
+        *((r"^patch_embed\.proj", "patch_embed.projection"), (r"^blocks", "layers")),
+        *((r"\.norm(?=[12]\.)", ".ln"), (r"^norm", "ln1")),
+        *((r"mlp\.fc1", "ffn.layers.0.0"), (r"mlp\.fc2", "ffn.layers.1")),
+        *((r"gamma_1", "attn.gamma1.weight"), (r"gamma_2", "ffn.gamma2.weight")),
+        *((r"^(head|head_dist)\.", r"head.layers.\1."), (r"^(?!head)", "backbone.")),
+    )
+    theirs = {}
+    for key, value in state.items():
+        for ours, word in words:
+            key = re.sub(ours, word, key)
+        theirs[key] = value
+    return theirs
+
+
+@pytest.mark.parametrize("name", ["deit_pico_distilled_digits", "deit3_small"])
+def test_a_file_of_mmpretrain_is_read(name: str, tmp_path: Path) -> None:
+    state = golden.filled(deit_zoo.create(name, device="meta")).state_dict()
+    theirs = as_mmpretrain(state)
+    assert {"backbone.layers.0.ffn.layers.0.0.weight", "head.layers.head.bias"} <= theirs.keys()
+    assert ("backbone.layers.1.attn.gamma1.weight" in theirs) == (name == "deit3_small")
+    torch.save({"meta": {}, "state_dict": theirs}, tmp_path / "mm.pth")
+    assert same(deit_zoo.create(name, checkpoint=tmp_path / "mm.pth").state_dict(), state)
+    # As of self-supervised training.
+    body = {key: value for key, value in theirs.items() if key.startswith("backbone.")}
+    torch.save(body, tmp_path / "mm.pth")
+    headless = {key for key in state if not key.startswith("head")}
+    assert read_tensors(tmp_path / "mm.pth").keys() == headless
+
+
+def test_a_file_of_torchvision_is_called_so(tmp_path: Path) -> None:
+    keys = ("class_token", "conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight")
+    torch.save({key: torch.ones(4) for key in keys}, tmp_path / "vit_b_16.pth")
+    with pytest.raises(CheckpointError, match="keys are torchvision's, which are not read; give"):
+        deit_zoo.create("deit_base", checkpoint=tmp_path / "vit_b_16.pth")
+
+
 # safetensors that lie.
 
 

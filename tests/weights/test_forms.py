@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import sys
+import zipfile
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -82,6 +87,20 @@ def test_what_lies_in_place_of_weights_is_named(
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"a{suffix} holds no weights: it is {what}"):
         deit_zoo.create(NAME, checkpoint=file)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("name", ["a.npz", "a.keras", "a.pth"])
+def test_an_archive_of_something_else_is_called_so(name: str, packing: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w", packing) as archive:
+        archive.writestr("Transformer/encoder_norm/bias.npy", b"\x93NUMPY")
+    with pytest.raises(CheckpointError) as caught:
+        deit_zoo.create(NAME, checkpoint=tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name} holds no weights of PyTorch: it is an archive of "
+        "'Transformer/encoder_norm/bias.npy', as NumPy's .npz, Keras's .keras or a packed folder; "
+        "give PyTorch's weights"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
@@ -244,6 +263,28 @@ def test_weights_that_are_not_there_are_named_with_those_that_are(
         deit_zoo.create(NAME, checkpoint=tmp_path / "a.pth", weights="ema")
 
 
+def test_a_teachers_backbone_is_told_from_its_students(state: State, tmp_path: Path) -> None:
+    # As DINO and iBOT leave them.
+    body = {key: value for key, value in state.items() if not key.startswith("head.")}
+    head = {"head.mlp.0.weight": torch.ones(8, 80)}
+    content = {
+        "student": prefixed("module.", prefixed("backbone.", body) | head),
+        "teacher": prefixed("backbone.", other(body)) | head,
+        "dino_loss": {"center": torch.ones(1, 8)},
+    }
+    file, options = tmp_path / "dino.pth", {"num_classes": 3}
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=r"weights under 'student' and 'teacher'; say which"):
+        deit_zoo.create(NAME, checkpoint=file, **options)
+    with pytest.raises(CheckpointError, match=r"give weights='teacher\.backbone' for what lies"):
+        deit_zoo.create(NAME, checkpoint=file, weights="teacher", **options)
+    there = r"'student', 'teacher', 'student\.backbone', 'teacher\.backbone'$"
+    with pytest.raises(CheckpointError, match=rf"no weights of the name 'backbone'; .* {there}"):
+        deit_zoo.create(NAME, checkpoint=file, weights="backbone", **options)
+    teacher = deit_zoo.create(NAME, checkpoint=file, weights="teacher.backbone", **options)
+    assert torch.equal(teacher.cls_token, state["cls_token"] + 1)
+
+
 # Objects beside the weights.
 
 BESIDE: dict[str, Any] = {
@@ -264,6 +305,8 @@ BESIDE: dict[str, Any] = {
     "a span": slice(1, 2),
     "a range": range(3),
     "a set": frozenset([1]),
+    "an optimizer's class with its arguments": partial(torch.optim.AdamW, lr=1e-3),
+    "a function": golden.filled,
 }
 
 
@@ -275,6 +318,74 @@ def test_plain_objects_may_lie_beside_the_weights(
     content = {"model": state, "beside": BESIDE[what]}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     assert holds(tmp_path / "a.pth", state)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.nodes.AnyNode"),
+        *("mmengine.config.config.ConfigDict", "mmengine.logging.history_buffer.HistoryBuffer"),
+    ],
+)
+def test_objects_of_libraries_that_are_not_here_may_lie_beside_the_weights(
+    name: str, state: State, tmp_path: Path
+) -> None:
+    made = made_by(name)()
+    made._content = {"lr": 1e-3, "history": np.arange(3.0)}
+    with library_of(type(made)):
+        torch.save({"state_dict": state, "beside": made}, tmp_path / "a.ckpt")
+    assert holds(tmp_path / "a.ckpt", state)
+
+
+def made_by(name: str) -> Any:
+    """A stand-in for a class of a library that need not be installed."""
+    module, _, name = name.rpartition(".")
+    return type(name, (), {"__module__": module})
+
+
+@contextmanager
+def library_of(*kinds: type) -> Iterator[None]:
+    """Within it pickle finds the classes where they say that they are."""
+    module = kinds[0].__module__
+    parents = [module[:end] for end, sign in enumerate(f"{module}.") if sign == "."]
+    stand_ins = dict.fromkeys(parents, SimpleNamespace(**{kind.__name__: kind for kind in kinds}))
+    with patch.dict(sys.modules, stand_ins):
+        yield
+
+
+def test_an_object_of_ones_own_is_refused_with_what_to_do_where_the_file_is_trusted(
+    state: State, tmp_path: Path
+) -> None:
+    kind = made_by("my_project.Options")
+    with library_of(kind):
+        torch.save({"state_dict": state, "options": kind()}, tmp_path / "a.ckpt")
+        with pytest.raises(CheckpointError) as caught:
+            deit_zoo.create(NAME, checkpoint=tmp_path / "a.ckpt")
+        assert str(caught.value) == (
+            f"{tmp_path / 'a.ckpt'} asks for my_project.Options, which could run code, so it was "
+            "not read; where you trust it, give what torch.save(torch.load(FILE, "
+            "weights_only=False)['state_dict'], NEW) writes"
+        )
+        trusted = torch.load(tmp_path / "a.ckpt", weights_only=False)["state_dict"]
+    torch.save(trusted, tmp_path / "new.pth")
+    assert holds(tmp_path / "new.pth", state)
+
+
+def test_a_kind_of_tensor_that_is_not_here_is_named(state: State, tmp_path: Path) -> None:
+    # As of a quantized model.
+    kind = type("Int8", (Tensor,), {"__module__": "my_project"})
+    with library_of(kind):
+        torch.save(state | {"cls_token": state["cls_token"].as_subclass(kind)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth asks for my_project\.Int8, which could run"):
+        deit_zoo.create(NAME, checkpoint=tmp_path / "a.pth")
+
+
+def test_a_pickle_that_names_hundreds_of_classes_is_refused(state: State, tmp_path: Path) -> None:
+    kinds = [made_by(f"my_project.Kind{number}") for number in range(300)]
+    with library_of(*kinds):
+        torch.save({"state_dict": state, "kinds": kinds}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"names 30\d classes and functions, far more than"):
+        deit_zoo.create(NAME, checkpoint=tmp_path / "a.ckpt")
 
 
 # Heads.

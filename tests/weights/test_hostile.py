@@ -5,10 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import struct
+import sys
 import zipfile
 from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from torch import Tensor
 
 import deit_zoo
 from deit_zoo.errors import CheckpointError
+from deit_zoo.weights.pickles import read_pickled
 from support.tables import each_row
 
 NAME = "deit_pico_digits"
@@ -260,6 +264,15 @@ BOMBS = {
 def test_a_module_in_place_of_its_weights_is_code(tmp_path: Path) -> None:
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "a.pth")
     refused(tmp_path / "a.pth", r"asks for torch\.nn\.\S+, which could run code")
+
+
+def test_a_dict_of_another_library_is_not_made_of_what_it_is_called_with(tmp_path: Path) -> None:
+    # Two billion rows of one number would be as many keys.
+    kind = type("Dict", (), {"__module__": "addict.addict"})
+    module = SimpleNamespace(Dict=kind)
+    with patch.dict(sys.modules, {"addict": module, "addict.addict": module}):
+        torch.save({"args": Call(kind, torch.zeros(1, 2).expand(2000, 2))}, tmp_path / "a.pth")
+    assert read_pickled(tmp_path / "a.pth") == {"args": {}}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -294,6 +294,15 @@ def test_a_path_without_a_file_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_an_address_of_the_web_is_told_from_a_file_that_is_not_there() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        deit_zoo.create("deit_tiny", checkpoint="https://me:SECRET@example.org/deit_tiny.pth")
+    assert str(caught.value) == (
+        "checkpoint 'https://***@example.org/deit_tiny.pth' is an address, and none are taken but "
+        "hf://ORG/REPO; fetch the file, by curl -LO ADDRESS, and give it"
+    )
+
+
 def test_a_folder_without_a_model_file_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=f"^{tmp_path} is a folder without weights; give one "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,6 +26,7 @@ from deit_zoo import weights
 from deit_zoo.errors import CheckpointError, ZooError
 from deit_zoo.files import MODEL_FILE
 from deit_zoo.inference.classify import class_names
+from deit_zoo.models.deit import VisionTransformer
 from deit_zoo.models.model import ZooModel
 from support.machine import NAME
 
@@ -100,6 +102,50 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="weights are held as Int8Tensor, as by quantizing"):
         weights.save(model, tmp_path / "mine.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_layers_have_other_sizes_is_not_saved(tmp_path: Path) -> None:
+    distilled = deit_zoo.create(DISTILLED, pretrained=True)
+    distilled.head = nn.Linear(80, 3)
+    pruned = tuned()
+    pruned.blocks[1].mlp.fc1, pruned.blocks[1].mlp.fc2 = nn.Linear(80, 9), nn.Linear(9, 80)
+    for model, key in ((distilled, r"head_dist\.bias"), (pruned, r"blocks\.1\.mlp\.fc1\.bias")):
+        with pytest.raises(CheckpointError, match=rf"has other tensors than \w+ \({key}, .*sizes"):
+            weights.save(model, tmp_path / "mine.safetensors")
+    other = saved(tuned(img_size=24, patch_size=8, in_chans=1), tmp_path)  # which create can build
+    assert (other.img_size, other.patch_size) == ((24, 24), 8)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"name": "cats"}, {"img_size": 32}, {"blocks": "18x2"}, {"stem": "hmlp"}]
+)
+def test_metadata_that_says_how_the_model_is_built_is_its_own(
+    metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    [(key, value)] = metadata.items()
+    with pytest.raises(CheckpointError, match=rf"^{key} is {value!r}, but files say by it how the"):
+        weights.save(tuned(), tmp_path / "mine.safetensors", **metadata)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_parallel_deit_iii_goes_back_by_load_state_dict_too(tmp_path: Path) -> None:
+    model = deit_zoo.create("deit3_small", blocks="1x2", img_size=32)
+    for name, gain in model.blocks[0].named_parameters():
+        if name.startswith("gamma"):
+            nn.init.normal_(gain)
+    loaded = saved(model, tmp_path)
+    again = deit_zoo.create("deit3_small", blocks="1x2", img_size=32)
+    again.load_state_dict(load_file(tmp_path / "mine.safetensors"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_a_model_that_was_made_by_no_name_is_saved_and_says_no_name(tmp_path: Path) -> None:
+    model = VisionTransformer(img_size=16, patch_size=4, embed_dim=80, depth=1, num_heads=4)
+    weights.save(model, tmp_path / "mine.safetensors")
+    with pytest.raises(CheckpointError, match=r"mine\.safetensors does not say which model it is"):
+        deit_zoo.create(checkpoint=tmp_path / "mine.safetensors")
 
 
 def test_a_model_without_weights_is_not_saved(tmp_path: Path) -> None:
@@ -199,6 +245,29 @@ def test_labels_that_are_not_a_list_of_a_name_for_each_class_are_refused(labels:
     with pytest.raises(CheckpointError, match="but the model has 3 classes; give a list of one"):
         model.labels = labels
     assert model.labels is None
+
+
+def as_index(names: list[str]) -> Any:
+    return pytest.importorskip("pandas").Index(names)
+
+
+@pytest.mark.parametrize("kind", [np.array, deque, as_index], ids=["numpy", "deque", "pandas"])
+def test_labels_may_be_any_array_or_sequence_of_names(kind: Any, tmp_path: Path) -> None:
+    # scikit-learn's LabelEncoder().classes_ is an array.
+    model, names = tuned(), ("cat", "dog", "fox")
+    weights.save(model, tmp_path / "mine.safetensors", labels=kind([*names]))
+    assert deit_zoo.create(checkpoint=tmp_path / "mine.safetensors").labels == names
+    model.labels = kind([*names])
+    assert model.labels == names
+
+
+def test_a_fresh_head_knows_no_reading_of_the_one_before_it(tmp_path: Path) -> None:
+    weights.save(tuned(), tmp_path / "mine.safetensors", labels=["cat", "dog", "fox"])
+    model = deit_zoo.create(checkpoint=tmp_path / "mine.safetensors")
+    assert model.reading == "upright"
+    assert deit_zoo.create(checkpoint=tmp_path / "mine.safetensors", num_classes=5).reading is None
+    model.reset_classifier(3)
+    assert model.reading is None
 
 
 def test_a_fresh_head_of_as_many_classes_has_not_the_old_names() -> None:
@@ -406,8 +475,9 @@ def test_without_a_name_anywhere_the_sentence_shows_how_to_give_one(tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         deit_zoo.create(tmp_path / "a.pth")
     assert str(caught.value) == (
-        f"{tmp_path / 'a.pth'} does not say which model it is; give create(NAME, "
-        f"checkpoint='{tmp_path / 'a.pth'}')"
+        f"{tmp_path / 'a.pth'} does not say which model it is; in Python give create(NAME, "
+        f"checkpoint='{tmp_path / 'a.pth'}'), and deit_zoo.save(model, 'FILE.safetensors') makes "
+        "of that a file which every command takes"
     )
     with pytest.raises(ZooError, match=r"neither a name nor a checkpoint; give create\(NAME\)"):
         deit_zoo.create()
