@@ -18,7 +18,6 @@ from deit_zoo.results import Evaluation, Method, Predictions
 from deit_zoo.zoo import (
     NAME_OR_PATH,
     create,
-    load_model,
     resolve_classifier,
     resolve_model,
     transform,
@@ -54,10 +53,10 @@ def classify(
     """The `topk` most probable classes of each image, best first: a list, which a notebook shows.
 
     Their probabilities are together 1 (softmax); of a model that was fine-tuned on multi-label
-    images each stands for itself (sigmoid).
+    images, or has a single class, each stands for itself (sigmoid).
 
     One image among many, or of a folder, that cannot be read does not lose the others: its entry is
-    the DataError that says why.
+    the DataError that says why. Warns of what is no image in a folder.
 
     Args:
         images: one image or many: paths, URLs, bytes of an encoded image, files opened with 'rb',
@@ -68,7 +67,8 @@ def classify(
         model: a name (its checkpoint is loaded) or a model from `create`.
         topk: classes per image.
         device: where the model runs: cpu, cuda, cuda:1, mps or auto, which a model that is given
-            by its name takes unless told: the best that is there.
+            by its name takes unless told: the best that is there. A model that is given is
+            moved there, and stays.
         batch_size: images that the model looks at together.
         workers: threads that read images meanwhile; one for each core, at most 16, unless given.
         fast: by an optimized copy of the model, in the precision that the device computes fastest.
@@ -97,13 +97,14 @@ def classify(
     if workers is not None:
         check_whole("workers", workers, 1, "1 thread or more")
     total = len(many) if isinstance(many, Sized) else None
+    remarks: list[str] = []
 
     def named() -> Iterator[tuple[str, Any]]:
         nonlocal total
         for image in many:
             if is_folder(image):
                 total = None
-            for one in images_of(image):
+            for one in images_of(image, remarks.append):
                 yield name_of(image if isinstance(one, DataError) else one), one
 
     images_by_name: Iterable[tuple[str, Any]] = named()
@@ -130,6 +131,8 @@ def classify(
                     results.images.append((answer, name, small))
                 results.append(answer)
             shown(len(results), total)
+    for sentence in remarks:
+        warnings.warn(sentence, stacklevel=2)
     return results
 
 
@@ -162,7 +165,7 @@ def optimize(
     from deit_zoo.inference.optimize import is_slower_than_float32
     from deit_zoo.inference.optimize import optimize as optimized_copy
 
-    plain = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
+    plain = resolve_model(model, "cpu" if isinstance(model, str | os.PathLike) else None)
     copy = optimized_copy(plain, dtype, compile)
     if is_slower_than_float32(copy):
         warnings.warn(
@@ -224,6 +227,7 @@ def attention_map(
 
 
 @restore_process_state()
+@plain_torch()
 def export(
     model: str | nn.Module,
     file: str | os.PathLike[str],
@@ -274,11 +278,12 @@ def export(
     )
     options.check()
     sources = inference.images_to_compare(images)
-    network = load_model(model, "cpu") if isinstance(model, str) else resolve_model(model, None)
+    network = resolve_model(model, "cpu" if isinstance(model, str | os.PathLike) else None)
     return inference.export(network, options, sources, say=say)
 
 
 @restore_process_state()
+@plain_torch()
 def evaluate(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
@@ -294,12 +299,12 @@ def evaluate(
     parquet: bool = False,
     group: DistributedContext | None = None,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Top-1, top-5 and loss over a folder of class folders (or its `val/`), every image once.
 
-    Images are decoded as the published figures' were, which no EXIF turned; for a model with
-    classes of its own upright, as `classify` always does.
+    Images are decoded as for the published figures, without EXIF rotation; for a model with classes
+    of its own upright, as `classify` always does.
 
     Args:
         name_or_model: a name (its checkpoint is loaded), the folder of a run, or a model from
@@ -311,7 +316,7 @@ def evaluate(
         gpus: the number of GPUs to share the images between, one process each; 0 is the CPU.
         processes: the same on the CPU. The figures are those of one process.
         labels: None for the model's own classes; for one of ImageNet-1k also `real`, `v2`, `a`,
-            `r` or `sketch`, as imagenet_variants.py describes them.
+            `r` or `sketch`, which docs/evaluate.md describes.
         label_file: ReaL's `real.json`, or the 200 synsets of A or R, one on a line.
         report: a folder for a page with the accuracy of each class, the confusion matrix, the
             surest mistakes and every image's answer.
@@ -319,7 +324,8 @@ def evaluate(
         group: processes that evaluate together, from `deit_zoo.distributed.init_distributed`.
         progress: called with the images done and the images in all; unless given, a bar in a
             notebook or on a terminal.
-        say: called with a sentence that is worth knowing of the classes.
+        say: called with each sentence that is worth knowing of the images: what is left out, or
+            that the model learned from them; unless given, each is a warning.
 
     Raises:
         DataError: the folders, an image or the label file are not what they must be.
@@ -327,7 +333,7 @@ def evaluate(
     >>> deit_zoo.evaluate("deit_pico_digits", "digits/")
     """
     from deit_zoo.evaluation import parallel
-    from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of, note_on_learned
+    from deit_zoo.evaluation.accuracy import IN_PROCESS, evaluation_of
     from deit_zoo.evaluation.imagenet_variants import check_eval_set
     from deit_zoo.inference.classify import class_names
     from deit_zoo.recipes.plan import default_workers
@@ -341,9 +347,9 @@ def evaluate(
     devices = parallel.devices_for(device, gpus, processes)
     if group is not None:
         devices = [group.device] * group.size
-        if isinstance(name_or_model, str):  # one process fetches; the others find the file
+        if isinstance(name_or_model, str | os.PathLike):  # the first fetches for all
             name = name_or_model
-            group.run_on_main(lambda: bool(load_model(name, "cpu")))
+            group.run_on_main(lambda: bool(resolve_model(name, "cpu")))
     in_process = len(devices) == 1 or group is not None
     if parquet and report is None:
         raise ZooError("parquet is of a report's predictions; give report=DIR (--report DIR) too")
@@ -359,7 +365,7 @@ def evaluate(
         check_report_folder(report)
         prepare_folder(report, parquet=parquet)
     # Of several processes each moves its own copy to where it runs.
-    by_name = isinstance(name_or_model, str)
+    by_name = isinstance(name_or_model, str | os.PathLike)
     model_device = devices[0] if in_process else "cpu" if by_name else None
     model = resolve_classifier(name_or_model, model_device)
 
@@ -367,7 +373,10 @@ def evaluate(
         return _eval_dataset(model, data, labels, label_file)
 
     dataset = open_images() if group is None else group.run_on_main(open_images)
-    for sentence in filter(None, (dataset.images.note, note_on_learned(model, dataset.images))):
+    is_main = group is None or group.is_main  # of several processes by the first
+    if say is None:
+        say = _warn if is_main else lambda sentence: None
+    for sentence in _remarks(model, dataset):
         say(sentence)
     if workers is None:
         workers = 0 if len(dataset) < IN_PROCESS else default_workers(len(devices))
@@ -383,7 +392,6 @@ def evaluate(
         workers=workers,
         keep=None if report is None else answers_to,
     )
-    is_main = group is None or group.is_main  # of several processes by the first
     with watched("images", progress or (None if is_main else lambda *_: None)) as shown:
         if group is not None:
             sums = parallel.evaluate_in_group(job, group, shown)
@@ -401,6 +409,7 @@ def evaluate(
 
 
 @restore_process_state()
+@plain_torch()
 def compare_answers(
     name_or_model: str | nn.Module,
     data: str | os.PathLike[str],
@@ -413,7 +422,7 @@ def compare_answers(
     labels: str | None = None,
     label_file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Models on the same images: the figures of each, and the share on which two disagree.
 
@@ -443,7 +452,8 @@ def compare_answers(
     check_eval_set(data, labels, label_file)
     for name in beside:
         spec_for(name)
-    comparing = Comparing(batch_size=batch_size, progress=progress, tell=say)
+    comparing = Comparing(batch_size=batch_size, progress=progress)
+    remarks: set[str] = set()
     model = resolve_classifier(name_or_model, device)
     own = [label.folder for label in class_names(model)]
     title = name_or_model if isinstance(name_or_model, str) else "the model"
@@ -455,6 +465,10 @@ def compare_answers(
                 "compared; give models of the same classes"
             )
         dataset = _eval_dataset(compared, data, labels, label_file)
+        for sentence in _remarks(compared, dataset):
+            if sentence not in remarks:
+                remarks.add(sentence)
+                (say or _warn)(sentence)
         if workers is None:
             workers = 0 if len(dataset) < IN_PROCESS else default_workers(1)
         is_headed = heads and compared is model
@@ -479,6 +493,26 @@ def _eval_dataset(
         reading=reading_for(model),
         by_class=gives_several(model),
     )
+
+
+def _remarks(model: ZooModel, dataset: EvalDataset) -> list[str]:
+    """What is worth knowing of the images, in sentences."""
+    from deit_zoo.evaluation.accuracy import note_on_learned
+
+    remarks = (dataset.images.note, note_on_learned(model, dataset.images))
+    return [sentence for sentence in remarks if sentence]
+
+
+def _warn(sentence: str) -> None:
+    """What a caller of `evaluate` hears who says nothing of remarks."""
+    warnings.warn(sentence, stacklevel=5)  # past its decorators
+
+
+def _talk(sentence: str) -> None:
+    """The same of a training, which speaks on stderr."""
+    from deit_zoo.terminal import Terminal
+
+    Terminal(stderr=True, markup=False).print(sentence)
 
 
 def _check_reading(batch_size: int, workers: int | None) -> None:
@@ -511,7 +545,7 @@ def reproduce(
     device: str | None = None,
     workers: int | None = None,
     resume: str = "auto",
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[str], None] = _talk,
     **changes: Any,
 ) -> Verdict:
     """Train a checkpoint by its recipe, measure it and judge it against the published figure.
@@ -527,7 +561,8 @@ def reproduce(
         device: where one process trains; the best that is there unless told.
         workers: processes that read images, beside each that trains.
         resume: "auto" goes on with a run in `output`; "never" refuses it.
-        say: called with each sentence on the data and on stages that are trained before.
+        say: called with each sentence on the data and on stages that are trained before; unless
+            given, they go to stderr, as what the run says does.
         changes: fields of the recipe and settings of the machine, as `--set` takes them.
 
     Raises:
@@ -568,7 +603,7 @@ def finetune(
     device: str | None = None,
     workers: int | None = None,
     resume: str = "auto",
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Callable[[str], None] = _talk,
     **changes: Any,
 ) -> Verdict:
     """Train a published model on the classes of a folder, and measure it.
@@ -584,8 +619,10 @@ def finetune(
         recipe: custom, imagenet384, cifar10, cifar100, cars, flowers, inat18, inat19.
         val_share: keep this share of each class apart, where there is no `val/`.
         gpus, processes, device, workers, resume: as in `reproduce`.
-        say: called with each sentence on how the recipe was fitted to the data.
-        changes: fields of the recipe and settings of the machine, as `--set` takes them.
+        say: called with each sentence on how the recipe was fitted to the data; stderr, as in
+            `reproduce`, unless given.
+        changes: fields of the recipe and settings of the machine, as `--set` takes them, such as
+            `freeze="backbone"`; with `teacher=NAME` also `distillation="hard"` (or `"soft"`).
 
     Raises:
         RecipeError, DataError, MissingExtraError, ImageSizeError: before anything is trained.

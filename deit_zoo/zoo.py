@@ -130,7 +130,7 @@ def info(name: str | os.PathLike[str]) -> ModelInfo:
         name=spec.name,
         family=spec.family,
         aliases=spec.aliases,
-        arch=spec.arch,
+        arch=dict(spec.arch),
         num_params=spec.num_params,
         gmacs=spec.gmacs,
         img_size=spec.img_size,
@@ -149,7 +149,7 @@ def _info_of_file(path: str) -> ModelInfo:
     spec = spec_of_file(local, path)
     model = create(checkpoint=path)
     height, width = model.img_size
-    arch = spec_of(model).arch
+    arch = dict(spec_of(model).arch)
     if "patch_size" in arch:
         arch = arch | {"patch_size": model.patch_size}
     return ModelInfo(
@@ -338,14 +338,6 @@ def transform(
     return transform_of(cast("ZooModel", name_or_model), img_size, crop_pct)
 
 
-def load_model(text: str, device: str | torch.device | None = None) -> ZooModel:
-    """A model by its name, with its checkpoint, or by the path of weights that say what they are.
-
-    A path is a run's folder, a file of weights or hf://ORG/REPO; a name goes before a folder.
-    """
-    return create(text, pretrained=True, device=device)
-
-
 def _named(spec: ModelSpec | None) -> ModelSpec:
     if spec is None:
         raise ZooError("there is neither a name nor a checkpoint; give create(NAME)")
@@ -359,12 +351,14 @@ def _top1(record: Checkpoint | None) -> float | None:
 def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
     """The model that is meant: by name with its checkpoint, or as it is.
 
-    On the device; without one a name's is on the best that is there, and a model where it is.
+    On the device, where a model that is given stays; without one a name's is on the best that is
+    there, and a model where it is.
     """
     from deit_zoo.models.model import spec_of, unwrapped
 
     if isinstance(name_or_model, str | os.PathLike):
-        return load_model(os.fspath(name_or_model), "auto" if device is None else device)
+        device = "auto" if device is None else device
+        return create(os.fspath(name_or_model), pretrained=True, device=device)
     model: ZooModel = unwrapped(name_or_model)
     spec_of(model)
     return model if device is None else model.to(usable_device(device))
@@ -372,16 +366,10 @@ def resolve_model(name_or_model: Any, device: Any) -> ZooModel:
 
 def resolve_classifier(name_or_model: Any, device: Any) -> ZooModel:
     """The same of one that tells classes apart. Raises ZooError where it cannot."""
-    from deit_zoo.models.layers import num_outputs
-    from deit_zoo.models.model import num_classes_of
+    from deit_zoo.models.model import check_heads, num_classes_of
 
     model = resolve_model(name_or_model, device)
-    num_classes, second = num_classes_of(model), getattr(model, "head_dist", None)
-    if num_classes == 0:
+    if num_classes_of(model) == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no classes to tell apart")
-    if second is not None and num_outputs(second) not in (0, num_classes):
-        raise ZooError(
-            f"the model's two heads tell {num_classes} and {num_outputs(second)} classes apart; "
-            f"give both one number: model.reset_classifier({num_classes})"
-        )
+    check_heads(model)
     return model

@@ -214,6 +214,7 @@ def test_names_are_sorted() -> None:
         ({"pattern": "*_384"}, [name for name in PUBLISHED if name.endswith("_384")]),
         ({"pattern": "cait_?36_*"}, ["cait_m36_384", "cait_s36_384"]),
         ({"pattern": "cait_x[s]*"}, ["cait_xs24_384"]),
+        ({"pattern": "CaiT-[l-n]*"}, ["cait_m36_384", "cait_m48_448"]),
         ({"pattern": "resmlp"}, []),
         ({"pattern": ["deit_t*", "cait_m"], "exclude": "dist"}, [*PUBLISHED[:2], "deit_tiny"]),
         ({"pattern": "deit_b", "exclude": "distilled"}, ["deit_base", "deit_base_384"]),
@@ -311,6 +312,11 @@ def test_info_is_ready_for_json() -> None:
     assert plain["checkpoint"]["metrics"]["imagenet1k_val"]["top5"] == 94.968
 
 
+def test_who_changes_an_info_does_not_change_the_registry() -> None:
+    deit_zoo.info("deit_small").arch["mine"] = 1
+    assert "mine" not in MODELS["deit_small"].arch
+
+
 def test_info_of_a_file_is_of_the_network_in_it(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     deit_zoo.save(deit_zoo.create("deit3_small", blocks="1", img_size=32), file)
@@ -405,6 +411,14 @@ def test_probabilities_are_the_softmax_best_first(
         ("1", pytest.approx(2 / 8)),
         ("0", pytest.approx(1 / 8)),
     ]
+
+
+def test_a_single_class_has_a_probability_of_its_own(
+    biased: Callable[[list[float]], ZooModel],
+) -> None:
+    # The sigmoid; a softmax over one class is 1 whatever the image.
+    [[only]] = deit_zoo.classify(photo(RED), biased([math.log(3)]))
+    assert (only.label, only.probability) == ("0", pytest.approx(3 / 4))
 
 
 def test_a_thousand_classes_have_their_names(biased: Callable[[list[float]], ZooModel]) -> None:
@@ -564,12 +578,13 @@ def test_classify_leaves_the_mode_as_it_was(training: bool, colours: ZooModel) -
 def test_weights_that_are_no_numbers_give_no_answer(data: Path, tmp_path: Path) -> None:
     model = deit_zoo.create("deit_pico_digits")
     model.get_parameter("head.weight").data[2] = float("nan")
+    remarks: list[str] = []
     for answer in (
         lambda: deit_zoo.classify(photo(RED), model),
         lambda: deit_zoo.classify(photo(RED), model, fast=True),
         lambda: deit_zoo.export(model, tmp_path / "model.pt2"),
-        lambda: deit_zoo.evaluate(model, data),
-        lambda: api.compare_answers(model, data, beside=["deit_pico_digits"]),
+        lambda: deit_zoo.evaluate(model, data, say=remarks.append),
+        lambda: api.compare_answers(model, data, beside=["deit_pico_digits"], say=remarks.append),
     ):
         with pytest.raises(ZooError, match="are not finite; its weights are broken"):
             answer()
@@ -664,7 +679,34 @@ def test_evaluate_looks_into_folders_of_a_class_and_past_other_files(
     (data / "1" / "more").mkdir()
     photo(GREEN).save(data / "1" / "more" / "green.JPG", format="JPEG")
     (data / "1" / "notes.txt").write_text("two greens")
-    assert deit_zoo.evaluate(colours, data).num_images == 8
+    with pytest.warns(UserWarning, match=rf"^1 other file \(\.txt\) is ignored in {data}$"):
+        assert deit_zoo.evaluate(colours, data).num_images == 8
+
+
+def test_a_remark_on_the_images_is_a_warning_unless_the_caller_takes_it(
+    colours: ZooModel, data: Path
+) -> None:
+    (data / "1" / "notes.txt").write_text("two greens")
+    for measure in (deit_zoo.evaluate, api.compare_answers):
+        said: list[str] = []
+        measure(colours, data, say=said.append)
+        with pytest.warns(UserWarning, match="is ignored in") as caught:
+            measure(colours, data)
+        assert said == [str(one.message) for one in caught]
+        assert said == [f"1 other file (.txt) is ignored in {data}"]
+        assert [one.filename for one in caught] == [__file__]
+    with pytest.warns(UserWarning, match="is ignored in") as caught:
+        assert len(deit_zoo.classify(data, colours)) == 7
+    assert [(str(one.message), one.filename) for one in caught] == [(said[0], __file__)]
+
+
+def test_the_default_device_of_the_caller_changes_nothing(colours: ZooModel, data: Path) -> None:
+    expected = deit_zoo.evaluate(colours, data), deit_zoo.classify(data, colours)
+    with torch.device("meta"):
+        assert (deit_zoo.evaluate(colours, data), deit_zoo.classify(data, colours)) == expected
+        comparison = api.compare_answers(colours, data)
+        deit_zoo.attention_map(photo(RED), colours)
+    assert comparison.figures == {"the model": expected[0]}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -723,6 +765,22 @@ def test_evaluate_names_the_class_folders_that_are_wrong(
     assert str(caught.value) == sentence.replace("DATA", str(data))
 
 
+def test_a_model_without_labels_of_its_own_is_given_those_of_the_folders(
+    colours: ZooModel, data: Path
+) -> None:
+    for old, new in (("0", "ape"), ("1", "bee"), ("2", "cat")):
+        (data / old).rename(data / new)
+    with pytest.raises(DataError) as caught:
+        deit_zoo.evaluate(colours, data)
+    cure = "model.labels = ['ape', 'bee', 'cat']"
+    assert str(caught.value).endswith(
+        f"; give images of each class, from '0' to '2', or type {cure} if these are what the model "
+        "learned, in this order"
+    )
+    exec(cure, {"model": colours})
+    assert deit_zoo.evaluate(colours, data).num_images == 7
+
+
 def test_the_home_of_a_path_is_filled_in_by_every_function(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -738,6 +796,9 @@ def test_the_home_of_a_path_is_filled_in_by_every_function(
     assert (home / "a.safetensors").is_file()
     with pytest.raises(DataError, match=f"^{home}/carried holds other files"):
         deit_zoo.evaluate("deit_pico_digits", data, report="~/carried")
+    pytest.importorskip("matplotlib")
+    deit_zoo.attention_map(photo(RED), "deit_pico_digits").save("~/a.png")
+    assert (home / "a.png").is_file()
 
 
 def test_a_missing_folder_is_named(colours: ZooModel, tmp_path: Path) -> None:
@@ -960,6 +1021,12 @@ def test_a_slip_is_told_before_the_weights_are_fetched(
             lambda model: deit_zoo.classify([], nn.Linear(1, 1)),
             CheckpointError,
             "Linear was not made by deit_zoo.create, so its classes and transform are not known; ",
+        ),
+        (
+            lambda model: deit_zoo.classify([], nn.ModuleDict({"net": model})),
+            CheckpointError,
+            "ModuleDict was not made by deit_zoo.create, so its classes and transform are not "
+            "known; give the model inside it, which is the ModuleDict's .net",
         ),
         (
             lambda model: deit_zoo.transform(None),

@@ -82,6 +82,13 @@ def test_what_the_caller_has_set_of_torch_changes_no_bit_of_a_training(
     assert plain.read_bytes() == other.read_bytes()
 
 
+def test_remarks_on_a_training_are_on_stderr_unless_the_caller_takes_them(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deit_zoo.finetune(PICO, digits, tmp_path / "run", epochs=1, workers=0)
+    assert capsys.readouterr().err.splitlines().count("2 classes: 3, 7") == 1
+
+
 def test_a_recipe_is_reproduced_by_a_call(tmp_path: Path) -> None:
     before = state()
     verdict = deit_zoo.reproduce(

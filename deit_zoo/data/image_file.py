@@ -17,6 +17,9 @@ from deit_zoo.files import open_descriptor
 MAX_PIXELS = 178_956_970
 MOST_BYTES = 8 * MAX_PIXELS  # of a file, as of four channels of 16 bits
 
+DATA_URL = "data:image/"  # what the address begins with that an image is written out in
+BITS = "bits"  # in the info of a decoded image: of a pixel, where these are more than are left
+
 
 class UnreadableError(DataError):
     """A file is none that can be decoded here; `reason` says why, and what would help.
@@ -31,6 +34,11 @@ class UnreadableError(DataError):
 
 def missing_image(name: object) -> DataError:
     """What is said of a path that names nothing."""
+    if str(name).startswith(DATA_URL):
+        return DataError(
+            f"{str(name)[:40]}... is an image as text; give its bytes, which are "
+            "base64.b64decode(text.partition(',')[2])"
+        )
     return DataError(f"{name} does not exist; give an image file, a folder or a URL")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from inspect import iscoroutinefunction
+from io import TextIOBase
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deit_zoo.data.image_file import DATA_URL, missing_image
 from deit_zoo.data.remote import NotFetchedError, is_address, local_path, read_address
 from deit_zoo.errors import DataError
 
@@ -22,13 +25,18 @@ KINDS = (
     "a path, a URL, the bytes of an encoded image, a file opened with 'rb', a PIL image, an array "
     "(H, W, 3) or a tensor (3, H, W)"
 )
+TEXT_FILE = "the file is open as text; open it with 'rb'"
 
 
 def is_one(images: object) -> bool:
     """Whether this is one image, or anything else that is not many."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
     single = single or hasattr(images, "read") or not hasattr(images, "__iter__")
-    return single or isinstance(images, dict) or getattr(images, "ndim", 4) < 4
+    ndim = getattr(images, "ndim", 4)
+    # A column of paths is many, of pandas or NumPy; numbers in a row are no image.
+    kind = getattr(getattr(images, "dtype", None), "kind", None)
+    is_column = ndim == 1 and kind in ("O", "S", "T", "U")
+    return single or isinstance(images, dict) or (ndim < 4 and not is_column)
 
 
 def is_url(image: object) -> bool:
@@ -40,6 +48,8 @@ def source_of(image: Any) -> Path | bytes | Image.Image:
     """Where an image is to be read from, or the image. Raises DataError for what is none."""
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, str) and image.startswith(DATA_URL):
+        raise missing_image(image)
     if is_url(image):
         return fetch(image)
     if is_address(image):
@@ -51,12 +61,19 @@ def source_of(image: Any) -> Path | bytes | Image.Image:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if hasattr(image, "read"):
+        if isinstance(image, TextIOBase):
+            raise DataError(TEXT_FILE)
+        if iscoroutinefunction(image.read):
+            raise DataError(
+                f"{type(image).__name__} is read by await; give its .file, or what await "
+                "image.read() gives"
+            )
         with suppress(OSError):  # of a pipe
             image.seek(0)
         content = image.read()
         if isinstance(content, bytes):
             return content
-        raise DataError("the file is open as text; open it with 'rb'")
+        raise DataError(TEXT_FILE)
     if isinstance(image, np.ndarray | Tensor):
         return from_pixels(image)
     raise DataError(f"{type(image).__name__} is no image; give {KINDS}")
@@ -110,14 +127,14 @@ def fetch(url: str) -> bytes:
     try:
         with web.get(url, timeout=30, seconds=URL_SECONDS) as (response, body):
             response.raise_for_status()
-            content = b""
+            content = bytearray()
             for piece in body:
                 content += piece
                 if len(content) > URL_LIMIT:
                     raise DataError(
                         f"{url} is larger than {URL_LIMIT >> 20} MiB; fetch it yourself"
                     )
-            return content
+            return bytes(content)
     except exceptions.RequestException as error:
         reason = web.reason_of(error)
         status = 0 if error.response is None else error.response.status_code

@@ -330,6 +330,10 @@ def cross_entropy(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArr
         return np.logaddexp.reduce(logits, axis=1) - np.logaddexp.reduce(right, axis=1)
 
 
+class TooLargeError(ZooError):
+    """A batch does not fit into a GPU's memory."""
+
+
 @contextmanager
 def oom_as_error(
     batch_size: int, device: torch.device, cure: str = "give a smaller batch size"
@@ -338,6 +342,6 @@ def oom_as_error(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ZooError(
+        raise TooLargeError(
             f"a batch of {batch_size} does not fit into the memory of {device}; {cure}"
         ) from error

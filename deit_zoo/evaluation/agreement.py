@@ -106,6 +106,11 @@ class Comparing:
 @contextmanager
 def outputs_of_heads(name: str, model: ZooModel) -> Iterator[dict[str, Tensor]]:
     """What each head said of the last batch. Raises ZooError for a model with one head."""
+    if not hasattr(model, "get_classifier"):
+        raise ZooError(
+            f"{name} is an optimized copy, whose heads cannot be told apart; give the model that "
+            "it was made of"
+        )
     heads = model.get_classifier()
     if not isinstance(heads, tuple):
         raise ZooError(

@@ -26,12 +26,20 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from deit_zoo.distributed import DistributedContext, how_it_ended
 from deit_zoo.errors import ZooError
-from deit_zoo.evaluation.accuracy import EvalDataset, Keep, Sums, accumulate, check_finite
+from deit_zoo.evaluation.accuracy import (
+    EvalDataset,
+    Keep,
+    Sums,
+    TooLargeError,
+    accumulate,
+    check_finite,
+)
 from deit_zoo.machine import check_gpus, check_processes, usable_device
 from deit_zoo.models.model import ZooModel
 
@@ -116,6 +124,23 @@ def evaluate_in_group(
     if group.size > 1:
         dist.all_gather_object(shards, sums)
     return merge(shards)
+
+
+def in_fitting_batches(
+    count: Callable[[int], Sums], group: DistributedContext, batch_size: int = 256
+) -> Sums:
+    """What `count` gets with this size of batch or, where some process's GPU has no room for it,
+    with half of it, and so on: the same in every process of a group."""
+    while True:
+        try:
+            sums, error = count(batch_size), None
+        except TooLargeError as too_large:
+            sums, error = np.zeros(0), too_large
+        if not group.add_up(np.array([float(error is not None)]))[0]:
+            return sums
+        if batch_size == 1:
+            raise error or ZooError("an image does not fit into the memory of another process")
+        batch_size //= 2
 
 
 def evaluate_in_processes(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil, sqrt
-from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from deit_zoo.data.transforms import normalized
 from deit_zoo.errors import ImageSizeError, ZooError, whole_number
 from deit_zoo.evaluation.accuracy import eval_mode
-from deit_zoo.files import check_new_file, write_whole
+from deit_zoo.files import check_new_file, expand_user, write_whole
 from deit_zoo.machine import require_matplotlib
 from deit_zoo.models.layers import as_pair
 from deit_zoo.models.model import ZooModel
@@ -68,7 +67,7 @@ class AttentionMap:
 
     def save(self, file: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Draw the maps over the image into a PNG. Raises MissingExtraError without matplotlib."""
-        file = Path(file)
+        file = expand_user(file)
         check_new_file(file, (".png",), "name")
         require_matplotlib()
         write_whole(file, png_of(figure(self, _title(self) if title is None else title)))

@@ -47,8 +47,14 @@ def reading_for(model: ZooModel) -> Reading:
 
 
 def probabilities(model: ZooModel, logits: Tensor) -> Tensor:
-    """Of each class: all together 1, or each by itself where an image may have several labels."""
-    return logits.sigmoid() if gives_several(model) else logits.softmax(dim=-1)
+    """Of each class: all together 1, or each by itself where an image may have several labels, or
+    none, as with a single class."""
+    return logits.sigmoid() if is_by_class(model) else logits.softmax(dim=-1)
+
+
+def is_by_class(model: ZooModel) -> bool:
+    """Whether each class has a probability of its own, as a single one must."""
+    return gives_several(model) or num_classes_of(model) == 1
 
 
 def gives_several(model: ZooModel) -> bool:

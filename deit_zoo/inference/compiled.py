@@ -27,12 +27,14 @@ class CompiledSizes:
     """A network that torch compiles when it is called, once for each batch size.
 
     `sizes` is what is called by the type of the images and their number; `image_scores` are the
-    bytes of talking heads' scores of one image, 0 where they do not matter.
+    bytes of talking heads' scores of one image, 0 where they do not matter. Once it is `closed`, no
+    further size is compiled.
     """
 
     def __init__(self, network: Run, image_scores: int) -> None:
         self.network, self.image_scores = network, image_scores
         self.sizes: dict[torch.dtype, dict[int, Run]] = {}
+        self.closed = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Run code for this batch size, or a larger one that is there already."""
@@ -46,7 +48,8 @@ class CompiledSizes:
         fitting = min((size for size in list(compiled) if size >= batch), default=0)
         if fitting == batch:
             return compiled[batch](images)
-        if len(compiled) < MOST_SIZES and not batch <= fitting <= 2 * batch:
+        is_open = len(compiled) < (1 if self.closed else MOST_SIZES)
+        if is_open and not batch <= fitting <= 2 * batch:
             compiled[batch], logits = self._compile(images)
             return logits
         if not fitting:

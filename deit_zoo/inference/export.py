@@ -31,10 +31,11 @@ from deit_zoo.data.image_like import ImageLike, is_one
 from deit_zoo.data.transforms import EvalTransform, as_tensor, transform_of
 from deit_zoo.errors import DataError, DifferenceError, ZooError, is_real, whole_number
 from deit_zoo.files import check_new_file, write_whole
-from deit_zoo.inference.classify import class_names, reading_for
+from deit_zoo.inference.classify import class_names, is_by_class, reading_for
+from deit_zoo.labels import SEVERAL_LABELS
 from deit_zoo.machine import require_compiler, require_extra, usable_device
 from deit_zoo.manifest import IMAGENET_MEAN, IMAGENET_STD
-from deit_zoo.models.model import ZooModel, spec_of
+from deit_zoo.models.model import ZooModel, check_heads, spec_of
 from deit_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -220,7 +221,10 @@ def metadata(network: ZooModel, transform: EvalTransform) -> dict[str, str]:
         "labels": json.dumps([label.name for label in classes], ensure_ascii=False),
         "folders": json.dumps([label.folder for label in classes], ensure_ascii=False),
         "reading": reading_for(network),
-        "problem_type": getattr(network, "problem_type", None),  # a RegNet from timm has none
+        # A RegNet from timm has no such word.
+        "problem_type": SEVERAL_LABELS
+        if is_by_class(network)
+        else getattr(network, "problem_type", None),
         "license": getattr(network.checkpoint, "license", None),
         "source_sha256": getattr(network.checkpoint, "sha256", None),
         "deit_zoo": __version__,
@@ -261,6 +265,7 @@ def _prepared_copy(model: nn.Module, device: str | torch.device | None) -> ZooMo
     network = copy.deepcopy(cast(ZooModel, model))
     if network.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to export")
+    check_heads(network)
     network.to(device=usable_device("cpu" if device is None else device), dtype=torch.float32)
     return network.eval().requires_grad_(False)
 

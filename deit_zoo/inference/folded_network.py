@@ -52,6 +52,7 @@ class FoldedNetwork(nn.Module):
         self.heads = nn.ModuleList(
             deepcopy(head).to(full) for head in (heads if isinstance(heads, tuple) else (heads,))
         )
+        self.to(model.pos_embed.device)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patches(images)
@@ -73,6 +74,11 @@ class FoldedNetwork(nn.Module):
         return int(num_heads * positions.shape[1] ** 2 * positions.dtype.itemsize)
 
 
+def exact(part: Any) -> Any:
+    """A tensor or a module in float64, on the CPU: Apple's GPUs have none."""
+    return part.cpu().double()
+
+
 class Patches(nn.Module):
     """Pixels, or normalised images, to tokens with positions (B, N, D)."""
 
@@ -80,10 +86,10 @@ class Patches(nn.Module):
         super().__init__()
         projection = model.patch_embed.proj
         self.patch_size = projection.kernel_size[0]
-        weight, bias = projection.weight.double(), cast(Tensor, projection.bias).double()
-        positions, prefix = model.pos_embed.double(), None
+        weight, bias = exact(projection.weight), exact(projection.bias)
+        positions, prefix = exact(model.pos_embed), None
         if isinstance(model, deit.Transformer):
-            prefix = torch.cat(model.prefix_tokens(), dim=1).double()
+            prefix = exact(torch.cat(model.prefix_tokens(), dim=1))
             # Of a DeiT III only patches have positions.
             if placed := positions.shape[1] - model.patch_embed.num_patches:
                 prefix, positions = prefix + positions[:, :placed], positions[:, placed:]
@@ -129,12 +135,12 @@ class FastBlock(nn.Module):
     def __init__(self, block: deit.Block | cait.Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm1, self.norm2 = (deepcopy(norm).to(dtype) for norm in (block.norm1, block.norm2))
-        attn: Any = deepcopy(block.attn).double()
-        mlp = deepcopy(block.mlp).double()
+        attn: Any = exact(deepcopy(block.attn))
+        mlp = exact(deepcopy(block.mlp))
         if isinstance(block, deit3.Block | cait.Block):
             for linear, gamma in ((attn.proj, block.gamma_1), (mlp.fc2, block.gamma_2)):
-                linear.weight.mul_(gamma.double()[:, None])
-                linear.bias.mul_(gamma.double())
+                linear.weight.mul_(exact(gamma)[:, None])
+                linear.bias.mul_(exact(gamma))
         if isinstance(block, cait.Block):
             attn.proj_l.weight.mul_((attn.proj.in_features // attn.num_heads) ** -0.5)
         self.attn, self.mlp = attn.to(dtype), FastMlp(mlp.to(dtype))

@@ -25,6 +25,7 @@ from deit_zoo.machine import (
 from deit_zoo.manifest import IMAGENET_MEAN
 from deit_zoo.models import cait, deit, deit3
 from deit_zoo.models.layers import check_input
+from deit_zoo.models.model import check_heads
 
 if TYPE_CHECKING:
     from deit_zoo.manifest import Checkpoint
@@ -65,6 +66,7 @@ def optimize(
     fastest, reason = fastest_dtype(device)
     if model.num_classes == 0:
         raise ZooError("the model has no head (num_classes=0), so it has no logits to be fast at")
+    check_heads(model)
     if is_modified(model):
         raise ZooError(
             "the model has hooks, adapters or overridden parts, which a copy would leave out; "

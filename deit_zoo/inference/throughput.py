@@ -324,7 +324,9 @@ def agreement(
         for start in range(0, len(images), batch_size):
             batch = torch.stack(images[start : start + batch_size]).to(weight.device)
             floats = normalized(batch) if batch.dtype == torch.uint8 else batch
-            expected, logits = plain(floats.to(weight.dtype)).double(), fast(batch).double()
+            outputs = plain(floats.to(weight.dtype)), fast(batch)
+            # On the CPU, for Apple's GPUs have no float64.
+            expected, logits = (output.cpu().double() for output in outputs)
             same += int((logits.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
             largest = max(largest, float((logits - expected).abs().max()))
     return Agreement(top1=same / len(images), largest=largest, num_images=len(images))

@@ -27,18 +27,25 @@ from deit_zoo.models.layers import (
     new_token,
     softmax_map,
     split_heads,
+    trunc_normal,
 )
 from deit_zoo.models.model import ZooModel
 
 
-class HeadMixing(nn.Linear):
-    """A linear layer over the heads of (B, H, N, N), as one small matrix product for each image.
+class HeadMixing(nn.Module):
+    """A linear map of the heads of (B, H, N, N), as one small matrix product for each image.
 
-    The same as moving the heads last, through nn.Linear, and back, without moving them. Training on
-    a GPU puts a kernel of its own into `kernel`.
+    The same as moving the heads last, through nn.Linear, and back, without moving them. It is no
+    nn.Linear, each of which adapters take to act on the last dimension. Training on a GPU puts a
+    kernel of its own into `kernel`.
     """
 
     kernel: Callable[[HeadMixing, Tensor], Tensor] | None = None
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        linear = nn.Linear(num_heads, num_heads)
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel is not None:
@@ -47,13 +54,21 @@ class HeadMixing(nn.Linear):
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).view_as(x)
 
 
+def init_weights(module: nn.Module) -> None:
+    """The mixing of heads begins as linear layers do."""
+    init_linear(module)
+    if isinstance(module, HeadMixing):
+        trunc_normal(module.weight)
+        nn.init.zeros_(module.bias)
+
+
 class TalkingHeadsAttention(Attention):
     """Self-attention whose heads are mixed linearly before and after the softmax (section 5)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
-        self.proj_l = HeadMixing(num_heads, num_heads)
-        self.proj_w = HeadMixing(num_heads, num_heads)
+        self.proj_l = HeadMixing(num_heads)
+        self.proj_w = HeadMixing(num_heads)
 
     def softmax_map(self, query: Tensor, key: Tensor) -> Tensor:
         """Softmax of the mixed scores (B, H, N, N)."""
@@ -187,7 +202,7 @@ class CaiT(ZooModel):
         )
         self.norm = layer_norm(embed_dim)
         self.head = new_head(embed_dim, num_classes)
-        self.apply(init_linear)
+        self.apply(init_weights)
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to patch tokens with positions (B, N, D)."""

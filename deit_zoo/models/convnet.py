@@ -86,6 +86,10 @@ class ConvNet(ZooModel):
         """The last feature map as tokens (B, N, D)."""
         return F.relu(self.norm(x)).flatten(2).transpose(1, 2)
 
+    def finish_early(self, x: Tensor) -> Tensor:
+        """An earlier feature map as tokens, without the norm, whose channels fit the last alone."""
+        return x.flatten(2).transpose(1, 2)
+
     def normed(self, output: Tensor, number: int) -> Tensor:
         """A feature map under the last norm, whose channels fit the last block alone."""
         return F.relu(self.norm(output)) if number == len(self.blocks) - 1 else output

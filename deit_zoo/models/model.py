@@ -118,6 +118,10 @@ class ZooModel(nn.Module):
         """What the last block gives to all tokens after the last norm."""
         return cast(Tensor, self.norm(x))
 
+    def finish_early(self, x: Tensor) -> Tensor:
+        """The same of what another block gives."""
+        return self.finish(x)
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -138,12 +142,14 @@ class ZooModel(nn.Module):
         layers = pick_layers(len(self.blocks) if indices is None else indices, len(self.blocks))
         last = max(layers) if stop_early or intermediates_only else len(self.blocks) - 1
         outputs = self._block_outputs(self.embed(x), [*layers, last])
-        x = outputs[last]
         shown = [(self.normed(y, i) if norm else y) for i, y in outputs.items() if i in layers]
         split = [self.split_prefix(output, output_fmt == "NCHW") for output in shown]
         pairs = [(patches, prefix) for prefix, patches in split]
         intermediates = pairs if return_prefix_tokens else [patches for patches, _ in pairs]
-        return intermediates if intermediates_only else (self.finish(x), intermediates)
+        if intermediates_only:
+            return intermediates
+        finish = self.finish if last == len(self.blocks) - 1 else self.finish_early
+        return finish(outputs[last]), intermediates
 
     def get_intermediate_layers(
         self,
@@ -250,7 +256,7 @@ class ZooModel(nn.Module):
                 f"{self.global_pool!r}; leave it out"
             )
         self.head = new_head(self.embed_dim, num_classes, like=self)
-        self.labels = self.problem_type = None
+        self.labels = self.problem_type = self.reading = None
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: a trace, since scripts know but a part of Python."""
@@ -320,9 +326,14 @@ def unwrapped(model: Any) -> Any:
 
 def spec_of(model: Any) -> ModelSpec:
     if (spec := getattr(model, "spec", None)) is None:
+        kind, cure = type(model).__name__, "make it with create(name)"
+        parts = model.named_modules() if isinstance(model, nn.Module) else ()
+        inside = [name for name, part in parts if name and isinstance(part, ZooModel)]
+        if len(inside) == 1:
+            cure = f"give the model inside it, which is the {kind}'s .{inside[0]}"
         raise CheckpointError(
-            f"{type(model).__name__} was not made by deit_zoo.create, so its classes and transform "
-            "are not known; make it with create(name)"
+            f"{kind} was not made by deit_zoo.create, so its classes and transform are not known; "
+            f"{cure}"
         )
     return cast("ModelSpec", spec)
 
@@ -331,6 +342,16 @@ def num_classes_of(model: Any) -> int:
     """The same of any model: timm's, whose head may have been changed, or a copy without one."""
     head = getattr(model, "head", None)
     return int(model.num_classes) if head is None else num_outputs(head)
+
+
+def check_heads(model: Any) -> None:
+    """Raises ZooError where the two heads of a model tell other numbers of classes apart."""
+    num_classes, second = num_classes_of(model), getattr(model, "head_dist", None)
+    if second is not None and num_outputs(second) not in (0, num_classes):
+        raise ZooError(
+            f"the model's two heads tell {num_classes} and {num_outputs(second)} classes apart; "
+            f"give both one number: model.reset_classifier({num_classes})"
+        )
 
 
 def in_chans_of(model: Any) -> int:

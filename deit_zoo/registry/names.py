@@ -172,7 +172,8 @@ def spellings() -> dict[str, ModelSpec]:
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a shell pattern fits a name; a plain word may stand anywhere in it."""
-    pattern = pattern.lower().replace("-", "_")
+    # A hyphen in brackets is a range of letters.
+    pattern = re.sub(r"\[[^]]*\]|-", lambda m: "_" if m[0] == "-" else m[0], pattern.lower())
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     return fnmatchcase(name, pattern)

@@ -91,6 +91,12 @@ def test_a_model_of_one_head_is_refused_and_so_are_other_classes(digits: Path) -
     assert str(caught.value) == (
         f"{PLAIN} has one head; --heads is for a distilled model, such as deit_small_distilled"
     )
+    with pytest.raises(ZooError) as caught:
+        compare_answers(deit_zoo.optimize(DISTILLED, compile=False), digits, heads=True)
+    assert str(caught.value) == (
+        "the model is an optimized copy, whose heads cannot be told apart; give the model that it "
+        "was made of"
+    )
     model = deit_zoo.create(PLAIN, num_classes=7)
     model.labels = [str(number) for number in range(7)]
     with pytest.raises(ZooError, match="tells other classes apart than the model"):

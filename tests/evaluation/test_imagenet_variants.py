@@ -464,7 +464,7 @@ def test_a_part_of_the_classes_is_measured_on_those_alone(
         f"{imagenette} has 10 of the model's 1,000 classes, and no other competes",
     ]
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", imagenette)
-    assert deit_zoo.evaluate(model, archive) == reached
+    assert deit_zoo.evaluate(model, archive, say=told.append) == reached
 
 
 def test_classes_that_the_model_does_not_know_are_refused_with_some_that_it_knows(

@@ -401,6 +401,22 @@ def test_what_does_not_go_together_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_trace_is_written_whatever_the_default_device_of_the_caller_is(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        assert export(DISTILLED, tmp_path / "a.onnx", opset=17).agreed == 8
+
+
+def test_a_single_class_is_said_to_have_a_probability_of_its_own() -> None:
+    for num_classes, problem_type in ((1, "multi_label_classification"), (2, None)):
+        model = deit_zoo.create(CONVNET, num_classes=num_classes)
+        assert exports.metadata(model, transform_of(model)).get("problem_type") == problem_type
+
+
+def test_the_path_of_ones_own_weights_is_exported_too(tmp_path: Path) -> None:
+    deit_zoo.save(deit_zoo.create(CONVNET, pretrained=True), tmp_path / "mine.safetensors")
+    assert export(tmp_path / "mine.safetensors", tmp_path / "a.pt2").agreed == 8
+
+
 @pytest.mark.parametrize("opset", [15, 999])
 def test_an_opset_that_cannot_be_is_refused(opset: int, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=rf"^opset is {opset}; give one from 16 to \d\d$"):
@@ -450,6 +466,12 @@ def test_models_without_logits_or_of_another_kind_are_refused(tmp_path: Path) ->
     file = tmp_path / "a.pt2"
     with pytest.raises(ZooError, match="has no head"):
         export(deit_zoo.create("deit_pico_digits", num_classes=0), file)
+    odd = deit_zoo.create(DISTILLED)
+    odd.head_dist = torch.nn.Linear(odd.embed_dim, 3)
+    with pytest.raises(
+        ZooError, match=r"two heads tell 10 and 3 classes apart; give both one number"
+    ):
+        export(odd, file)
     with pytest.raises(CheckpointError, match=r"was not made by deit_zoo\.create"):
         export(torch.nn.Linear(1, 1), file)
     with pytest.raises(

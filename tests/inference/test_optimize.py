@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import deit_zoo
@@ -592,6 +593,13 @@ def test_a_head_of_another_size_is_copied() -> None:
             "the model has no head (num_classes=0), so it has no logits to be fast at",
         ),
         (
+            lambda: deit_zoo.optimize(
+                put("head_dist", nn.Linear(48, 3), "deit_tiny_distilled"), compile=False
+            ),
+            "the model's two heads tell 10 and 3 classes apart; give both one number: "
+            "model.reset_classifier(10)",
+        ),
+        (
             lambda: agreement(small(), small(), []),
             "there is no image to compare on; give one or more",
         ),
@@ -676,6 +684,38 @@ def test_agreement_counts_first_classes_and_tells_the_largest_difference() -> No
     for size in (1, 2, 32):
         found = agreement(Shifted(0.0), Shifted(0.5), images, batch_size=size)
         assert (found.top1, found.largest, found.num_images) == (2 / 3, 0.5, 3)
+
+
+class WithoutDouble(TorchDispatchMode):
+    """The meta device as a GPU without float64, from which numbers come back as zeros."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_from_meta = len(args) > 0 and isinstance(args[0], Tensor) and args[0].is_meta
+        if is_from_meta and kwargs.get("device") == torch.device("cpu"):
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        result = func(*args, **kwargs)
+        for one in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(one, Tensor) and one.is_meta and one.dtype == torch.float64:
+                raise TypeError(f"{func} on a device without float64")
+        return result
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled", "deit3_small", "cait_xxs24_224"])
+def test_a_copy_is_made_and_compared_on_a_device_without_float64(name: str) -> None:
+    # As Apple's GPUs are.
+    model = small(name).to("meta")
+    with WithoutDouble():
+        fast = deit_zoo.optimize(model, "float32", compile=False)
+        found = agreement(model, fast, [*pixels_for(model)])
+    assert {value.device.type for value in fast.state_dict().values()} == {"meta"}
+    assert found.num_images == 3
+
+
+def test_a_copy_is_made_of_weights_by_their_path_too(tmp_path: Path) -> None:
+    deit_zoo.save(deit_zoo.create("deit_pico_digits", pretrained=True), tmp_path / "a.safetensors")
+    fast = deit_zoo.optimize(tmp_path / "a.safetensors", "float32", compile=False)
+    assert fast.network.patches.weight.device.type == "cpu"
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+import torch
 from fastapi import HTTPException, Request
 from PIL import Image
 
@@ -30,6 +31,7 @@ from deit_zoo.cli.serve import serve_
 from deit_zoo.data.digits import digits, write_folder
 from deit_zoo.errors import MissingExtraError
 from deit_zoo.inference.classify import predictions
+from deit_zoo.inference.compiled import SCORES, CompiledSizes
 from deit_zoo.inference.serve import batcher as batching
 from deit_zoo.inference.serve.app import AdmissionControl, Limits, _answers, _parsed
 from deit_zoo.inference.serve.batcher import Batcher
@@ -383,6 +385,27 @@ def test_images_that_arrive_together_are_one_batch(
     best = [one.result()[0].label for one in answers if one.exception(PATIENCE) is None]
     batcher.close()
     assert (best, sizes) == (list("01234567"), [4, 4])
+
+
+# All that come at once, or 9 at most, as where one image of CaiT has so many scores.
+@pytest.mark.parametrize("image_scores", [0, SCORES // 9])
+def test_after_the_warm_up_no_batch_is_compiled(
+    image_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    network: Any = zoo.optimize(MODEL, "float32", compile=False)
+    network.compiled = CompiledSizes(network.network, image_scores)  # without minutes of compiling
+    transform = zoo.transform(network)
+    batcher = Batcher(network, transform, batch_size=32, threads=1)
+    batcher.warm_up()
+    batcher.close()
+    [sizes] = network.compiled.sizes.values()
+    known = list(sizes)
+    assert known == ([1, 3, 9] if image_scores else [1, 3, 10, 32])
+    pixels = torch.zeros(3, *transform.img_size, dtype=torch.uint8)
+    for size in range(1, 33):
+        assert len(predictions(network, [pixels] * size, 1)) == size
+    assert list(sizes) == known
 
 
 def test_a_batch_that_the_model_fails_at_does_not_end_it(

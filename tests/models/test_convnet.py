@@ -24,6 +24,16 @@ def test_the_last_intermediate_layer_is_the_features(network: ZooModel, images: 
     torch.testing.assert_close(found, network.forward_features(images))
 
 
+def test_the_features_of_a_model_that_stops_early_are_what_that_block_gives(
+    network: ZooModel, images: Tensor
+) -> None:
+    for block in (0, 1):  # whose channels the last norm does not fit
+        features, [own] = network.forward_intermediates(images, [block], stop_early=True)
+        torch.testing.assert_close(features, own.flatten(2).transpose(1, 2))
+    features, _ = network.forward_intermediates(images, [2], stop_early=True)
+    torch.testing.assert_close(features, network.forward_features(images))
+
+
 def test_each_later_stage_halves_the_resolution(network: ZooModel, images: Tensor) -> None:
     maps = network.get_intermediate_layers(images, n=3, reshape=True)
     assert [tuple(found.shape) for found in maps] == [

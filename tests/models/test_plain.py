@@ -339,6 +339,19 @@ def test_the_mixing_of_heads_is_a_layer_that_is_called(
 
 
 @only_cait
+def test_every_linear_layer_acts_on_the_last_dimension(network: ZooModel, images: Tensor) -> None:
+    # As LoRA on "all-linear" and other tools take it to do.
+    def check(layer: nn.Linear, inputs: tuple[Tensor]) -> None:
+        assert inputs[0].shape[-1] == layer.in_features
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        layer.register_forward_pre_hook(check)
+    network(images)
+    assert len(layers) == 3 * 4 + 2 * 6 + 1
+
+
+@only_cait
 def test_quantized_linear_layers_give_nearly_the_same(network: ZooModel, images: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao says that all of it is deprecated

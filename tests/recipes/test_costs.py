@@ -23,7 +23,6 @@ TOLD = {
     "deit3_medium_pretrain_21k": [(3365, 240, "V100", "derived")],
     "deit3_base_pretrain_21k": [(4761, 240, "V100", "derived")],
     "deit3_large_pretrain_21k": [(12749, 240, "V100", "derived")],
-    "deit3_huge_pretrain_21k": [(13311, 90, "V100", "derived")],
 }
 
 
@@ -34,6 +33,12 @@ TOLD = {
         ("deit_small", 1053.64, 300),
         ("deit_base_distilled_1000ep", 385.62, 1000),
         ("cait_m48_448", 4.76, 60),
+        ("deit3_small_384", 227.76, 20),
+        ("deit3_base", 374.05, 20),
+        ("deit3_base_384", 93.5, 20),
+        ("deit3_large", 113.17, 20),
+        ("deit3_large_384", 28.26, 20),
+        ("deit3_huge", 38.4, 20),
     ],
 )
 def test_a_cost_from_the_benchmark_is_its_arithmetic(name: str, rate: float, epochs: int) -> None:

@@ -587,7 +587,7 @@ def test_a_change_of_no_field_is_refused_with_what_shows_them(text: str) -> None
         changed(DEIT_BASE, [text])
     assert str(caught.value) == (
         f"no field of a recipe that can be set is called {text.partition('=')[0]!r}; "
-        "`deit-zoo info NAME --recipe` shows them all"
+        "`deit-zoo info NAME --recipe` shows a recipe's, docs/imagenet.md the machine's"
     )
 
 

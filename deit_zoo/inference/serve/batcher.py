@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deit_zoo.data.transforms import EvalTransform, as_tensor
 from deit_zoo.inference.classify import predictions
+from deit_zoo.inference.compiled import MOST_SIZES
 from deit_zoo.models.model import ZooModel
 from deit_zoo.results import Prediction
 
@@ -69,10 +70,15 @@ class Batcher:
         return answers
 
     def warm_up(self) -> None:
-        """Have the model answer its smallest and its largest batch, before anybody waits."""
+        """Have the model answer batches of several sizes, before anybody waits: a copy that is
+        compiled has code for these, and compiles no more.
+        """
         pixels = torch.zeros(3, *self.prepare.img_size, dtype=torch.uint8)
-        for size in (1, self.batch_size):
+        for step in range(MOST_SIZES):
+            size = round(self.batch_size ** (step / (MOST_SIZES - 1)))  # as 1, 3, 10, 32
             predictions(self.network, [pixels] * size, 1)
+        if (compiled := getattr(self.network, "compiled", None)) is not None:
+            compiled.closed = True
 
     def close(self) -> None:
         """Let go of what still waits; the batch that the model has is finished."""
