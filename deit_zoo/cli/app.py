@@ -170,13 +170,13 @@ def list_(
     pretrained: Annotated[
         bool | None, typer.Option(help="Only models with (or without) a checkpoint.")
     ] = None,
-    min_top1: Annotated[
-        float | None, typer.Option(help="Percent of the images of its data, at least.")
-    ] = None,
+    min_top1: Annotated[float | None, typer.Option(help="At least this top-1, in percent.")] = None,
     max_params: Annotated[
-        float | None, typer.Option(help="Millions of parameters, at most.")
+        float | None, typer.Option(help="At most so many million parameters.")
     ] = None,
-    img_size: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(help="Only models of this image size, in pixels.")
+    ] = None,
     sort: Annotated[str, typer.Option(help="name, top1, params, gmacs or img_size.")] = "name",
     as_json: AsJson = False,
     markdown: Annotated[

@@ -81,12 +81,12 @@ def benchmark_(
         typer.Option(
             min=1,
             max=MOST,
-            help="Turns of each, of which figures are medians (default: 7; --curve 3, --quick 1).",
+            help="Rounds; every figure is the median of them (default: 7; --curve 3, --quick 1).",
         ),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Of each turn, at least one call (default: 0.5; --quick 0.05)."),
+        typer.Option(help="Of calls in a round, at least one (default: 0.5; --quick 0.05)."),
     ] = None,
     memory: Annotated[
         bool | None, typer.Option(help="Peak memory, each in a process of its own.")
@@ -95,7 +95,10 @@ def benchmark_(
         bool | None, typer.Option(help="From the start of a process to its first prediction.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A short round of eager models, and no processes.")
+        bool,
+        typer.Option(
+            "--quick", help="One short round of eager models, without memory and cold start."
+        ),
     ] = False,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward instead.")] = False,
     pretrained: Annotated[

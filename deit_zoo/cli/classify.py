@@ -50,7 +50,8 @@ def classify_(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     workers: Threads = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="By an optimized copy of the model (a deit or cait).")
+        bool,
+        typer.Option("--fast", help="By an optimized copy (of a DeiT, DeiT III or CaiT)."),
     ] = False,
     output: Annotated[Path | None, path_option("Write a table, .csv or .parquet.", "FILE")] = None,
     resume: Annotated[
@@ -81,10 +82,10 @@ def classify_(
 
 def load_network(model: str, device: str, fast: bool) -> ZooModel:
     """A model as it is or, if `fast`, an optimized copy; what it is goes to stderr."""
-    from deit_zoo.zoo import load_model
+    from deit_zoo.zoo import resolve_model
 
     say_model(model)
-    network = load_model(model, device)
+    network = resolve_model(model, device)
     return optimized(network, compile=False) if fast else network
 
 

@@ -137,11 +137,12 @@ def check_(
     """
     from deit_zoo.data.image_list import check_there
     from deit_zoo.data.image_set import kind_of, open_unchecked, read_list
-    from deit_zoo.data.survey import bad_images, class_remarks, copies, inspect
+    from deit_zoo.data.survey import bad_images, class_remarks, copies, dark_images, inspect
     from deit_zoo.machine import usable_cores
 
     data = with_label_column(data, label_column)
     bad: list[tuple[str, str]] = []
+    high_bytes: list[int] = []
     # A file's name may be any bytes; it is printed as it is, but to a terminal.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
@@ -157,13 +158,14 @@ def check_(
         with Bar("images") as bar:
             sets = [open_unchecked(data, part, "upright") for part in splits]
             threads = workers or usable_cores()
-            for name, reason in bad_images(*sets, workers=threads, progress=bar):
+            reading = bad_images(*sets, workers=threads, progress=bar, high_bytes=high_bytes)
+            for name, reason in reading:
                 bad.append((name, reason))
                 if not as_json:
                     sys.stdout.write(f"{one_line(name) if out.is_terminal else name}\t{reason}\n")
                     sys.stdout.flush()
-        if same := copies(*sets):
-            talk.print(same, markup=False)
+        for sentence in filter(None, (dark_images(high_bytes), copies(*sets))):
+            talk.print(sentence, markup=False)
     except KeyboardInterrupt:
         talk.print(f"stopped; {count(len(bad), 'bad image')} so far")
         raise typer.Exit(130) from None
@@ -195,7 +197,7 @@ def benchmark_(
         int | None,
         typer.Option(min=1, max=MOST, help="Loader processes (default: as in training)."),
     ] = None,
-    images: Annotated[int, typer.Option(min=64, help="So many in each stage.")] = 2048,
+    images: Annotated[int, typer.Option(min=64, help="Images read in each stage.")] = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Images per second of each stage of loading here, and how many cores feed a model.

@@ -69,7 +69,8 @@ def evaluate_(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="real, v2, a, r or sketch.")] = None,
     label_file: Annotated[
-        Path | None, path_option("ReaL's real.json, or the synsets of A or R.")
+        Path | None,
+        path_option("For --labels real: its real.json; for a or r: a list of the 200 synsets."),
     ] = None,
     page: Annotated[
         Path | None,
@@ -88,7 +89,7 @@ def evaluate_(
         list[str] | None,
         typer.Option(
             metavar="NAME...",
-            help="How often other models answer something else.",
+            help="Compare with these models: figures, and how often answers differ.",
             autocompletion=complete_name,
         ),
     ] = None,

@@ -48,11 +48,15 @@ def path_option(help: str, metavar: str | None = None) -> Any:
 
 
 MOST = 1024  # of processes, threads or machines; a larger number is a slip
-MODEL_OR_RUN = "Any spelling of a model, or the folder of a run."
-Name = Annotated[str, typer.Argument(help="Any spelling of a model.", autocompletion=complete_name)]
+MODEL_OR_RUN = "A model by any of its names, a run's folder, a file of weights, or hf://ORG/REPO."
+Name = Annotated[
+    str, typer.Argument(help="A model by any of its names.", autocompletion=complete_name)
+]
 RecipeName = Annotated[
     str,
-    typer.Argument(help="Any spelling of a model, or a recipe.", autocompletion=complete_recipe),
+    typer.Argument(
+        help="A model by any of its names, or a recipe.", autocompletion=complete_recipe
+    ),
 ]
 NameOrRun = Annotated[str, typer.Argument(help=MODEL_OR_RUN, autocompletion=complete_name)]
 Model = Annotated[str, typer.Option(help=MODEL_OR_RUN, autocompletion=complete_name)]
@@ -60,15 +64,21 @@ Device = Annotated[str, typer.Option(help="auto (the best that is there), cpu, c
 ImgSize = Annotated[
     str | None,
     typer.Option(
-        metavar="N|HxW", help="Pixels, as patches divide them; the model's own unless given."
+        metavar="N|HxW",
+        help="224, or 192x256 for height and width, in whole patches (default: the model's own).",
     ),
 ]
 LabelColumn = Annotated[
     str | None,
-    typer.Option(metavar="COLUMN", help="Of a table with several: the column of the labels."),
+    typer.Option(
+        metavar="COLUMN", help="The column of the labels, where a table or CSV has several."
+    ),
 ]
 OtherWeights = Annotated[
-    str | None, typer.Option(help="Weights instead of the published: file, folder, hf://...")
+    str | None,
+    typer.Option(
+        help="Use these weights, not the published ones: a file, a folder, hf://ORG/REPO."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Parquet = Annotated[
@@ -94,18 +104,25 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Change the recipe or the machine, such as lr=1e-4, class_weights=balanced or "
-        "sampling=balanced; again for more.",
+        help="Change a field of the recipe or a setting of the machine, such as lr=1e-4, "
+        "class_weights=balanced or sampling=balanced; may be repeated. `info NAME --recipe` shows "
+        "the fields, docs/imagenet.md the settings.",
     ),
 ]
 TrainWorkers = Annotated[
     int | None,
-    typer.Option(min=0, max=MOST, help="Processes that read images, beside each training."),
+    typer.Option(
+        min=0,
+        max=MOST,
+        help="Processes that read images, for each that trains (default: by cores).",
+    ),
 ]
 LogTo = Annotated[
     str | None, typer.Option(metavar="trackio|wandb", help="Log there too, if it is installed.")
 ]
-Resume = Annotated[str, typer.Option(help="auto continues a run in --output; never.")]
+Resume = Annotated[
+    str, typer.Option(help="auto: continue a run found in --output; never: refuse it.")
+]
 Slurm = Annotated[Path | None, path_option("Write a Slurm script for this run, and stop.", "FILE")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
@@ -119,13 +136,14 @@ def with_label_column(data: str, column: str | None) -> str:
         return data
     from deit_zoo.data.image_list import is_list
     from deit_zoo.data.image_set import is_table
+    from deit_zoo.data.table import with_label
 
     if not is_table(data) and not is_list(data):
         raise DataError(
             f"--label-column {column} is for tables, and {data} is none; leave it out: its folders "
             "say which class an image is of"
         )
-    return f"{data},label={column.replace('%', '%25').replace(',', '%2C')}"
+    return with_label(data, column)
 
 
 def pixels(img_size: str | None) -> Pixels | None:

@@ -84,7 +84,8 @@ def reproduce_(
     """Train a checkpoint by its recipe, measure it and judge it against the published figure.
 
     Exit 0: reproduced, or no figure to compare with; 1: not reproduced; 75: asked to stop by
-    SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
+    SIGTERM, SIGUSR1 or a closed terminal (SIGHUP), queue it again; 130: stopped by Ctrl-C. A state
+    is on disk then.
     """
     from deit_zoo.recipes import variant_name
     from deit_zoo.training.checks import check_data
@@ -123,7 +124,8 @@ def reproduce_(
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
         return
-    say_device(place)
+    speaks = is_main_process((gpus or processes or 1) * nodes, nodes)
+    say_device(place, speaks)
 
     def show(plan: Plan) -> None:
         own = plan.recipe.name == recipe_for(name).name  # or a stage that is trained first
@@ -147,8 +149,9 @@ def reproduce_(
             **callbacks,
         ),
         show,
+        speaks,
     )
-    if not is_main_process():  # an exit 1 would end the first process before it has spoken
+    if not speaks:  # an exit 1 would end the first process before it has spoken
         return
     colour = {True: "green", False: "red", None: "yellow"}[verdict.reproduced]
     out.print(f"[bold {colour}]{escape(verdict.sentence())}[/]")
@@ -189,9 +192,17 @@ def finetune_(
     ] = None,
     layer_decay: Annotated[
         float | None,
-        typer.Option(help="The share of the rate from a block to that below it, such as 0.75."),
+        typer.Option(
+            help="Each block learns at this times the rate of the one above it, such as 0.75."
+        ),
     ] = None,
-    freeze: Annotated[str | None, typer.Option(help="backbone or all-but-attention.")] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="backbone: train the head alone; all-but-attention: train attention, positions "
+            "and head."
+        ),
+    ] = None,
     val_share: Annotated[
         float | None,
         typer.Option(
@@ -210,7 +221,8 @@ def finetune_(
     """Train a published model, or a run further, on your own classes: a folder of images for each.
 
     Exit 0: done; 1: a set of the paper's, whose figure was not reproduced; 75: asked to stop by
-    SIGTERM or SIGUSR1, queue it again; 130: stopped by Ctrl-C. A state is on disk then.
+    SIGTERM, SIGUSR1 or a closed terminal (SIGHUP), queue it again; 130: stopped by Ctrl-C. A state
+    is on disk then.
     """
     from deit_zoo.training import finetune
     from deit_zoo.training.launch import training_device
@@ -257,7 +269,8 @@ def finetune_(
         if slurm is not None and not dry_run:
             write_script(plan, slurm, data, resume)
         return
-    say_device(place)
+    speaks = is_main_process(plan.processes)
+    say_device(place, speaks)
     verdict = run(
         lambda **callbacks: finetune.finetune(
             name,
@@ -271,8 +284,9 @@ def finetune_(
             **callbacks,
         ),
         lambda plan: print_rows(talk, [*finetune_rows(plan), ("output", str(output))]),
+        speaks,
     )
-    if not is_main_process():
+    if not speaks:
         return
     figure, folder = f"[bold green]{verdict.reached.words()}[/]", escape(str(output))
     out.print(f"{figure}; weights, labels, receipt and curve are in {folder}")
@@ -286,7 +300,9 @@ def finetune_(
 
 def teacher_labels_(
     name: RecipeName,
-    output: Annotated[Path, path_option("The folder of labels; what is there is completed.")],
+    output: Annotated[
+        Path, path_option("The folder to keep the labels in; one that is incomplete is completed.")
+    ],
     data: TrainData = None,
     gpus: Gpus = None,
     device: Device = "auto",
@@ -337,7 +353,7 @@ def teacher_labels_(
     talk.print(f"type: {escape(shlex.join(words))}")
 
 
-def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
+def run(train: Callable[..., Verdict], show: Callable[[Plan], None], speaks: bool) -> Verdict:
     """Start a run: a bar while files are counted, then its plan by `show`.
 
     A run that was asked to stop says how to go on, and exits 75 or 130.
@@ -349,7 +365,7 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
     try:
         # A warning may come before the first step, whose loop only notes it.
         with signals_as_exceptions(), ExitStack() as counting:
-            if not is_main_process():
+            if not speaks:
                 return train(say=ignore, progress=ignore)
             bar = counting.enter_context(Bar("files"))
 
@@ -361,7 +377,7 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
             return train(say=say, progress=bar)
     except (Interrupted, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Interrupted) else signal.SIGINT
-        if is_main_process():
+        if speaks:
             words = shlex.join(["deit-zoo", *sys.argv[1:]])
             command = re.sub(r" --resume[ =]never\b", "", words)  # there may be a run by now
             how = "; this continues the run" if begun else " before it trained; type it again"
@@ -369,9 +385,12 @@ def run(train: Callable[..., Verdict], show: Callable[[Plan], None]) -> Verdict:
         raise typer.Exit(130 if number == signal.SIGINT else REQUEUE) from None
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that talks; torchrun and srun start several."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+def is_main_process(processes: int, nodes: int = 1) -> bool:
+    """Whether this process talks, of those that torchrun or srun started for a run of so many."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS"))
+    # Other tasks are runs of their own, as of a sweep.
+    shares = nodes > 1 or (processes > 1 and tasks == str(processes))
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if shares else "0") == "0"
 
 
 def check_planned(plan: Plan) -> None:
@@ -399,9 +418,9 @@ def check_teacher_of(plan: Plan) -> None:
         check(plan.recipe)
 
 
-def say_device(device: torch.device | None) -> None:
+def say_device(device: torch.device | None, speaks: bool = True) -> None:
     """Say once which GPU it is, where nobody typed a number of them."""
-    if device is not None and device.type != "cpu" and is_main_process():
+    if device is not None and device.type != "cpu" and speaks:
         talk.print(f"on {device}")
 
 

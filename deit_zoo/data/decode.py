@@ -24,7 +24,7 @@ from deit_zoo.data.bounds import (
     max_pixels,
 )
 from deit_zoo.data.formats import decodable, undecodable
-from deit_zoo.data.image_file import UnreadableError, missing_image, read_file
+from deit_zoo.data.image_file import BITS, UnreadableError, missing_image, read_file
 from deit_zoo.data.jpeg import decode_jpeg, jpeg_pixels
 from deit_zoo.errors import DataError, reason_of
 from deit_zoo.machine import without_warnings
@@ -132,10 +132,12 @@ def read_pixels(data: bytes, name: str, reading: Reading) -> Pixels:
 
 
 def decoded(image: ImageFile, reading: Reading) -> Image.Image:
-    """An opened image in RGB. What else its file says of it, such as EXIF, is done with."""
-    rgb = _converted(_turned(image, reading), reading)
+    """An opened image in RGB. What else its file says of it, such as EXIF, is done with; `info` has
+    the BITS of one whose high bytes are left."""
+    turned = _turned(image, reading)
+    rgb = _converted(turned, reading)
     plain = rgb.copy() if rgb is image else rgb
-    plain.info = {}
+    plain.info = {BITS: 16} if turned.mode.startswith("I") and reading == "upright" else {}
     return plain
 
 

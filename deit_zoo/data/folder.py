@@ -21,7 +21,12 @@ from deit_zoo.data.remote import files_under, is_address, is_remote, local_path
 from deit_zoo.errors import DataError, reason_of
 
 # What an operating system or a disk leaves; so does a name that begins with a dot.
-SYSTEM_NAMES = frozenset(("$RECYCLE.BIN", "@eaDir", "Thumbs.db", "__MACOSX", "desktop.ini"))
+SYSTEM_NAMES = frozenset(
+    (
+        *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "__MACOSX", "desktop.ini"),
+        *("#recycle", "#snapshot", "@Recycle", "@eaDir", "lost+found"),
+    )
+)
 # The folders of a split, the first that there is, in letters of any case.
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -33,6 +38,8 @@ SPLIT_OF = {
     for split, names in SPLIT_FOLDERS.items()
     for name in names
 }
+# Lists of what a contest wants predicted, in which no label is true.
+_TO_PREDICT = re.compile(r".*submission.*|test\.[ct]sv", re.IGNORECASE)
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 
 
@@ -151,8 +158,9 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
 def lists_near(root: Path) -> str:
     """What to type where images have no class folders and a list lies in or beside their folder."""
     places = (root, root.parent) if root.is_dir() else ()
-    lists = next(filter(None, (sorted(place.glob("[!.]*.[ct]sv")) for place in places)), [])
-    names = " or ".join(map(str, lists[:3]))
+    found = (sorted(place.glob("[!.]*.[ct]sv")) for place in places)
+    lists = ([file for file in files if not _TO_PREDICT.fullmatch(file.name)] for files in found)
+    names = " or ".join(map(str, next(filter(None, lists), [])[:3]))
     return f"; or give the list of files and labels: {names}" if names else ""
 
 
@@ -170,7 +178,8 @@ def split_folder(root: Path, split: str) -> Path | None:
     """The folder of a split in a data set's, or None.
 
     `test/` validates where nothing else does, beside `train/` or alone: else it is a class. So is
-    one with images in it, as other folders beside it have.
+    one with images in it, as other folders beside it have. Beside `train/` such a `test/` is none:
+    Kaggle's holds what is to be predicted.
     """
     if not root.is_dir():
         return None
@@ -184,8 +193,9 @@ def split_folder(root: Path, split: str) -> Path | None:
             _begins_with_images(folder) and any(map(_begins_with_images, others))
         ):
             continue
-        is_test = name.startswith("test")
-        if not is_test or len(folders) == 1 or split_folder(root, "train") is not None:
+        if not name.startswith("test") or len(folders) == 1:
+            return folder
+        if split_folder(root, "train") is not None and not FlatSet.fits(folder):
             return folder
     return None
 
@@ -212,9 +222,10 @@ def part_folder(root: Path, part: str) -> Path:
         return root
     folder = of_split.get(part)
     if folder is None:
+        missing = "val" if part == "all" else part
         raise MissingSplitError(
-            f"{root} has no folder {part}/; it must hold train/ and val/, each with one folder of "
-            "images per class"
+            f"{root} has no folder {missing}/; it must hold train/ and val/, each with one folder "
+            "of images per class"
         )
     return folder
 
@@ -226,7 +237,7 @@ def is_folder(image: object) -> bool:
     if isinstance(image, str) and not image:  # which is no name of the working folder
         return False
     image = local_path(image)
-    return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+    return isinstance(image, str | os.PathLike) and os.path.isdir(image)
 
 
 def images_of(image: Any, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Any]:
@@ -389,11 +400,18 @@ def empty_classes(root: object, empty: Sequence[str], num_classes: int) -> str:
 def wrong_classes(what: str, own: Sequence[str], classes: Sequence[str]) -> str:
     """The sentence about class folders, or labels, that are not a model's classes."""
     words = ("that are no class of the model", "missing")
-    return (
+    sentence = (
         f"the {what} are not the model's {len(classes)} classes: "
         f"{differences(own, classes, words)}; give images of each class, from {classes[0]!r} to "
         f"{classes[-1]!r}"
     )
+    is_unnamed = list(classes) == [str(number) for number in range(len(classes))]
+    if is_unnamed and len(own) == len(classes) and set(own).isdisjoint(classes):
+        names = ", ".join([*map(repr, own[:3]), *["..."] * (len(own) > 3)])
+        sentence += (
+            f", or type model.labels = [{names}] if these are what the model learned, in this order"
+        )
+    return sentence
 
 
 def suffix_of(name: str) -> str:

@@ -113,7 +113,10 @@ class ImageList:
 
 
 class ListSet(FolderSet):
-    """The images of one split of a list. A class may be of none where an image has any number."""
+    """The images of one split of a list.
+
+    A class may be of none where an image has any number, and in `val`, which need not measure all.
+    """
 
     def __init__(self, of: ImageList, split: str, classes: Sequence[str] = ()) -> None:
         images = of.of(split)
@@ -122,7 +125,7 @@ class ListSet(FolderSet):
         self.classes = list(classes) or of.classes
         counts = Counter(name for image in images for name in of.labels_of(image))
         place = of.file or of.data or of.root
-        self.where = "" if of.several else f"{place} ({split})"
+        self.where = "" if of.several or split == "val" else f"{place} ({split})"
         if classes and not counts.keys() <= set(classes):
             raise DataError(wrong_classes(f"labels of {place}", sorted(counts), classes))
         if of.several and images and not counts:

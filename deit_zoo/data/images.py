@@ -6,12 +6,12 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from deit_zoo.errors import DataError
-from deit_zoo.labels import labels
+from deit_zoo.labels import folders, in_words
 from deit_zoo.manifest import Reading
 
 if TYPE_CHECKING:
@@ -22,15 +22,13 @@ class MissingSplitError(DataError):
     """A data set has no split of that name; it may have another."""
 
 
-def reading_of(classes: Iterable[str]) -> Reading:
+def reading_of(classes: Collection[str]) -> Reading:
     """How images of these classes are decoded: ImageNet's as upstream does, one's own upright.
 
     Its classes are called by their synsets or, on the Hub, in words.
     """
-    names, published = sorted(classes), labels("imagenet1k")
-    synsets = sorted(label.folder for label in published)
-    words = sorted(label.name for label in published)
-    return "upstream" if names in (synsets, words) else "upright"
+    is_imagenet = set(classes) == set(folders("imagenet1k")) or in_words(classes)
+    return "upstream" if is_imagenet else "upright"
 
 
 class ImageSet(ABC):

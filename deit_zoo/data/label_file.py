@@ -26,7 +26,7 @@ from deit_zoo.data.folder import (
     is_image,
 )
 from deit_zoo.data.image_list import ALL, SEPARATOR, ImageList, ListedImage, path_from
-from deit_zoo.data.table import split_address
+from deit_zoo.data.table import split_address, with_label
 from deit_zoo.errors import DataError, first_of
 
 _FIRST_DELIMITER = re.compile(r'[\r\n ]*(?:"(?:[^"]|"")*"|[^"\t,;\r\n]*)([\t,;])')
@@ -235,7 +235,7 @@ def _labels(
     }
     kinds = {name: _kind_of_numbers(cells, chosen is not None) for name, cells in read.items()}
     if all(kinds.values()):
-        advice = f", or type --label-column {name} if these are" * (kinds[name] == "whole")
+        advice = f", or type {_option(file, name)} if these are" * (kinds[name] == "whole")
         raise DataError(
             f"column {name!r} of {file} holds numbers such as {read[name][0]}, "
             "and regression is not learned here: a model says which classes an image shows; "
@@ -245,12 +245,16 @@ def _labels(
         meant = next(name for name, kind in kinds.items() if not kind)
         raise DataError(
             f"{file} has the columns {', '.join(columns)} beside the files; say which holds the "
-            f"labels by typing --label-column {meant}"
+            f"labels by typing {_option(file, meant)}"
         )
     return [
         {label.strip() for label in re.split(r"[|;]", cell) if label.strip()}
         for cell in _names(columns[name])
     ], ()
+
+
+def _option(file: Path, column: str) -> str:
+    return f"--label-column {column} (in Python as {with_label(str(file), column)})"
 
 
 def _kind_of_numbers(cells: Sequence[str], chosen: bool) -> str:

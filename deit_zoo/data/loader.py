@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
+from functools import cache
+from multiprocessing import Process, active_children, get_start_method
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +29,10 @@ _NO_MEMORY = "memory is mostly what they lack: give fewer --workers"
 _NO_ROOM = (
     "/dev/shm, through which they hand over images, has no room: give it more (docker run "
     "--shm-size=8g), or type --workers 0"
+)
+_UNGUARDED = (
+    "a loader worker imports the script that starts it, and ended at that; put what the script "
+    'does below `if __name__ == "__main__":`, or give 0 workers'
 )
 _BUS_ERROR = -getattr(signal, "SIGBUS", 0)
 _END = object()
@@ -61,6 +67,8 @@ class Loader:
 
     def read(self) -> Iterator[Any]:
         """One pass, by workers that start now, or go on. Raises WorkersDiedError."""
+        if self._loader.num_workers:
+            _check_guard()
         others = active_children()
         with _block_signals(), _deaths_wait_for_the_next_batch(), self._own_errors():
             batches = iter(self._loader)
@@ -124,6 +132,24 @@ def _is_stopped(pid: int | None) -> bool:
     except OSError:
         return False
     return facts.rpartition(b") ")[2].startswith(b"T")
+
+
+@cache
+def _check_guard() -> None:
+    """Raises ZooError where a process that imports the program anew ends at that.
+
+    By a process without work: while it hands over more than a pipe holds, Python waits for ever.
+    """
+    if get_start_method() == "fork":
+        return
+    process = Process(target=os.getpid)
+    try:
+        process.start()
+        process.join()
+    except (ConnectionError, EOFError) as error:  # of a forkserver that ended
+        raise ZooError(_UNGUARDED) from error
+    if process.exitcode is not None and process.exitcode > 0:
+        raise ZooError(_UNGUARDED)
 
 
 def _is_about_shared_memory(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from deit_zoo.data.prefetch import prefetch
 from deit_zoo.data.transforms import resize
 from deit_zoo.errors import DataError
 from deit_zoo.files import expand_user
-from deit_zoo.labels import labels
+from deit_zoo.labels import folders, in_words
 
 CHUNK = 64
 # Images of each split whose bytes stand for those of all.
@@ -107,11 +107,8 @@ def write_tree(
 
 def class_folder_names(classes: Sequence[str]) -> list[str]:
     """A folder's name for each class; for ImageNet's, which the Hub names in words, the synset."""
-    imagenet = labels("imagenet1k")
-    if len(classes) == len(imagenet):
-        same = sum(name == label.name for name, label in zip(classes, imagenet, strict=True))
-        if same > 0.9 * len(imagenet):
-            return [label.folder for label in imagenet]
+    if in_words(classes):
+        return list(folders("imagenet1k"))
     names = [name.replace("/", "_").replace("\\", "_") for name in classes]
     wrong = [name for name in names if name.startswith(".") or not name or "\0" in name]
     if wrong or len(set(names)) < len(names):

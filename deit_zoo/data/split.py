@@ -173,7 +173,7 @@ def check_split(data: str | Path) -> None:
         return
     train = split_folder(root, "train")
     names = ", ".join(class_folders(train or root)[:3])
-    lacks = "nothing lies beside them" if train else "no train/ and val/"
+    lacks = "no val/ lies beside them" if train else "no train/ and val/"
     raise DataError(
         f"{train or root} holds class folders ({names}) and {lacks}; type --val-share 0.2 to keep "
         "a fifth of each class apart for validation"
@@ -183,7 +183,8 @@ def check_split(data: str | Path) -> None:
 def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[ListedImage]:
     """The images of groups, which are called so, in two splits: a share of each group apart."""
     val: set[str] = set()
-    if few := [(name, len(images)) for name, images in groups.items() if len(images) < 2]:
+    few = [(name, len(images)) for name, images in groups.items() if len(images) < 2]
+    if not all(n for _, n in few) or len(few) == len(groups):  # one image of a class is learned
         named = first_of([f"{name} holds {'1 image' if n else '0 images'}" for name, n in few])
         raise DataError(f"{named}; to keep some apart there must be 2 or more in each class")
     for images in groups.values():

@@ -29,13 +29,14 @@ from deit_zoo.data.folder import (
     lists_near,
     part_folder,
     path_parts,
+    split_folder,
     split_named,
     stat_of,
     suffix_of,
     walk,
 )
 from deit_zoo.data.heap import HeapSet, find_heap
-from deit_zoo.data.image_file import UnreadableError
+from deit_zoo.data.image_file import BITS, UnreadableError
 from deit_zoo.data.image_list import ImageList, ListedImage, listing_sha256
 from deit_zoo.data.image_set import ImageSet, kind_of, open_table, open_unchecked, read_list
 from deit_zoo.data.images import MissingSplitError, class_counts
@@ -52,6 +53,7 @@ CONTENT = "content_sha256"  # of a fingerprint, where a set is small
 SMALL, SMALL_BYTES = 5_000, 1 << 30
 # Images that cannot be read may be so many, or this share of all: more, and no run goes on.
 FEW_UNREADABLE, UNREADABLE_SHARE = 3, 0.001
+DARK = 16  # a high byte below which 16 bits look nearly black: such as 12 of a scanner
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 # In which a data set that lacks some is looked for.
 PARTS: tuple[PartName, ...] = ("val", "train", "all")
@@ -61,7 +63,8 @@ PARTS: tuple[PartName, ...] = ("val", "train", "all")
 class Split:
     """What lies in one split: the images of each class, and what tells it from another.
 
-    `several` is the number of images, where one may have several labels or none.
+    `several` is the number of images, where one may have several labels or none. There, and in
+    what a list or a share validates with, a class may have no image.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Split:
     identity: dict[str, Any]
     ignored: str = ""
     several: int | None = None
+    may_lack_classes: bool = False
     newest: int = 0  # of files in folders: when the last was changed, in nanoseconds
 
     @property
@@ -193,6 +197,7 @@ def _scan_part(data: str | Path, part: PartName, progress: Callable[[int], None]
         name=part,
         classes=class_counts(images),
         several=None if images.label_sets is None else len(images),
+        may_lack_classes=images.label_sets is not None,
         ignored=images.note,
         bytes=sum(map(images.bytes_of, range(len(images)))),
         identity={},
@@ -203,14 +208,17 @@ def bad_images(
     *image_sets: ImageSet,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    high_bytes: list[int] | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Decode every image, in threads; the names of those that cannot be read, each with a reason.
 
-    They come in the order of the images. `progress` gets (images done so far, all).
+    They come in the order of the images. `progress` gets (images done so far, all), `high_bytes`
+    the highest byte of each image of 16 bits.
     """
     total, done = sum(map(len, image_sets)), 0
     for images in image_sets:
-        decode, numbers = partial(decode_error, images), range(len(images))
+        decode = partial(decode_error, images, high_bytes=[] if high_bytes is None else high_bytes)
+        numbers = range(len(images))
         with prefetch(numbers, decode, batch_size=CHUNK, threads=workers) as batches:
             for errors in batches:
                 chunk, numbers = numbers[: len(errors)], numbers[len(errors) :]
@@ -221,10 +229,13 @@ def bad_images(
                 progress(done, total)
 
 
-def decode_error(images: ImageSet, index: int) -> str | None:
+def decode_error(images: ImageSet, index: int, high_bytes: list[int]) -> str | None:
     """Why an image cannot be read, in a few words; None where it can."""
     try:
-        images.open(index)
+        image = images.open(index)
+        if BITS in image.info:
+            reds = image.histogram()[:256]  # as green and blue: it is grey
+            high_bytes.append(max(level for level, number in enumerate(reds) if number))
     except UnreadableError as error:
         return error.reason
     except DataError as error:
@@ -240,6 +251,16 @@ def decode_error(images: ImageSet, index: int) -> str | None:
         reason = words_of(why)
         return "truncated" if "truncated" in reason.lower() else f"broken: {reason}"
     return None
+
+
+def dark_images(high_bytes: Sequence[int]) -> str:
+    """The sentence on images of 16 bits that use few of them, by their highest bytes; or empty."""
+    if not (dark := [high for high in high_bytes if high < DARK]):
+        return ""
+    return (
+        f"images of 16 bits that use at most {256 * max(dark) + 255:,} of 65,535, and so look "
+        f"nearly black: {len(dark):,}; scale them"
+    )
 
 
 def copies(*image_sets: ImageSet) -> str:
@@ -329,7 +350,7 @@ def _problem_within(place: str, split: Split) -> str | None:
     empty = _without_images(split)
     if len(empty) == len(split.classes):
         return f"{place} holds no image; give image files such as x.jpg, x.png, x.tif or x.heic"
-    if not empty or split.several is not None:
+    if not empty or split.may_lack_classes:
         return None
     return empty_classes(place, empty, len(split.classes))
 
@@ -352,7 +373,7 @@ def class_remarks(*splits: Split) -> list[str]:
         if len(names) > 1
     ]
     for split in splits:
-        if empty := _without_images(split) if split.several is not None else []:
+        if empty := _without_images(split) if split.may_lack_classes else []:
             then = {"train": ", which are not learned", "val": ", which are not measured"}
             sentences.append(
                 f"no image of {split.name} shows {len(empty):,} of the {len(split.classes):,} "
@@ -362,11 +383,12 @@ def class_remarks(*splits: Split) -> list[str]:
 
 
 def _scan_list(data: str, images: ImageList) -> Survey:
-    train, val = (_scan_listed(images, split) for split in ("train", "val"))
+    has_val = kind_of(data) == "folder" and split_folder(Path(data), "val") is not None
+    train, val = (_scan_listed(images, split, has_val) for split in ("train", "val"))
     return Survey(data=data, train=train, val=val, problem=_problem(data, train, val))
 
 
-def _scan_listed(images: ImageList, split: str) -> Split:
+def _scan_listed(images: ImageList, split: str, has_val: bool) -> Split:
     """What class folders with the same images would be told from others by."""
     files = images.of(split)
     counts = Counter(name for image in files for name in images.labels_of(image))
@@ -375,6 +397,7 @@ def _scan_listed(images: ImageList, split: str) -> Split:
         {name: counts[name] for name in images.classes},
         files,
         several=len(files) if images.several else None,
+        may_lack_classes=images.several or (split == "val" and not has_val),
         ignored=images.ignored if split == "train" else "",
     )
 

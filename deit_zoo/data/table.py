@@ -121,6 +121,11 @@ def split_address(data: str) -> tuple[str, dict[str, str]]:
     return match[1], {kind: unquote(column) for kind, column in chosen}
 
 
+def with_label(data: str, column: str) -> str:
+    """The address of a data set whose labels are in this column."""
+    return f"{data},label={column.replace('%', '%25').replace(',', '%2C')}"
+
+
 def check_split_column(data: str, words: Collection[Any]) -> None:
     """Raises DataError for rows of which each says its split, which is not read."""
     if not SPLIT_OF.keys().isdisjoint(map(str, words)):

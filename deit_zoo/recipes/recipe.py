@@ -58,7 +58,7 @@ _ADDED = {
     "three_augment": False,
     "color_jitter": 0.0,
 }
-FIELDS_SHOWN = "`deit-zoo info NAME --recipe` shows them all"
+FIELDS_SHOWN = "`deit-zoo info NAME --recipe` shows a recipe's, docs/imagenet.md the machine's"
 # What `--set` leaves alone: a recipe under another name would be judged by another figure.
 FIXED = ("name", "model", "variant_of", "layouts", "top1", "top1_source", "assumed")
 

@@ -31,16 +31,7 @@ ORDER = ("result", *(name for name in GROUPS if name != "result"), "clock")
 CLOCK = ("sha256.log.jsonl",)
 CLOCK_NAMES = ("started", "finished", "seconds", "hours")
 SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class Absent:
-    """What a field has on the side that lacks it."""
-
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT = Absent()
+ABSENT = object()  # what a field has on the side that lacks it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +97,8 @@ def group_of(field: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as a person reads it."""
+    if value is ABSENT:
+        return "absent"
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, list) and value:

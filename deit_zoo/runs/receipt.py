@@ -30,7 +30,6 @@ from deit_zoo.runs.reference import (
 _ROOT = r"(?:file:/+|[A-Za-z]:[\\/]|\\\\|~\w*[\\/]|\.{1,2}[\\/]|/)"  # how local paths begin
 _PATH = re.compile(rf"([^@\s]*@|){_ROOT}(?:.*[\\/])?([^\\/]+)[\\/]?")
 _PATH_IN_TEXT = re.compile(rf"(?<![^\s\"'=@(,]){_ROOT}(?:[^\s\"'()]*[\\/])?([^\s\"'()\\/]+)")
-FIGURES = ("top1", "top5", "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +124,7 @@ def _environment(environments: Sequence[dict[str, Any]], finished: str | None) -
 def ema_figures(log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """What the average of the weights reached in the last epoch, where one was kept."""
     last = log[-1] if log else {}
-    figures = {name: last[f"ema_{name}"] for name in FIGURES if f"ema_{name}" in last}
+    figures = {key.removeprefix("ema_"): last[key] for key in last if key.startswith("ema_")}
     return figures or None
 
 

@@ -21,7 +21,7 @@ from deit_zoo.errors import RecipeError
 from deit_zoo.files import digest
 from deit_zoo.hub.config import start_record
 from deit_zoo.inference.classify import class_names
-from deit_zoo.labels import folders
+from deit_zoo.labels import folders, in_words
 from deit_zoo.machine import usable_cores
 from deit_zoo.manifest import Reading, manifest_record
 from deit_zoo.models.model import ZooModel
@@ -97,7 +97,10 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
         if checkpoint is not None and is_headless(checkpoint):
             options["num_classes"] = len(classes)
         model = create(name, pretrained=True, checkpoint=checkpoint, **options)
-        if [label.folder for label in class_names(model)] != classes:
+        known = [label.folder for label in class_names(model)]
+        if known == [*folders("imagenet1k")] and (in_words(classes) or _are_counted(classes)):
+            known = classes  # ImageNet's, from the Hub or from shards, in its order
+        if known != classes:
             model.reset_classifier(len(classes))
         built = model.spec
         if built is not None and (built.blocks, built.stem) != (spec.blocks, spec.stem):
@@ -110,6 +113,10 @@ def build_model(recipe: Recipe, classes: list[str], group: DistributedContext) -
     model.labels = tuple(classes) if own else folders(MODELS[recipe.architecture].labels)
     freeze(model, recipe.freeze, own_classes=own)
     return model.to(group.device)
+
+
+def _are_counted(classes: list[str]) -> bool:
+    return classes == [str(number) for number in range(len(folders("imagenet1k")))]
 
 
 def first_stage_facts(recipe: Recipe) -> dict[str, Any] | None:

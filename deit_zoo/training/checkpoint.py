@@ -238,7 +238,7 @@ class CheckpointManager:
         self.record |= {key: facts[key] for key in self.record if key in facts}
         self.epoch = position.epoch
         self.stats = EpochStats(**facts["sums"])
-        # Of version 0.2 and earlier the file alone has the log.
+        # Beside a state written before it had the log, the file alone has it.
         self.log = facts.get("log") or first_lines(self.output / LOG_FILE, self.epoch)
         seconds = sum(json.loads(line).get("seconds") or 0.0 for line in self.log)
         seconds += self.stats.seconds

@@ -18,6 +18,8 @@ from deit_zoo.training.run_data import check_states, has_begun, is_run
 from deit_zoo.training.run_lock import OWNER_FILE
 
 DATA_FOLDER = "data"  # the embedded digits, in a run's own
+# Of files that a shell or a scheduler writes; a run writes none of these.
+LOG_SUFFIXES = (".log", ".out", ".err", ".txt")
 _EXTRA = ("timm", "matplotlib", "tensorboard")
 
 
@@ -92,13 +94,17 @@ def check_device(plan: Plan) -> None:
 
 
 def check_output(output: Path, recipe: Recipe, resume: str) -> None:
-    """Raises DataError where the folder is not empty and not a run of this recipe."""
+    """Raises DataError where the folder is not empty and not a run of this recipe.
+
+    Logs that a shell or a scheduler puts there are left alone.
+    """
     if resume not in ("auto", "never"):
         raise RecipeError(f"--resume is {resume!r}; it must be auto or never")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file; give a folder as --output")
     # Left by a process that was killed before it wrote its plan; a lock and half a file are hidden.
-    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    entries = output.iterdir() if output.exists() else ()
+    names = {path.name for path in entries if path.suffix not in LOG_SUFFIXES or not path.is_file()}
     begun = {DATA_FOLDER, SPLIT_FILE} if OWNER_FILE in names else {DATA_FOLDER}
     if all(name in begun or name.startswith(".") for name in names):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -342,7 +342,7 @@ def make_job(
     )
 
 
-def with_reading(plan: Plan, classes: Iterable[str]) -> Plan:
+def with_reading(plan: Plan, classes: Collection[str]) -> Plan:
     """The plan for a data set of these classes: whoever trains on ImageNet reads it as upstream."""
     from deit_zoo.data.images import reading_of
 

@@ -98,7 +98,7 @@ def train_one_epoch(
         group["lr"] = lr * group["lr_scale"]
     passes = micro_batches(state, recipe.seed, epoch, batches)
     statistics = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
-    lag = int(state.skips_on_device)
+    lag, unread = int(state.skips_on_device), set[int]()
     pending = PendingSteps(stats, passes, on_step, at_rest, lag, state.max_nonfinite)
     for number in range(stats.step, plan.steps_per_epoch):
         if number in left_out:
@@ -106,7 +106,7 @@ def train_one_epoch(
             passes.leave_out()
             stats.leave_out(number)
             continue
-        sums = StepSums(state.group, number, lr)
+        sums = StepSums(state.group, number, lr, unread)
         for part in passes.of_step(number):
             loss, taught = forward_backward(state, part)
             sums.add(loss, part.bad, taught)

@@ -17,7 +17,15 @@ from deit_zoo.data.folder import split_folder
 from deit_zoo.data.image_list import SPLIT_FILE, ImageList, check_there
 from deit_zoo.data.image_set import ImageSet, kind_of, open_list, open_unchecked
 from deit_zoo.data.split import check_split, difference, list_images
-from deit_zoo.data.survey import CONTENT, SMALL, SPLITS, bad_images, copies, most_unreadable
+from deit_zoo.data.survey import (
+    CONTENT,
+    SMALL,
+    SPLITS,
+    bad_images,
+    copies,
+    dark_images,
+    most_unreadable,
+)
 from deit_zoo.data.table import SplitName
 from deit_zoo.errors import DataError
 from deit_zoo.files import LOG_FILE, MODEL_FILE, PLAN_FILE, STEPS_FILE
@@ -43,7 +51,7 @@ def images_of_run(
     former = former_job(output)
     if val_share is None:
         check_split(data)
-        # A run of version 0.1 has no list.
+        # A plan written before there were lists has none.
         is_listed = kind_of(data) in ("folder", "list")
         if not is_listed or (former is not None and former.images is None):
             return None
@@ -51,7 +59,7 @@ def images_of_run(
     if former is not None and former.images is not None:
         _check_same_images(output, former, former.images, images, data, val_share)
         return replace(former.images, root=images.root, data=images.data)
-    if former is not None:  # of version 0.1, which parted by links
+    if former is not None:  # written before there were lists: it parted by links
         return images
     check_there(images)
     if images.ignored:
@@ -81,7 +89,7 @@ def check_validation(
     if images is not None and len(images.images) <= SMALL:
         return  # those are left out already
     part = open_part(data, "val", images, reading)
-    if bad := _unreadable([part], progress):
+    if bad := _unreadable([part], progress, []):
         raise DataError(
             f"{len(bad):,} of {len(part):,} validation images cannot be read ({_named(bad)}), and "
             f"figures are of all of them; mend or remove them: {_check_command(data)} lists them"
@@ -198,7 +206,8 @@ def _without_unreadable(
 ) -> ImageList:
     """The list without the images that cannot be read, which are told, as copies are."""
     sets = [open_part(str(data), split, images, reading) for split in SPLITS]
-    bad = _unreadable(sets, progress)
+    high_bytes: list[int] = []
+    bad = _unreadable(sets, progress, high_bytes)
     count = len(images.images)
     sentence = f"{len(bad):,} of {count:,} images cannot be read ({_named(bad)})"
     if len(bad) > (most := most_unreadable(count)):
@@ -208,14 +217,22 @@ def _without_unreadable(
         )
     if bad:
         tell(f"{sentence}; left out")
-    if same := copies(*sets):
-        tell(same)
+    for remark in filter(None, (dark_images(high_bytes), copies(*sets))):
+        tell(remark)
     return images.without(bad)
 
 
-def _unreadable(sets: Sequence[ImageSet], progress: Callable[[int], None]) -> dict[str, str]:
-    """The images that cannot be read, each with a reason."""
-    return dict(bad_images(*sets, workers=usable_cores(), progress=lambda done, _: progress(done)))
+def _unreadable(
+    sets: Sequence[ImageSet], progress: Callable[[int], None], high_bytes: list[int]
+) -> dict[str, str]:
+    """The images that cannot be read, each with a reason; `high_bytes` is as in `bad_images`."""
+    bad = bad_images(
+        *sets,
+        workers=usable_cores(),
+        progress=lambda done, _: progress(done),
+        high_bytes=high_bytes,
+    )
+    return dict(bad)
 
 
 def _named(bad: dict[str, str]) -> str:

@@ -31,8 +31,9 @@ class StepResult:
     before clipping.
 
     Where one of the two is not finite, the step moved nothing. `bad` are this process's images that
-    could not be read, `bad_images` counts everybody's. `taught` is what a teacher said of this
-    process's, on the device. Some process requested to `save` or to `stop`.
+    could not be read, those that were so earlier in the epoch left out; `bad_images` counts
+    everybody's, and `replaced` how often another image stands in a place. `taught` is what a
+    teacher said of this process's, on the device. Some process requested to `save` or to `stop`.
     """
 
     number: int
@@ -42,6 +43,7 @@ class StepResult:
     finite: bool = True
     bad: list[int] = field(default_factory=list)
     bad_images: int = 0
+    replaced: int = 0
     taught: tuple[Tensor, ...] = ()
     save: bool = False
     stop: bool = False
@@ -94,12 +96,14 @@ class StepSums:
     On a GPU the sums are copied while it computes on; `read` waits for them.
     """
 
-    def __init__(self, group: DistributedContext, number: int, lr: float) -> None:
+    def __init__(self, group: DistributedContext, number: int, lr: float, unread: set[int]) -> None:
         self.group = group
         self.number = number
         self.lr = lr
         self.loss = torch.zeros((), dtype=group.sum_dtype, device=group.device)
+        self.unread = unread  # of the steps before
         self.bad: list[int] = []
+        self.replaced = 0
         self.taught: list[Tensor] = []
         self.sums: Tensor | None = None
         self.on_cpu: Tensor | None = None
@@ -109,14 +113,16 @@ class StepSums:
     def add(self, loss: Tensor, bad: list[int], taught: Tensor | None = None) -> None:
         """One pass's share of the loss, the images it could not have, what was taught of them."""
         self.loss += loss.detach()
-        self.bad += bad
+        self.replaced += len(bad)
+        self.bad += [image for image in dict.fromkeys(bad) if image not in self.unread]
+        self.unread.update(bad)
         if taught is not None:
             self.taught.append(taught)
 
     def all_reduce(self, grad_norm: Tensor, finite: Tensor, requests: Requests) -> None:
         """Add up over all processes, and begin to copy the sums to the CPU."""
         dtype = self.loss.dtype
-        counts = torch.tensor([len(self.bad), *requests], dtype=dtype)
+        counts = torch.tensor([len(self.bad), self.replaced, *requests], dtype=dtype)
         measured = torch.stack((self.loss, grad_norm.to(dtype), (~finite).to(dtype)))
         self.sums = self.group.all_reduce(
             torch.cat((measured, counts.to(self.loss.device, non_blocking=self.loss.is_cuda)))
@@ -139,7 +145,7 @@ class StepSums:
             if self.copied is not None:
                 self.copied.synchronize()
             assert self.on_cpu is not None, "read before all_reduce"
-            loss, grad_norm, not_finite, bad, save, stop = self.on_cpu.tolist()
+            loss, grad_norm, not_finite, bad, replaced, save, stop = self.on_cpu.tolist()
             self.result = StepResult(
                 number=self.number,
                 lr=self.lr,
@@ -148,6 +154,7 @@ class StepSums:
                 finite=not not_finite,
                 bad=self.bad,
                 bad_images=int(bad),
+                replaced=int(replaced),
                 taught=tuple(self.taught),
                 save=bool(save),
                 stop=bool(stop),

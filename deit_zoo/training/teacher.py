@@ -185,7 +185,7 @@ def _from_hub(recipe: Recipe, address: str) -> Teacher:
     if (spec := lookup(repo)) is not None:
         return _OfZoo(recipe, spec, None if address == repo else f"hf://{address}")()
     checkpoint = open_local(f"hf://{address}")
-    if "name" in checkpoint.metadata or not _REPO.fullmatch(address):
+    if checkpoint.metadata.get("name") or not _REPO.fullmatch(address):
         return _from_file(recipe, f"hf://{address}")
     return _timm_teacher(timm_bridge.pretrained(f"hf-hub:{address}"))
 

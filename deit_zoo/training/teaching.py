@@ -146,8 +146,9 @@ class LabelJob:
                 for step in range(plan.steps_per_epoch):
                     taught, bad = [], 0
                     for part in passes.of_step(step):
-                        with autocast(group.device, autocast_dtype(plan, group.device)):
-                            taught.append(teach(part.images))
+                        if part.taught is None:  # what is known is not asked for again
+                            with autocast(group.device, autocast_dtype(plan, group.device)):
+                                taught.append(teach(part.images))
                         bad += len(part.bad)
                     passes.look_ahead()
                     if not bad:

@@ -146,10 +146,11 @@ class PackageTracker(Tracker):
         options = {"id": run_id, "resume": "allow"}
         if self.name == "trackio":
             options = {"resume": "never" if is_new else "allow"}
+        chosen = os.environ if self.name == "wandb" else {}  # trackio has no such variables
         with redirect_stdout(sys.stderr):
             package.init(
-                project=PROJECT,
-                name=self.output.resolve().name,
+                project=chosen.get("WANDB_PROJECT") or PROJECT,
+                name=chosen.get("WANDB_NAME") or self.output.resolve().name,
                 config=self.plan.to_dict(),
                 **options,
             )

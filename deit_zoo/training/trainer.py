@@ -20,10 +20,12 @@ from deit_zoo.distributed import DistributedContext
 from deit_zoo.evaluation.accuracy import (
     IN_PROCESS,
     EvalDataset,
+    Sums,
     accumulate,
     evaluation_of,
     oom_as_error,
 )
+from deit_zoo.evaluation.parallel import in_fitting_batches
 from deit_zoo.files import LOG_FILE, MODEL_FILE, RECEIPT_FILE, digest
 from deit_zoo.hub.config import start_record, write_run_config
 from deit_zoo.inference.classify import class_names
@@ -79,7 +81,9 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     tell = say if group.is_main else Terminal(stderr=True, markup=False).print
     set_machine(plan)
     batch = plan.micro_batch or plan.replica_batch * plan.replicas_per_process
-    cure = f"type --set micro_batch={plan.replica_batch}, or a smaller batch_size"
+    cure = f"type --set batch_size={max(1, recipe.batch_size // 2)}"
+    if plan.replica_batch < batch:  # it may be so already, where memory was asked
+        cure = f"type --set micro_batch={plan.replica_batch}; if it still does not fit, {cure[5:]}"
     with handle_signals(say) as stop, oom_as_error(batch, group.device, cure):
         data = job.source(output)
         images = open_images(data, "train", expected_classes(recipe), group, plan.reading)
@@ -146,17 +150,13 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
             # Before trackers end, who may wait for a network.
             verdict = conclude(job, manager, facts, evaluate, say)
             if recipe.data == "folder":
-
-                def write() -> None:
-                    exported = create(recipe.architecture, checkpoint=output / MODEL_FILE)
-                    network = exported.to(group.device)
-                    sets = validation, images
-                    with full_disk_as_error(output):
-                        write_results(
-                            output, network, *sets, eval_workers, say, parquet=plan.parquet
-                        )
-
-                group.run_on_main(write)
+                exported = create(
+                    recipe.architecture, checkpoint=output / MODEL_FILE, device=group.device
+                )
+                sets = validation, images
+                write_results(
+                    output, exported, *sets, eval_workers, group, say, parquet=plan.parquet
+                )
             return verdict
 
 
@@ -173,7 +173,7 @@ def run_epoch(
 
     def on_step(step: StepResult) -> None:
         logger.step(step)
-        if labels is not None and not step.bad_images:  # nor what stands in for another image
+        if labels is not None and not step.replaced:  # nor what stands in for another image
             labels.add(epoch, step.number, state.replicas, step.taught)
         manager.after_step(step)
 
@@ -230,19 +230,21 @@ def measure(
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
     """The model on the validation images, each seen by exactly one process."""
-    deaths = 0
-    while True:
-        try:
-            shard = group.rank, group.size
-            sums = accumulate(
-                model, held_out, batch_size=256, workers=workers, shard=shard, tell=tell
-            )
-            return evaluation_of(group.add_up(sums), held_out)
-        except WorkersDiedError as error:
-            deaths += 1
-            if deaths > DEATHS_PER_EPOCH:
-                raise
-            tell(f"{error.ends} while the model was measured; it is measured again")
+
+    def count(batch_size: int) -> Sums:
+        shard, deaths = (group.rank, group.size), 0
+        while True:
+            try:
+                return accumulate(
+                    model, held_out, batch_size=batch_size, workers=workers, shard=shard, tell=tell
+                )
+            except WorkersDiedError as error:
+                deaths += 1
+                if deaths > DEATHS_PER_EPOCH:
+                    raise
+                tell(f"{error.ends} while the model was measured; it is measured again")
+
+    return evaluation_of(group.add_up(in_fitting_batches(count, group)), held_out)
 
 
 def epoch_record(

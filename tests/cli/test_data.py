@@ -11,6 +11,7 @@ from itertools import chain, product
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -78,6 +79,18 @@ def test_bad_files_are_listed_one_per_line_and_exit_1(folder: Path) -> None:
         f"{folder}/train/3/0.png\tzero bytes\n{folder}/val/7/a b.jpg\tnot an image\n"
     )
     assert done.err.endswith("32 images read, 2 bad\n")
+
+
+def test_images_of_16_bits_that_use_12_of_them_are_told(folder: Path) -> None:
+    for name, most in (("a", 4095), ("b", 4000), ("c", 60000)):
+        grey = Image.fromarray(np.full((8, 8), most, np.uint16))
+        grey.save(folder / "train" / "3" / f"{name}.png")
+    done = data("check", folder)
+    assert done.status == 0
+    assert done.err.splitlines()[3] == (
+        "images of 16 bits that use at most 4,095 of 65,535, and so look nearly black: 2; scale "
+        "them"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text here")

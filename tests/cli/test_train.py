@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from deit_zoo.cli.train import run
+from deit_zoo.cli.train import is_main_process, run
 from deit_zoo.data.digits import digits
 from deit_zoo.recipes.plan import default_workers
 from support.command import deit_zoo, sentence
@@ -207,7 +207,7 @@ def test_a_run_is_said_to_go_on_where_it_had_begun(
 
     monkeypatch.setattr("sys.argv", ["deit-zoo", "finetune", "a"])
     with pytest.raises(typer.Exit) as caught:
-        run(train, lambda plan: None)
+        run(train, lambda plan: None, speaks=True)
     how = "; this continues the run" if begun else " before it trained; type it again"
     assert caught.value.exit_code == 130
     assert capsys.readouterr().err.endswith(f"stopped{how}: deit-zoo finetune a\n")
@@ -235,3 +235,26 @@ def test_a_run_that_makes_no_sense_is_refused_in_one_sentence(tmp_path: Path) ->
     message = sentence(deit_zoo(*PICO, "--set", "precision=fp16", cwd=tmp_path))
     assert message == "precision is 'fp16' on the CPU; type --set precision=bf16 or fp32"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "processes", "nodes", "speaks"),
+    [
+        ("4", 1, 1, True),  # of a sweep, each a run of its own
+        ("4", 2, 1, True),
+        ("4", 4, 1, False),
+        ("2", 16, 2, False),
+        (None, 16, 2, False),
+    ],
+)
+def test_a_task_of_srun_is_silent_where_another_speaks_for_its_run(
+    monkeypatch: pytest.MonkeyPatch, tasks: str | None, processes: int, nodes: int, speaks: bool
+) -> None:
+    for name in ("RANK", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    if tasks is not None:
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert is_main_process(processes, nodes) == speaks
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert is_main_process(processes, nodes)

@@ -201,6 +201,15 @@ def test_a_test_folder_is_not_taken_where_there_is_another(folder: Path) -> None
     assert open_set(folder, "val").name_of(0) == f"{folder}/val/blue/3.png"
 
 
+def test_what_systems_and_disks_leave_is_no_class(tmp_path: Path) -> None:
+    left = ("System Volume Information", "lost+found", "$RECYCLE.BIN")
+    of_nas = ("#recycle", "#snapshot", "@Recycle", "@eaDir")
+    files = {f"{name}/1.png": photo("red") for name in ("cat", *left, *of_nas)}
+    images = FolderSet(write(tmp_path, files))
+    assert images.classes == ["cat"]
+    assert images.note.startswith("7 hidden files or folders are ignored in ")
+
+
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     root = write(tmp_path, {"control/1.png": photo("red"), "test/1.png": photo("blue")})
     assert validation_set(root).classes == ["control", "test"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from starlette.datastructures import UploadFile
 from torch import Tensor
 
 import deit_zoo
@@ -100,6 +101,15 @@ def test_a_batch_of_pixels_is_many_images(model: ZooModel) -> None:
         assert [best.label for [best] in deit_zoo.classify(batch, model, topk=1)] == ["7"] * 3
 
 
+def test_a_column_of_paths_is_many_images(model: ZooModel, file: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    paths = [str(file)] * 3
+    for column in (np.array(paths), pandas.Series(paths), np.array(paths, object)):
+        assert [best.label for [best] in deit_zoo.classify(column, model, topk=1)] == ["7"] * 3
+    with pytest.raises(DataError, match=r"^the array \(3,\) of float64 has not the shape of an"):
+        deit_zoo.classify(np.zeros(3), model)
+
+
 @each_row(
     ("image", "message"),
     [
@@ -127,6 +137,19 @@ def test_a_batch_of_pixels_is_many_images(model: ZooModel) -> None:
             "the array (4, 4) of float64 has values beyond 0 to 1; give uint8, before normalising",
         ),
         (io.StringIO("text"), "the file is open as text; open it with 'rb'"),
+        (
+            io.TextIOWrapper(io.BytesIO(b"\x89PNG"), "utf-8"),
+            "the file is open as text; open it with 'rb'",
+        ),
+        (
+            UploadFile(io.BytesIO()),
+            "UploadFile is read by await; give its .file, or what await image.read() gives",
+        ),
+        (
+            "data:image/png;base64," + "iVBORw0K" * 20_000,
+            "data:image/png;base64,iVBORw0KiVBORw0KiV... is an image as text; give its bytes, "
+            "which are base64.b64decode(text.partition(',')[2])",
+        ),
         (
             "",
             "an empty text is no image; give a path, a URL, the bytes of an encoded image, a file "

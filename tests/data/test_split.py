@@ -8,11 +8,13 @@ from pathlib import Path
 import datasets
 import pytest
 
+from deit_zoo.data.folder import class_folders
 from deit_zoo.data.image_list import ListSet, read_split
 from deit_zoo.data.image_set import open_set
 from deit_zoo.data.split import check_split, difference, list_images
-from deit_zoo.data.survey import scan
+from deit_zoo.data.survey import class_remarks, inspect, scan, validate
 from deit_zoo.errors import DataError
+from deit_zoo.evaluation.accuracy import validation_folder
 from support.imagenet import write_tar
 
 # Of 10 and 4 paths a fifth, rounded, that comes first by its SHA-256 (sha256sum of `cat/3.jpg`:
@@ -147,12 +149,70 @@ def test_a_folder_that_is_parted_already_is_not_parted_again(photos: Path) -> No
     )
 
 
-def test_a_class_of_one_image_cannot_be_parted(photos: Path) -> None:
+def test_a_class_of_one_image_is_learned_and_not_measured(photos: Path, tmp_path: Path) -> None:
     (photos / "fox").mkdir()
     (photos / "fox" / "0.jpg").write_bytes(b"fox")
-    assert refused(photos) == (
-        f"{photos / 'fox'} holds 1 image; to keep some apart there must be 2 or more in each class"
+    images = list_images(photos, 0.2)
+    assert [image.path for image in images.of("val")] == VAL
+    found = validate(photos, images=images)
+    assert (found.train.classes["fox"], found.val.classes["fox"]) == (1, 0)
+    assert class_remarks(found.train, found.val)[-1] == (
+        "no image of val shows 1 of the 3 classes (such as 'fox'), which are not measured"
     )
+    (tmp_path / "split.csv").write_bytes(images.to_bytes())
+    for split in ("train", "val"):
+        assert open_set(tmp_path / "split.csv", split).classes == ["cat", "dog", "fox"]  # type: ignore[arg-type]
+
+
+def test_where_no_class_has_two_images_nothing_can_be_parted(photos: Path) -> None:
+    shutil.rmtree(photos / "cat")
+    for number in range(1, 4):
+        (photos / "dog" / f"{number}.jpg").unlink()
+    assert refused(photos) == (
+        f"{photos / 'dog'} holds 1 image; to keep some apart there must be 2 or more in each class"
+    )
+
+
+def test_a_class_that_a_list_does_not_validate_with_is_not_measured(tmp_path: Path) -> None:
+    rows = ("a.png,cat,train", "b.png,cat,val", "c.png,dog,train")
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(("file,label,split", *rows)))
+    found = validate(file)
+    assert (found.train.classes, found.val.classes) == ({"cat": 1, "dog": 1}, {"cat": 1, "dog": 0})
+    (tmp_path / "train" / "dog").mkdir(parents=True)
+    (tmp_path / "train" / "dog" / "1.png").touch()
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "1.png").touch()
+    with pytest.raises(DataError, match="no image"):  # folders say by theirs what is measured
+        validate(tmp_path, images=list_images(tmp_path))
+    file.write_text("\n".join(("file,label,split", *rows, "d.png,fox,val")))
+    with pytest.raises(DataError, match=r"1 of the 3 classes of \S+/train has no image \("):
+        validate(file)
+
+
+def test_what_kaggle_wants_predicted_is_no_split(photos: Path) -> None:
+    (photos / "train").mkdir()
+    for name in ("cat", "dog"):
+        (photos / name).rename(photos / "train" / name)
+    (photos / "test").mkdir()
+    (photos / "test" / "1.jpg").write_bytes(b"1")
+    for name in ("sample_submission.csv", "test.csv"):
+        (photos / name).write_text("file,label\n1.jpg,cat\n")
+    with pytest.raises(DataError) as caught:
+        check_split(photos)
+    assert str(caught.value) == (
+        f"{photos / 'train'} holds class folders (cat, dog) and no val/ lies beside them; type "
+        "--val-share 0.2 to keep a fifth of each class apart for validation"
+    )
+    images = list_images(photos, 0.2)
+    assert [image.path for image in images.of("val")] == [f"train/{path}" for path in VAL]
+    assert images.ignored.startswith(f"folders beside {photos / 'train'} left out: test; ")
+    splits, problem = inspect(photos)
+    assert ([*splits], problem) == (["train"], None)
+    with pytest.raises(DataError, match=" has no folder val/; it must hold train/ and val/, each "):
+        validation_folder(photos)
+    with pytest.raises(DataError, match=r" folder of images per class, as in \S+/test/cat/1\.jpg$"):
+        class_folders(photos / "test")
 
 
 def test_every_class_that_is_too_small_to_be_parted_is_named(photos: Path) -> None:

@@ -327,6 +327,7 @@ def test_a_receipt_has_the_averages_figures() -> None:
     rows = [{"ema_top1": 1.0, "ema_top5": 2.0, "ema_loss": 3.0}, {"ema_top1": 4.0}]
     assert ema_figures(rows) == {"top1": 4.0}
     assert ema_figures(rows[:1]) == {"top1": 1.0, "top5": 2.0, "loss": 3.0}
+    assert ema_figures([{"ema_mean_ap": 5.0, "val_top1": 1.0}]) == {"mean_ap": 5.0}
     assert ema_figures([{"val_top1": 1.0}]) is None
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from deit_zoo.data.image_set import ImageSet, open_set
+from deit_zoo.data.table import SplitName
 from deit_zoo.distributed import DistributedContext, init_distributed
+from deit_zoo.errors import DataError
 from deit_zoo.evaluation.accuracy import EvalDataset
 from deit_zoo.models.deit import VisionTransformer
+from deit_zoo.models.model import ZooModel
 from deit_zoo.recipes.digits import DEIT_PICO
 from deit_zoo.recipes.plan import Plan
 from deit_zoo.recipes.recipe import Recipe
@@ -34,6 +38,7 @@ from deit_zoo.training import trainer as run
 from deit_zoo.training.build import build_train_state, open_images
 from deit_zoo.training.data import TrainLoader
 from deit_zoo.training.loop import TrainState, train_one_epoch
+from deit_zoo.training.results import write_results
 from deit_zoo.training.seeding import seed_from_key
 from deit_zoo.training.state_files import TrainPosition, load_state, save_state, snapshot
 from deit_zoo.training.steps import EpochStats, NotFinite, StepResult
@@ -192,29 +197,46 @@ def not_finite(group: DistributedContext, data: Path) -> dict[str, Any]:
 
 
 class Watched:
-    """The validation images, and the numbers of those that were opened."""
+    """The images of a split, and the numbers of those that were opened; one may be unreadable."""
 
-    def __init__(self, data: Path) -> None:
-        self.images = open_set(data, "val")
+    def __init__(self, data: Path, split: SplitName, broken: int | None = None) -> None:
+        self.images = open_set(data, split)
         self.opened: list[int] = []
-        self.classes, self.note = self.images.classes, ""
-        self.label_of, self.name_of = self.images.label_of, self.images.name_of
-        self.bytes_of, self.label_sets = self.images.bytes_of, self.images.label_sets
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def open(self, index: int) -> Image.Image:
         self.opened.append(index)
+        if index == self.broken:
+            raise DataError(f"{self.images.name_of(index)} is broken")
         return self.images.open(index)
 
 
-def evaluated(group: DistributedContext, data: Path) -> dict[str, Any]:
-    """A random model on the validation images, of which this process takes its share."""
+def random_model() -> ZooModel:
+    """The same in every process."""
     torch.set_default_dtype(torch.float32)
     seed_from_key(0, "init")
-    model = create("deit_pico_digits")
-    images = Watched(data)
+    return create("deit_pico_digits")
+
+
+def evaluated(group: DistributedContext, data: Path, room: int | None = None) -> dict[str, Any]:
+    """A random model on the validation images, of which this process takes its share.
+
+    The first process has `room` for so many images at a time.
+    """
+    model = random_model()
+
+    def check_room(network: Any, images: tuple[Tensor]) -> None:
+        if room is not None and group.is_main and len(images[0]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(check_room)
+    images: Any = Watched(data, "val")
     reached = run.measure(model, EvalDataset(images, transform(model)), 0, group)
     return {
         "opened": images.opened,
@@ -222,6 +244,19 @@ def evaluated(group: DistributedContext, data: Path) -> dict[str, Any]:
         "loss": reached.loss,
         "num_images": reached.num_images,
     }
+
+
+def answered(group: DistributedContext, data: Path) -> dict[str, Any]:
+    """The training images that this process opened for a page of results, and what it said; then
+    the same with one broken image in the second batch."""
+    output, said = data.parent / f"answered by {group.size}", list[str]()
+    train: Any = Watched(data, "train")
+    val = open_set(data, "val")
+    write_results(output, random_model(), val, train, 0, group, said.append)
+    opened = [*train.opened]
+    broken: Any = Watched(data, "train", broken=300)
+    write_results(output / "without", random_model(), val, broken, 0, group, said.append)
+    return {"opened": opened, "said": said}
 
 
 class Counted:
@@ -299,6 +334,8 @@ JOBS: dict[str, Callable[[DistributedContext, Path], Any]] = {
     "untaught": untaught,
     "not finite": not_finite,
     "evaluated": evaluated,
+    "cramped": partial(evaluated, room=40),
+    "answered": answered,
     "listed": listed,
     "batches": batches(),
     "batches of a worker": batches(workers=1),

@@ -678,7 +678,9 @@ def test_weights_that_do_not_say_what_they_are_are_refused(tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         deit_zoo.classify([], str(file))
     assert str(caught.value) == (
-        f"{file} does not say which model it is; give create(NAME, checkpoint={str(file)!r})"
+        f"{file} does not say which model it is; in Python give create(NAME, "
+        f"checkpoint={str(file)!r}), and deit_zoo.save(model, 'FILE.safetensors') makes of that a "
+        "file which every command takes"
     )
 
 

@@ -22,7 +22,7 @@ def results(module, scores, grad, dtype):
 torch.manual_seed(0)
 # 13 patches leave a block of scores partly filled; 70 need several for each image and head.
 for heads, side in ((4, 13), (6, 70), (16, 3)):
-    module = HeadMixing(heads, heads)
+    module = HeadMixing(heads)
     scores, grad = (torch.randn(2, heads, side, side) for _ in range(2))
     expected = results(module, scores, grad, torch.float64)
     use_kernels(module)

@@ -317,6 +317,19 @@ def test_an_output_with_foreign_files_is_refused(output: Path) -> None:
     )
 
 
+def test_the_log_of_a_shell_or_a_scheduler_may_lie_in_the_output(output: Path) -> None:
+    output.mkdir()
+    for name in ("train.log", "4711.out", "4711.err", "said.txt"):
+        (output / name).touch()
+    check_output(output, RECIPES["deit_pico_digits"], "never")
+    for name in ("1.png", "data.log"):  # the second holds what is no log
+        (output / name).mkdir()
+        assert refused(DataError, output=output).endswith(
+            " holds files that are no run; give an empty folder as --output"
+        )
+        (output / name).rmdir()
+
+
 @pytest.fixture
 def left(output: Path) -> Path:
     """An output folder in which a run of another recipe has ended an epoch."""

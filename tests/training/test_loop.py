@@ -311,6 +311,15 @@ def test_images_that_were_bad_are_counted_and_named_in_their_step() -> None:
     assert sums.bad_images == 3
 
 
+def test_an_image_that_is_shown_again_in_an_epoch_is_bad_once() -> None:
+    batches = batches_of(8)
+    batches[0].bad.extend((42, 42))
+    batches[5].bad.extend((7, 42))
+    sums, steps = train(parts_of(RECIPE), RECIPE, batches)
+    assert [(step.bad, step.replaced) for step in steps] == [([42], 2), ([], 0), ([7], 2), ([], 0)]
+    assert sums.bad_images == 2
+
+
 def test_requests_are_told_with_the_step_during_which_they_came() -> None:
     requests = iter([Requests(), Requests(save=True), Requests(stop=True), Requests()])
     steps: list[StepResult] = []

@@ -25,7 +25,7 @@ SCRIPT = str(Path(ranks.__file__))
 AS_PROGRAM = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 ALL = (
     *("float64", "float32", "continued", "taught", "untaught"),
-    *("not finite", "evaluated", "listed", "batches"),
+    *("not finite", "evaluated", "cramped", "answered", "listed", "batches"),
 )
 JOBS = {
     1: (*ALL, "one worker", "three workers"),
@@ -206,3 +206,33 @@ def test_two_processes_measure_what_one_measures(results: Results) -> None:
         found = of_rank["evaluated"]
         assert (found["top1"], found["num_images"]) == (alone["top1"], 100)
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_a_batch_too_large_for_the_memory_of_one_is_halved_by_all(results: Results) -> None:
+    alone = results[1][0]["evaluated"]
+    for size in (1, 2):
+        cramped = [of_rank["cramped"] for of_rank in results[size]]
+        assert {(found["top1"], found["num_images"]) for found in cramped} == {(alone["top1"], 100)}
+        assert all(found["loss"] == pytest.approx(alone["loss"], rel=1e-6) for found in cramped)
+    shares = [*range(64, 100)], [*range(32, 64), *range(96, 100)]  # of halves, then of quarters
+    assert cramped[1]["opened"] == [*shares[0], *shares[1]]
+
+
+def test_two_processes_answer_for_a_page_of_results_each_to_its_share(results: Results) -> None:
+    folders = [results.folder / f"answered by {size}" for size in (1, 2)]
+    first, second = ([*of_rank["answered"]["opened"]] for of_rank in results[2])
+    assert 0 < len(second) < len(first)
+    # The first draws mistakes beside.
+    assert set(second).isdisjoint(range(256))
+    assert {*first, *second} == {*range(520)}
+    of_one, of_two = ((folder / "results" / "predictions.csv") for folder in folders)
+    assert of_one.read_text() == of_two.read_text()
+
+
+def test_an_image_that_one_process_cannot_read_for_it_is_told_by_both(results: Results) -> None:
+    for of_rank in results[2]:
+        [sentence] = [said for said in of_rank["answered"]["said"] if "alone" in said]
+        assert sentence.startswith("the results are of the validation images alone, for ")
+        assert sentence.endswith(" is broken")
+    page = results.folder / "answered by 2" / "without" / "results"
+    assert len((page / "predictions.csv").read_text().splitlines()) == 1 + 100

@@ -350,3 +350,19 @@ def test_photographs_that_are_in_both_splits_are_told_before_the_start_and_after
     others = {row["file"] for row in rows(output) if Path(row["file"]).name not in names}
     assert others
     assert not others & looked_at
+
+
+def test_a_class_of_one_image_is_trained_on_and_has_no_figure(tmp_path: Path) -> None:
+    photos = write(tmp_path / "photos", "01", 6)
+    write(photos, "7", 1)
+    told = tune(tmp_path / "run", photos)
+    remark = "no image of val shows 1 of the 3 classes (such as '7'), which are not measured"
+    assert remark in told
+    with (tmp_path / "run" / "results" / "classes.csv").open(newline="") as stream:
+        rare = [row for row in csv.DictReader(stream) if row["class"] == "7"]
+    assert [(row["val_images"], row["val_accuracy"], row["train_images"]) for row in rare] == [
+        ("0", "", "1")
+    ]
+    split = tmp_path / "run" / "split.csv"
+    assert deit_zoo.evaluate(str(tmp_path / "run"), split, say=told.append).num_images == 2
+    assert told[-1] == f"{split} has 2 of the model's 3 classes, and no image of another"

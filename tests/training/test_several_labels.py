@@ -333,6 +333,17 @@ def test_what_is_no_file_of_labels_is_refused_in_a_sentence(
     assert message.replace("FILE", str(file)) in told
 
 
+def test_which_column_is_meant_is_said_for_the_shell_and_for_python(tmp_path: Path) -> None:
+    file = listed(tmp_path / "labels.csv", "file,by,tags", "a.png,1,cat", "b.png,1,dog")
+    assert refused(lambda: read_labels(file)).endswith(
+        f"by typing --label-column by (in Python as {file},label=by)"
+    )
+    file = listed(tmp_path / "ages.csv", 'file,"age, 5 %"', "a.png,31", "b.png,7")
+    told = refused(lambda: read_labels(file))
+    assert (address := f"{file},label=age%2C 5 %25") in told
+    assert read_labels(address).classes == ["31", "7"]
+
+
 def test_what_a_file_of_labels_has_that_is_not_read_is_told(tmp_path: Path) -> None:
     rows = ("a.png,cat,Ann,train", "b.png,cat,Ann, Valid", "c.png,dog,Bob,TEST", "d.png,dog,Bob,")
     more = ("e.png,dog,Bob,val", "f.png,,Bob,train", "g.png,dog,Bob,test", "h.png,cat|dog,Bob,val")
@@ -457,11 +468,11 @@ def test_a_model_of_one_label_is_measured_by_cross_entropy_whatever_the_table_lo
     assert deit_zoo.evaluate(PICO, blank, say=told.append) == expected
     assert told == [f"rows of {blank} left out, which have no label: 42"]
     assert deit_zoo.evaluate(PICO, one_hot) == expected
-    reached = deit_zoo.evaluate(PICO, twice)
+    reached = deit_zoo.evaluate(PICO, twice, say=told.append)
     assert (reached.num_images, reached.top1, reached.mean_ap) == (40, expected.top1, None)
     assert reached.loss <= expected.loss  # either answer is right
     with pytest.raises(ZooError, match=r"those of .*twice\.csv may have several; leave out"):
-        deit_zoo.evaluate(PICO, twice, report=tmp_path / "report")
+        deit_zoo.evaluate(PICO, twice, report=tmp_path / "report", say=told.append)
 
 
 # A run, and what it leaves.

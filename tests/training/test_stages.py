@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import deit_zoo
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import RecipeError
 from deit_zoo.files import RECEIPT_FILE
+from deit_zoo.labels import labels
 from deit_zoo.recipes import RECIPES
 from deit_zoo.recipes.first_stage import trained_first
+from deit_zoo.training.build import build_model
 from deit_zoo.training.job import Job
-from deit_zoo.training.launch import check_first_stage, make_plan, reproduce
+from deit_zoo.training.launch import check_first_stage, make_plan, reproduce, with_reading
 from support.images import photo, write
 from support.tables import each_row
 
@@ -105,3 +108,28 @@ def test_a_first_stage_that_was_trained_otherwise_is_no_start(tmp_path: Path) ->
     Job(plan=other, data="photos", fingerprint={}).write(tmp_path)
     with pytest.raises(RecipeError, match=r"\(epochs 5, not 800, seed 1, not 0\)"):
         check_first_stage(tmp_path, planned)
+
+
+@pytest.mark.parametrize("classes", ["folders", "words", "numbers", "others"])
+def test_imagenets_head_is_kept_however_a_data_set_names_its_classes(
+    tmp_path: Path, classes: str
+) -> None:
+    published = labels("imagenet1k")
+    named = {
+        "folders": [label.folder for label in published],
+        "words": [label.name for label in published],
+        "numbers": [str(number) for number in range(1000)],
+        "others": [f"kind {number}" for number in range(1000)],
+    }[classes]
+    if classes == "words":
+        named[517] = "construction crane"  # a data set of the Hub repeats no name
+    first = deit_zoo.create("deit_pico_digits", num_classes=1000)
+    weights = tmp_path / "first.safetensors"
+    deit_zoo.save(first, weights, labels=[label.folder for label in published])
+    changes = ("data=folder", f"init_from={weights}")
+    plan = make_plan("deit_pico_digits", gpus=0, changes=changes)
+    model = build_model(plan.recipe, named, DistributedContext(device=torch.device("cpu")))
+    assert torch.equal(model.head.weight, first.head.weight) == (classes != "others")
+    assert model.labels == tuple(named)
+    expected = "upstream" if classes in ("folders", "words") else "upright"
+    assert with_reading(plan, named).reading == expected

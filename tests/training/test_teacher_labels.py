@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from deit_zoo.data.image_set import open_set
 from deit_zoo.errors import CheckpointError, RecipeError
 from deit_zoo.files import LABEL_FACTS_FILE, LABELS_FILE
 from deit_zoo.hub.publish_labels import build_labels
-from deit_zoo.training import build
+from deit_zoo.training import build, teaching
 from deit_zoo.training.launch import make_plan, reproduce
 from deit_zoo.training.places import epoch_order
 from deit_zoo.training.teacher_labels import TeacherLabels
-from deit_zoo.training.teaching import label_images, label_plan
+from deit_zoo.training.teaching import LabelJob, label_images, label_plan
 from deit_zoo.weights.load import save_model
 from support.command import deit_zoo as deit_zoo_command
 from support.hub_server import HubServer
@@ -137,6 +138,30 @@ def test_only_what_is_not_known_is_asked_of_the_teacher(
     after = np.load(labels / LABELS_FILE)
     assert (after[0] == before).all()
     assert json.loads((labels / LABEL_FACTS_FILE).read_text()) == whole
+
+
+def test_of_an_epoch_whose_labels_are_known_in_part_the_rest_is_asked(
+    kept: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, asked = tmp_path / "labels", list[int]()
+    shutil.copytree(kept / "labels", labels)
+    stored = np.load(labels / LABELS_FILE, mmap_mode="r+")
+    before = stored[1].copy()
+    stored[1, 3:] = 0
+    stored.flush()
+    plan, _ = label_plan(STUDENT, labels, processes=1, changes=CHANGES, workers=0)
+    plan = replace(plan, num_images=len(open_set(data, "train")), reading="upstream")
+
+    def counting(*arguments: Any) -> Any:
+        teach = build.lesson_of(*arguments)
+        return lambda images: (asked.append(len(images)), teach(images))[1]
+
+    monkeypatch.setattr(teaching, "lesson_of", counting)
+    classes = [str(digit) for digit in range(10)]
+    job = LabelJob(plan=plan, data=str(data), classes=classes, folder=labels, epochs=[1])
+    job.run_shard("cpu", 0, 1, lambda done, total: None)
+    assert asked == [32, 32]  # the replicas of the last of four steps
+    assert (np.load(labels / LABELS_FILE)[1] == before).all()
 
 
 def test_a_state_on_disk_never_is_ahead_of_the_labels(

@@ -250,6 +250,12 @@ def test_a_package_that_fails_ends_itself_and_not_the_run(packages: Packages) ->
     assert [name for name, _, _ in packages.calls()] == ["init"]
 
 
+def test_wandbs_own_variables_name_the_project_and_the_run(packages: Packages) -> None:
+    packages.run("wandb", BROKEN="1", WANDB_PROJECT="birds", WANDB_NAME="second try")
+    [(_, _, begun)] = packages.calls()
+    assert (begun["project"], begun["name"]) == ("birds", "second try")
+
+
 def test_of_two_processes_the_first_alone_tells_the_package(packages: Packages) -> None:
     done = packages.run("trackio", "--processes", "2")
     assert "Traceback" not in done.err
