@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def classify(
     images: ImageLike | Iterable[ImageLike],
-    model: str | nn.Module = "deit_small",
+    model: str | os.PathLike[str] | nn.Module = "deit_small",
     *,
     topk: int = 5,
     device: str | torch.device | None = None,
@@ -137,7 +137,9 @@ def classify(
 
 
 def optimize(
-    model: str | nn.Module, dtype: str | torch.dtype = "auto", compile: bool | str = "auto"
+    model: str | os.PathLike[str] | nn.Module,
+    dtype: str | torch.dtype = "auto",
+    compile: bool | str = "auto",
 ) -> OptimizedModel:
     """A copy that only predicts, and does so faster: the same function by fewer operations.
 
@@ -178,7 +180,7 @@ def optimize(
 
 def attention_map(
     image: ImageLike,
-    model: str | nn.Module = "deit_small",
+    model: str | os.PathLike[str] | nn.Module = "deit_small",
     *,
     layer: int = -1,
     method: Method = "heads",
@@ -229,7 +231,7 @@ def attention_map(
 @restore_process_state()
 @plain_torch()
 def export(
-    model: str | nn.Module,
+    model: str | os.PathLike[str] | nn.Module,
     file: str | os.PathLike[str],
     *,
     to: str | None = None,
@@ -285,7 +287,7 @@ def export(
 @restore_process_state()
 @plain_torch()
 def evaluate(
-    name_or_model: str | nn.Module,
+    name_or_model: str | os.PathLike[str] | nn.Module,
     data: str | os.PathLike[str],
     *,
     batch_size: int = 64,
@@ -411,7 +413,7 @@ def evaluate(
 @restore_process_state()
 @plain_torch()
 def compare_answers(
-    name_or_model: str | nn.Module,
+    name_or_model: str | os.PathLike[str] | nn.Module,
     data: str | os.PathLike[str],
     *,
     beside: Sequence[str] = (),
@@ -456,7 +458,8 @@ def compare_answers(
     remarks: set[str] = set()
     model = resolve_classifier(name_or_model, device)
     own = [label.folder for label in class_names(model)]
-    title = name_or_model if isinstance(name_or_model, str) else "the model"
+    is_named = isinstance(name_or_model, str | os.PathLike)
+    title = str(name_or_model) if is_named else "the model"
     for name in dict.fromkeys((*beside, title)):
         compared = model if name == title else resolve_classifier(name, device)
         if [label.folder for label in class_names(compared)] != own:

@@ -276,7 +276,7 @@ def _hub() -> Line:
         is_hub = {"x-repo-commit", "x-error-code"} & {name.lower() for name in answer.headers}
         problem = None if is_hub else f"answers {answer.status_code}, not as a Hub does"
     except UnavailableError as error:
-        problem = f"cannot be asked ({error})"
+        return Line(name="Hub", found="cannot be asked", todo=str(error), wrong=True)
     except OSError as error:  # requests' own, or just that: no file of certificates
         problem = f"cannot be reached ({error if type(error) is OSError else type(error).__name__})"
     endpoint = redact(constants.ENDPOINT)  # these lines go into reports of bugs

@@ -418,7 +418,7 @@ def check_teacher_of(plan: Plan) -> None:
         check(plan.recipe)
 
 
-def say_device(device: torch.device | None, speaks: bool = True) -> None:
+def say_device(device: torch.device | None, speaks: bool) -> None:
     """Say once which GPU it is, where nobody typed a number of them."""
     if device is not None and device.type != "cpu" and speaks:
         talk.print(f"on {device}")

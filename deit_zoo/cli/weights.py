@@ -214,7 +214,6 @@ def publish_(
             return build_run(expand_user(name), repo, folder, license)
         return publish.build(title, repo, folder)
 
-    becomes = f"{repo}, a {'private' if private else 'public'} repository if it is new"
     if not dry_run:
         publish.check_rights(repo)
     with TemporaryDirectory() as temporary:
@@ -226,14 +225,15 @@ def publish_(
             if not dry_run:
                 kind = "dataset" if is_labels else "model"
                 out.print(publish.upload(folder, repo, title, kind, private))
-                talk.print(escape(f"these files became {becomes}"))
                 return
         except (ZooError, KeyboardInterrupt):
             shutil.rmtree(folder, ignore_errors=True)  # so that the same may be typed again
             raise
     for file in files:
         out.print(escape(str(file)))
-    talk.print(escape(f"nothing was uploaded; without --dry-run these files become {becomes}"))
+    seen = "private" if private else "public, unless your organization has set otherwise"
+    become = f"without --dry-run these files become {repo}, which is {seen} if it is new"
+    talk.print(escape(f"nothing was uploaded; {become}"))
 
 
 def _as_dict(name: str, result: VerifyResult | None) -> dict[str, Any]:

@@ -47,11 +47,17 @@ def default_threads() -> int:
 
 
 def ordered_map(
-    items: Iterable[Item], read: Callable[[Item], Result], *, threads: int, ahead: int
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    *,
+    threads: int,
+    ahead: int,
+    ending: Callable[[], None] = lambda: None,
 ) -> Generator[Result, None, None]:
     """`read(item)` of every item, by threads that are at most `ahead` items before the last result.
 
-    An error of `read` is raised in the place of its result.
+    An error of `read` is raised in the place of its result. `ending` is called once no result is
+    waited for any more, before the threads are.
     """
     tasks: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
     pending: deque[Future[Result]] = deque()
@@ -71,6 +77,7 @@ def ordered_map(
                 return
             yield pending.popleft().result()
     finally:
+        ending()
         for future in pending:
             future.cancel()
         for _ in started:

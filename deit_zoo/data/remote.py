@@ -133,12 +133,10 @@ def _fetch_all(files: Sequence[_File], advance: Callable[[int], None]) -> None:
         advance(size)
 
     fetch_one = partial(_fetch, advance=counted)
-    with closing(ordered_map(files, fetch_one, threads=FETCHERS, ahead=FETCHERS)) as fetched:
-        try:
-            for _ in fetched:
-                pass
-        finally:
-            stopped.set()
+    fetched = ordered_map(files, fetch_one, threads=FETCHERS, ahead=FETCHERS, ending=stopped.set)
+    with closing(fetched):
+        for _ in fetched:
+            pass
 
 
 def _look(url: str) -> _File:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -342,6 +343,7 @@ def oom_as_error(
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what the batch has taken
         raise TooLargeError(
             f"a batch of {batch_size} does not fit into the memory of {device}; {cure}"
         ) from error

@@ -28,7 +28,7 @@ class CompiledSizes:
 
     `sizes` is what is called by the type of the images and their number; `image_scores` are the
     bytes of talking heads' scores of one image, 0 where they do not matter. Once it is `closed`, no
-    further size is compiled.
+    further size of a type that is there is compiled.
     """
 
     def __init__(self, network: Run, image_scores: int) -> None:

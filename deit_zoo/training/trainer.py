@@ -81,7 +81,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
     tell = say if group.is_main else Terminal(stderr=True, markup=False).print
     set_machine(plan)
     batch = plan.micro_batch or plan.replica_batch * plan.replicas_per_process
-    cure = f"type --set batch_size={max(1, recipe.batch_size // 2)}"
+    can_halve = plan.replica_batch % (4 if recipe.mixes else 2) == 0
+    cure = f"type --set replicas={2 * recipe.replicas}" if can_halve else "type a smaller img_size"
     if plan.replica_batch < batch:  # it may be so already, where memory was asked
         cure = f"type --set micro_batch={plan.replica_batch}; if it still does not fit, {cure[5:]}"
     with handle_signals(say) as stop, oom_as_error(batch, group.device, cure):
@@ -148,11 +149,8 @@ def train(job: Job, output: Path, group: DistributedContext) -> Verdict:
                 labels = {"labels_sha256": group.run_on_main(taught.finish)}
                 manager.record["teacher"] = manager.record["teacher"] | labels
             # Before trackers end, who may wait for a network.
-            verdict = conclude(job, manager, facts, evaluate, say)
+            verdict, exported = conclude(job, manager, facts, evaluate, say)
             if recipe.data == "folder":
-                exported = create(
-                    recipe.architecture, checkpoint=output / MODEL_FILE, device=group.device
-                )
                 sets = validation, images
                 write_results(
                     output, exported, *sets, eval_workers, group, say, parquet=plan.parquet
@@ -276,7 +274,7 @@ def conclude(
     facts: dict[str, Any],
     evaluate: Callable[[ZooModel], Evaluation],
     say: Callable[[str], None],
-) -> Verdict:
+) -> tuple[Verdict, ZooModel]:
     """Export the weights, load them as a user would, and judge what that file reaches.
 
     What is said of them is of the plan that trained them, which this start may not have done.
@@ -310,7 +308,7 @@ def conclude(
             plot.draw_run(output, recipe.name, epochs[epochs["exported"]]["number"])
         return verdict
 
-    return group.run_on_main(write_verdict)
+    return group.run_on_main(write_verdict), exported
 
 
 def mishaps(job: Job, manager: CheckpointManager) -> dict[str, Any]:

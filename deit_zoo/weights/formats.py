@@ -57,7 +57,7 @@ _STATE_KEYS = (
     *("model", "state_dict", "model_state_dict", "module", "net", "network"),
     *("model_state", "weights", "params"),
 )
-_AVERAGED = re.compile(r"(?i)(?:.*[._])?(?:ema|swa|avg|averag\w*)(?:[._].*)?")
+_AVERAGED = re.compile(r"ema|swa|avg|averag\w*")  # a word of a key
 # Words that wrappers put between a model's own.
 _WRAPPER = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
@@ -114,7 +114,7 @@ _TIMM_GAIN = re.compile(r"(blocks\.\d+)\.ls([12])\.gamma")
 class StateDict:
     """A file's tensors under the zoo's keys, and for each the key that the file has.
 
-    `part` names what lies under the word before the keys of a model among others.
+    `part` is the `weights` that would take a model's keys alone, where others lie beside them.
     """
 
     tensors: dict[str, Tensor]
@@ -233,17 +233,19 @@ def _state_dicts(content: Any, key: str = "", depth: int = 2) -> Iterator[tuple[
     """Every state dict in what a file held, with the key that it lies under."""
     if not isinstance(content, dict):
         return
-    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    # Of a file, objects may have attributes in the place of any method.
+    items = dict.items(content)
+    state = {k: Tensor.detach(v) for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
     # A model's may have a figure beside its tensors, such as the epoch.
     if state and (len(state) == len(content) or any(map(_FIRST.fullmatch, state))):
         yield key, state
     if depth:
-        for inner, value in content.items():
+        for inner, value in items:
             yield from _state_dicts(value, f"{key}.{inner}" if key else str(inner), depth - 1)
 
 
 def _as_trained(states: dict[str, dict[str, Tensor]], file: OpenedFile) -> str:
-    averaged = [key for key in states if _AVERAGED.fullmatch(key)]
+    averaged = [key for key in states if _is_averaged(key)]
     raw = [key for key in states if key not in averaged]
     usual = [key for key in ("", *_STATE_KEYS) if key in raw]
     if raw and averaged:
@@ -271,21 +273,23 @@ def _groups(states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]
     """All weights by the names that mean them: what they lie under, or a word before their keys."""
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     for under, state in states.items():
-        names = _without_wrappers(state)
-        for word in dict.fromkeys(name.split(".")[0] for name in names):
-            part = {
-                name.removeprefix(f"{word}."): state[key]
-                for name, key in names.items()
-                if name.startswith(f"{word}.")
-            }
+        of_word: dict[str, dict[str, Tensor]] = {}
+        for name, key in _without_wrappers(state).items():
+            word, _, rest = name.partition(".")
+            of_word.setdefault(word, {})[rest] = state[key]
+        for word, part in of_word.items():
             if _is_network(part):
                 parts.setdefault(word, {})[under] = part
     groups = dict(states)
     for word, found in parts.items():
         for under, part in found.items():
-            is_alone = len(found) == 1 and word not in states
-            groups.setdefault(word if is_alone else f"{under}.{word}", part)
+            is_plain = word not in states and (len(found) == 1 or not under)
+            groups.setdefault(word if is_plain else f"{under}.{word}", part)
     return groups
+
+
+def _is_averaged(key: str) -> bool:
+    return any(map(_AVERAGED.fullmatch, re.split(r"[._]", key.lower())))
 
 
 def _is_network(state: dict[str, Tensor]) -> bool:
@@ -294,7 +298,7 @@ def _is_network(state: dict[str, Tensor]) -> bool:
 
 def _chosen(groups: dict[str, dict[str, Tensor]], weights: str, file: OpenedFile) -> str:
     for key in groups:
-        if key == weights or (weights == EMA and _AVERAGED.fullmatch(key)):
+        if key == weights or (weights == EMA and _is_averaged(key)):
             return key
     there = ", ".join(repr(key) for key in groups if key)
     raise CheckpointError(

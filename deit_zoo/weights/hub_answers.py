@@ -38,11 +38,13 @@ def check_from_now_on() -> None:
             "a SOCKS proxy needs two more packages: pip install socksio pysocks"
         ) from error
     except OSError as error:
-        file = os.environ.get("SSL_CERT_FILE")
-        raise UnavailableError(f"no certificates in SSL_CERT_FILE={file} ({error})") from error
-    except ValueError as error:
+        file = os.environ.get("SSL_CERT_FILE", "")
+        raise UnavailableError(f"no certificates in SSL_CERT_FILE={file!r} ({error})") from error
+    except Exception as error:  # httpx's InvalidURL is no ValueError, and quotes of passwords
+        reason = reason_of(error) if isinstance(error, ValueError) else type(error).__name__
         raise UnavailableError(
-            f"{reason_of(error)}: give a proxy as http://, https://, socks5:// or socks5h://"
+            f"{reason}: give a proxy as http://, https://, socks5:// or socks5h://, with %2F for a "
+            "/ and %23 for a # in its password"
         ) from error
     _checked(client)
 

@@ -35,21 +35,15 @@ from deit_zoo.files import (
 )
 from deit_zoo.labels import as_names
 from deit_zoo.manifest import Checkpoint, LocalCheckpoint
-from deit_zoo.models.layers import LAYER_NORM_EPS
+from deit_zoo.models.layers import LAYER_NORM_EPS, as_pair
 from deit_zoo.models.model import ZooModel, unwrapped
 from deit_zoo.registry import ModelSpec
-from deit_zoo.registry.names import is_path, resolve
+from deit_zoo.registry.names import is_path, lookup, resolve
 from deit_zoo.weights import cache
 from deit_zoo.weights.adapt import Shape, adapt, normalized_alike, own_shape
 from deit_zoo.weights.cache import KnownFile
 from deit_zoo.weights.config import check_stated_network, read_config
-from deit_zoo.weights.formats import (
-    StateDict,
-    read_state,
-    spelled,
-    to_file_keys,
-    write_tensors,
-)
+from deit_zoo.weights.formats import StateDict, read_state, spelled, to_file_keys, write_tensors
 from deit_zoo.weights.metadata import as_metadata, facts_of, labels_of, read_metadata
 from deit_zoo.weights.proof import carried_file, carried_name, known_file
 
@@ -118,12 +112,12 @@ def open_local(path: str | os.PathLike[str], weights: str | None = None) -> Loca
             if weights is not None and (file / weights / MODEL_FILE).is_file():
                 file, weights = file / weights, None
             file = _file_in(file)
-        if "://" in str(path):
-            raise CheckpointError(
-                f"checkpoint {str(path)!r:.300} is an address, and none are taken but "
-                "hf://ORG/REPO; fetch the file, by curl -LO ADDRESS, and give it"
-            )
         if not os.path.isfile(file):
+            if "://" in str(path):
+                raise CheckpointError(
+                    f"checkpoint {str(path)!r:.300} is an address, and none are taken but "
+                    "hf://ORG/REPO; fetch the file, by curl -LO ADDRESS, and give it"
+                )
             raise CheckpointError(
                 f"checkpoint {str(path)!r:.300} does not exist; give a .safetensors or .pth file, "
                 f"a folder that holds {MODEL_FILE}, or hf://ORG/REPO"
@@ -324,12 +318,12 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
         raise CheckpointError("the model is on the meta device and has no weights; load them first")
     if model.spec is None:
         return
-    stated = facts_of(model)
-    for key in ("name", "img_size", "blocks", "stem"):  # by which a model is built
-        if facts.get(key) != stated.get(key):
+    stated = _built_by(facts_of(model))
+    for key, value in _built_by(facts).items():
+        if value != stated[key]:
             raise CheckpointError(
                 f"{key} is {facts[key]!r:.80}, but files say by it how the model is built, which "
-                f"is {stated.get(key)!r}; leave it out, or give it another name"
+                f"is {stated[key]!r}; leave it out, or store yours under another key"
             )
     own = _built(model.spec, state, own_shape(model.spec, state, facts, None), model.num_classes)
     expected = _shapes(to_file_keys(own.state_dict(), model.spec))
@@ -339,6 +333,18 @@ def _check_savable(model: ZooModel, state: dict[str, Tensor], facts: dict[str, A
             "file could not be loaded again; give layers back the sizes that they had, merge what "
             "was wrapped around them, or keep its state_dict()"
         )
+
+
+def _built_by(facts: dict[str, Any]) -> dict[str, Any]:
+    """By which facts a model is built, however they are spelled."""
+    spec, stem = lookup(str(facts["name"])), facts.get("stem", "linear")
+    size = as_pair(facts["img_size"])
+    return {
+        "name": spec and spec.name,
+        "img_size": size,
+        "blocks": facts.get("blocks"),
+        "stem": stem,
+    }
 
 
 def _shapes(state: dict[str, Tensor]) -> set[tuple[str, torch.Size]]:

@@ -58,7 +58,8 @@ class _Value:
 def scan_pickle(stream: IO[bytes], where: str, allowed: Collection[str]) -> set[str]:
     """Read the opcodes of one pickle, as torch's unpickler would. It may call what is `allowed`.
 
-    Returns the names of the classes and functions that it mentions, but for kinds of tensors.
+    Returns the names of the classes and functions that it mentions, without those of which tensors
+    are made.
 
     Raises CheckpointError where what it makes does not follow from its size, UnpicklingError where
     it calls anything else, and other errors for what is no whole pickle.

@@ -112,11 +112,11 @@ def read_pickled(file: Path | OpenedFile) -> Any:
             allowed, named = _allowed_names(), set[str]()
             for pickled in _pickles_in(file, stream, is_zip):
                 named |= scan_pickle(pickled, str(file), allowed)
-            if len(named) > MOST_NAMES:
-                raise CheckpointError(
-                    f"{file} names {len(named):,} classes and functions, far more than training "
-                    "leaves; give a safetensors file"
-                )
+                if len(named) > MOST_NAMES:
+                    raise CheckpointError(
+                        f"{file} names {len(named):,} classes and functions, far more than "
+                        "training leaves; give a safetensors file"
+                    )
             stream.seek(0)
             # By its path torch maps a file, but takes one of this suffix for what it is not.
             mapped = is_zip and file.suffix != ".safetensors"
@@ -148,10 +148,9 @@ def _cure(name: str) -> str:
             "where you trust it, write the model that torch.load(FILE, weights_only=False) gives "
             "by deit_zoo.save"
         )
-    weights = ".state_dict()" if package == "torch" else "['state_dict']"
     return (
-        f"where you trust it, give what torch.save(torch.load(FILE, weights_only=False){weights}, "
-        "NEW) writes"
+        "where you trust it, load it by torch.load(FILE, weights_only=False), and torch.save the "
+        "state dict that is in it, or the model's .state_dict(), to a new file"
     )
 
 

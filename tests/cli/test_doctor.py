@@ -59,19 +59,28 @@ def test_certificates_that_are_not_there_are_told_among_the_other_lines(tmp_path
     environment = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     environment |= {"HF_HUB_OFFLINE": "0", "SSL_CERT_FILE": str(tmp_path / "none.pem")}
     done = deit_zoo("doctor", "--json", env=environment)
-    assert str(tmp_path / "none.pem") in json.loads(done.out)[-1]["found"]
+    line = json.loads(done.out)[-1]
+    assert line["found"] == "cannot be asked"
+    assert str(tmp_path / "none.pem") in line["todo"]
 
 
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [
+        ("socks://me:SECRET@127.0.0.1:1080/", "Unknown scheme for proxy URL"),
+        ("http://me:SECRET/word@127.0.0.1:3128", "InvalidURL"),
+    ],
+)
 def test_a_proxy_that_the_hubs_client_cannot_take_is_told_among_the_other_lines(
-    tmp_path: Path,
+    proxy: str, reason: str, tmp_path: Path
 ) -> None:
     with HubServer() as hub:
-        environment = hub.environment(tmp_path) | {"ALL_PROXY": "socks://me:SECRET@127.0.0.1:1080/"}
+        environment = hub.environment(tmp_path) | {"ALL_PROXY": proxy}
         done = deit_zoo("doctor", "--json", env=environment)
     [line] = [line for line in json.loads(done.out) if line["name"] == "Hub"]
     assert (done.status, line["wrong"]) == (1, True)
-    assert "cannot be asked (Unknown scheme for proxy URL" in line["found"]
-    assert line["found"].endswith("give a proxy as http://, https://, socks5:// or socks5h://)")
+    assert line["todo"].startswith(reason)
+    assert "give a proxy as http://, https://, socks5:// or socks5h://" in line["todo"]
     assert "SECRET" not in done.out + done.err
 
 

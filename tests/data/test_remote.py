@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from deit_zoo.data.remote import local_path
 from deit_zoo.data.survey import validate
 from deit_zoo.errors import MissingExtraError
 from support.archives import FILES, shards
+from support.command import PATIENCE, Process
 from support.images import refused
 
 
@@ -236,8 +239,8 @@ def test_the_package_for_an_address_is_an_extra(monkeypatch: pytest.MonkeyPatch)
     assert told.endswith("); type: pip install 'deit_zoo[remote]'")
 
 
-def test_ctrl_c_ends_every_download_and_leaves_nothing_of_them(tmp_path: Path, cache: Path) -> None:
-    pieces = []
+def test_ctrl_c_ends_every_download_and_leaves_nothing_of_them(cache: Path) -> None:
+    pieces, numbers = list[str](), count(1)
 
     class Endless(SimpleHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -248,21 +251,24 @@ def test_ctrl_c_ends_every_download_and_leaves_nothing_of_them(tmp_path: Path, c
         def do_GET(self) -> None:
             self.do_HEAD()
             with suppress(OSError):  # until nobody listens
-                while len(pieces) < 400:
+                while len(pieces) < 1000:
                     self.wfile.write(bytes(1 << 14))
                     pieces.append(self.path)
-                    if len(pieces) == 20:
-                        os.kill(os.getpid(), signal.SIGINT)
+                    if next(numbers) == 20:
+                        reader.send_signal(signal.SIGINT)
                     time.sleep(0.05)
 
         def log_message(self, *arguments: Any) -> None:
             pass
 
+    read = "import sys; from deit_zoo.data.remote import fetch; fetch(sys.argv[1:])"
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as http:
         Thread(target=http.serve_forever, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            open_set(f"http://127.0.0.1:{http.server_port}/{{000..003}}.tar", "train")
-        assert len(pieces) < 200
+        urls = [f"http://127.0.0.1:{http.server_port}/{number}.tar" for number in range(4)]
+        reader = Process(["-c", read, *urls], stderr=subprocess.PIPE, text=True)
+        _, err = reader.communicate(timeout=PATIENCE)
         http.shutdown()
+    assert err.endswith("KeyboardInterrupt\n")
+    assert len(pieces) < 500
     assert len({*pieces}) == 4
     assert [file for file in (cache / "archives").rglob("*") if file.is_file()] == []

@@ -6,18 +6,27 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import deit_zoo
 from deit_zoo.data.digits import write_folder
+from deit_zoo.distributed import DistributedContext
 from deit_zoo.errors import DataError, ZooError
 from deit_zoo.evaluation import parallel as sharing
-from deit_zoo.evaluation.accuracy import EvalDataset, accumulate, evaluation_of
+from deit_zoo.evaluation.accuracy import (
+    EvalDataset,
+    Sums,
+    accumulate,
+    evaluation_of,
+    oom_as_error,
+)
 from deit_zoo.evaluation.answers import answers_to
 from deit_zoo.models.model import ZooModel
 from support.accuracy import accuracy
@@ -293,3 +302,26 @@ def test_a_gpu_finds_what_the_cpu_finds(digits: Path) -> None:
     found = deit_zoo.evaluate("deit_pico_digits", digits, gpus=1)
     assert (found.top1, found.num_images) == (alone.top1, 360)
     assert found.loss == pytest.approx(alone.loss, rel=1e-4)
+
+
+def test_a_batch_that_was_too_large_leaves_its_memory_to_the_half_of_it() -> None:
+    class Activations:
+        pass
+
+    group = DistributedContext(device=torch.device("cpu"))
+    held: list[weakref.ref[Activations]] = []
+
+    def forward(images: int) -> None:
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if images > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def count(batch_size: int) -> Sums:
+        assert [one() for one in held] == [None] * len(held)
+        with oom_as_error(batch_size, group.device):
+            forward(batch_size)
+        return np.array([float(batch_size)])
+
+    assert sharing.in_fitting_batches(count, group).tolist() == [64.0]
+    assert len(held) == 3

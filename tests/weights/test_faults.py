@@ -210,7 +210,7 @@ def test_the_next_source_serves_when_one_refuses(
             "socks://127.0.0.1:1080/",
             "URL('socks://127.0.0.1:1080/'): give a proxy as http://, https://, socks5://",
         ),
-        ("SSL_CERT_FILE", "/none.pem", "no certificates in SSL_CERT_FILE=/none.pem ("),
+        ("SSL_CERT_FILE", "/none.pem", "no certificates in SSL_CERT_FILE='/none.pem' ("),
     ],
 )
 def test_what_the_hubs_client_cannot_be_made_of_is_a_reason_and_the_next_source_serves(

@@ -363,12 +363,22 @@ def test_an_object_of_ones_own_is_refused_with_what_to_do_where_the_file_is_trus
             deit_zoo.create(NAME, checkpoint=tmp_path / "a.ckpt")
         assert str(caught.value) == (
             f"{tmp_path / 'a.ckpt'} asks for my_project.Options, which could run code, so it was "
-            "not read; where you trust it, give what torch.save(torch.load(FILE, "
-            "weights_only=False)['state_dict'], NEW) writes"
+            "not read; where you trust it, load it by torch.load(FILE, weights_only=False), and "
+            "torch.save the state dict that is in it, or the model's .state_dict(), to a new file"
         )
         trusted = torch.load(tmp_path / "a.ckpt", weights_only=False)["state_dict"]
     torch.save(trusted, tmp_path / "new.pth")
     assert holds(tmp_path / "new.pth", state)
+
+
+@pytest.mark.parametrize("method", ["numel", "detach"])
+def test_attributes_in_the_place_of_methods_are_not_called(
+    method: str, state: State, tmp_path: Path
+) -> None:
+    tensor = nn.Parameter(state["cls_token"])
+    vars(tensor)[method] = 3
+    torch.save(state | {"cls_token": tensor}, tmp_path / "a.pth")
+    assert holds(tmp_path / "a.pth", state)
 
 
 def test_a_kind_of_tensor_that_is_not_here_is_named(state: State, tmp_path: Path) -> None:

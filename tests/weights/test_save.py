@@ -128,6 +128,12 @@ def test_metadata_that_says_how_the_model_is_built_is_its_own(
     assert not os.listdir(tmp_path)
 
 
+def test_metadata_that_says_the_same_in_other_words_is_taken(tmp_path: Path) -> None:
+    model = tuned()
+    weights.save(model, tmp_path / "mine.safetensors", img_size=model.img_size, stem="linear")
+    assert deit_zoo.create(checkpoint=tmp_path / "mine.safetensors").img_size == model.img_size
+
+
 def test_a_parallel_deit_iii_goes_back_by_load_state_dict_too(tmp_path: Path) -> None:
     model = deit_zoo.create("deit3_small", blocks="1x2", img_size=32)
     for name, gain in model.blocks[0].named_parameters():

@@ -74,8 +74,9 @@ class Batcher:
         compiled has code for these, and compiles no more.
         """
         pixels = torch.zeros(3, *self.prepare.img_size, dtype=torch.uint8)
-        for step in range(MOST_SIZES):
-            size = round(self.batch_size ** (step / (MOST_SIZES - 1)))  # as 1, 3, 10, 32
+        # Such as 1, 3, 10 and 32.
+        steps = [self.batch_size ** (step / (MOST_SIZES - 1)) for step in range(MOST_SIZES)]
+        for size in dict.fromkeys(map(round, steps)):
             predictions(self.network, [pixels] * size, 1)
         if (compiled := getattr(self.network, "compiled", None)) is not None:
             compiled.closed = True
