@@ -231,8 +231,8 @@ def publish_(
             raise
     for file in files:
         out.print(escape(str(file)))
-    seen = "private" if private else "public, unless your organization has set otherwise"
-    become = f"without --dry-run these files become {repo}, which is {seen} if it is new"
+    seen = "private" if private else "public unless your organization has set otherwise"
+    become = f"without --dry-run these files become {repo}; a new repository is {seen}"
     talk.print(escape(f"nothing was uploaded; {become}"))
 
 

@@ -210,8 +210,8 @@ def test_an_upload_is_a_commit_that_deit_zoo_and_timm_load(hub: HubServer, tmp_p
 def test_a_dry_run_says_whether_a_new_repository_is_public(private: bool, tmp_path: Path) -> None:
     words = ("weights", "publish", NAME, "--repo", REPO, "--dry-run", *["--private"][:private])
     done = deit_zoo(*words, env={"DEIT_ZOO_CACHE": str(tmp_path / "zoo")}, cwd=tmp_path)
-    kind = "private" if private else "public, unless your organization has set otherwise"
-    assert done.err.endswith(f"these files become {REPO}, which is {kind} if it is new\n")
+    kind = "private" if private else "public unless your organization has set otherwise"
+    assert done.err.endswith(f"these files become {REPO}; a new repository is {kind}\n")
 
 
 def test_a_private_repository_is_made_so_and_none_that_is_public_is_filled(
