@@ -184,9 +184,7 @@ def _parted(groups: Mapping[str, list[ListedImage]], val_share: float) -> list[L
     """The images of groups, which are called so, in two splits: a share of each group apart."""
     val: set[str] = set()
     few = [(name, len(images)) for name, images in groups.items() if len(images) < 2]
-    if len(few) < len(groups):  # one image of a class is learned
-        few = [(name, n) for name, n in few if not n]
-    if few:
+    if not all(n for _, n in few) or len(few) == len(groups):  # one image of a class is learned
         named = first_of([f"{name} holds {'1 image' if n else '0 images'}" for name, n in few])
         raise DataError(f"{named}; to keep some apart there must be 2 or more in each class")
     for images in groups.values():
