@@ -354,12 +354,12 @@ def digest(
     kind: str = "sha256",
 ) -> str:
     """The digest of a file's bytes, in hexadecimal; `advance` is called with each count read."""
-    found = hashlib.new(kind, usedforsecurity=False)
+    hasher = hashlib.new(kind, usedforsecurity=False)
     with open(file, "rb") as stream:
         while chunk := stream.read(1 << 20):
-            found.update(chunk)
+            hasher.update(chunk)
             advance(len(chunk))
-    return found.hexdigest()
+    return hasher.hexdigest()
 
 
 def digest_of_blob(file: Path, git_sha1: str | None) -> str:

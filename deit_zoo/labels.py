@@ -40,8 +40,10 @@ def in_words(classes: Collection[str]) -> bool:
     """Whether classes are ImageNet-1k's in its order, named in words as on the Hub, but for a few:
     two of its classes are called crane, and a data set may not repeat a name."""
     published = labels("imagenet1k")
-    same = sum(name == label.name for name, label in zip(classes, published, strict=False))
-    return len(classes) == len(published) and same > 0.9 * len(published)
+    if len(classes) != len(published):
+        return False
+    same = sum(name == label.name for name, label in zip(classes, published, strict=True))
+    return same > 0.9 * len(published)
 
 
 def as_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:

@@ -158,8 +158,8 @@ def class_folders(root: Path, ignored_files: Ignored | None = None) -> list[str]
 def lists_near(root: Path) -> str:
     """What to type where images have no class folders and a list lies in or beside their folder."""
     places = (root, root.parent) if root.is_dir() else ()
-    found = (sorted(place.glob("[!.]*.[ct]sv")) for place in places)
-    lists = ([file for file in files if not _TO_PREDICT.fullmatch(file.name)] for files in found)
+    tables = (sorted(place.glob("[!.]*.[ct]sv")) for place in places)
+    lists = ([file for file in files if not _TO_PREDICT.fullmatch(file.name)] for files in tables)
     names = " or ".join(map(str, next(filter(None, lists), [])[:3]))
     return f"; or give the list of files and labels: {names}" if names else ""
 

@@ -140,14 +140,15 @@ def read_state(file: Path, weights: str | None = None, sha256: str | None = None
                 f"{file} holds no state dict, neither at its top nor under 'model'; give a "
                 "checkpoint"
             )
-        # What has no first layer, such as the centre of a loss, is no network.
-        states = {key: one for key, one in states.items() if _is_network(one)} or states
-        groups = _groups(states)
+        if len(states) > 1:  # what has no first layer, such as the centre of a loss, is no network
+            states = {key: one for key, one in states.items() if _is_network(one)} or states
+        groups = states if weights is None else _groups(states)
         chosen = _as_trained(states, same) if weights is None else _chosen(groups, weights, same)
-        state = groups[chosen]
+        state, part = groups[chosen], ""
         names = _without_wrappers(state)
-        word = leading_word(names).split(".")[0]
-        part = next((name for name in (f"{chosen}.{word}", word) if word and name in groups), "")
+        if word := leading_word(names).split(".")[0]:
+            groups = _groups(states)
+            part = next((name for name in (f"{chosen}.{word}", word) if name in groups), "")
         _check_stored(state, same)
         tensors = to_zoo_keys({name: state[key] for name, key in names.items()}, str(file))
     return StateDict(tensors=tensors, names=names, part=part)
